@@ -1,0 +1,362 @@
+"""The settings of every stage: one frozen dataclass each, with the paper's defaults (Appendix F).
+
+Free of jax, so that `--help` answers at once. A field marked `operational` changes how a stage
+runs but not what it makes; it stays out of manifests and cell names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from emodistill.errors import InputError
+
+DomainName = Literal["crad", "disaster", "hospital", "student"]
+AgreementRule = Literal["stand", "upstream"]
+StateKind = Literal["geometry", "upstream"]
+IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
+SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
+JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
+RatioKind = Literal["mean-token", "sequence", "token"]
+
+SIMULATED_MODELS = {
+    "focal": "sim-teacher",
+    "counterparty": "sim-counterparty",
+    "judge": "sim-judge",
+}
+EMBEDDED = "embedded"
+
+
+DEFAULT_RUN = Path("runs/default")
+
+
+def operational(default: Any) -> Any:
+    """A field that changes speed or place, never results."""
+    return field(default=default, metadata={"operational": True})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition`."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentConfig:
+    """What every stage shares."""
+
+    run: Path = operational(DEFAULT_RUN)
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """crad, disaster, hospital or student."""
+    seed: int = 0
+    """Names every random stream of the stage."""
+    provider: str | None = operational(None)
+    """dashscope, openai, deepseek, openrouter, vllm, llamacpp; the simulator without one."""
+    base_url: str | None = operational(None)
+    """Any OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no real language model was asked for."""
+        return self.provider in (None, "simulator") and self.base_url is None
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the result, for manifests and cell names."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if not f.metadata.get("operational")
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig(ExperimentConfig):
+    """A stage that calls language models; with neither provider nor base URL, the simulator."""
+
+    concurrency: int = operational(6)
+    """Dialogues (or judge calls) in flight at once."""
+    max_cost_usd: float | None = operational(None)
+    """Stop cleanly once this much has been spent."""
+
+    def __post_init__(self) -> None:
+        require(self.concurrency >= 1, f"concurrency={self.concurrency} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig(ApiConfig):
+    """Stage 1: dialogues under seeded random emotions (paper §3.1, Appendix E.2)."""
+
+    scenarios: Path | None = None
+    """A published table (.csv) or scenario lines (.jsonl); the built-in generator without it."""
+    strict: bool = False
+    """Refuse a table with unplayable rows instead of leaving those rows out."""
+    num_scenarios: int | None = None
+    """Training scenarios to play; all without it."""
+    num_seeds: int = 100
+    """Dialogues per scenario."""
+    num_test: int = 20
+    """Scenarios held out for evaluation."""
+    num_validation: int = 0
+    """Scenarios taken from the training ones for choosing settings."""
+    model: str | None = None
+    """The focal language model."""
+    counterparty: str | None = None
+    """The language model on the other side."""
+    focal_temperature: float = 0.7
+    counterparty_temperature: float = 0.7
+    max_reply_tokens: int = 160
+    max_turns: int = 30
+    """Turns of both sides together."""
+    agreement: AgreementRule = "stand"
+    """`upstream` reproduces the |difference| <= 5 rule for comparison."""
+    prompt_pack: Path | None = None
+    """A folder with your own prompt pack."""
+
+    def __post_init__(self) -> None:
+        ApiConfig.__post_init__(self)
+        require(self.num_seeds >= 1, f"num_seeds={self.num_seeds} must be at least 1.")
+        require(
+            self.num_scenarios is None or self.num_scenarios >= 1,
+            f"num_scenarios={self.num_scenarios} must be at least 1; leave it out for all.",
+        )
+        require(self.max_turns >= 2, f"max_turns={self.max_turns}: a dialogue needs two turns.")
+        for name in ("focal_temperature", "counterparty_temperature"):
+            value = getattr(self, name)
+            require(0 <= value <= 2, f"{name}={value} must lie in [0, 2].")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig(ApiConfig):
+    """Stage 2: a language model scores focal turns, or whole dialogues, from 1 to 10."""
+
+    judge: str | None = None
+    """The judging model."""
+    level: Literal["turn", "dialogue"] = "turn"
+    repeats: int = 1
+    """Independent scores per item."""
+    prompt_pack: Path | None = None
+
+    def __post_init__(self) -> None:
+        ApiConfig.__post_init__(self)
+        require(self.repeats >= 1, f"repeats={self.repeats} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IQLConfig(ExperimentConfig):
+    """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
+
+    signal: IQLSignal = "outcome"
+    judge: str | None = None
+    """Whose scores feed the judge signals."""
+    expectile: float = 0.7
+    advantage_scale: float = 3.0
+    """The inverse temperature β of Eq. 15."""
+    discount: float = 0.99
+    num_steps: int = 50_000
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    polyak: float = 0.005
+    hidden_width: int = 256
+    weight_cap: float = 100.0
+    """Upper bound of the regression weights."""
+    state: StateKind = "geometry"
+
+    def __post_init__(self) -> None:
+        require(0.5 <= self.expectile < 1, f"expectile={self.expectile} must lie in [0.5, 1).")
+        require(self.advantage_scale > 0, f"advantage_scale={self.advantage_scale} must be > 0.")
+        require(0 <= self.discount <= 1, f"discount={self.discount} must lie in [0, 1].")
+        require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig(ExperimentConfig):
+    """What SFT and JPO share: the student, its LoRA, the optimiser (Appendix F)."""
+
+    model: str = EMBEDDED
+    """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
+    judge: str | None = None
+    """Whose scores are used; sim-judge on the simulator."""
+    prompt_pack: Path | None = None
+    emotion_free: bool = False
+    """Leave the emotion block out of every prompt."""
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    """Samples per optimiser step."""
+    num_epochs: int = 2
+    max_steps: int | None = None
+    """Stop after this many steps, whatever the epochs say."""
+    max_samples: int | None = None
+    """Train on this many of the turns that qualify, drawn by the seed; all without it."""
+    warmup_fraction: float = 0.03
+    max_grad_norm: float = 1.0
+    max_tokens: int = 2048
+    """Prompt and reply together; longer prompts lose their oldest turns."""
+    save_every: int = operational(25)
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 1, f"lora_rank={self.lora_rank} must be at least 1.")
+        require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be > 0.")
+        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1.")
+        require(self.num_epochs >= 1, f"num_epochs={self.num_epochs} must be at least 1.")
+        require(
+            self.max_steps is None or self.max_steps >= 1,
+            f"max_steps={self.max_steps} must be at least 1; leave it out for whole epochs.",
+        )
+        require(
+            self.max_samples is None or self.max_samples >= 1,
+            f"max_samples={self.max_samples} must be at least 1; leave it out for all.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTConfig(AdapterConfig):
+    """Stage 4a: supervised fine-tuning on the best quarter of the turns (Eqs. 16, 23)."""
+
+    signal: SFTSignal = "hybrid"
+    top_fraction: float = 0.25
+    """Share of a domain's scored turns that is kept."""
+
+    def __post_init__(self) -> None:
+        AdapterConfig.__post_init__(self)
+        require(0 < self.top_fraction <= 1, f"top_fraction={self.top_fraction} must lie in (0, 1].")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JPOConfig(AdapterConfig):
+    """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
+
+    kappa: float = 1.0
+    """κ of Eq. 18: the weight of negative advantages."""
+    clip: float = 0.2
+    """ε of Eq. 19."""
+    kl_coef: float = 0.04
+    """λ_KL of Eq. 19."""
+    ratio: RatioKind = "mean-token"
+    signal: JPOSignal = "turn-judge"
+    data: Literal["all", "top"] = "all"
+    """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
+    top_fraction: float = 0.25
+    reference: Literal["sft", "base"] = "sft"
+    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
+    sft_cell: str = "default"
+    """The SFT cell that `reference=sft` starts from."""
+    learning_rate: float = 5e-6
+
+    def __post_init__(self) -> None:
+        AdapterConfig.__post_init__(self)
+        require(0 <= self.kappa <= 1, f"kappa={self.kappa} must lie in [0, 1]; the paper uses 1.")
+        require(
+            0 < self.clip < 1, f"clip={self.clip} must lie in (0, 1); the paper uses --clip 0.2."
+        )
+        require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} must be >= 0; the paper uses 0.04.")
+
+
+METHODS = ("vanilla-llm", "vanilla-slm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(ApiConfig):
+    """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
+
+    method: str = "iql+sft+jpo"
+    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, oracle."""
+    model: str | None = None
+    """The focal language model of `vanilla-llm`, `random` and `iql`."""
+    student: str = EMBEDDED
+    """`embedded`, or the folder of the student's base checkpoint."""
+    counterparty: str | None = None
+    num_scenarios: int | None = None
+    """Held-out scenarios to play; all without it."""
+    num_seeds: int = 1
+    """Dialogues per scenario."""
+    iql_cell: str = "default"
+    sft_cell: str = "default"
+    jpo_cell: str = "default"
+    policy: Literal["network", "closed-form"] = "network"
+    """The regressed policy network, or exp(β(Q−V)) itself."""
+    greedy: bool = False
+    """Take the most probable emotion instead of sampling."""
+    focal_temperature: float = 0.7
+    counterparty_temperature: float = 0.7
+    max_reply_tokens: int = 160
+    max_turns: int = 30
+    agreement: AgreementRule = "stand"
+    prompt_pack: Path | None = None
+
+    def __post_init__(self) -> None:
+        ApiConfig.__post_init__(self)
+        require(self.num_seeds >= 1, f"num_seeds={self.num_seeds} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """Tables, figures and the page of a run."""
+
+    run: Path = DEFAULT_RUN
+    only: str | None = None
+    """One table or figure, e.g. table-1."""
+    num_resamples: int = 10_000
+    """Bootstrap resamples."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Size and schedule of the embedded student."""
+
+    out: Path = Path("emodistill/model/embedded")
+    """Where the checkpoint goes."""
+    seed: int = 0
+    num_dialogues: int = 4_500
+    """Over all domains."""
+    num_steps: int = 700
+    tokens_per_step: int = 4_800
+    learning_rate: float = 2e-3
+    prompt_weight: float = 0.3
+    """Weight of a prompt token beside 1 for a reply token."""
+    digit_weight: float = 4.0
+    """Weight of a digit in a reply: figures are few tokens, and they carry the deal."""
+    start: Path | None = None
+    """Go on from this checkpoint and its tokenizer, on fresh dialogues under another --seed."""
+    tone_free_share: float = 0.08
+    """Share of dialogues whose prompts carry no emotion block."""
+    vocab_size: int = 2_048
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 4
+    num_heads: int = 6
+    num_kv_heads: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.num_dialogues >= 4, "num_dialogues must be at least 4, one per domain.")
+        require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorConfig:
+    """Where the simulated models are served."""
+
+    host: str = "127.0.0.1"
+    """Only this machine reaches the default."""
+    port: int = 8000
+    """0 takes a free one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartConfig:
+    """All stages in order; their sizes come from the configuration file."""
+
+    run: Path = Path("runs/quickstart")
+    """The folder of the experiment; started again, finished stages are kept."""
+    domains: tuple[DomainName, ...] = ("crad",)
+    methods: tuple[str, ...] = METHODS
+    seed: int = 0
+    fast: bool = False
+    """About two minutes, too small for conclusions (configs/fast.yaml)."""

@@ -1,0 +1,86 @@
+"""A scenario: one scalar negotiation with its facts, and the split into train and test."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from emodistill.errors import InputError
+from emodistill.records import SCHEMA, Record, SplitName
+from emodistill.seeding import stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario(Record):
+    """One game: x runs from the counterparty's anchor to the focal agent's target.
+
+    Values are in the domain's `unit`; `fields` are facts for the prompts (numbers or strings,
+    always data, never markup); `repaired` says that a number was moved to leave room to bargain.
+    """
+
+    schema: int = SCHEMA
+    scenario_id: str
+    domain: str
+    split: SplitName = "train"
+    focal_target: float
+    counterparty_anchor: float
+    unit: str
+    fields: Mapping[str, Any]
+    repaired: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("focal_target", "counterparty_anchor"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise InputError(
+                    f"{self.scenario_id}: {name}={value} is not a finite number; give the value "
+                    f"in {self.unit}."
+                )
+        if self.focal_target == self.counterparty_anchor:
+            raise InputError(
+                f"{self.scenario_id}: focal_target and counterparty_anchor are both "
+                f"{self.focal_target:g}; there is nothing to negotiate. Give them different values."
+            )
+
+    @property
+    def gap(self) -> float:
+        """g = x* − x0; its sign is the direction in which the focal agent pulls."""
+        return self.focal_target - self.counterparty_anchor
+
+
+class Split(NamedTuple):
+    train: list[Scenario]
+    validation: list[Scenario]
+    test: list[Scenario]
+
+    def all(self) -> list[Scenario]:
+        return [*self.train, *self.validation, *self.test]
+
+
+def split_scenarios(
+    scenarios: Sequence[Scenario], n_test: int = 20, n_validation: int = 0, seed: int = 0
+) -> Split:
+    """Split by scenario; stable under the order of `scenarios`; `split` is set on each.
+
+    The test set depends on `seed` and `n_test` alone, so that asking for a validation set takes
+    it out of the training scenarios and leaves the test set as it was.
+    """
+    ids = sorted(scenario.scenario_id for scenario in scenarios)
+    if len(set(ids)) != len(ids):
+        raise InputError("two scenarios share a scenario_id; ids must be unique within a domain.")
+    if n_test < 0 or n_validation < 0 or n_test + n_validation >= len(ids):
+        raise InputError(
+            f"n_test={n_test} and n_validation={n_validation} leave no training scenario of the "
+            f"{len(ids)} given."
+        )
+    order = [ids[i] for i in stream(seed, "split").permutation(len(ids))]
+    names: dict[str, SplitName] = dict.fromkeys(order, "train")
+    names |= dict.fromkeys(order[:n_test], "test")
+    names |= dict.fromkeys(order[n_test : n_test + n_validation], "validation")
+    parts: dict[str, list[Scenario]] = {"train": [], "validation": [], "test": []}
+    for scenario in scenarios:
+        name = names[scenario.scenario_id]
+        parts[name].append(dataclasses.replace(scenario, split=name))
+    return Split(**parts)

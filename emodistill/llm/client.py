@@ -1,0 +1,329 @@
+"""Chat completions over HTTP: the one socket outwards.
+
+What a server does wrong falls into three kinds. A refusal (400 and most other 4xx) concerns this
+request alone and is never repeated. A trouble (429, 5xx, a time-out, a cut or alien body) is
+tried again with jittered backoff up to a ceiling. A wrong setting (404, redirects, no live key,
+nobody listening) would meet every other request too, so it ends the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple, Self
+
+import aiohttp
+
+from emodistill.errors import ApiError
+from emodistill.llm.keys import ApiKey, KeyPool
+from emodistill.llm.providers import Price, Provider
+from emodistill.seeding import stream
+
+log = logging.getLogger("emodistill.llm")
+
+NUM_DETAIL_CHARS = 200
+NUM_FIRST_CONTACTS = 3
+DEAD_KEY_STATUSES = {401, 402, 403}
+MISPLACED_STATUSES = {404, 405}
+TROUBLE_STATUSES = {408, 429}
+
+Message = Mapping[str, object]
+
+
+class RefusedError(ApiError):
+    """The server refused this request for good (a 400); other requests may well pass."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ExhaustedError(ApiError):
+    """All attempts at this request met trouble; later ones may pass."""
+
+
+class Completion(NamedTuple):
+    """An answer. `text` may be empty; `latency_s` is that of the attempt that succeeded."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+    cost_usd: float
+
+
+class _Fault(NamedTuple):
+    kind: str
+    detail: str
+    status: int = 0
+    retry_after_s: float | None = None
+
+
+_ADVICE = {
+    "unreachable": "Check that the server runs and that the base URL is right.",
+    "alien": (
+        "Something answers there, but not as an OpenAI-compatible API: check the base URL, "
+        "which usually ends in /v1."
+    ),
+    "cut": "Check the network or proxy between here and there, then start again.",
+    "silent": "Lower --concurrency, or give the server more time.",
+    "limited": "Lower --concurrency, or add keys (several are separated by commas).",
+    "broken": "The server is in trouble; start again later, finished work is kept.",
+    "misplaced": "Check the model's name and the base URL, which usually ends in /v1.",
+}
+
+
+class ChatClient:
+    """An async context manager around one session; any number of `chat` calls may run at once.
+
+    Args:
+      keys: API keys; those of the provider's environment variable unless given.
+      timeout_s: for one attempt, from connecting to the last byte.
+      max_attempts: at one request, the first included.
+      max_connections: at the same time; keep it above the number of calls in flight.
+      backoff_s, max_backoff_s: the first pause after trouble, doubled each time, and its bound.
+
+    `num_calls`, `num_retries` and `spent_usd` count what has happened so far.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        keys: Sequence[str] | None = None,
+        *,
+        timeout_s: float = 120.0,
+        max_attempts: int = 8,
+        max_connections: int = 1_000,
+        backoff_s: float = 0.5,
+        max_backoff_s: float = 30.0,
+    ) -> None:
+        self.provider = provider
+        self.keys = KeyPool(
+            provider.read_keys() if keys is None else keys, key_env=provider.key_env
+        )
+        self.url = f"{provider.base_url}/chat/completions"
+        self.num_calls = 0
+        self.num_retries = 0
+        self.spent_usd = 0.0
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(30.0, timeout_s))
+        self._max_attempts = max_attempts
+        self._max_connections = max_connections
+        self._backoff_s = backoff_s
+        self._max_backoff_s = max_backoff_s
+        self._rng = stream(0, "api-backoff")
+        self._prices: dict[str, Price | None] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._was_reached = False
+        self._has_answered = False
+
+    def __repr__(self) -> str:
+        return f"ChatClient({self.url}, {self.keys!r})"
+
+    async def __aenter__(self) -> Self:
+        is_local = re.match(r"https?://(127\.|localhost|\[::1\])", self.url) is not None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=300),
+            timeout=self._timeout,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=not is_local,
+        )
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str,
+        temperature: float,
+        max_tokens: int,
+        seed: int | None = None,
+        sticky: str = "",
+    ) -> Completion:
+        """One completion; `sticky` (a dialogue's id) picks the API key.
+
+        Raises:
+          RefusedError: the server refuses this request (400 and its like).
+          ExhaustedError: trouble on every attempt.
+          ApiError: nothing can work as things are set up: URL, model name, keys.
+        """
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": messages,
+            "temperature": temperature,
+            self.provider.max_tokens_field: max_tokens,
+        }
+        if seed is not None:
+            body["seed"] = seed
+        body.update(self.provider.extra_body)
+        data = json.dumps(body).encode()
+        attempt = 0
+        while True:
+            key = await self.keys.acquire(sticky)
+            result = await self._attempt(key, data, model)
+            if isinstance(result, Completion):
+                return result
+            if result.kind == "dead":
+                self.keys.drop(key, result.detail)
+                continue
+            attempt += 1
+            if attempt >= self._ceiling(result):
+                raise self._error(result, attempt, model)
+            self.num_retries += 1
+            log.info("%s: %s; attempt %d follows.", self.url, result.detail, attempt + 1)
+            await self._rest(key, result, attempt)
+
+    def _ceiling(self, fault: _Fault) -> int:
+        """How many attempts this kind of fault is worth."""
+        if fault.kind in ("refused", "misplaced"):
+            return 1
+        if fault.kind == "unreachable" and not self._was_reached:
+            return min(NUM_FIRST_CONTACTS, self._max_attempts)  # most likely a wrong address
+        return self._max_attempts
+
+    async def _rest(self, key: ApiKey, fault: _Fault, attempt: int) -> None:
+        """Before the next attempt: the key cools where the server limits it, else we pause."""
+        pause_s = min(self._max_backoff_s, self._backoff_s * 2 ** (attempt - 1))
+        pause_s *= self._rng.uniform(0.5, 1.0)
+        if fault.retry_after_s:
+            self.keys.cool(key, fault.retry_after_s)
+        elif fault.kind == "limited":
+            self.keys.cool(key, pause_s)
+        else:
+            await asyncio.sleep(pause_s)
+
+    async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion | _Fault:
+        if self._session is None:
+            raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
+        self.num_calls += 1
+        started_s = time.perf_counter()
+        try:
+            async with self._session.post(
+                self.url, data=data, headers=key.headers, allow_redirects=False
+            ) as response:
+                status, headers = response.status, response.headers
+                content = await response.read()
+        except TimeoutError:
+            return _Fault("silent", f"no answer within {self._timeout.total:g} s")
+        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
+            reason = error.strerror or type(error).__name__
+            return _Fault("unreachable", f"no connection ({self.keys.scrub(str(reason))})")
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            return _Fault("cut", "the connection broke off before the answer was complete")
+        except aiohttp.ClientError as error:
+            return _Fault("cut", f"no valid HTTP answer ({type(error).__name__})")
+        latency_s = time.perf_counter() - started_s
+        self._was_reached = True
+        if status == 200:
+            return self._read(content, headers, latency_s, model)
+        return self._fault(status, content, headers)
+
+    def _read(
+        self, content: bytes, headers: Mapping[str, str], latency_s: float, model: str
+    ) -> Completion | _Fault:
+        content_type = headers.get("Content-Type", "")
+        if "json" not in content_type.lower():
+            return _Fault("alien", f"content type {content_type[:60]!r} instead of JSON")
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            return _Fault("cut", f"broken JSON ({len(content)} bytes)")
+        try:
+            text = answer["choices"][0]["message"].get("content") or ""
+            if not isinstance(text, str):
+                raise TypeError
+            usage = answer.get("usage") or {}
+            prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            completion_tokens = int(usage.get("completion_tokens") or 0)
+        except (LookupError, TypeError, AttributeError, ValueError):
+            return _Fault("alien", f"JSON without choices[0].message: {self._detail(content)}")
+        if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
+            text = text.encode("utf-8", "replace").decode("utf-8")
+        price = self._price(model)
+        cost_usd = price.cost_usd(prompt_tokens, completion_tokens) if price else 0.0
+        self.spent_usd += cost_usd
+        self._has_answered = True
+        return Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
+
+    def _price(self, model: str) -> Price | None:
+        if model not in self._prices:
+            self._prices[model] = self.provider.price(model)
+        return self._prices[model]
+
+    def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _Fault:
+        detail = f"HTTP {status}"
+        if words := self._detail(content):
+            detail += f": {words}"
+        if status in DEAD_KEY_STATUSES:
+            return _Fault("dead", detail, status)
+        if status in TROUBLE_STATUSES or status >= 500:
+            kind = "limited" if status == 429 else "broken"
+            return _Fault(kind, detail, status, retry_after_s(headers))
+        if 300 <= status < 400 or status in MISPLACED_STATUSES:
+            return _Fault("misplaced", detail, status)
+        return _Fault("refused", detail, status)
+
+    def _detail(self, content: bytes) -> str:
+        """The server's own words, in a line, without any key that they may quote."""
+        text = content[:4_000].decode("utf-8", "replace")
+        try:
+            error = json.loads(content)["error"]
+            text = str(error.get("message") if isinstance(error, dict) else error)
+        except (ValueError, LookupError, TypeError):
+            pass
+        text = " ".join(self.keys.scrub(text).split())
+        return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
+
+    def _error(self, fault: _Fault, attempts: int, model: str) -> ApiError:
+        if fault.kind == "refused":
+            return RefusedError(
+                f"{self.url} refused a request to {model}: {fault.detail}", fault.status
+            )
+        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        message = (
+            f"{self.url} gave no usable answer for model {model}{tried}: {fault.detail}. "
+            f"{_ADVICE[fault.kind]}"
+        )
+        is_alien = fault.kind == "alien" and not self._has_answered
+        if is_alien or fault.kind in ("misplaced", "unreachable"):
+            return ApiError(message)
+        return ExhaustedError(message)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The pause that a server asks for, in seconds: `Retry-After` as number or HTTP date,
+    or `retry-after-ms`; None where it asks for none that can be read."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1e3
+    value = headers.get("Retry-After")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, number) if math.isfinite(number) else None

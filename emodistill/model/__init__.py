@@ -1,0 +1,59 @@
+"""The language model: Qwen2 in Flax NNX, its files, LoRA, generation and tokenization.
+
+Names are looked up on first use, so that importing the package costs no jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from emodistill.errors import InputError
+
+_HOMES = {
+    "Qwen2Config": "config",
+    "Qwen2": "qwen2",
+    "LoRAConfig": "lora",
+    "LoRAParam": "lora",
+    "add_lora": "lora",
+    "base_fingerprint": "fingerprint",
+    "load_qwen2": "weights",
+    "save_qwen2": "weights",
+    "load_adapter": "adapters",
+    "lora_sha256": "fingerprint",
+    "save_adapter": "adapters",
+    "Generator": "sampling",
+    "generate": "sampling",
+    "keep_programs": "programs",
+    "decode_reply": "tokenization",
+    "encode_chat": "tokenization",
+    "encode_reply": "tokenization",
+    "end_of_turn_id": "tokenization",
+    "load_tokenizer": "tokenization",
+    "stop_ids": "tokenization",
+    "template_sha256": "tokenization",
+}
+
+__all__ = ["embedded_path", *_HOMES]
+
+
+def embedded_path() -> Path:
+    """The folder of the student that ships in the package (weights and tokenizer)."""
+    path = Path(__file__).parent / "embedded"
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} holds no model; make the embedded student with "
+            "scripts/pretrain_embedded.py, or name another model folder."
+        )
+    return path
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

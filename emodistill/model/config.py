@@ -1,0 +1,191 @@
+"""The architecture of a checkpoint, as its `config.json` gives it (no jax here)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emodistill.errors import InputError
+
+Architecture = Literal["qwen2", "llama", "qwen3"]
+ARCHITECTURES: Mapping[Architecture, str] = {
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+# What older Llama-type configurations leave out, and the values that they then mean.
+_LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen2Config:
+    """Sizes and variants of a decoder of the Qwen2 family.
+
+    `architecture` decides what differs between relatives: qwen2 has biases on q, k and v; qwen3
+    has RMS norms on each head of q and k instead; llama has neither.
+    """
+
+    architecture: Architecture = "qwen2"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    norm_eps: float
+    max_positions: int
+    is_tied: bool
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
+        for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}={value!r} must be a positive integer.")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"num_heads={self.num_heads} must be a multiple of "
+                f"num_kv_heads={self.num_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim={self.head_dim} must be even for rotary embeddings.")
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"architecture={self.architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}."
+            )
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.architecture == "qwen2"
+
+    @property
+    def has_qk_norm(self) -> bool:
+        return self.architecture == "qwen3"
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Qwen2Config:
+        """Read `config.json` of a checkpoint folder in Hugging Face layout.
+
+        Raises:
+          InputError: the file is missing or no JSON, a field is missing, or the architecture or
+            one of its options (scaled RoPE, sliding windows, …) is not implemented.
+        """
+        path = Path(folder) / "config.json"
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder} is no folder; name a folder with config.json and weights.")
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing; a model folder holds config.json beside its .safetensors."
+            )
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
+        if not isinstance(fields, dict):
+            raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
+        return cls.from_hf(fields, where=str(path))
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
+        """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
+        architecture = fields.get("model_type")
+        if architecture not in ARCHITECTURES:
+            raise InputError(
+                f"{where}: model_type={architecture!r} is not implemented; "
+                f"known: {', '.join(ARCHITECTURES)}."
+            )
+        if architecture == "llama":
+            fields = {**_LLAMA_DEFAULTS, **fields}
+        _refuse_options(fields, architecture, where)
+
+        def need(name: str) -> Any:
+            if fields.get(name) is None:
+                raise InputError(f"{where}: {name} is missing; copy the checkpoint's own config.")
+            return fields[name]
+
+        rope = fields.get("rope_parameters") or {}
+        heads = need("num_attention_heads")
+        eos = fields.get("eos_token_id")
+        try:
+            return cls(
+                architecture=architecture,
+                vocab_size=need("vocab_size"),
+                hidden_size=need("hidden_size"),
+                intermediate_size=need("intermediate_size"),
+                num_layers=need("num_hidden_layers"),
+                num_heads=heads,
+                num_kv_heads=fields.get("num_key_value_heads") or heads,
+                head_dim=fields.get("head_dim") or need("hidden_size") // heads,
+                rope_theta=float(rope.get("rope_theta") or need("rope_theta")),
+                norm_eps=float(need("rms_norm_eps")),
+                max_positions=need("max_position_embeddings"),
+                is_tied=bool(fields.get("tie_word_embeddings", False)),
+                eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            )
+        except InputError as error:
+            message = str(error)
+            raise InputError(message if where in message else f"{where}: {message}") from None
+        except TypeError as error:
+            raise InputError(f"{where}: a field has the wrong type ({error}).") from None
+
+    def to_hf(self, *, dtype: str = "float32") -> dict[str, Any]:
+        """The fields of a `config.json` that transformers, PEFT and vLLM read.
+
+        RoPE's base is written in both places in which readers look for it.
+        """
+        fields: dict[str, Any] = {
+            "architectures": [ARCHITECTURES[self.architecture]],
+            "model_type": self.architecture,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
+            "tie_word_embeddings": self.is_tied,
+            "use_sliding_window": False,
+            "torch_dtype": dtype,
+        }
+        if self.eos_token_ids:
+            first, *more = self.eos_token_ids
+            fields["eos_token_id"] = [first, *more] if more else first
+        return fields
+
+
+def _refuse_options(fields: Mapping[str, Any], architecture: Architecture, where: str) -> None:
+    """Raise for what would silently compute something else."""
+    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    has_attention_bias = bool(fields.get("attention_bias", architecture == "qwen2"))
+    layer_types = set(fields.get("layer_types") or ["full_attention"])
+    refused = {
+        f"rope_type={kind!r}": kind != "default",
+        f"rope_parameters={rope}": any(isinstance(value, dict) for value in rope.values()),
+        "use_sliding_window=true": bool(fields.get("use_sliding_window")),
+        f"layer_types={sorted(layer_types)}": layer_types != {"full_attention"},
+        f"hidden_act={fields.get('hidden_act')!r}": fields.get("hidden_act", "silu") != "silu",
+        "mlp_bias=true": bool(fields.get("mlp_bias")),
+        f"attention_bias={str(has_attention_bias).lower()}": (
+            has_attention_bias != (architecture == "qwen2")
+        ),
+        "quantization_config": fields.get("quantization_config") is not None,
+    }
+    for option, is_refused in refused.items():
+        if is_refused:
+            raise InputError(
+                f"{where}: {option} is not implemented for {architecture}; "
+                "use a checkpoint without it."
+            )

@@ -1,0 +1,113 @@
+"""Low-rank adapters on frozen linear layers: y = W x + (alpha / rank) B A x (arXiv 2106.09685).
+
+A and B are float32 `LoRAParam`s, stacked over layers like the weights that they adapt, so that
+`nnx.split(model, LoRAParam, ...)` separates what is trained from what is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emodistill import seeding
+from emodistill.errors import InputError
+
+if TYPE_CHECKING:
+    from emodistill.model.qwen2 import Linear, Qwen2
+
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
+TARGETS = ATTENTION_TARGETS + MLP_TARGETS
+
+
+class LoRAParam(nnx.Variable):
+    """A trainable factor of an adapter; deliberately no `nnx.Param`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAConfig:
+    """Rank, scale and place of an adapter."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ATTENTION_TARGETS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise InputError(f"rank={self.rank!r} must be a positive integer.")
+        if not self.alpha > 0:
+            raise InputError(f"alpha={self.alpha!r} must be positive.")
+        unknown = [target for target in self.targets if target not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(
+                f"targets={list(self.targets)} must be some of {', '.join(TARGETS)}; "
+                f"unknown: {unknown}."
+            )
+        ordered = tuple(target for target in TARGETS if target in self.targets)
+        object.__setattr__(self, "targets", ordered)
+        object.__setattr__(self, "alpha", float(self.alpha))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class LoRA(nnx.Module):
+    """The factors of one linear layer: `a` [L, R, I] and `b` [L, O, R], as PEFT lays them out."""
+
+    def __init__(self, weight_LOI: jax.Array, config: LoRAConfig, key: jax.Array) -> None:
+        L, O, I = weight_LOI.shape  # noqa: E741
+        # PEFT's start: kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(I); B = 0 is identity.
+        bound = I**-0.5
+        a_LRI = jax.random.uniform(key, (L, config.rank, I), jnp.float32, -bound, bound)
+        self.a = LoRAParam(a_LRI)
+        self.b = LoRAParam(jnp.zeros((L, O, config.rank), jnp.float32))
+        self.scale = config.scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The adapter's share of the output, float32 throughout."""
+        low = jnp.einsum("...i,ri->...r", x.astype(jnp.float32), self.a[...])
+        return jnp.einsum("...r,or->...o", low, self.b[...]) * self.scale
+
+
+def target_layers(model: Qwen2) -> dict[str, Linear]:
+    """The adaptable linear layers of `model` by name (each stacked over all blocks)."""
+    block = model.layers
+    return {
+        **{name: getattr(block.self_attn, name) for name in ATTENTION_TARGETS},
+        **{name: getattr(block.mlp, name) for name in MLP_TARGETS},
+    }
+
+
+def add_lora(
+    model: Qwen2,
+    rank: int = 16,
+    alpha: float = 32,
+    targets: Sequence[str] = ATTENTION_TARGETS,
+    rng: jax.Array | None = None,
+) -> None:
+    """Give `model` an adapter, in place; its output stays the same until B is trained.
+
+    Args:
+      rng: the key of A's random start; the stream (0, "lora") without it.
+
+    Raises:
+      InputError: the model has an adapter already, or a rank, alpha or target is impossible.
+    """
+    config = LoRAConfig(rank=rank, alpha=alpha, targets=tuple(targets))
+    if model.lora is not None:
+        raise InputError(
+            f"the model already has a LoRA of rank {model.lora.rank}; load the base model again "
+            "to give it another one."
+        )
+    rng = seeding.jax_key(0, "lora") if rng is None else rng
+    layers = target_layers(model)
+    for name in config.targets:
+        key = jax.random.fold_in(rng, TARGETS.index(name))
+        layers[name].lora = LoRA(layers[name].weight[...], config, key)
+    model.lora = config

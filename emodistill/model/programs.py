@@ -1,0 +1,22 @@
+"""Compiled programs outlive the process: a second run of a stage need not compile again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MIN_COMPILE_S = 0.5
+
+
+def keep_programs() -> None:
+    """Let XLA keep what it compiles in the user's cache folder.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; set to an empty string it keeps nothing.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "emodistill" / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)

@@ -1,0 +1,260 @@
+"""Qwen2 (and its relatives Llama and Qwen3) as a Flax NNX module with stacked, scanned layers.
+
+Module and parameter names are those of Hugging Face, as are the weights' layouts ([out, in]);
+the parameters of all blocks are stacked along a leading layer axis L, and one `lax.scan` runs
+over them, so that compile time does not grow with depth. Norms, rotary angles, softmax and
+logits are computed in float32, whatever the weights' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emodistill.errors import InputError
+from emodistill.model.attention import Rope, causal_attention, rope_angles, rotate
+from emodistill.model.config import Qwen2Config
+from emodistill.model.lora import LoRAConfig
+
+INITIAL_STD = 0.02
+
+
+class _Keys:
+    """Hands out one key after another, so that constructors stay short."""
+
+    def __init__(self, key: jax.Array) -> None:
+        self.key = key
+
+    def normal(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        self.key, key = jax.random.split(self.key)
+        return (INITIAL_STD * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+class Linear(nnx.Module):
+    """x W^T + b, plus an adapter's share where `lora` is set.
+
+    `weight` is [L, O, I] ([O, I] inside the scan), `bias` [L, O].
+    """
+
+    def __init__(self, shape: tuple[int, ...], keys: _Keys, dtype: Any, *, has_bias: bool = False):
+        self.weight = nnx.Param(keys.normal(shape, dtype))
+        self.bias = nnx.data(nnx.Param(jnp.zeros(shape[:-1], dtype)) if has_bias else None)
+        self.lora = nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        if self.bias is not None:
+            y = y + self.bias[...]
+        if self.lora is not None:
+            y = y + self.lora(x).astype(y.dtype)
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in float32."""
+
+    def __init__(self, shape: tuple[int, ...], eps: float, dtype: Any):
+        self.weight = nnx.Param(jnp.ones(shape, dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """The four projections of grouped-query attention."""
+
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+        L, D = config.num_layers, config.hidden_size
+        query_width = config.num_heads * config.head_dim
+        key_width = config.num_kv_heads * config.head_dim
+        has_bias = config.has_qkv_bias
+        self.q_proj = Linear((L, query_width, D), keys, dtype, has_bias=has_bias)
+        self.k_proj = Linear((L, key_width, D), keys, dtype, has_bias=has_bias)
+        self.v_proj = Linear((L, key_width, D), keys, dtype, has_bias=has_bias)
+        self.o_proj = Linear((L, D, query_width), keys, dtype)
+        has_norm, shape = config.has_qk_norm, (L, config.head_dim)
+        self.q_norm = nnx.data(RMSNorm(shape, config.norm_eps, dtype) if has_norm else None)
+        self.k_norm = nnx.data(RMSNorm(shape, config.norm_eps, dtype) if has_norm else None)
+        self.head_dim = config.head_dim
+
+    def queries_keys_values(
+        self, x_BTD: jax.Array, rope: Rope
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q [B, T, N, H] (rotated and scaled), k [B, T, K, H] (rotated), v [B, T, K, H]."""
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        q_BTNH = self.q_proj(x_BTD).reshape(heads)
+        k_BTKH = self.k_proj(x_BTD).reshape(heads)
+        v_BTKH = self.v_proj(x_BTD).reshape(heads)
+        if self.q_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        q_BTNH = (rotate(q_BTNH, rope) * self.head_dim**-0.5).astype(x_BTD.dtype)
+        return q_BTNH, rotate(k_BTKH, rope).astype(x_BTD.dtype), v_BTKH
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+        L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear((L, F, D), keys, dtype)
+        self.up_proj = Linear((L, F, D), keys, dtype)
+        self.down_proj = Linear((L, D, F), keys, dtype)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer layer, cut in two so that attention can be any function."""
+
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+        shape = (config.num_layers, config.hidden_size)
+        self.input_layernorm = RMSNorm(shape, config.norm_eps, dtype)
+        self.self_attn = Attention(config, keys, dtype)
+        self.post_attention_layernorm = RMSNorm(shape, config.norm_eps, dtype)
+        self.mlp = MLP(config, keys, dtype)
+
+    def before_attention(
+        self, x_BTD: jax.Array, rope: Rope
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of the layer's input."""
+        return self.self_attn.queries_keys_values(self.input_layernorm(x_BTD), rope)
+
+    def after_attention(self, x_BTD: jax.Array, attended_BTNH: jax.Array) -> jax.Array:
+        """The layer's output from its input and what the heads gathered."""
+        x_BTD = x_BTD + self.self_attn.o_proj(attended_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Embedding(nnx.Module):
+    """Token vectors: `weight` is [V, D]."""
+
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+        self.weight = nnx.Param(keys.normal((config.vocab_size, config.hidden_size), dtype))
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        return jnp.take(self.weight[...], tokens_BT, axis=0)
+
+
+class Qwen2(nnx.Module):
+    """A causal language model.
+
+    `model(tokens_BT)` gives the logits of each next token; `model.hidden` and `model.logits` are
+    its two halves, for losses that need the head at few positions only.
+
+    Attributes:
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      lora: rank, scale and targets of the adapter, None without one (see `lora.add_lora`).
+    """
+
+    def __init__(
+        self,
+        config: Qwen2Config,
+        *,
+        key: jax.Array,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+    ):
+        keys = _Keys(key)
+        self.config = config
+        self.embed_tokens = Embedding(config, keys, dtype)
+        self.layers = Block(config, keys, dtype)
+        self.norm = RMSNorm((config.hidden_size,), config.norm_eps, dtype)
+        head = (config.vocab_size, config.hidden_size)
+        self.lm_head = nnx.data(None if config.is_tied else Linear(head, keys, dtype))
+        self.remat = remat
+        self.lora: LoRAConfig | None = None
+
+    @property
+    def dtype(self) -> Any:
+        return self.embed_tokens.weight.dtype
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        lengths_B: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits [B, T, V] in float32; arguments as for `hidden`."""
+        return self.logits(
+            self.hidden(tokens_BT, lengths_B=lengths_B, positions_BT=positions_BT, mask=mask)
+        )
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        lengths_B: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Final hidden states [B, T, D] in the model's dtype, after the last norm.
+
+        Padding is told by `lengths_B` or `mask`, never by token ids. In right-padded rows the
+        states of real tokens need neither: they look back only.
+
+        Args:
+          tokens_BT: token ids.
+          lengths_B: number of real tokens of each right-padded row.
+          positions_BT: rotary positions; 0, 1, 2, … without them.
+          mask: bool, [B, T] True at real tokens, or [B, T, T] True where a query (second axis)
+            sees a key (third axis), in place of the causal rule.
+          attend: another attention, (q_BTNH, k_BTKH, v_BTKH) -> [B, T, N, H] with q already
+            scaled; it alone then decides who sees whom.
+
+        Raises:
+          InputError: two of `lengths_B`, `mask` and `attend` were given, or a shape is wrong.
+        """
+        if tokens_BT.ndim != 2:
+            raise InputError(f"tokens must be [B, T]; got shape {tokens_BT.shape}.")
+        B, T = tokens_BT.shape
+        if sum(given is not None for given in (lengths_B, mask, attend)) > 1:
+            raise InputError("give one of lengths_B, mask and attend.")
+        if lengths_B is not None:
+            mask = jnp.arange(T)[None, :] < lengths_B[:, None]
+        if mask is not None and mask.shape not in ((B, T), (B, T, T)):
+            raise InputError(f"mask must be {(B, T)} or {(B, T, T)}; got {mask.shape}.")
+        if positions_BT is None:
+            positions_BT = jnp.arange(T)[None, :]
+        rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+
+        def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            q_BTNH, k_BTKH, v_BTKH = block.before_attention(x_BTD, rope)
+            if attend is None:
+                attended_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, mask)
+            else:
+                attended_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
+            return block.after_attention(x_BTD, attended_BTNH), None
+
+        x_BTD, _ = self.scan_layers(layer, self.embed_tokens(tokens_BT))
+        return self.norm(x_BTD)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of hidden states [..., D] at any positions."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        weight_VD = head.weight[...]
+        return jnp.einsum("...d,vd->...v", hidden, weight_VD, preferred_element_type=jnp.float32)
+
+    def scan_layers(
+        self, step: Callable[[Block, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None
+    ) -> tuple[Any, Any]:
+        """`lax.scan` of `step(block, carry, one of per_layer) -> (carry, output)` over layers."""
+        graphdef, state = nnx.split(self.layers)
+
+        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+            layer_state, extra = inputs
+            return step(nnx.merge(graphdef, layer_state), carry, extra)
+
+        if self.remat:
+            body = jax.checkpoint(body)
+        return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)

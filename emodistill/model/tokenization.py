@@ -1,0 +1,210 @@
+"""Chats to token ids and back, so that text is never taken for control tokens.
+
+The chat template is rendered once with placeholders for the messages' contents. What the
+template itself says may become control tokens; contents are encoded by a tokenizer that knows
+none. Between two control tokens the template's and the contents' text is encoded in one piece, so
+that ordinary chats get the very ids of `tokenizer.apply_chat_template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from emodistill.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Private-use characters around a message's number stand for its content.
+_PLACEHOLDER = "\ue000{}\ue001"
+_PLACEHOLDER_PATTERN = re.compile("\ue000([0-9]+)\ue001")
+
+Message = Mapping[str, str]
+
+
+class _Parts(NamedTuple):
+    """What is derived from a tokenizer once."""
+
+    text: Any  # its tokenizers.Tokenizer without any added token
+    control: re.Pattern[str]  # matches any added token
+    ids: dict[str, int]  # id of each added token
+
+
+_parts: WeakKeyDictionary[Any, _Parts] = WeakKeyDictionary()
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
+    """The tokenizer in a model folder; local files only, no remote code.
+
+    Raises:
+      InputError: the folder or its tokenizer is missing or torn, the tokenizer has no fast form,
+        or it has no chat template.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{folder / 'tokenizer.json'} is missing; a model folder holds it beside the weights."
+        )
+    # Before the first import: transformers would otherwise advise to install torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # transformers and tokenizers raise nearly anything here
+        raise InputError(f"{folder}: the tokenizer can't be read ({error}).") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"{folder}: the tokenizer has no fast form (tokenizer.json).")
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{folder}: the tokenizer has no chat template; use an instruction-tuned model."
+        )
+    return tokenizer
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Token ids of a chat, contents as text throughout.
+
+    Args:
+      messages: `{"role": …, "content": …}` each; a content such as "<|im_end|>" stays text.
+      add_generation_prompt: end with the opening of the assistant's turn.
+
+    Raises:
+      InputError: a message is malformed, or the template refuses the chat, or it changes or drops
+        a content.
+    """
+    contents = [_content(message, i) for i, message in enumerate(messages)]
+    pieces = _render_with_placeholders(tokenizer, messages, add_generation_prompt)
+    is_whole = {int(piece) for piece in pieces[1::2]} == set(range(len(contents)))
+    plain = _render(tokenizer, messages, add_generation_prompt)
+    if _fill(pieces, contents) != plain:
+        # Some templates (Llama's) trim contents; others rewrite them, and can't be followed.
+        contents = [content.strip() for content in contents]
+        is_whole = is_whole and _fill(pieces, contents) == plain
+    if not is_whole:
+        raise InputError(
+            "the chat template rewrites or drops the content of a message; use a template "
+            "that passes contents through."
+        )
+    parts = _tokenizer_parts(tokenizer)
+    ids: list[int] = []
+    run = ""  # text since the last control token
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            run += contents[int(piece)]
+            continue
+        end = 0
+        for match in parts.control.finditer(piece):
+            ids += _encode_text(parts, run + piece[end : match.start()])
+            ids.append(parts.ids[match.group()])
+            run, end = "", match.end()
+        run += piece[end:]
+    return ids + _encode_text(parts, run)
+
+
+def encode_reply(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of an assistant's reply: its text, then the end-of-turn token.
+
+    After `encode_chat(…)` they continue it exactly as the template would write the whole chat.
+    """
+    return [*_encode_text(_tokenizer_parts(tokenizer), text), end_of_turn_id(tokenizer)]
+
+
+def decode_reply(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """The text of generated `ids` up to the first stop token, other control tokens left out."""
+    stops = set(stop_ids(tokenizer))
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    control = set(_tokenizer_parts(tokenizer).ids.values())
+    kept = [token for token in ids[:end] if token not in control]
+    return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The control token with which the template closes an assistant's turn.
+
+    Raises:
+      InputError: the template closes it with none, and the tokenizer has no end-of-text token.
+    """
+    chat = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+    parts = _tokenizer_parts(tokenizer)
+    after_reply = _render_with_placeholders(tokenizer, chat, add_generation_prompt=False)[-1]
+    match = parts.control.search(after_reply)
+    if match is not None:
+        return parts.ids[match.group()]
+    if tokenizer.eos_token_id is None:
+        raise InputError("the chat template never closes an assistant's turn; add an eos_token.")
+    return int(tokenizer.eos_token_id)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Tokens that end a generated reply: end of turn, end of text, padding."""
+    found = (end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return tuple(sorted({int(token) for token in found if token is not None}))
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 (hex) of the chat template."""
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def _content(message: Message, index: int) -> str:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, str) or not isinstance(message.get("role"), str):
+        raise InputError(f"messages[{index}]={message!r} needs a role and a content, both text.")
+    return content
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], add_generation_prompt: bool
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except Exception as error:  # jinja errors and whatever a template raises
+        raise InputError(f"the chat template refuses these messages ({error}).") from None
+
+
+def _render_with_placeholders(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], add_generation_prompt: bool
+) -> list[str]:
+    """Template text and numbers of contents in turn, beginning and ending with template text."""
+    marked = [{**m, "content": _PLACEHOLDER.format(i)} for i, m in enumerate(messages)]
+    return _PLACEHOLDER_PATTERN.split(_render(tokenizer, marked, add_generation_prompt))
+
+
+def _fill(pieces: Sequence[str], contents: Sequence[str]) -> str:
+    return "".join(contents[int(p)] if i % 2 else p for i, p in enumerate(pieces))
+
+
+def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> _Parts:
+    if tokenizer not in _parts:
+        from tokenizers import Tokenizer
+
+        added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Special or not, no added token is for contents; truncation and padding belong to batches.
+        spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        longest_first = sorted(added, key=len, reverse=True)
+        pattern = "|".join(re.escape(token) for token in longest_first) or r"(?!)"
+        _parts[tokenizer] = _Parts(Tokenizer.from_str(json.dumps(spec)), re.compile(pattern), added)
+    return _parts[tokenizer]
+
+
+def _encode_text(parts: _Parts, text: str) -> list[int]:
+    return parts.text.encode(text, add_special_tokens=False).ids if text else []

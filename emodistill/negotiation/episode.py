@@ -1,0 +1,149 @@
+"""One dialogue: the focal agent opens, the sides alternate, the mediator says when it is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from emodistill.domains.scenario import Scenario
+from emodistill.negotiation.mediator import mediate
+from emodistill.negotiation.offers import read_offer
+from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
+from emodistill.negotiation.states import DialogueState
+from emodistill.prompts import Message, counterparty_messages, focal_messages
+from emodistill.records import CounterParty, FocalParty, Trajectory, Turn, Usage
+from emodistill.seeding import derive
+
+if TYPE_CHECKING:
+    from emodistill.prompts import PromptPack
+
+log = logging.getLogger("emodistill.negotiation")
+
+ChooseEmotion = Callable[[DialogueState], str | None]
+
+
+async def play(
+    scenario: Scenario,
+    *,
+    trajectory_id: str,
+    seed: int,
+    focal: Speaker,
+    counterparty: Speaker,
+    choose_emotion: ChooseEmotion,
+    pack: PromptPack,
+    method: str,
+    cells: Mapping[str, str] | None = None,
+    agreement: str = "stand",
+    max_turns: int = 30,
+    seed_number: int | None = None,
+) -> Trajectory:
+    """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both sides.
+
+    Args:
+      seed: root of the dialogue's random streams; each side's API seed derives from it and the
+        `trajectory_id` and is constant within the dialogue.
+      choose_emotion: asked before each focal turn; None leaves the emotion block out.
+      seed_number: what the record's `seed` says, where dialogues of a scenario are numbered under
+        one root; `seed` itself unless given.
+
+    Raises:
+      ApiError: a speaker failed for good; there is no half trajectory.
+    """
+    focal_seed = derive(seed, "focal", trajectory_id)
+    counterparty_seed = derive(seed, "counterparty", trajectory_id)
+    turns: list[Turn] = []
+    outcome, final_value, cost_usd = "ongoing", None, 0.0
+    while outcome == "ongoing" and len(turns) < max_turns:
+        emotion = None
+        is_focal = len(turns) % 2 == 0
+        if is_focal:
+            emotion = choose_emotion(DialogueState.from_turns(scenario, turns, max_turns))
+            messages = _fitting(focal, turns, partial(_focal_prompt, pack, scenario, emotion))
+            reply = await focal.reply(messages, dialogue_id=trajectory_id, seed=focal_seed)
+        else:
+            messages = _fitting(counterparty, turns, partial(counterparty_messages, pack, scenario))
+            reply = await counterparty.reply(
+                messages, dialogue_id=trajectory_id, seed=counterparty_seed
+            )
+        turns.append(_turn(len(turns), is_focal, emotion, reply, scenario.domain, trajectory_id))
+        cost_usd += reply.cost_usd
+        outcome, final_value = mediate(
+            turns,
+            domain=scenario.domain,
+            focal_target=scenario.focal_target,
+            counterparty_anchor=scenario.counterparty_anchor,
+            rule=agreement,
+        )
+    return Trajectory(
+        trajectory_id=trajectory_id,
+        domain=scenario.domain,
+        scenario_id=scenario.scenario_id,
+        seed=seed if seed_number is None else seed_number,
+        split=scenario.split,
+        focal_target=scenario.focal_target,
+        counterparty_anchor=scenario.counterparty_anchor,
+        unit=scenario.unit,
+        focal=FocalParty(
+            method=method,
+            model=focal.model,
+            temperature=focal.temperature,
+            cells=dict(cells or {}),
+        ),
+        counterparty=CounterParty(model=counterparty.model, temperature=counterparty.temperature),
+        prompt_pack_sha256=pack.sha256,
+        agreement_rule=agreement,
+        turns=tuple(turns),
+        outcome=outcome,
+        final_value=final_value,
+        usage=Usage(
+            calls=len(turns),
+            prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+            completion_tokens=sum(turn.completion_tokens for turn in turns),
+        ),
+        cost_usd=cost_usd,
+    )
+
+
+def _focal_prompt(
+    pack: PromptPack, scenario: Scenario, emotion: str | None, turns: Sequence[Turn]
+) -> list[Message]:
+    return focal_messages(pack, scenario, turns, emotion)
+
+
+def _fitting(
+    speaker: Speaker, turns: Sequence[Turn], render: Callable[[Sequence[Turn]], list[Message]]
+) -> list[Message]:
+    """The prompt, without the fewest oldest turns that make it fit the speaker's window."""
+    messages = render(turns)
+    dropped = 0
+    while not speaker.fits(messages) and dropped < len(turns):
+        dropped += 1
+        messages = render(turns[dropped:])
+    if dropped:
+        log.info("%s: the %d oldest turns don't fit the prompt.", speaker.model, dropped)
+    return messages
+
+
+def clean(text: str) -> str:
+    """An utterance as records keep it: one line, single spaces."""
+    return " ".join(text.split())
+
+
+def _turn(
+    index: int, is_focal: bool, emotion: str | None, reply: Reply, domain: str, trajectory_id: str
+) -> Turn:
+    text = clean(reply.text)
+    if not text:
+        raise EmptyReplyError(f"turn {index} of {trajectory_id} is empty.")
+    return Turn(
+        index=index,
+        speaker="focal" if is_focal else "counterparty",
+        emotion=emotion,
+        text=text,
+        offer=read_offer(text, domain),
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        latency_s=round(reply.latency_s, 4),
+    )

@@ -1,0 +1,1 @@
+"""The fixed data set: dialogues, judgements and the rewards made from them."""

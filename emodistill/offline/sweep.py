@@ -1,0 +1,318 @@
+"""Stage 1: thousands of dialogues under seeded random emotions (paper §3.1, Appendix E.2).
+
+    sweep/scenarios.jsonl      all scenarios with their split
+    sweep/trajectories.jsonl   finished dialogues, each appended whole
+    sweep/failures.jsonl       dialogues that failed for good, with the reason
+
+The emotions are a plan that depends on the seed and the dialogue's id alone, so that an
+interrupted sweep, resumed at any other concurrency, ends with the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from emodistill.domains.scenario import Scenario
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.negotiation.episode import ChooseEmotion, play
+from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
+from emodistill.offline.budget import Budget
+from emodistill.offline.store import (
+    JsonlAppender,
+    read_lines,
+    read_scenarios,
+    write_scenarios,
+)
+from emodistill.offline.workers import run_bounded
+from emodistill.progress import progress
+from emodistill.prompts import PromptPack
+from emodistill.records import SCHEMA
+from emodistill.seeding import stream
+
+METHOD = "sweep"
+
+
+class PlannedDialogue(NamedTuple):
+    scenario: Scenario
+    number: int
+    trajectory_id: str
+
+
+class SweepResult(NamedTuple):
+    """What a sweep has come to; counts are over the whole plan, `num_new` over this call."""
+
+    num_planned: int
+    num_finished: int
+    num_failed: int
+    num_new: int
+    cost_usd: float
+    stopped: Literal["interrupted", "cost"] | None
+    trajectories_path: Path
+    failures_path: Path
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_finished + self.num_failed == self.num_planned
+
+    @property
+    def summary(self) -> str:
+        """A line for the terminal."""
+        text = f"{self.num_finished:,} of {self.num_planned:,} dialogues finished"
+        if self.num_failed:
+            text += (
+                f", {self.num_failed:,} failed for good (reasons in {self.failures_path}; delete "
+                "that file to try them again)"
+            )
+        if self.cost_usd:
+            text += f", ${self.cost_usd:.2f} spent"
+        if self.stopped == "interrupted":
+            text += ". Stopped as asked; what is finished is kept, start again to go on"
+        elif self.stopped == "cost":
+            text += ". Stopped by --max-cost-usd; raise it and start again to go on"
+        return f"{text}. They are in {self.trajectories_path}."
+
+
+def trajectory_id(scenario: Scenario, number: int) -> str:
+    """`crad/debt_001/seed_0007`."""
+    return f"{scenario.domain}/{scenario.scenario_id}/seed_{number:04d}"
+
+
+def plan_dialogues(scenarios: Sequence[Scenario], *, num_seeds: int) -> list[PlannedDialogue]:
+    """`num_seeds` dialogues of each scenario in order: every scenario once, then all again, ….
+
+    What stops early has therefore seen all scenarios about equally often.
+    """
+    return [
+        PlannedDialogue(scenario, number, trajectory_id(scenario, number))
+        for number in range(num_seeds)
+        for scenario in scenarios
+    ]
+
+
+def plan_sweep(
+    scenarios: Sequence[Scenario], *, num_seeds: int, num_scenarios: int | None = None
+) -> list[PlannedDialogue]:
+    """The sweep's dialogues, over the (first `num_scenarios`) training scenarios."""
+    train = [scenario for scenario in scenarios if scenario.split == "train"]
+    if not train:
+        raise InputError("no scenario has split='train'; a sweep needs some.")
+    return plan_dialogues(train[:num_scenarios], num_seeds=num_seeds)
+
+
+def planned_emotions(seed: int, trajectory_id: str, num_turns: int) -> list[str]:
+    """The emotions of a dialogue's focal turns, uniform over all 28."""
+    draws = stream(seed, "sweep-emotions", trajectory_id).integers(len(EMOTIONS), size=num_turns)
+    return [EMOTIONS[i] for i in draws]
+
+
+async def run_sweep(
+    scenarios: Sequence[Scenario],
+    *,
+    out_dir: Path,
+    client: ChatClient,
+    pack: PromptPack,
+    focal_model: str,
+    counterparty_model: str,
+    focal_temperature: float = 0.7,
+    counterparty_temperature: float = 0.7,
+    max_reply_tokens: int = 160,
+    num_seeds: int = 100,
+    num_scenarios: int | None = None,
+    seed: int = 0,
+    max_turns: int = 30,
+    agreement: str = "stand",
+    concurrency: int = 6,
+    max_cost_usd: float | None = None,
+) -> SweepResult:
+    """Play all dialogues of the sweep's plan that `out_dir` lacks.
+
+    Args:
+      scenarios: all of the domain, with their split; those of `train` are played.
+
+    Raises:
+      StaleInputError: `out_dir` was begun with other scenarios.
+      ApiError, InputError: see `play_all`.
+    """
+    planned = plan_sweep(scenarios, num_seeds=num_seeds, num_scenarios=num_scenarios)
+
+    def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:
+        emotions = planned_emotions(seed, dialogue.trajectory_id, (max_turns + 1) // 2)
+        return lambda state: emotions[len(state.emotions)]
+
+    return await play_all(
+        planned,
+        path=out_dir / "trajectories.jsonl",
+        label="sweep",
+        before=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
+        client=client,
+        focal=ApiSpeaker(client, focal_model, focal_temperature, max_reply_tokens),
+        counterparty=ApiSpeaker(
+            client, counterparty_model, counterparty_temperature, max_reply_tokens
+        ),
+        choose_for=choose_for,
+        pack=pack,
+        method=METHOD,
+        seed=seed,
+        max_turns=max_turns,
+        agreement=agreement,
+        concurrency=concurrency,
+        max_cost_usd=max_cost_usd,
+    )
+
+
+async def play_all(
+    planned: Sequence[PlannedDialogue],
+    *,
+    path: Path,
+    label: str,
+    client: ChatClient,
+    focal: Speaker,
+    counterparty: Speaker,
+    choose_for: Callable[[PlannedDialogue], ChooseEmotion],
+    pack: PromptPack,
+    method: str,
+    cells: Mapping[str, str] | None = None,
+    seed: int = 0,
+    max_turns: int = 30,
+    agreement: str = "stand",
+    concurrency: int = 6,
+    max_cost_usd: float | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> SweepResult:
+    """Play the planned dialogues that `path` lacks, and append each when it is finished.
+
+    Args:
+      path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
+      label: names the job on the progress line.
+      client: open (inside its `async with`); counts what is spent.
+      choose_for: who picks the emotions of a dialogue.
+      max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
+        cost included; those in flight are finished.
+      before: called once this process alone writes to `path`.
+
+    Raises:
+      ApiError: the API can't work as it is set up, or failure follows failure.
+      InputError: another process writes to `path`, or a cost cap without known prices.
+    """
+    with JsonlAppender(path) as finished, JsonlAppender(failures_path(path)) as failed:
+        before()
+        costs_usd = _finished_costs_usd(path)
+        failures = _failed_ids(failed.path) - costs_usd.keys()
+        there = costs_usd.keys() | failures
+        todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
+        paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
+        budget = Budget(
+            max_cost_usd, client=client, models=paid_models, before_usd=costs_usd.values()
+        )
+        num_accepted = num_new = 0
+
+        async def run_one(dialogue: PlannedDialogue) -> None:
+            nonlocal num_new, num_accepted
+            with budget.running():
+                trajectory = await play(
+                    dialogue.scenario,
+                    trajectory_id=dialogue.trajectory_id,
+                    seed=seed,
+                    seed_number=dialogue.number,
+                    focal=focal,
+                    counterparty=counterparty,
+                    choose_emotion=choose_for(dialogue),
+                    pack=pack,
+                    method=method,
+                    cells=cells,
+                    agreement=agreement,
+                    max_turns=max_turns,
+                )
+            finished.append(trajectory)
+            budget.add(trajectory.cost_usd)
+            num_new += 1
+            num_accepted += trajectory.outcome == "accepted"
+            note = f"{num_accepted / num_new:.0%} accepted"
+            bar.advance(1, f"{note}, ${budget.spent_usd:.2f}" if budget.spent_usd else note)
+
+        def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
+            failures.add(dialogue.trajectory_id)
+            failed.append(
+                {
+                    "schema": SCHEMA,
+                    "trajectory_id": dialogue.trajectory_id,
+                    "kind": failure_kind(error),
+                    "reason": str(error),
+                }
+            )
+            bar.advance(1)
+
+        with progress(
+            label, total=len(planned), unit="dialogues", done=len(planned) - len(todo)
+        ) as bar:
+            ran_through = await run_bounded(
+                todo,
+                run_one,
+                concurrency=concurrency,
+                on_failure=on_failure,
+                admits=budget.admits,
+            )
+    planned_ids = {dialogue.trajectory_id for dialogue in planned}
+    stopped = "interrupted" if not ran_through else "cost" if budget.is_spent else None
+    return SweepResult(
+        num_planned=len(planned),
+        num_finished=len(planned_ids & costs_usd.keys()) + num_new,
+        num_failed=len(planned_ids & failures),
+        num_new=num_new,
+        cost_usd=budget.spent_usd,
+        stopped=stopped,
+        trajectories_path=path,
+        failures_path=failed.path,
+    )
+
+
+def failures_path(path: Path) -> Path:
+    """`failures.jsonl` beside `trajectories.jsonl`, `x.failures.jsonl` beside `x.jsonl`."""
+    if path.name == "trajectories.jsonl":
+        return path.with_name("failures.jsonl")
+    return path.with_suffix(".failures.jsonl")
+
+
+def failure_kind(error: ApiError) -> str:
+    """`refused`, `empty` or `exhausted`: what a failure line says beside its reason."""
+    if isinstance(error, RefusedError):
+        return "refused"
+    return "empty" if isinstance(error, EmptyReplyError) else "exhausted"
+
+
+def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
+    if not path.exists():
+        write_scenarios(path, scenarios)
+    elif read_scenarios(path) != list(scenarios):
+        raise StaleInputError(
+            f"{path} holds other scenarios, or another split, than those now asked for. Delete "
+            f"{path.parent} to sweep anew, or use another --run."
+        )
+
+
+def _finished_costs_usd(path: Path) -> dict[str, float]:
+    """`{trajectory_id: cost_usd}` of what is there, without building the records."""
+    costs_usd: dict[str, float] = {}
+    for value, where in read_lines(path):
+        name = _id_of(value, where)
+        if name in costs_usd:
+            raise InputError(f"{where}: trajectory_id {name!r} is there twice; delete one line.")
+        costs_usd[name] = float(value.get("cost_usd") or 0.0)
+    return costs_usd
+
+
+def _failed_ids(path: Path) -> set[str]:
+    return {_id_of(value, where) for value, where in read_lines(path)}
+
+
+def _id_of(value: object, where: str) -> str:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise InputError(f"{where}: no line of schema={SCHEMA}, the only one known here.")
+    name = value.get("trajectory_id")
+    if not isinstance(name, str):
+        raise InputError(f"{where}: field 'trajectory_id' is missing.")
+    return name

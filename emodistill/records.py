@@ -1,0 +1,207 @@
+"""The lines that stages hand to each other: turns, trajectories, judgements.
+
+A record is frozen, knows its JSON form and refuses a line that it does not understand, naming
+the file, the line and the field. The JSON Schemas of the same records are package data
+(`emodistill/schema/*.json`, explained in docs/data.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from emodistill.emotions import EMOTION_INDEX
+from emodistill.errors import InputError
+
+SCHEMA = 1
+
+SpeakerRole = Literal["focal", "counterparty"]
+Outcome = Literal["accepted", "breakdown", "ongoing"]
+SplitName = Literal["train", "validation", "test"]
+JudgementStatus = Literal["scored", "failed"]
+
+
+class Record:
+    """JSON in and out for a frozen dataclass; unknown, missing and ill-typed fields are refused."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values, nested records included, in field order."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, obj: object, *, where: str) -> Self:
+        """Read a record; `where` (e.g. `trajectories.jsonl:12`) goes into every error."""
+        if not isinstance(obj, Mapping):
+            raise InputError(f"{where}: expected a JSON object, found {type(obj).__name__}.")
+        hints, fields = _description(cls)
+        if "schema" in fields and obj.get("schema") != SCHEMA:
+            raise InputError(
+                f"{where}: schema={obj.get('schema')!r} is not known here; this version reads "
+                f"schema={SCHEMA}. Convert the file or install the version that wrote it."
+            )
+        if unknown := sorted(set(obj) - set(fields)):
+            raise InputError(f"{where}: unknown field {unknown[0]!r} in a {cls.__name__} record.")
+        values = {}
+        for name, field in fields.items():
+            if name in obj:
+                values[name] = _read(hints[name], obj[name], where=f"{where}: field {name!r}")
+            elif field.default is dataclasses.MISSING:
+                raise InputError(f"{where}: field {name!r} of a {cls.__name__} record is missing.")
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
+@functools.cache
+def _description(cls: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a record class by name."""
+    return typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _read(hint: Any, value: Any, *, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return _read(inner, value, where=where)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list, found {type(value).__name__}.")
+        return tuple(_read(args[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: expected an object, found {type(value).__name__}.")
+        return dict(value)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value, where=where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{where}: expected {hint.__name__}, found {value!r}.")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn(Record):
+    """One utterance and what was measured on it; `offer` is in the domain's unit."""
+
+    index: int
+    speaker: SpeakerRole
+    emotion: str | None
+    text: str
+    offer: float | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.emotion is not None and self.emotion not in EMOTION_INDEX:
+            raise InputError(f"emotion {self.emotion!r} is none of the 28 GoEmotions labels.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocalParty(Record):
+    """Who spoke for the focal side, and the cells (stage -> cell) that its policy came from."""
+
+    method: str
+    model: str
+    temperature: float
+    cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterParty(Record):
+    """Who spoke for the other side."""
+
+    model: str
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage(Record):
+    """What a dialogue consumed, both sides together."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory(Record):
+    """One finished dialogue. `final_value` is the agreed value, None unless `accepted`."""
+
+    schema: int = SCHEMA
+    trajectory_id: str
+    domain: str
+    scenario_id: str
+    seed: int
+    split: SplitName
+    focal_target: float
+    counterparty_anchor: float
+    unit: str
+    focal: FocalParty
+    counterparty: CounterParty
+    prompt_pack_sha256: str
+    agreement_rule: str
+    turns: tuple[Turn, ...]
+    outcome: Outcome
+    final_value: float | None
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        if [turn.index for turn in self.turns] != list(range(len(self.turns))):
+            raise InputError(f"the turns of {self.trajectory_id!r} are not numbered 0, 1, 2, …")
+        if (self.outcome == "accepted") != (self.final_value is not None):
+            raise InputError(
+                f"outcome={self.outcome!r} with final_value={self.final_value!r} in "
+                f"{self.trajectory_id!r}: an accepted dialogue has a value, no other has one."
+            )
+
+    @property
+    def focal_turns(self) -> tuple[Turn, ...]:
+        return tuple(turn for turn in self.turns if turn.speaker == "focal")
+
+    @property
+    def counterparty_turns(self) -> tuple[Turn, ...]:
+        return tuple(turn for turn in self.turns if turn.speaker == "counterparty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement(Record):
+    """One judge call on a focal turn, or on a whole dialogue (`turn_index` is None)."""
+
+    schema: int = SCHEMA
+    trajectory_id: str
+    turn_index: int | None
+    judge: str
+    repeat: int
+    attempt: int
+    rubric_sha256: str
+    raw: str
+    status: JudgementStatus
+    score: int | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status == "scored" and not (self.score is not None and 1 <= self.score <= 10):
+            raise InputError(f"status='scored' needs a score from 1 to 10, found {self.score!r}.")
+        if self.status == "failed" and self.score is not None:
+            raise InputError(
+                f"status='failed' with score={self.score}: a failed call has no score."
+            )

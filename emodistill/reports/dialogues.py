@@ -1,0 +1,109 @@
+"""Two dialogues on the same scenario, before training and after: which to show, and how."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from emodistill.domains import format_value
+from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.records import Trajectory
+
+
+class Pair(NamedTuple):
+    """The same scenario and seed, played by two methods."""
+
+    domain: str
+    before: Trajectory
+    after: Trajectory
+
+
+class Point(NamedTuple):
+    """An offer in the drawing of a dialogue: x along the turns, y from the target (top) down."""
+
+    speaker: str
+    x: float
+    y: float
+    is_deal: bool
+
+
+class Track(NamedTuple):
+    """The drawing's size, its two level lines, their labels, and the offers."""
+
+    width: float
+    height: float
+    target_y: float
+    anchor_y: float
+    target_label: str
+    anchor_label: str
+    focal: tuple[Point, ...]
+    counterparty: tuple[Point, ...]
+
+
+def typical_pair(
+    domain: str, before: Sequence[Trajectory], after: Sequence[Trajectory]
+) -> Pair | None:
+    """The pair whose difference in savings is closest to the median of all pairs.
+
+    Typical, not flattering: nothing else is looked at, and ties go to the first scenario by name.
+    None where the two methods share no scenario and seed.
+    """
+    earlier = {(t.scenario_id, t.seed): t for t in before}
+    pairs = sorted(
+        (
+            Pair(domain, earlier[t.scenario_id, t.seed], t)
+            for t in after
+            if (t.scenario_id, t.seed) in earlier
+        ),
+        key=lambda pair: (pair.after.scenario_id, pair.after.seed),
+    )
+    if not pairs:
+        return None
+    gains = [dialogue_utility(pair.after) - dialogue_utility(pair.before) for pair in pairs]
+    middle = statistics.median(gains)
+    return pairs[min(range(len(pairs)), key=lambda i: abs(gains[i] - middle))]
+
+
+def outcome_line(trajectory: Trajectory) -> str:
+    """How the dialogue ended, in words."""
+    rounds = f"{len(trajectory.turns)} turns"
+    if trajectory.final_value is None:
+        ending = {"breakdown": "talks broken off", "ongoing": "no agreement within the limit"}
+        return f"{ending[trajectory.outcome]} after {rounds}: nothing won"
+    value = format_value(trajectory.domain, trajectory.final_value)
+    won = 100 * dialogue_utility(trajectory)
+    return f"agreed on {value} after {rounds}: {won:.0f} % of the gap won"
+
+
+def offer_track(trajectory: Trajectory, width: float = 480, height: float = 118) -> Track:
+    """Where the offers stood, turn by turn, between the target (top) and the anchor (bottom)."""
+    top, bottom, left, right = 20.0, height - 20.0, 8.0, width - 8.0
+    gap = trajectory.focal_target - trajectory.counterparty_anchor
+    last = max(1, len(trajectory.turns) - 1)
+
+    def point(index: int, speaker: str, value: float, is_deal: bool = False) -> Point:
+        position = (value - trajectory.counterparty_anchor) / gap
+        y = bottom - min(1.15, max(-0.15, position)) * (bottom - top)
+        return Point(speaker, round(left + index / last * (right - left), 1), round(y, 1), is_deal)
+
+    points = [
+        point(turn.index, turn.speaker, turn.offer)
+        for turn in trajectory.turns
+        if turn.offer is not None
+    ]
+    if trajectory.final_value is not None and trajectory.turns:
+        final = trajectory.turns[-1]
+        points = [p for p in points if p.x < right - 0.05]
+        points.append(point(final.index, final.speaker, trajectory.final_value, is_deal=True))
+    domain = trajectory.domain
+    return Track(
+        width,
+        height,
+        top,
+        bottom,
+        f"focal target {format_value(domain, trajectory.focal_target)}",
+        f"counterparty's anchor {format_value(domain, trajectory.counterparty_anchor)}",
+        tuple(p for p in points if p.speaker == "focal"),
+        tuple(p for p in points if p.speaker == "counterparty"),
+    )

@@ -1,0 +1,186 @@
+"""Run folders, cells and manifests: what a stage was made from, and whether that still holds.
+
+    runs/<run>/<domain>/<stage>/[<cell>/]manifest.json
+
+A manifest names the configuration, the code version and every input file with its SHA-256. A
+stage that is started again finds it: finished and unchanged means nothing to do, unfinished and
+unchanged means resume, changed means refuse, naming what changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import emodistill
+from emodistill.errors import InputError, StaleInputError
+
+MANIFEST = "manifest.json"
+Status = Literal["running", "finished"]
+
+
+def stage_dir(run: Path, domain: str, stage: str, cell: str | None = None) -> Path:
+    """The folder of a stage (and cell) of one domain within a run."""
+    return run / domain / stage / cell if cell else run / domain / stage
+
+
+def canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cell_name(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """`default`, or what differs from the defaults and a short hash of it (`kappa=0.5-1f3c`)."""
+    changed = {key: config[key] for key in sorted(config) if config[key] != defaults.get(key)}
+    if not changed:
+        return "default"
+    words = "_".join(f"{key}={value}" for key, value in changed.items())
+    readable = "".join(c if c.isalnum() or c in "=._-" else "-" for c in words)[:60]
+    return f"{readable}-{config_sha256(changed)[:4]}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a stage was made from (`inputs`: path relative to the run -> SHA-256)."""
+
+    stage: str
+    status: Status
+    config: Mapping[str, Any]
+    config_sha256: str
+    code_version: str
+    seed: int
+    inputs: Mapping[str, str]
+    cost_usd: float = 0.0
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "finished"
+
+
+def read_manifest(directory: Path, name: str = MANIFEST) -> Manifest | None:
+    """The manifest in `directory`, None where there is none."""
+    path = directory / name
+    if not path.exists():
+        return None
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}). Delete {directory} to make the stage again."
+        ) from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    partial.replace(path)
+
+
+def begin_stage(
+    directory: Path,
+    *,
+    stage: str,
+    run: Path,
+    config: Mapping[str, Any],
+    seed: int,
+    inputs: Mapping[str, str] | Iterable[Path],
+    growing: Iterable[str] = (),
+    name: str = MANIFEST,
+) -> Manifest:
+    """Open a stage, or find it as it was left.
+
+    Args:
+      config: all settings that change the result (leave out the likes of `concurrency`).
+      inputs: the files that it reads, or ready-made `{name: hash}` for what is no file.
+      growing: settings that may change without spoiling what is there (a sweep's number of
+        seeds); changing one of them makes a finished stage unfinished again.
+      name: of the manifest's file, where several stages share a folder.
+
+    Raises:
+      StaleInputError: an input file or a setting is not what it was; the message names it.
+    """
+    hashes = dict(inputs) if isinstance(inputs, Mapping) else input_hashes(inputs, run)
+    fresh = Manifest(
+        stage=stage,
+        status="running",
+        config=dict(config),
+        config_sha256=config_sha256(config),
+        code_version=emodistill.__version__,
+        seed=seed,
+        inputs=hashes,
+    )
+    found = read_manifest(directory, name)
+    if found is not None:
+        for source in sorted({*found.inputs, *hashes}):
+            if found.inputs.get(source) != hashes.get(source):
+                raise StaleInputError(
+                    f"{source} has changed since {directory} was made from it. Delete that folder "
+                    f"to make the {stage} stage again, or use another --run."
+                )
+        grown = set(growing)
+        for key in sorted({*found.config, *config}):
+            if key not in grown and _plain(found.config.get(key)) != _plain(config.get(key)):
+                raise StaleInputError(
+                    f"{directory} was made with {key}={found.config.get(key)!r}, now "
+                    f"{key}={config.get(key)!r}. Delete that folder, or use another --run."
+                )
+        if found.config_sha256 == fresh.config_sha256:
+            return found
+    write_json(directory / name, dataclasses.asdict(fresh))
+    return fresh
+
+
+def finish_stage(
+    directory: Path,
+    *,
+    cost_usd: float = 0.0,
+    summary: Mapping[str, Any] | None = None,
+    name: str = MANIFEST,
+) -> Manifest:
+    """Mark a stage as finished; `summary` is what its last line on the terminal says."""
+    found = read_manifest(directory, name)
+    if found is None:
+        raise InputError(f"{directory} has no {name}; begin_stage comes before finish_stage.")
+    done = dataclasses.replace(
+        found, status="finished", cost_usd=cost_usd, summary=dict(summary or {})
+    )
+    write_json(directory / name, dataclasses.asdict(done))
+    return done
+
+
+def input_hashes(paths: Iterable[Path], run: Path) -> dict[str, str]:
+    """`{path relative to the run: SHA-256}` of the files; names the one that is missing."""
+    hashes = {}
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is missing; run the stage that makes it first.")
+        inside = path.resolve().is_relative_to(run.resolve())
+        name = path.resolve().relative_to(run.resolve()) if inside else path
+        hashes[str(name)] = file_sha256(path)
+    return hashes
+
+
+def clear_stage(directory: Path) -> None:
+    """Remove a stage's folder."""
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(canonical_json(value))

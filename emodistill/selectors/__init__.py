@@ -1,0 +1,28 @@
+"""Who picks the emotion of the focal agent's next turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from emodistill.selectors.fixed import FixedSelector
+from emodistill.selectors.iql import IQLSelector
+from emodistill.selectors.random import RandomSelector
+
+if TYPE_CHECKING:
+    from emodistill.negotiation.states import DialogueState
+
+__all__ = ["FixedSelector", "IQLSelector", "RandomSelector", "Selector"]
+
+
+class Selector(Protocol):
+    """A policy over emotions.
+
+    It keeps no memory between calls: what it may look at is in `state`, what it may throw dice
+    with is `rng`, so that dialogues can be interleaved, resumed and replayed.
+    """
+
+    def choose(self, state: DialogueState, rng: np.random.Generator) -> str | None:
+        """The label for the turn to come, None for a turn without an emotion block."""
+        ...

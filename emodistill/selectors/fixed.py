@@ -1,0 +1,34 @@
+"""The same emotion at every turn, or none (paper, Eq. 12 and the emotion-free ablation)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emodistill.emotions import EMOTION_INDEX
+from emodistill.errors import InputError
+
+if TYPE_CHECKING:
+    from emodistill.negotiation.states import DialogueState
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSelector:
+    """Always `emotion`; None leaves the emotion block out.
+
+    Raises:
+      InputError: `emotion` is no GoEmotions label.
+    """
+
+    emotion: str | None
+
+    def __post_init__(self) -> None:
+        if self.emotion is not None and self.emotion not in EMOTION_INDEX:
+            raise InputError(
+                f"emotion={self.emotion!r} is none of the 28 labels: {', '.join(EMOTION_INDEX)}."
+            )
+
+    def choose(self, state: DialogueState, rng: np.random.Generator) -> str | None:
+        return self.emotion

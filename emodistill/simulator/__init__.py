@@ -1,0 +1,1 @@
+"""Simulated teacher, counterparty and judge behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,209 @@
+"""What moves a simulated counterparty: the planted truth that the pipeline has to find.
+
+    rate_t = base(type) · exp(a·E_t + b·L_t + c·M_t) · lognormal noise
+    p_t = p_{t−1} + rate_t·(limit − p_{t−1})
+
+p is the counterparty's position between its own preference (0) and the focal side's first demand
+(1). E is the emotional effect, L a new argument from the facts, M the focal side's own movement.
+E depends on the domain, on the phase of the talks and on a hidden type, fades when an emotion is
+repeated, and counts only as far as the words express it. docs/simulator.md gives the reasoning.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from emodistill.emotions import EMOTIONS
+from emodistill.seeding import stream
+
+Phase = Literal["opening", "middle", "closing"]
+PHASES: tuple[Phase, ...] = ("opening", "middle", "closing")
+FAMILIES = ("pressure", "warmth", "appeal", "drive", "insight")
+TYPES = ("proud", "anxious", "practical")
+
+EMOTION_GAIN = 2.5  # a
+LEVERAGE_GAIN = 0.5  # b
+MOVEMENT_GAIN = 0.4  # c: reciprocity, saturating at a tenth of the range
+NOISE = 0.25  # standard deviation of log rate
+HABITUATION = 0.5  # what is left of an emotion each time it is repeated in a row
+CLARITY = (0.0, 0.6, 1.0)  # by the number of distinct markers heard
+CLOSING_GAP = 0.35  # below this share of the range the talks are closing
+OPENING_TURNS = 2  # focal turns that count as opening
+
+IRRITATION_PER_TURN = 0.10
+IRRITATION_PER_BAD_TONE = 0.5
+IRRITATION_WHEN_STUCK = 0.12
+IRRITATION_PER_REPEATED_TEXT = 0.15
+
+# Rows: families in the order of FAMILIES; what the average counterparty of a domain responds to.
+PHASE_WEIGHTS: dict[str, dict[Phase, tuple[float, ...]]] = {
+    # pressure, warmth, appeal, drive, insight: in every row 0.7 for what works best, 0.35 for what
+    # comes second; the rest indifferent or harmful.
+    "crad": {
+        "opening": (0.7, -0.3, -0.4, 0.0, 0.35),
+        "middle": (0.0, 0.0, -0.2, 0.35, 0.7),
+        "closing": (-0.5, 0.7, 0.1, 0.35, 0.0),
+    },
+    "disaster": {
+        "opening": (-0.6, 0.7, -0.5, 0.35, 0.0),
+        "middle": (-0.5, 0.35, -0.4, 0.7, 0.1),
+        "closing": (-0.3, 0.1, -0.2, 0.35, 0.7),
+    },
+    "hospital": {
+        "opening": (-0.5, 0.35, 0.0, -0.2, 0.7),
+        "middle": (-0.5, 0.35, 0.7, -0.2, 0.0),
+        "closing": (-0.4, 0.35, 0.0, 0.7, 0.0),
+    },
+    "student": {
+        "opening": (-0.6, 0.1, -0.2, 0.7, 0.35),
+        "middle": (-0.5, 0.35, 0.7, 0.0, 0.0),
+        "closing": (0.7, 0.0, -0.2, -0.2, 0.35),
+    },
+}
+
+
+class TypeTraits(NamedTuple):
+    """A hidden kind of counterparty; `weights` are added to those of the domain."""
+
+    base_rate: float
+    limit: tuple[float, float]
+    patience: tuple[float, float]
+    weights: tuple[float, ...]
+
+
+TYPE_TRAITS: dict[str, TypeTraits] = {
+    "proud": TypeTraits(0.10, (0.50, 0.85), (0.9, 1.8), (-0.4, 0.3, 0.0, 0.0, 0.1)),
+    "anxious": TypeTraits(0.15, (0.65, 1.00), (1.1, 2.2), (0.3, 0.1, -0.3, 0.2, -0.2)),
+    "practical": TypeTraits(0.12, (0.55, 0.95), (1.0, 2.0), (0.0, -0.3, -0.2, 0.0, 0.4)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affect:
+    """An emotion's place in the model and the words that carry it."""
+
+    family: str
+    strength: float
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    markers: tuple[re.Pattern[str], ...]
+
+
+@cache
+def affects() -> dict[str, Affect]:
+    table = _table("affect.toml")
+    return {
+        label: Affect(
+            family=table[label]["family"],
+            strength=table[label]["strength"],
+            first=tuple(table[label]["first"]),
+            second=tuple(table[label]["second"]),
+            markers=tuple(
+                re.compile(rf"\b{re.escape(stem)}", re.IGNORECASE)
+                for stem in table[label]["markers"]
+            ),
+        )
+        for label in EMOTIONS
+    }
+
+
+@cache
+def phrases() -> dict[str, Any]:
+    return _table("phrases.toml")
+
+
+def _table(name: str) -> dict[str, Any]:
+    return tomllib.loads(resources.files("emodistill.simulator").joinpath(name).read_text())
+
+
+class HiddenType(NamedTuple):
+    """One counterparty: its kind, how far it would go at most, how much it puts up with."""
+
+    name: str
+    limit: float
+    patience: float
+
+
+@cache
+def hidden_type(scenario_text: str, seed: int) -> HiddenType:
+    """The counterparty behind a scenario's text and a dialogue's seed, constant in a dialogue.
+
+    The text tilts the odds of the types, the seed draws one.
+    """
+    odds = stream(0, "sim-type-odds", scenario_text).dirichlet(np.full(len(TYPES), 2.0))
+    draw = stream(seed, "sim-type", scenario_text)
+    name = TYPES[int(draw.choice(len(TYPES), p=odds))]
+    traits = TYPE_TRAITS[name]
+    return HiddenType(
+        name, float(draw.uniform(*traits.limit)), float(draw.uniform(*traits.patience))
+    )
+
+
+class Expression(NamedTuple):
+    """What a listener hears in an utterance: an emotion (None: no affect) and how clearly."""
+
+    emotion: str | None
+    clarity: float
+
+
+@cache
+def expressed(text: str) -> Expression:
+    """The emotion with the most distinct markers; a tie is a muddle and counts as fainter."""
+    counts = {
+        label: sum(1 for marker in affect.markers if marker.search(text))
+        for label, affect in affects().items()
+        if affect.markers
+    }
+    best = max(counts.values())
+    if best == 0:
+        return Expression(None, 0.0)
+    top = [label for label, count in counts.items() if count == best]
+    clarity = CLARITY[min(best, len(CLARITY) - 1)]
+    return Expression(top[0], clarity / len(top))
+
+
+def family_weight(domain: str, phase: Phase, type_name: str | None, family: str) -> float:
+    """The planted weight of a family; `type_name=None` for the domain's average."""
+    if family not in FAMILIES:
+        return 0.0
+    index = FAMILIES.index(family)
+    weight = PHASE_WEIGHTS[domain][phase][index]
+    if type_name is not None:
+        weight += TYPE_TRAITS[type_name].weights[index]
+    return weight
+
+
+def emotional_effect(
+    domain: str, phase: Phase, type_name: str | None, emotion: str | None, clarity: float, run: int
+) -> float:
+    """E: weight × strength × clarity × habituation^run; `run` counts immediate repetitions."""
+    if emotion is None:
+        return 0.0
+    affect = affects()[emotion]
+    weight = family_weight(domain, phase, type_name, affect.family) * affect.strength
+    # Only what pleases wears off; what grates keeps grating.
+    fade = HABITUATION**run if weight > 0 else 1.0
+    return weight * clarity * fade
+
+
+def phase_of(num_focal_turns: int, gap: float) -> Phase:
+    """Closing once the gap is small, opening for the first focal turns, else middle."""
+    if num_focal_turns > 1 and gap < CLOSING_GAP:
+        return "closing"
+    return "opening" if num_focal_turns <= OPENING_TURNS else "middle"
+
+
+def best_emotion(domain: str, phase: Phase, type_name: str | None, previous: str | None) -> str:
+    """What an oracle that knows the planted weights would express next."""
+
+    def effect(label: str) -> float:
+        return emotional_effect(domain, phase, type_name, label, 1.0, int(label == previous))
+
+    return max(EMOTIONS, key=effect)

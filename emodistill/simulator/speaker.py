@@ -1,0 +1,26 @@
+"""The simulated models without the network between, for making pretraining dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emodistill.negotiation.speakers import Reply
+from emodistill.simulator.server import complete, count_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedSpeaker:
+    """A simulated model as a speaker; the same request gets the same answer as over HTTP."""
+
+    model: str
+    temperature: float = 0.7
+
+    def fits(self, messages: Sequence[Mapping[str, str]]) -> bool:
+        return True
+
+    async def reply(
+        self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
+    ) -> Reply:
+        text, _ = complete(self.model, messages, seed=seed, temperature=self.temperature)
+        return Reply(text, sum(count_tokens(m["content"]) for m in messages), count_tokens(text))

@@ -1,0 +1,111 @@
+"""Every stage as one call: a configuration in, files and a line for the terminal out.
+
+This is where manifests, cells and the simulator meet the stages. A stage that lacks its inputs
+makes them first: on the simulator at the size of configs/quickstart.yaml, never where a provider
+is named. What is wrong in a configuration is said before anything is made for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    ReportConfig,
+    SFTConfig,
+    SweepConfig,
+)
+from emodistill.prompts import load_pack
+from emodistill.stages import assess, collect, learn
+from emodistill.stages.apis import model_name
+from emodistill.stages.files import Made, model_hashes, say
+from emodistill.stages.learn import student_base
+from emodistill.stages.missing import base_jpo_cell, prepare
+
+__all__ = [
+    "Made",
+    "evaluate",
+    "iql",
+    "jpo",
+    "judge",
+    "report",
+    "say",
+    "say_next",
+    "sft",
+    "student_base",
+    "sweep",
+]
+
+
+def say_next(made: Made) -> None:
+    """End a script with the command that goes on from what it made."""
+    say(f"next: {made.next_command}")
+
+
+def sweep(config: SweepConfig) -> Made:
+    """Stage 1: play the sweep's dialogues, or those that are still missing."""
+    return collect.sweep(config)
+
+
+def judge(config: JudgeConfig) -> Made:
+    """Stage 2: score what the sweep has and the judge has not seen."""
+    model_name(config, "judge", config.judge)
+    load_pack(config.prompt_pack)
+    prepare(config, "sweep")
+    return collect.judge(config)
+
+
+def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
+    """Stage 3: train the emotion selector. `base` names the cell (see `cli`)."""
+    prepare(config, "sweep", "judge")
+    return learn.iql(config, base)
+
+
+def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
+    """Stage 4a: train the SFT adapter."""
+    learn.check_student(config)
+    prepare(config, "sweep", "judge")
+    return learn.sft(config, base)
+
+
+def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
+    """Stage 4b: train the JPO adapter."""
+    learn.check_student(config)
+    prepare(config, "sweep", "judge")
+    if config.reference == "sft" and config.sft_cell == "default":
+        prepare(config, "sft")
+    return learn.jpo(config, base)
+
+
+def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
+    """Stage 5: play a method on the held-out scenarios."""
+    from emodistill.agents import get_method
+
+    method = get_method(config.method)
+    model_name(config, "focal", config.model)
+    model_name(config, "counterparty", config.counterparty)
+    load_pack(config.prompt_pack)
+    if method.writer == "student":
+        model_hashes(config.student)
+    prepare(config, "sweep")
+    if method.emotion == "iql" and config.iql_cell == "default":
+        prepare(config, "judge", "iql")
+    if method.adapter == "sft" and config.sft_cell == "default":
+        prepare(config, "judge", "sft")
+    if method.adapter == "jpo" and config.jpo_cell == "default":
+        prepare(config, "judge", "sft", "jpo")
+    if method.adapter == "jpo-base" and config.jpo_cell == "default":
+        prepare(config, "judge")
+        changes = {"jpo_cell": base_jpo_cell(config)}
+        base = dataclasses.replace(base or config, **changes)
+        config = dataclasses.replace(config, **changes)
+    return assess.evaluate(config, base)
+
+
+def report(config: ReportConfig) -> Path:
+    """Tables, figures and the page from whatever the run holds so far."""
+    return assess.report(config)

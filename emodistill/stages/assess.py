@@ -1,0 +1,137 @@
+"""Stage 5 and the report: what the methods are worth on held-out scenarios."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emodistill.configs import EvaluateConfig, ReportConfig
+from emodistill.errors import InputError, StoppedError
+from emodistill.runs import begin_stage, finish_stage, input_hashes, stage_dir
+from emodistill.stages.apis import model_name, open_client
+from emodistill.stages.files import (
+    SCENARIOS,
+    TRAJECTORIES,
+    Made,
+    announce,
+    by_id,
+    cell,
+    model_hashes,
+    say,
+)
+
+if TYPE_CHECKING:
+    from emodistill.records import Trajectory
+
+
+def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
+    """Stage 5: play a method on the held-out scenarios."""
+    from emodistill.agents import get_method
+    from emodistill.evaluation.matches import run_matches
+    from emodistill.prompts import load_pack
+
+    announce(config, f"evaluate {config.method}")
+    method = get_method(config.method)
+    counterparty = model_name(config, "counterparty", config.counterparty)
+    focal = None if method.writer == "student" else model_name(config, "focal", config.model)
+    if method.emotion == "oracle" and not config.is_simulated:
+        raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
+    pack = load_pack(config.prompt_pack)
+    cells: dict[str, str] = {}
+    inputs: list[Path] = [stage_dir(config.run, config.domain, "sweep") / SCENARIOS]
+    selector_dir = adapter_dir = None
+    if method.emotion == "iql":
+        cells["iql"] = config.iql_cell
+        selector_dir = stage_dir(config.run, config.domain, "iql", config.iql_cell)
+        inputs += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
+    if method.adapter is not None:
+        stage = "sft" if method.adapter == "sft" else "jpo"
+        cells[stage] = config.sft_cell if stage == "sft" else config.jpo_cell
+        adapter_dir = stage_dir(config.run, config.domain, stage, cells[stage]) / "adapter"
+        inputs += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
+    directory = stage_dir(
+        config.run, config.domain, "eval", f"{config.method}@{counterparty}".replace("/", "-")
+    )
+    name = cell(config, base, without=("method", "counterparty", "num_seeds", "num_scenarios"))
+    student_hashes = model_hashes(config.student) if method.writer == "student" else {}
+    manifest_name = f"{name}.manifest.json"
+    manifest = begin_stage(
+        directory,
+        stage="evaluate",
+        run=config.run,
+        config=config.identity() | {"model": focal, "counterparty": counterparty},
+        seed=config.seed,
+        inputs=input_hashes(inputs, config.run) | student_hashes | {"prompt pack": pack.sha256},
+        growing=("num_seeds", "num_scenarios"),
+        name=manifest_name,
+    )
+    path = directory / f"{name}.jsonl"
+    made = Made(path, f"python scripts/report.py --run {config.run}")
+    if manifest.is_finished:
+        say(f"evaluate {config.method}: finished before, dialogues in {path}")
+        return made
+    from emodistill.offline.store import read_scenarios
+
+    scenarios = read_scenarios(inputs[0])
+
+    async def work() -> Any:
+        async with open_client(config) as client:
+            return await run_matches(
+                config,
+                scenarios=[scenario for scenario in scenarios if scenario.split == "test"],
+                path=path,
+                client=client,
+                pack=pack,
+                focal_model=focal,
+                counterparty_model=counterparty,
+                selector_dir=selector_dir,
+                adapter_dir=adapter_dir,
+                cells=cells,
+            )
+
+    result = asyncio.run(work())
+    if not result.is_complete:
+        raise StoppedError(f"evaluate {config.method}: {result.summary}")
+    finish_stage(
+        directory,
+        cost_usd=result.cost_usd,
+        summary={"text": result.summary},
+        name=manifest_name,
+    )
+    say(f"evaluate {config.method}: {result.summary}")
+    return made
+
+
+def report(config: ReportConfig) -> Path:
+    """Tables, figures and the page from whatever the run holds so far."""
+    from emodistill.domains import DOMAINS
+    from emodistill.offline.store import read_judgements, read_trajectories
+    from emodistill.reports import write_report
+
+    evaluations: dict[str, dict[str, list[Trajectory]]] = {}
+    sweeps: dict[str, list[Trajectory]] = {}
+    judgements: dict[str, list[Any]] = {}
+    metrics: list[Path] = []
+    for domain in DOMAINS:
+        if (path := stage_dir(config.run, domain, "sweep") / TRAJECTORIES).is_file():
+            sweeps[domain] = by_id(read_trajectories(path))
+        judge_files = sorted(stage_dir(config.run, domain, "judge").glob("*.jsonl"))
+        if judge_files:
+            judgements[domain] = read_judgements(judge_files[0])
+        for path in sorted(stage_dir(config.run, domain, "eval").glob("*/default.jsonl")):
+            method = path.parent.name.partition("@")[0]
+            evaluations.setdefault(domain, {})[method] = by_id(read_trajectories(path))
+        metrics += sorted((config.run / domain).glob("*/*/metrics.jsonl"))
+    page = write_report(
+        config.run,
+        evaluations=evaluations,
+        judgements=judgements,
+        trajectories=sweeps,
+        metrics_files=metrics,
+        seed=config.seed,
+        num_resamples=config.num_resamples,
+        only=config.only,
+    )
+    say(f"report: {page}")
+    return page

@@ -1,0 +1,161 @@
+"""Stages 1 and 2: dialogues and their scores, both from language models behind an API."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from emodistill.configs import JudgeConfig, SweepConfig
+from emodistill.errors import StoppedError
+from emodistill.runs import (
+    begin_stage,
+    file_sha256,
+    finish_stage,
+    input_hashes,
+    read_manifest,
+    stage_dir,
+)
+from emodistill.stages.apis import model_name, open_client
+from emodistill.stages.files import (
+    SCENARIOS,
+    TRAJECTORIES,
+    Made,
+    announce,
+    command,
+    read_sweep,
+    say,
+    write_config,
+)
+
+
+def sweep(config: SweepConfig) -> Made:
+    """Stage 1: play the sweep's dialogues, or those that are still missing."""
+    from emodistill.domains import load_scenarios, split_scenarios
+    from emodistill.offline.sweep import run_sweep
+    from emodistill.prompts import load_pack
+
+    announce(config, "sweep")
+    focal = model_name(config, "focal", config.model)
+    counterparty = model_name(config, "counterparty", config.counterparty)
+    pack = load_pack(config.prompt_pack)
+    loaded = load_scenarios(config.domain, config.scenarios, strict=config.strict)
+    split = split_scenarios(loaded, config.num_test, config.num_validation, config.seed)
+    directory = stage_dir(config.run, config.domain, "sweep")
+    inputs = {"prompt pack": pack.sha256}
+    if config.scenarios is not None:
+        inputs[str(config.scenarios)] = file_sha256(config.scenarios)
+    found = read_manifest(directory)
+    if found is not None and found.is_finished and _covers(found.config, config):
+        config = dataclasses.replace(
+            config,
+            num_seeds=found.config["num_seeds"],
+            num_scenarios=found.config["num_scenarios"],
+        )
+    manifest = begin_stage(
+        directory,
+        stage="sweep",
+        run=config.run,
+        config=config.identity() | {"model": focal, "counterparty": counterparty},
+        seed=config.seed,
+        inputs=inputs,
+        growing=("num_seeds", "num_scenarios"),
+    )
+    made = Made(directory / TRAJECTORIES, command("judge", config))
+    if manifest.is_finished:
+        say(f"sweep: finished before, {manifest.summary.get('text', '')}")
+        return made
+    write_config(directory, "sweep", config)
+
+    async def work() -> Any:
+        async with open_client(config) as client:
+            return await run_sweep(
+                split.all(),
+                out_dir=directory,
+                client=client,
+                pack=pack,
+                focal_model=focal,
+                counterparty_model=counterparty,
+                focal_temperature=config.focal_temperature,
+                counterparty_temperature=config.counterparty_temperature,
+                max_reply_tokens=config.max_reply_tokens,
+                num_seeds=config.num_seeds,
+                num_scenarios=config.num_scenarios,
+                seed=config.seed,
+                max_turns=config.max_turns,
+                agreement=config.agreement,
+                concurrency=config.concurrency,
+                max_cost_usd=config.max_cost_usd,
+            )
+
+    result = asyncio.run(work())
+    if not result.is_complete:
+        raise StoppedError(f"sweep: {result.summary}")
+    finish_stage(directory, cost_usd=result.cost_usd, summary={"text": result.summary})
+    say(f"sweep: {result.summary}")
+    return made
+
+
+def _covers(found: Mapping[str, Any], config: SweepConfig) -> bool:
+    """Whether a finished sweep holds at least the dialogues that are asked for now."""
+
+    def at_least(have: int | None, want: int | None) -> bool:
+        return have is None or (want is not None and have >= want)
+
+    return found["num_seeds"] >= config.num_seeds and at_least(
+        found["num_scenarios"], config.num_scenarios
+    )
+
+
+def judge(config: JudgeConfig) -> Made:
+    """Stage 2: score what the sweep has and the judge has not seen."""
+    from emodistill.offline.judging import judge_path, run_judging
+    from emodistill.prompts import load_pack
+
+    announce(config, "judge")
+    name = model_name(config, "judge", config.judge)
+    pack = load_pack(config.prompt_pack)
+    sweep_dir = stage_dir(config.run, config.domain, "sweep")
+    directory = stage_dir(config.run, config.domain, "judge")
+    path = judge_path(directory, name)
+    trajectories, scenarios = read_sweep(config.run, config.domain)
+    manifest_name = f"{path.stem}.{config.level}.manifest.json"
+    manifest = begin_stage(
+        directory,
+        stage="judge",
+        run=config.run,
+        config=config.identity() | {"judge": name, "num_dialogues": len(trajectories)},
+        seed=config.seed,
+        inputs={"rubric": pack.rubric_sha256, **input_hashes([sweep_dir / SCENARIOS], config.run)},
+        growing=("repeats", "num_dialogues"),
+        name=manifest_name,
+    )
+    made = Made(path, f"{command('train_iql', config)}; {command('train_sft', config)}")
+    if manifest.is_finished:
+        say(f"judge: finished before, {manifest.summary.get('text', '')}")
+        return made
+
+    async def work() -> Any:
+        async with open_client(config) as client:
+            return await run_judging(
+                trajectories,
+                scenarios,
+                path=path,
+                client=client,
+                pack=pack,
+                judge=name,
+                level=config.level,
+                repeats=config.repeats,
+                seed=config.seed,
+                concurrency=config.concurrency,
+                max_cost_usd=config.max_cost_usd,
+            )
+
+    result = asyncio.run(work())
+    if not result.is_complete:
+        raise StoppedError(f"judge: {result.summary}")
+    summary = {"text": result.summary, "failure_rates": dict(result.failure_rates)}
+    finish_stage(directory, cost_usd=result.cost_usd, summary=summary, name=manifest_name)
+    say(f"judge: {result.summary}")
+    return made

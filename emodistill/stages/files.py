@@ -1,0 +1,135 @@
+"""Where a run's files are, how they are read, and what goes into a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from emodistill.configs import EMBEDDED, SIMULATED_MODELS, ExperimentConfig, SweepConfig
+from emodistill.errors import InputError
+from emodistill.runs import cell_name, file_sha256, read_manifest, stage_dir
+
+if TYPE_CHECKING:
+    from emodistill.domains.scenario import Scenario
+    from emodistill.offline.rewards import Scores
+    from emodistill.records import Trajectory
+
+TRAJECTORIES = "trajectories.jsonl"
+SCENARIOS = "scenarios.jsonl"
+
+
+class Made(NamedTuple):
+    """What a stage leaves behind, and the command that goes on from it."""
+
+    path: Path
+    next_command: str
+
+
+def say(text: str) -> None:
+    """A line of result; progress goes to stderr, this to stdout."""
+    print(text, flush=True)
+
+
+def announce(config: ExperimentConfig, stage: str) -> None:
+    if config.is_simulated:
+        say(f"{stage}: no --provider named, so the simulator plays all language models.")
+
+
+def command(script: str, config: ExperimentConfig) -> str:
+    words = [f"python scripts/{script}.py"]
+    if config.run != Path("runs/default"):
+        words.append(f"--run {config.run}")
+    if config.domain != "crad":
+        words.append(f"--domain {config.domain}")
+    if not config.is_simulated:
+        words += [f"--provider {config.provider}"] if config.provider else []
+        words += [f"--base-url {config.base_url}"] if config.base_url else []
+    return " ".join(words)
+
+
+def cell(
+    config: ExperimentConfig, base: ExperimentConfig | None, *, without: Iterable[str] = ()
+) -> str:
+    """The cell's name: what the command line changed on top of its base."""
+    left_out = {"domain", *without}
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in left_out}
+
+    return cell_name(named(config.identity()), named((base or config).identity()))
+
+
+def data_files(run: Path, domain: str) -> list[Path]:
+    home = stage_dir(run, domain, "sweep")
+    return [home / TRAJECTORIES, home / SCENARIOS]
+
+
+def judge_file(run: Path, domain: str, name: str | None) -> Path:
+    """The judge's file; the only one there is unless `name` says which."""
+    from emodistill.offline.judging import judge_path
+
+    directory = stage_dir(run, domain, "judge")
+    if name is not None:
+        return judge_path(directory, name)
+    files = sorted(directory.glob("*.jsonl"))
+    if len(files) > 1:
+        names = ", ".join(path.stem for path in files)
+        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
+    return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
+
+
+def read_sweep(run: Path, domain: str) -> tuple[list[Trajectory], list[Scenario]]:
+    """Dialogues in the order of their ids, so that nothing depends on which finished first."""
+    from emodistill.offline.store import read_scenarios, read_trajectories
+
+    trajectories, scenarios = data_files(run, domain)
+    return by_id(read_trajectories(trajectories)), read_scenarios(scenarios)
+
+
+def read_scores(path: Path) -> Scores:
+    from emodistill.offline.judging import scores_by_turn
+    from emodistill.offline.store import read_judgements
+
+    return scores_by_turn(read_judgements(path)) if path.is_file() else {}
+
+
+def by_id(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    return sorted(trajectories, key=lambda trajectory: trajectory.trajectory_id)
+
+
+def max_turns(run: Path, domain: str) -> int:
+    """The cap that the sweep was played under."""
+    found = read_manifest(stage_dir(run, domain, "sweep"))
+    return int(found.config["max_turns"]) if found is not None else SweepConfig().max_turns
+
+
+def model_hashes(model: str) -> dict[str, str]:
+    """What identifies a student: the hashes of its small files, and the names of its shards."""
+    from emodistill.model import embedded_path
+
+    folder = embedded_path() if model == EMBEDDED else Path(model)
+    if not folder.is_dir():
+        raise InputError(
+            f"--model {model}: there is no such folder; a checkpoint folder is needed."
+        )
+    small = [folder / name for name in ("config.json", "tokenizer.json")]
+    hashes = {f"{model}/{path.name}": file_sha256(path) for path in small if path.is_file()}
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+    return hashes | {f"{model}/{name}": f"{size} bytes" for name, size in sizes.items()}
+
+
+def write_config(directory: Path, stage: str, config: ExperimentConfig) -> None:
+    """`config.yaml`: pass it as --config to run the same again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(yaml.safe_dump({stage: values}, sort_keys=False))

@@ -1,0 +1,199 @@
+"""Stages 3 and 4: the selector, and the student's adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emodistill import cli
+from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SFTConfig
+from emodistill.errors import InputError
+from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
+from emodistill.stages.files import (
+    Made,
+    cell,
+    command,
+    data_files,
+    judge_file,
+    max_turns,
+    model_hashes,
+    read_scores,
+    read_sweep,
+    say,
+    write_config,
+)
+
+
+def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
+    """Stage 3: train the emotion selector."""
+    scores_file = judge_file(config.run, config.domain, config.judge)
+    directory = stage_dir(config.run, config.domain, "iql", cell(config, base))
+    inputs = data_files(config.run, config.domain)
+    manifest = begin_stage(
+        directory,
+        stage="iql",
+        run=config.run,
+        config=config.identity(),
+        seed=config.seed,
+        inputs=[*inputs, *([scores_file] if config.signal != "outcome" else [])],
+    )
+    made = Made(directory, _evaluation(config, "iql", directory))
+    if manifest.is_finished:
+        say(f"iql: finished before, selector in {directory}")
+        return made
+    write_config(directory, "iql", config)
+    _train_iql(config, directory, scores_file)
+    say(f"iql: selector in {directory}")
+    return made
+
+
+def _train_iql(config: IQLConfig, directory: Path, scores_file: Path) -> None:
+    from emodistill.model import keep_programs
+    from emodistill.progress import progress
+    from emodistill.train.iql import IQLProgress, train_iql
+    from emodistill.train.metrics_log import MetricsLog
+    from emodistill.train.selector_files import save_selector
+    from emodistill.train.transitions import make_transitions
+
+    keep_programs()
+    trajectories, _ = read_sweep(config.run, config.domain)
+    transitions = make_transitions(
+        [trajectory for trajectory in trajectories if trajectory.split == "train"],
+        read_scores(scores_file),
+        signal=config.signal,
+        state=config.state,
+        max_turns=max_turns(config.run, config.domain),
+    )
+    with (
+        MetricsLog(directory, num_steps=0) as log,
+        progress("iql", total=config.num_steps, unit="steps") as bar,
+    ):
+
+        def report(update: IQLProgress) -> None:
+            for row in update.rows[0]:
+                log.write(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
+            note = (
+                f"critic loss {update.rows[0][-1]['critic/loss']:.3f}" if update.rows[0] else None
+            )
+            bar.advance(update.step - bar.done, note)
+
+        (run,) = train_iql(transitions, config, report=report)
+    save_selector(directory, run.networks)
+    summary = {
+        "num_transitions": len(transitions),
+        "num_dialogues": transitions.num_dialogues,
+        "num_truncated": transitions.num_truncated,
+        "num_without_reward": transitions.num_without_reward,
+    }
+    finish_stage(directory, summary=summary)
+
+
+def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
+    """Stage 4a: train the SFT adapter."""
+    _announce_student(config, "sft")
+    return _train_adapter(config, base, "sft", sft_dir=None)
+
+
+def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
+    """Stage 4b: train the JPO adapter."""
+    _announce_student(config, "jpo")
+    sft_dir = None
+    if config.reference == "sft":
+        sft_dir = stage_dir(config.run, config.domain, "sft", config.sft_cell)
+        found = read_manifest(sft_dir)
+        if found is None or not found.is_finished:
+            raise InputError(
+                f"{sft_dir} holds no finished SFT adapter. Train it with "
+                f"{command('train_sft', config)}, or name another with --sft-cell."
+            )
+    return _train_adapter(config, base, "jpo", sft_dir=sft_dir)
+
+
+def _train_adapter(
+    config: SFTConfig | JPOConfig, base: AdapterConfig | None, stage: str, *, sft_dir: Path | None
+) -> Made:
+    from emodistill.prompts import load_pack
+
+    scores_file = judge_file(config.run, config.domain, config.judge)
+    pack = load_pack(config.prompt_pack)
+    directory = stage_dir(config.run, config.domain, stage, cell(config, base))
+    inputs = [*data_files(config.run, config.domain), scores_file]
+    if sft_dir is not None:
+        inputs += sorted((sft_dir / "adapter").iterdir())
+    hashes = input_hashes(inputs, config.run) | {"prompt pack": pack.sha256}
+    manifest = begin_stage(
+        directory,
+        stage=stage,
+        run=config.run,
+        config=config.identity(),
+        seed=config.seed,
+        inputs=hashes | model_hashes(config.model),
+    )
+    made = Made(directory / "adapter", _evaluation(config, stage, directory))
+    if manifest.is_finished:
+        say(f"{stage}: finished before, adapter in {directory / 'adapter'}")
+        return made
+    write_config(directory, stage, config)
+    trajectories, scenarios = read_sweep(config.run, config.domain)
+    common: dict[str, Any] = {
+        "cell_dir": directory,
+        "trajectories": trajectories,
+        "scenarios": scenarios,
+        "scores": read_scores(scores_file),
+        "pack": pack,
+        "max_turns": max_turns(config.run, config.domain),
+    }
+    if isinstance(config, JPOConfig):
+        from emodistill.train.jpo import train_jpo
+
+        adapter = None if sft_dir is None else sft_dir / "adapter"
+        result = train_jpo(config, sft_adapter=adapter, **common)
+    else:
+        from emodistill.train.sft import train_sft
+
+        result = train_sft(config, **common)
+    summary = {
+        "num_steps": result.num_steps,
+        "num_samples": result.num_samples,
+        "num_trimmed": result.num_trimmed,
+        "num_dropped": result.num_dropped,
+        "metrics": dict(result.metrics),
+    }
+    finish_stage(directory, summary=summary)
+    say(
+        f"{stage}: {result.num_steps} steps on {result.num_samples:,} turns; adapter in "
+        f"{result.adapter_dir}"
+    )
+    return made
+
+
+def _evaluation(config: IQLConfig | AdapterConfig, stage: str, directory: Path) -> str:
+    """The command that plays what has just been trained."""
+    method = {"iql": "iql", "sft": "iql+sft", "jpo": "iql+sft+jpo"}[stage]
+    if isinstance(config, JPOConfig) and config.reference == "base":
+        method = "iql+jpo"
+    flag = "" if directory.name == "default" else f" --{stage}-cell {directory.name}"
+    return f"{command('evaluate', config)} --method {method}{flag}"
+
+
+def check_student(config: AdapterConfig) -> None:
+    """Refuse a student or a prompt pack that can't be used before anything is made for it."""
+    from emodistill.prompts import load_pack
+
+    model_hashes(config.model)
+    load_pack(config.prompt_pack)
+
+
+def _announce_student(config: AdapterConfig, stage: str) -> None:
+    if config.model == EMBEDDED:
+        say(
+            f"{stage}: no --model named, so the embedded student learns, at the settings of "
+            "configs/quickstart.yaml unless told otherwise."
+        )
+
+
+def student_base(args: Sequence[str]) -> Path | None:
+    """The file to start from for SFT and JPO: the paper's rates suit a 7B model, not this one."""
+    names_model = any(arg == "--model" or arg.startswith("--model=") for arg in args)
+    return None if names_model else cli.preset_path("quickstart")

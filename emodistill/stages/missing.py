@@ -1,0 +1,127 @@
+"""Making what a stage lacks: on the simulator, never where a provider is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emodistill import cli
+from emodistill.configs import (
+    SIMULATED_MODELS,
+    EvaluateConfig,
+    ExperimentConfig,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    SFTConfig,
+    SweepConfig,
+)
+from emodistill.errors import InputError
+from emodistill.runs import cell_name, read_manifest, stage_dir
+from emodistill.stages import collect, learn
+from emodistill.stages.files import SCENARIOS, TRAJECTORIES, command, say
+
+
+class _Needed(NamedTuple):
+    script: str
+    cls: type[ExperimentConfig]
+    make: Callable[[Any], object]
+
+
+def _needed(stage: str) -> _Needed:
+    return {
+        "sweep": _Needed("sweep", SweepConfig, collect.sweep),
+        "judge": _Needed("judge", JudgeConfig, collect.judge),
+        "iql": _Needed("train_iql", IQLConfig, learn.iql),
+        "sft": _Needed("train_sft", SFTConfig, learn.sft),
+        "jpo": _Needed("train_jpo", JPOConfig, learn.jpo),
+    }[stage]
+
+
+def prepare(config: ExperimentConfig, *stages: str) -> None:
+    """Make sure that earlier stages are there.
+
+    On the simulator those that are missing are made, at the size of configs/quickstart.yaml, and
+    those that were cut off are finished at their own. What the user has put there is used as it
+    is.
+
+    Raises:
+      InputError: a provider is named, or what is there came from one, and a stage is missing; the
+        message has the commands that make it.
+    """
+    lacking = [stage for stage in stages if not _is_there(config, stage)]
+    if not lacking:
+        return
+    commands = [command(_needed(stage).script, config) for stage in lacking]
+    if not config.is_simulated or not _was_simulated(config):
+        raise InputError(
+            f"{config.run / config.domain} lacks {', '.join(lacking)}. Run first:\n  "
+            + "\n  ".join(commands)
+        )
+    settings = cli.read_settings(cli.preset_path("quickstart"))
+    say(
+        f"{config.run / config.domain} lacks {', '.join(lacking)}: made now on the simulator, at "
+        "the size of configs/quickstart.yaml."
+    )
+    for stage in lacking:
+        needed = _needed(stage)
+        fixed = {"run": config.run, "domain": config.domain, "seed": config.seed}
+        made = cli.make_config(needed.cls, stage, settings, where="quickstart.yaml", **fixed)
+        if stage == "sweep" and (found := read_manifest(_stage_home(config, stage))) is not None:
+            sizes = {key: found.config[key] for key in ("num_seeds", "num_scenarios")}
+            made = dataclasses.replace(made, **sizes)
+        needed.make(made)
+
+
+def _is_there(config: ExperimentConfig, stage: str) -> bool:
+    home = _stage_home(config, stage)
+    if stage == "sweep":
+        files = (home / TRAJECTORIES).is_file() and (home / SCENARIOS).is_file()
+        return files and _is_whole(home)
+    if stage == "judge":
+        manifests = sorted(home.glob("*.manifest.json"))
+        whole = all(
+            m is None or m.is_finished for m in (read_manifest(home, p.name) for p in manifests)
+        )
+        return any(home.glob("*.jsonl")) and whole
+    found = read_manifest(home / "default")
+    return found is not None and found.is_finished
+
+
+def _is_whole(home: Path) -> bool:
+    """Finished, or the user's own file without a manifest."""
+    found = read_manifest(home)
+    return found is None or found.is_finished
+
+
+def _stage_home(config: ExperimentConfig, stage: str) -> Path:
+    return stage_dir(config.run, config.domain, stage)
+
+
+def _was_simulated(config: ExperimentConfig) -> bool:
+    """Whether the sweep that is there, if any, was played on the simulator."""
+    home = _stage_home(config, "sweep")
+    found = read_manifest(home)
+    if found is None:
+        return not (home / TRAJECTORIES).is_file()
+    return found.config.get("counterparty") in SIMULATED_MODELS.values()
+
+
+def base_jpo_cell(config: EvaluateConfig) -> str:
+    """The cell of a JPO that differs from its base in `--reference base` alone."""
+    name = cell_name({"reference": "base"}, {})
+    directory = stage_dir(config.run, config.domain, "jpo", name)
+    found = read_manifest(directory)
+    if found is not None and found.is_finished:
+        return name
+    if not config.is_simulated:
+        raise InputError(
+            f"{directory} is missing. Run first: {command('train_jpo', config)} --reference base"
+        )
+    settings = cli.read_settings(cli.preset_path("quickstart"))
+    fixed = {"run": config.run, "domain": config.domain, "seed": config.seed}
+    start = cli.make_config(JPOConfig, "jpo", settings, where="quickstart.yaml", **fixed)
+    learn.jpo(dataclasses.replace(start, reference="base"), start)
+    return name

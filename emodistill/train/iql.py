@@ -1,0 +1,340 @@
+"""Discrete implicit Q-learning of the emotion selector (Eqs. 13–15; Kostrikov et al., 2021).
+
+The whole training is one compiled program: transitions live on the device, a scan runs over the
+steps, and several runs (seeds, or a grid of settings) go side by side as a leading axis. Between
+its chunks the host draws the rows of the next minibatches, passes on metrics, shows progress.
+
+Departures from the paper: the three losses are taken at the same parameters and applied by one
+Adam (no shared weights, so it is three optimisers in one); states are clipped features, not text;
+regression weights are capped.
+
+Axes: K runs, N transitions, B batch, S state, A emotions, P logged points, L steps of a point.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emodistill.configs import IQLConfig
+from emodistill.errors import DivergenceError, InputError
+from emodistill.seeding import stream
+from emodistill.train.selector_files import HEADS, SelectorNetworks
+from emodistill.train.transitions import Transitions
+
+NUM_HIDDEN_LAYERS = 2
+MAX_POINTS = 1000
+"""Most rows of metrics that a run logs; each is the mean over the steps since the row before."""
+NUM_CHUNKS = 50
+"""Calls of the compiled program; between two of them progress is reported."""
+
+Params = dict[str, list[tuple[jax.Array, jax.Array]]]
+"""Network name -> (kernel, bias) per layer."""
+
+
+def value_loss(value_B: jax.Array, target_q_B: jax.Array, expectile: jax.Array) -> jax.Array:
+    """Expectile regression of V on the target network's Q (Eq. 14, first line)."""
+    error_B = target_q_B - value_B
+    return jnp.mean(jnp.where(error_B > 0, expectile, 1.0 - expectile) * error_B**2)
+
+
+def critic_loss(q_B: jax.Array, bellman_target_B: jax.Array) -> jax.Array:
+    """Squared TD error (Eq. 14, second line)."""
+    return jnp.mean((bellman_target_B - q_B) ** 2)
+
+
+def actor_loss(log_prob_B: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """Advantage-weighted regression: weighted negative log-likelihood of the data's emotions."""
+    return -jnp.mean(weight_B * log_prob_B)
+
+
+class _Settings(NamedTuple):
+    """Numbers that a run may vary without another compilation."""
+
+    expectile: Any
+    advantage_scale: Any
+    discount: Any
+    learning_rate: Any
+    polyak: Any
+    weight_cap: Any
+
+
+class _Data(NamedTuple):
+    observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    next_observation: jax.Array
+    continues: jax.Array
+
+
+class _State(NamedTuple):
+    params: Params
+    target: list[tuple[jax.Array, jax.Array]]
+    moments: optax.ScaleByAdamState
+
+
+_ADAM = optax.scale_by_adam()
+
+
+def _init(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
+    """He-uniform hidden layers; last layers near zero, so that the policy starts uniform.
+
+    NumPy makes the numbers, which spares a compilation; leaves have the runs as leading axis.
+    """
+    rngs = [stream(seed, "iql", "init") for seed in seeds]
+    params: Params = {}
+    for name, outputs in HEADS.items():
+        sizes = [num_inputs, *[width] * NUM_HIDDEN_LAYERS, outputs]
+        params[name] = []
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+            bound = math.sqrt(6.0 / fan_in) * (0.01 if layer == NUM_HIDDEN_LAYERS else 1.0)
+            kernels = [rng.uniform(-bound, bound, (fan_in, fan_out)) for rng in rngs]
+            kernel_K = jnp.asarray(np.stack(kernels), jnp.float32)
+            params[name].append((kernel_K, jnp.zeros((len(seeds), fan_out), jnp.float32)))
+    zeros = jax.tree.map(np.zeros_like, params)
+    moments = optax.ScaleByAdamState(
+        count=jnp.zeros(len(seeds), jnp.int32),
+        mu=jax.tree.map(jnp.asarray, zeros),
+        nu=jax.tree.map(jnp.array, zeros),
+    )
+    return _State(params, jax.tree.map(jnp.array, params["critic"]), moments)
+
+
+def _forward(networks: list, observation_BS: jax.Array) -> list[jax.Array]:
+    """Several ReLU networks on the same states; their first layers run as one product."""
+    kernels, biases = zip(*(layers[0] for layers in networks), strict=True)
+    first = jax.nn.relu(observation_BS @ jnp.concatenate(kernels, 1) + jnp.concatenate(biases))
+    outputs = []
+    for layers, hidden in zip(networks, jnp.split(first, len(networks), axis=1), strict=True):
+        for kernel, bias in layers[1:-1]:
+            hidden = jax.nn.relu(hidden @ kernel + bias)
+        kernel, bias = layers[-1]
+        outputs.append(hidden @ kernel + bias)
+    return outputs
+
+
+def _losses(
+    params: Params, target: list, batch: _Data, settings: _Settings
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum of the three losses and a step's metrics; each loss reaches its own network only."""
+    fixed = jax.lax.stop_gradient
+    networks = [params["value"], params["critic"], params["actor"], fixed(target)]
+    value_B1, q_BA, logits_BA, target_q_BA = _forward(networks, batch.observation)
+    (next_value_B1,) = _forward([fixed(params["value"])], batch.next_observation)
+
+    def taken(values_BA: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values_BA, batch.action[:, None], axis=1)[:, 0]
+
+    value_B, target_q_B, q_B = value_B1[:, 0], taken(target_q_BA), taken(q_BA)
+    advantage_B = fixed(target_q_B - value_B)
+    raw_weight_B = jnp.exp(settings.advantage_scale * advantage_B)
+    weight_B = jnp.minimum(raw_weight_B, settings.weight_cap)
+    log_probs_BA = jax.nn.log_softmax(logits_BA)
+    bellman_B = batch.reward + settings.discount * batch.continues * next_value_B1[:, 0]
+    losses = {
+        "value/loss": value_loss(value_B, target_q_B, settings.expectile),
+        "critic/loss": critic_loss(q_B, bellman_B),
+        "actor/loss": actor_loss(taken(log_probs_BA), weight_B),
+    }
+    metrics = losses | {
+        "value/mean": jnp.mean(value_B),
+        "critic/mean": jnp.mean(q_B),
+        "advantage/mean": jnp.mean(advantage_B),
+        "advantage/std": jnp.std(advantage_B),
+        "policy/weight_mean": jnp.mean(weight_B),
+        "policy/capped_fraction": jnp.mean(raw_weight_B >= settings.weight_cap),
+        "policy/entropy": -jnp.mean(jnp.sum(jnp.exp(log_probs_BA) * log_probs_BA, axis=-1)),
+    }
+    return sum(losses.values()), metrics
+
+
+def _update(
+    state: _State, rows_B: jax.Array, data: _Data, settings: _Settings
+) -> tuple[_State, dict[str, jax.Array]]:
+    """One step on the transitions `rows_B`: Adam on all networks, then the Polyak target."""
+    batch = jax.tree.map(lambda array: array[rows_B], data)
+    gradients, metrics = jax.grad(_losses, has_aux=True)(
+        state.params, state.target, batch, settings
+    )
+    steps, moments = _ADAM.update(gradients, state.moments)
+    params = jax.tree.map(lambda p, s: p - settings.learning_rate * s, state.params, steps)
+    target = jax.tree.map(
+        lambda t, q: t + settings.polyak * (q - t), state.target, params["critic"]
+    )
+    return _State(params, target, moments), metrics
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _train_chunk(
+    state: _State, data: _Data, settings: _Settings, rows_PLKB: jax.Array, num_steps_P: jax.Array
+) -> tuple[_State, dict[str, jax.Array]]:
+    """Train for P points of up to L steps on the given minibatches; metrics [P, K] are means.
+
+    How many steps a point takes (`num_steps_P`) is data, so that a shorter last chunk runs the
+    same program.
+    """
+    update = jax.vmap(_update, in_axes=(0, 0, None, 0))
+
+    def point(state: _State, inputs: tuple) -> tuple[_State, dict[str, jax.Array]]:
+        rows_LKB, num_steps = inputs
+
+        def step(number: jax.Array, carry: tuple) -> tuple:
+            state, sums = carry
+            state, metrics = update(state, rows_LKB[number], data, settings)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        shapes = jax.eval_shape(update, state, rows_LKB[0], data, settings)[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state, sums = jax.lax.fori_loop(0, num_steps, step, (state, zeros))
+        return state, jax.tree.map(lambda total: total / jnp.maximum(num_steps, 1), sums)
+
+    return jax.lax.scan(point, state, (rows_PLKB, num_steps_P))
+
+
+class IQLProgress(NamedTuple):
+    """What a chunk adds: steps done so far, and its new rows of metrics for every run."""
+
+    step: int
+    num_steps: int
+    rows: list[list[dict[str, float]]]
+
+
+class IQLRun(NamedTuple):
+    """A trained selector and its metrics, one row (with its `step`) a logged point."""
+
+    networks: SelectorNetworks
+    metrics: list[dict[str, float]]
+
+
+def train_iql(
+    transitions: Transitions,
+    config: IQLConfig,
+    *,
+    seeds: Sequence[int] | None = None,
+    report: Callable[[IQLProgress], None] | None = None,
+) -> list[IQLRun]:
+    """Train one selector per seed (`config.seed` without any), all in one program."""
+    chosen = (config.seed,) if seeds is None else seeds
+    configs = [dataclasses.replace(config, seed=seed) for seed in chosen]
+    return train_iql_grid(transitions, configs, report=report)
+
+
+def train_iql_grid(
+    transitions: Transitions,
+    configs: Sequence[IQLConfig],
+    *,
+    report: Callable[[IQLProgress], None] | None = None,
+) -> list[IQLRun]:
+    """Train one selector per configuration, side by side.
+
+    Raises:
+      InputError: the configurations differ in what shapes the program (steps, batch, width), or
+        ask for another kind of state than the transitions hold.
+      DivergenceError: a metric is not finite.
+    """
+    if not configs:
+        raise InputError("configs is empty; give one IQLConfig per selector.")
+    shared = configs[0]
+    for config in configs:
+        for name in ("num_steps", "batch_size", "hidden_width", "state"):
+            if (value := getattr(config, name)) != getattr(shared, name):
+                raise InputError(
+                    f"{name}={value} beside {getattr(shared, name)}: runs that train side by side "
+                    f"must agree on {name}. Train them one after the other."
+                )
+    if shared.state != transitions.state:
+        raise InputError(
+            f"state={shared.state!r}, but the transitions hold {transitions.state!r} features. "
+            "Make them again with the state that is asked for."
+        )
+    seeds = [config.seed for config in configs]
+    state = _init(seeds, transitions.observation_NS.shape[1], shared.hidden_width)
+    rngs = [stream(seed, "iql", "batches") for seed in seeds]
+    data, settings = _data(transitions), _settings(configs)
+    num_steps = shared.num_steps
+    steps_per_point = math.ceil(num_steps / MAX_POINTS)
+    num_points = math.ceil(num_steps / steps_per_point)
+    points = math.ceil(num_points / NUM_CHUNKS)
+    rows: list[list[dict[str, float]]] = [[] for _ in configs]
+    for first_point in range(0, num_points, points):
+        first_step = first_point * steps_per_point
+        starts = first_step + steps_per_point * np.arange(points)
+        shape = (points, steps_per_point, shared.batch_size)
+        drawn = [rng.integers(len(transitions), size=shape, dtype=np.int32) for rng in rngs]
+        state, metrics = _train_chunk(
+            state,
+            data,
+            settings,
+            np.stack(drawn, axis=2),
+            np.clip(num_steps - starts, 0, steps_per_point),
+        )
+        done = min(first_point + points, num_points)
+        ends = [min((p + 1) * steps_per_point, num_steps) for p in range(first_point, done)]
+        new_rows = _rows(metrics, ends, num_runs=len(configs))
+        for run, added in zip(rows, new_rows, strict=True):
+            run.extend(added)
+        if report is not None:
+            report(IQLProgress(ends[-1], num_steps, new_rows))
+    params = jax.device_get(state.params)
+    return [IQLRun(_networks(params, run, config), rows[run]) for run, config in enumerate(configs)]
+
+
+def _settings(configs: Sequence[IQLConfig]) -> _Settings:
+    columns = ([getattr(config, name) for config in configs] for name in _Settings._fields)
+    return _Settings(*(jnp.asarray(column, jnp.float32) for column in columns))
+
+
+def _data(transitions: Transitions) -> _Data:
+    return _Data(
+        jnp.asarray(transitions.observation_NS),
+        jnp.asarray(transitions.action_N),
+        jnp.asarray(transitions.reward_N),
+        jnp.asarray(transitions.next_observation_NS),
+        jnp.asarray(~transitions.terminal_N, jnp.float32),
+    )
+
+
+def _rows(
+    metrics: dict[str, jax.Array], ends: list[int], *, num_runs: int
+) -> list[list[dict[str, float]]]:
+    """Metrics [points, K] as rows per run; points past the last step are dropped."""
+    values = {name: np.asarray(array) for name, array in metrics.items()}
+    bad = [
+        (int(point), name, int(run))
+        for name, array in values.items()
+        for point, run in np.argwhere(~np.isfinite(array[: len(ends)]))
+    ]
+    if bad:
+        point, name, run = min(bad)
+        raise DivergenceError(
+            f"IQL: {name} is {values[name][point, run]} by step {ends[point]} (run {run}). Lower "
+            "learning_rate, or look for extreme rewards in the data."
+        )
+    return [
+        [
+            {"step": end} | {name: float(array[p, run]) for name, array in values.items()}
+            for p, end in enumerate(ends)
+        ]
+        for run in range(num_runs)
+    ]
+
+
+def _networks(params: Params, run: int, config: IQLConfig) -> SelectorNetworks:
+    layers = {
+        name: tuple((kernel[run], bias[run]) for kernel, bias in params[name]) for name in HEADS
+    }
+    return SelectorNetworks(
+        **layers,
+        state=config.state,
+        advantage_scale=config.advantage_scale,
+        settings=config.identity(),
+    )

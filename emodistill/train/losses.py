@@ -1,0 +1,139 @@
+"""The training losses as pure functions: arrays and floats in, `(loss, metrics)` out.
+
+SFT is token cross-entropy on the reply (Eq. 16). JPO is the clipped surrogate on judge
+advantages with a K3 anchor to the reference (Eqs. 17-19):
+
+    L = −E[min(ρ Ã, clip(ρ, 1−ε, 1+ε) Ã)] + λ_KL E[exp(Δ) − Δ − 1],   Δ = log π_ref − log π
+
+Every log-ratio is clamped to ±MAX_LOG_RATIO nats before the exponential: clamping after it gives
+inf · 0 = NaN in the gradient. Beyond the bound the term is constant and its gradient zero; 20 nats
+for a token (or the mean over a reply) is far outside what a clipped update reaches.
+
+Departure from the printed formula: `ratio="mean-token"`, the default of the settings, takes
+ρ = exp(mean log-ratio of the reply's tokens); `"sequence"` is the formula as printed, `"token"`
+clips every token by itself.
+
+All sums are divided by the totals of the whole optimiser step, so the losses and metrics of
+micro-batches add up to those of the step. T counts positions of the reply here; a masked position
+is as good as deleted, and so is a row with no position left.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MAX_LOG_RATIO = 20.0
+"""Bound of |log ratio| in nats, applied before every exponential."""
+
+Metrics = dict[str, jax.Array]
+
+
+def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """log π(target) in nats, float32 [B, T], by a float32 log-sum-exp below the largest logit."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    logits_BTV = logits_BTV - jax.lax.stop_gradient(logits_BTV.max(axis=-1, keepdims=True))
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return chosen_BT - jnp.log(jnp.exp(logits_BTV).sum(axis=-1))
+
+
+def sft_loss(
+    logp_BT: jax.Array, mask_BT: jax.Array, *, num_tokens: jax.Array | float | None = None
+) -> tuple[jax.Array, Metrics]:
+    """Mean negative log-likelihood per response token, in nats (Eq. 16); metric `sft/loss`.
+
+    Args:
+      logp_BT: log-probs of the reply's tokens.
+      mask_BT: True where the token belongs to a reply.
+      num_tokens: response tokens of the whole optimiser step; those of `mask_BT` without it.
+    """
+    logp_BT, mask_BT = _float32(logp_BT), mask_BT.astype(bool)
+    total = _total(num_tokens, mask_BT.sum())
+    loss = -jnp.where(mask_BT, logp_BT, 0.0).sum() / total
+    return loss, {"sft/loss": loss}
+
+
+def jpo_loss(
+    logp_BT: jax.Array,
+    ref_logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    advantages_B: jax.Array,
+    *,
+    clip: float,
+    kl_coef: float,
+    ratio: str,
+    num_samples: jax.Array | float | None = None,
+    num_tokens: jax.Array | float | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Judge Policy Optimization (Eq. 19).
+
+    The surrogate is a mean over samples (`ratio="token"`: over response tokens), the K3 term a
+    mean over response tokens.
+
+    Args:
+      logp_BT, ref_logp_BT: log-probs of the reply's tokens under policy and reference, in nats.
+        No gradient flows into the reference.
+      mask_BT: True where the token belongs to a reply.
+      advantages_B: Ã of Eq. 18, κ already applied.
+      clip: ε, in (0, 1).
+      kl_coef: λ_KL.
+      ratio: `mean-token`, `sequence` or `token`.
+      num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step;
+        those of `mask_BT` without them.
+
+    Returns:
+      The loss and `policy/loss`, `policy/surrogate` (to be maximised), `policy/kl_k3` (nats per
+      token), `policy/ratio_mean`, `policy/clip_fraction` (share of ratios outside [1−ε, 1+ε]).
+
+    Raises:
+      ValueError: `ratio` is unknown.
+    """
+    mask_BT = mask_BT.astype(bool)
+    logp_BT = jnp.where(mask_BT, _float32(logp_BT), 0.0)
+    ref_logp_BT = jnp.where(mask_BT, jax.lax.stop_gradient(_float32(ref_logp_BT)), 0.0)
+    log_ratio_BT = logp_BT - ref_logp_BT
+    tokens_B = mask_BT.sum(axis=1)
+    total_tokens = _total(num_tokens, tokens_B.sum())
+
+    if ratio == "token":
+        log_ratio, weight, total = log_ratio_BT, mask_BT, total_tokens
+        advantages = _float32(advantages_B)[:, None]
+    elif ratio in ("mean-token", "sequence"):
+        log_ratio = log_ratio_BT.sum(axis=1)
+        if ratio == "mean-token":
+            log_ratio = log_ratio / jnp.maximum(tokens_B, 1)
+        weight, total = tokens_B > 0, _total(num_samples, (tokens_B > 0).sum())
+        advantages = _float32(advantages_B)
+    else:
+        raise ValueError(f"ratio={ratio!r} is none of 'mean-token', 'sequence', 'token'.")
+
+    def mean(values: jax.Array) -> jax.Array:
+        return jnp.where(weight, values, 0.0).sum() / total
+
+    rho = jnp.exp(_clamp(log_ratio))
+    clipped = jnp.clip(rho, 1.0 - clip, 1.0 + clip)
+    surrogate = mean(jnp.minimum(rho * advantages, clipped * advantages))
+    delta_BT = _clamp(-log_ratio_BT)
+    kl_BT = jnp.expm1(delta_BT) - delta_BT
+    kl_k3 = jnp.where(mask_BT, kl_BT, 0.0).sum() / total_tokens
+    loss = kl_coef * kl_k3 - surrogate
+    return loss, {
+        "policy/loss": loss,
+        "policy/surrogate": surrogate,
+        "policy/kl_k3": kl_k3,
+        "policy/ratio_mean": mean(rho),
+        "policy/clip_fraction": mean(jnp.abs(rho - 1.0) > clip),
+    }
+
+
+def _clamp(log_ratio: jax.Array) -> jax.Array:
+    return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _float32(values: jax.Array) -> jax.Array:
+    return jnp.asarray(values, jnp.float32)
+
+
+def _total(given: jax.Array | float | None, own: jax.Array) -> jax.Array:
+    """The step's total, or this batch's; at least 1, so that an empty micro-batch adds 0."""
+    return jnp.maximum(jnp.asarray(own if given is None else given, jnp.float32), 1.0)

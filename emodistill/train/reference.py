@@ -1,0 +1,107 @@
+"""Log-probs of the reference policy: computed once, stored, and used again only for the same thing.
+
+The file's name is a hash of all that the values depend on: base model, adapter, chat template,
+the samples' token ids, row shapes, dtype, kind of device. κ, λ_KL or the seed of the order are not
+among them, so a whole ablation shares one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from emodistill.batches import Batch, PaddedBatches
+from emodistill.model import Qwen2
+from emodistill.progress import progress
+from emodistill.runs import canonical_json
+from emodistill.train.loop import STEPS_AHEAD, response_logprobs
+
+ARRAY = "ref_logp"
+
+
+class Reference(NamedTuple):
+    """log π_ref of every sample's reply, float32 [N, U], zeros after its end."""
+
+    logp_NU: np.ndarray
+    path: Path
+    is_reused: bool
+
+
+def reference_logprobs(
+    model: Qwen2, batches: PaddedBatches, *, directory: Path, made_from: Mapping[str, str]
+) -> Reference:
+    """The log-probs of all samples under `model` as it is now, from `directory` if they are there.
+
+    Rows have the shapes in which training sees them. A file that can't be read, or does not hold
+    what its name says, is made again.
+
+    Args:
+      made_from: hashes of what the values depend on beside shapes, dtype and device.
+    """
+    facts = {
+        **made_from,
+        "shapes": [list(shape) for shape in batches.shapes],
+        "dtype": str(jnp.dtype(model.dtype)),
+        "backend": jax.default_backend(),
+    }
+    key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    path = directory / f"{key}.safetensors"
+    shape = (len(batches.examples), batches.num_reply_tokens)
+    found = _read(path, key, shape)
+    if found is not None:
+        return Reference(found, path, True)
+    logp_NU = _compute(model, batches, shape)
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({ARRAY: logp_NU}, partial, metadata={"key": key, "made_from": canonical_json(facts)})
+    partial.replace(path)
+    return Reference(logp_NU, path, False)
+
+
+def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            logp_NU = file.get_tensor(ARRAY)
+    except (SafetensorError, OSError):
+        return None
+    is_whole = logp_NU.shape == shape and logp_NU.dtype == np.float32
+    return logp_NU if is_whole and np.isfinite(logp_NU).all() else None
+
+
+def _compute(model: Qwen2, batches: PaddedBatches, shape: tuple[int, int]) -> np.ndarray:
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def logprobs(state: nnx.State, batch: Batch) -> jax.Array:
+        logp_BU = response_logprobs(nnx.merge(graphdef, state), batch)
+        return jnp.where(batch.mask_BU, logp_BU, 0.0)
+
+    logp_NU = np.zeros(shape, np.float32)
+    pending: deque[tuple[np.ndarray, jax.Array]] = deque()
+    with progress("jpo reference", total=shape[0], unit="samples") as bar:
+
+        def settle(num_left: int) -> None:
+            while len(pending) > num_left:
+                rows, logp_BU = pending.popleft()
+                logp_NU[rows, : logp_BU.shape[1]] = np.asarray(logp_BU)[: len(rows)]
+                bar.advance(len(rows))
+
+        for rows, batch in batches.all_rows():
+            pending.append((rows, logprobs(state, batch)))
+            settle(STEPS_AHEAD)
+        settle(0)
+    return logp_NU

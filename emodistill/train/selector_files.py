@@ -1,0 +1,147 @@
+"""The selector's networks as NumPy arrays: their folder on disk, and a forward pass for acting.
+
+    <folder>/selector.json           what the arrays mean: state kind, labels, widths, settings
+    <folder>/selector.safetensors    value/0/kernel, value/0/bias, …, critic/…, actor/…
+
+Free of jax, so that whoever only asks for emotions does not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from emodistill.configs import StateKind
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
+from emodistill.runs import write_json
+
+DESCRIPTION = "selector.json"
+ARRAYS = "selector.safetensors"
+SCHEMA = 1
+HEADS = {"value": 1, "critic": len(EMOTIONS), "actor": len(EMOTIONS)}
+"""The three networks and how many numbers each gives for a state."""
+
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+"""(kernel [inputs, outputs], bias [outputs]) per layer; ReLU between layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectorNetworks:
+    """V, Q and the policy of a trained selector, float32, and how to read their inputs."""
+
+    value: Layers
+    critic: Layers
+    actor: Layers
+    state: StateKind
+    advantage_scale: float
+    settings: Mapping[str, Any]
+    """The configuration that they were trained under, seed included."""
+
+    @property
+    def num_features(self) -> int:
+        return self.actor[0][0].shape[0]
+
+    def policy_logits(self, observation_S: np.ndarray) -> np.ndarray:
+        """Unnormalised log-probabilities [A] of the policy network."""
+        return forward(self.actor, observation_S)
+
+    def advantages(self, observation_S: np.ndarray) -> np.ndarray:
+        """A(s, e) = Q(s, e) − V(s) for all emotions, [A] (Eq. 15)."""
+        return forward(self.critic, observation_S) - forward(self.value, observation_S)
+
+
+def forward(layers: Layers, observation: np.ndarray) -> np.ndarray:
+    """A ReLU network on one state [S] or several [N, S]."""
+    hidden = observation
+    for kernel, bias in layers[:-1]:
+        hidden = np.maximum(hidden @ kernel + bias, 0.0)
+    kernel, bias = layers[-1]
+    return hidden @ kernel + bias
+
+
+def save_selector(directory: Path, networks: SelectorNetworks) -> None:
+    """Write the folder; the description comes last, so that a torn write is no selector."""
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        f"{name}/{layer}/{part}": np.ascontiguousarray(array, dtype=np.float32)
+        for name in HEADS
+        for layer, pair in enumerate(getattr(networks, name))
+        for part, array in zip(("kernel", "bias"), pair, strict=True)
+    }
+    partial = directory / f".{ARRAYS}.partial"
+    save_file(arrays, partial)
+    partial.replace(directory / ARRAYS)
+    description = {
+        "schema": SCHEMA,
+        "state": networks.state,
+        "num_features": networks.num_features,
+        "emotions": list(EMOTIONS),
+        "num_layers": len(networks.actor),
+        "advantage_scale": networks.advantage_scale,
+        "settings": dict(networks.settings),
+    }
+    write_json(directory / DESCRIPTION, description)
+
+
+def load_selector(directory: Path) -> SelectorNetworks:
+    """Read the folder that `save_selector` wrote.
+
+    Raises:
+      InputError: a file is missing, torn, of another schema or of other emotions.
+    """
+    path = directory / DESCRIPTION
+    if not path.is_file():
+        raise InputError(f"{path} is missing: no trained selector there. Run train_iql.py first.")
+    try:
+        description = json.loads(path.read_text())
+        arrays = load_file(directory / ARRAYS)
+    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+        raise InputError(
+            f"{directory} holds no readable selector ({error}). Train it again."
+        ) from None
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        raise InputError(f"{path}: this version reads schema={SCHEMA}. Train the selector again.")
+    if description.get("emotions") != list(EMOTIONS):
+        raise InputError(f"{path}: its emotions are not the 28 labels used here. Train it again.")
+    try:
+        num_layers = description["num_layers"]
+        networks = {
+            name: tuple(
+                (arrays[f"{name}/{layer}/kernel"], arrays[f"{name}/{layer}/bias"])
+                for layer in range(num_layers)
+            )
+            for name in HEADS
+        }
+        for name, layers in networks.items():
+            _check_shapes(name, layers, description["num_features"], where=directory)
+        return SelectorNetworks(
+            **networks,
+            state=description["state"],
+            advantage_scale=description["advantage_scale"],
+            settings=description["settings"],
+        )
+    except KeyError as error:
+        raise InputError(
+            f"{directory}: {error} is missing from the selector. Train it again."
+        ) from None
+
+
+def _check_shapes(name: str, layers: Layers, num_features: int, *, where: Path) -> None:
+    width = num_features
+    for layer, (kernel, bias) in enumerate(layers):
+        if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
+            raise InputError(
+                f"{where / ARRAYS}: {name}/{layer} has kernel {kernel.shape} and bias {bias.shape} "
+                f"where {width} inputs arrive. Train the selector again."
+            )
+        width = kernel.shape[1]
+    if width != HEADS[name]:
+        raise InputError(f"{where / ARRAYS}: {name} gives {width} numbers, not {HEADS[name]}.")

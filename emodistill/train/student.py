@@ -1,0 +1,109 @@
+"""What SFT and JPO share: the student that is loaded, and the turns that it learns from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emodistill.batches import ExampleSet, build_examples
+from emodistill.configs import EMBEDDED, AdapterConfig
+from emodistill.domains.scenario import Scenario
+from emodistill.errors import InputError
+from emodistill.model import (
+    Qwen2,
+    base_fingerprint,
+    embedded_path,
+    encode_chat,
+    encode_reply,
+    keep_programs,
+    load_qwen2,
+    load_tokenizer,
+    template_sha256,
+)
+from emodistill.offline.rewards import FocalTurnTable
+from emodistill.prompts import PromptPack
+from emodistill.records import Trajectory
+from emodistill.seeding import stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Student(NamedTuple):
+    """A base model and its tokenizer, with what identifies them."""
+
+    model: Qwen2
+    tokenizer: PreTrainedTokenizerFast
+    base_sha256: str
+    template_sha256: str
+
+
+def load_student(name: str) -> Student:
+    """Load `embedded` or the checkpoint folder `name`: float32 on CPU, bfloat16 elsewhere.
+
+    Layers are recomputed in the backward pass on accelerators, where memory is what runs out.
+    """
+    keep_programs()
+    folder = embedded_path() if name == EMBEDDED else Path(name)
+    on_cpu = jax.default_backend() == "cpu"
+    model = load_qwen2(folder, dtype=jnp.float32 if on_cpu else jnp.bfloat16, remat=not on_cpu)
+    tokenizer = load_tokenizer(folder)
+    return Student(model, tokenizer, base_fingerprint(model), template_sha256(tokenizer))
+
+
+def max_micro_tokens() -> int:
+    """Tokens of a micro-batch: enough to fill this kind of device, little enough for its memory."""
+    return 640 if jax.default_backend() == "cpu" else 8192
+
+
+def training_trajectories(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """The dialogues of training scenarios; held-out ones never reach a student."""
+    kept = [trajectory for trajectory in trajectories if trajectory.split == "train"]
+    if not kept:
+        raise InputError("no dialogue belongs to a training scenario; is the sweep finished?")
+    return kept
+
+
+def examples_of_rows(
+    student: Student,
+    config: AdapterConfig,
+    table: FocalTurnTable,
+    rows: np.ndarray,
+    trajectories: Sequence[Trajectory],
+    scenarios: Iterable[Scenario],
+    pack: PromptPack,
+) -> ExampleSet:
+    """Tokenise the turns in `rows` of `table`, within the tokens that config and model allow.
+
+    With `config.max_samples`, a seeded draw of that many rows, in their order.
+    """
+    if config.max_samples is not None and config.max_samples < len(rows):
+        drawn = stream(config.seed, "max-samples").permutation(len(rows))[: config.max_samples]
+        rows = rows[np.sort(drawn)]
+    return build_examples(
+        trajectories,
+        scenarios,
+        [(int(table.trajectory_index[row]), int(table.turn_index[row])) for row in rows],
+        pack=pack,
+        encode_chat=functools.partial(encode_chat, student.tokenizer),
+        encode_reply=functools.partial(encode_reply, student.tokenizer),
+        max_tokens=min(config.max_tokens, student.model.config.max_positions),
+        emotion_free=config.emotion_free,
+    )
+
+
+def training_identity(student: Student, config: AdapterConfig, data_sha256: str) -> dict[str, Any]:
+    """What a checkpoint must have been made from for a run to take it up again."""
+    return {
+        "config": config.identity(),
+        "base_model": student.base_sha256,
+        "chat_template": student.template_sha256,
+        "samples": data_sha256,
+        "dtype": str(jnp.dtype(student.model.dtype)),
+    }

@@ -1,0 +1,163 @@
+"""Shared fixtures: tiny random checkpoints, and a tiny tokenizer with Qwen's chat format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHATML_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' %}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{%- endif %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+# Qwen2's split into words, digits one by one.
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CORPUS = [
+    "I can offer 45 days from today, and I hope you understand how hard this month has been.",
+    "That is too long for us. We need the payment within 20 days, or we must charge a fee.",
+    "assistant user system You are a helpful assistant.",
+    "Could we meet in the middle, say at 30 days? I would be grateful, and you'd have certainty.",
+    "days\n\n\nweeks\n\n\nmonths\n\n\n" * 20,  # so that line ends merge, as Qwen's do
+]
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE of a few hundred entries with Qwen's control tokens and ChatML."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
+        backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+    # As in Qwen2.5, some added tokens are not marked special.
+    backend.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_tokenizer_dir: Path) -> Any:
+    from emodistill.model.tokenization import load_tokenizer
+
+    return load_tokenizer(tiny_tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path) -> Path:
+    """A random two-layer Qwen2 with the tiny tokenizer beside it; read only."""
+    import jax.numpy as jnp
+
+    from emodistill import seeding
+    from emodistill.model.config import Qwen2Config
+    from emodistill.model.qwen2 import Qwen2
+    from emodistill.model.weights import save_qwen2
+
+    config = Qwen2Config(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=10_000.0,
+        norm_eps=1e-6,
+        max_positions=4096,
+        is_tied=True,
+    )
+    model = Qwen2(config, key=seeding.jax_key(0, "tiny-checkpoint"), dtype=jnp.float32)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_qwen2(model, folder, extra_files=sorted(tiny_tokenizer_dir.iterdir()))
+    return folder
+
+
+HFMaker = Callable[..., tuple[Path, Any]]
+
+
+@pytest.fixture(scope="session")
+def make_hf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> HFMaker:
+    """`make(architecture="qwen2", config_style="new", **config) -> (folder, torch model)`.
+
+    Weights are random, biases and norms included. `config_style="hub"` rewrites config.json the
+    way the hub's Qwen2.5 files have it, with `rope_theta` at the top.
+    """
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    def make(
+        architecture: str = "qwen2", *, config_style: str = "new", **changes: Any
+    ) -> tuple[Path, Any]:
+        name = {"qwen2": "Qwen2", "llama": "Llama", "qwen3": "Qwen3"}[architecture]
+        fields: dict[str, Any] = {
+            "vocab_size": 101,
+            "hidden_size": 48,
+            "intermediate_size": 72,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "attn_implementation": "eager",
+            "bos_token_id": None,
+            "eos_token_id": 100,
+            **changes,
+        }
+        if architecture == "qwen3":
+            fields.setdefault("head_dim", 16)
+        theta = fields.pop("rope_theta", None)
+        if theta is not None:
+            fields["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(**fields)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if parameter_name.endswith("bias") or "norm" in parameter_name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+                else:
+                    parameter.mul_(4)  # from 0.02: attention far from uniform, logits of size 1
+        folder = tmp_path_factory.mktemp(architecture)
+        model.save_pretrained(folder)
+        if config_style == "hub":
+            path = folder / "config.json"
+            saved = json.loads(path.read_text())
+            saved["rope_theta"] = saved.pop("rope_parameters")["rope_theta"]
+            path.write_text(json.dumps(saved))
+        return folder, model
+
+    return make

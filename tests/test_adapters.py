@@ -1,0 +1,189 @@
+"""Adapters in PEFT layout: PEFT reads ours, we read PEFT's, and wrong ones are refused."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emodistill import seeding
+from emodistill.errors import InputError
+from emodistill.model.adapters import load_adapter, save_adapter
+from emodistill.model.fingerprint import lora_sha256
+from emodistill.model.lora import TARGETS, LoRAParam, add_lora, target_layers
+from emodistill.model.weights import load_qwen2
+
+TOKENS_BT = seeding.stream(0, "test-adapters").integers(0, 100, (2, 12))
+Q_B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+
+
+def with_random_adapter(folder, **arguments):
+    model = load_qwen2(folder, dtype=jnp.float32)
+    add_lora(model, **arguments)
+    rng = seeding.stream(0, "random-b")
+    for layer in target_layers(model).values():
+        if layer.lora is not None:
+            b = 0.1 * rng.standard_normal(layer.lora.b.shape)
+            layer.lora.b = LoRAParam(jnp.asarray(b, jnp.float32))
+    return model
+
+
+@pytest.fixture
+def adapter(tiny_checkpoint, tmp_path):
+    save_adapter(with_random_adapter(tiny_checkpoint, rank=4, alpha=8), tmp_path, "some/base-model")
+    return tmp_path
+
+
+def change_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(folder, change, metadata=None):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "o_proj"), TARGETS])
+def test_peft_reads_ours(make_hf_checkpoint, tmp_path, targets):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    folder, hf = make_hf_checkpoint(tie_word_embeddings=len(targets) > 4)
+    with torch.no_grad():
+        base = hf(torch.tensor(TOKENS_BT)).logits.numpy()
+    model = with_random_adapter(folder, rank=4, alpha=12, targets=targets)
+    save_adapter(model, tmp_path, str(folder))
+    theirs = peft.PeftModel.from_pretrained(hf, tmp_path).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS_BT)).logits.numpy()
+    logits = np.asarray(model(TOKENS_BT))
+    scale = np.abs(expected).max()
+    assert np.abs(logits - expected).max() / scale < 1e-5
+    assert np.abs(logits - base).max() / scale > 1e-2
+
+
+def test_we_read_pefts(make_hf_checkpoint, tmp_path):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    folder, hf = make_hf_checkpoint()
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=3, lora_alpha=7, target_modules=["down_proj", "q_proj"]
+    )
+    theirs = peft.get_peft_model(hf, config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    theirs.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS_BT)).logits.numpy()
+    model = load_qwen2(folder, dtype=jnp.float32)
+    load_adapter(model, tmp_path)
+    assert (model.lora.rank, model.lora.alpha) == (3, 7)
+    assert model.lora.targets == ("q_proj", "down_proj")
+    error = np.abs(np.asarray(model(TOKENS_BT)) - expected).max() / np.abs(expected).max()
+    assert error < 1e-5
+
+
+def test_round_trip(tiny_checkpoint, adapter):
+    original = with_random_adapter(tiny_checkpoint, rank=4, alpha=8)
+    fresh = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    assert lora_sha256(fresh) != lora_sha256(original)
+    load_adapter(fresh, adapter)
+    assert lora_sha256(fresh) == lora_sha256(original)
+    present = load_qwen2(tiny_checkpoint)  # bfloat16 base, with a LoRA of the same form
+    add_lora(present, rank=4, alpha=8)
+    load_adapter(present, adapter)
+    assert lora_sha256(present) == lora_sha256(original)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/base-model"
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_hash_follows_values_and_scale(tiny_checkpoint):
+    hashes = {
+        lora_sha256(with_random_adapter(tiny_checkpoint, rank=4, alpha=alpha)) for alpha in (8, 9)
+    }
+    assert len(hashes) == 2
+
+
+def test_nothing_to_save_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(InputError, match="has no LoRA to save"):
+        save_adapter(load_qwen2(tiny_checkpoint), tmp_path / "a", "base")
+    assert not (tmp_path / "a").exists()
+
+
+def refused(tiny_checkpoint, folder, message, **present):
+    model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    if present:
+        add_lora(model, **present)
+    before = lora_sha256(model)
+    with pytest.raises(InputError, match=message):
+        load_adapter(model, folder)
+    assert lora_sha256(model) == before
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_checkpoint, adapter):
+    other = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    other.norm.weight.set_value(other.norm.weight[...] * 2)
+    with pytest.raises(InputError, match=r"another base model .* load some/base-model first"):
+        load_adapter(other, adapter)
+    assert other.lora is None
+
+
+def test_missing_and_torn_files_are_named(tiny_checkpoint, adapter):
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-50])
+    refused(tiny_checkpoint, adapter, r"adapter_model\.safetensors can't be read as safetensors")
+    weights.unlink()
+    refused(tiny_checkpoint, adapter, r"adapter_model\.safetensors is missing")
+    (adapter / "adapter_config.json").write_text("{")
+    refused(tiny_checkpoint, adapter, "is no JSON")
+    (adapter / "adapter_config.json").unlink()
+    refused(tiny_checkpoint, adapter, r"adapter_config\.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type='LOHA' is not implemented"),
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern="),
+        ({"bias": "all"}, "bias='all'"),
+        ({"target_modules": "all-linear"}, "target_modules='all-linear' must be a list"),
+        ({"target_modules": ["q_proj", "c_attn"]}, "target_modules="),
+        ({"target_modules": ["q_proj"]}, "is unexpected"),
+        ({"target_modules": list(TARGETS)}, "gate_proj.lora_A.weight is missing"),
+        ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\], .* \[8, 32\]"),
+        ({"r": "many"}, "r='many' must be a number"),
+        ({"r": 0}, "rank=0 must be a positive integer"),
+    ],
+    ids=str,
+)
+def test_other_configurations_are_refused(tiny_checkpoint, adapter, changes, message):
+    change_config(adapter, **changes)
+    refused(tiny_checkpoint, adapter, message)
+
+
+def test_other_tensors_are_refused(tiny_checkpoint, adapter):
+    change_weights(adapter, lambda t: t.update({Q_B: t[Q_B][:, :3].copy()}))
+    refused(
+        tiny_checkpoint, adapter, r"layers.1.self_attn.q_proj.lora_B.weight has shape \[32, 3\]"
+    )
+    change_weights(adapter, lambda t: t.pop(Q_B))
+    refused(tiny_checkpoint, adapter, "layers.1.self_attn.q_proj.lora_B.weight is missing")
+
+
+def test_another_lora_in_place_is_refused(tiny_checkpoint, adapter):
+    refused(tiny_checkpoint, adapter, "load the base model again", rank=8, alpha=8)
+    refused(tiny_checkpoint, adapter, "load the base model again", rank=4, alpha=16)

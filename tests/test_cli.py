@@ -1,0 +1,349 @@
+"""From files and flags to a configuration, and from an error to one line and an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emodistill import cli
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    PretrainConfig,
+    QuickstartConfig,
+    ReportConfig,
+    SFTConfig,
+    SimulatorConfig,
+    SweepConfig,
+)
+from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
+from emodistill.stages.files import write_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "sweep": SweepConfig,
+    "judge": JudgeConfig,
+    "iql": IQLConfig,
+    "sft": SFTConfig,
+    "jpo": JPOConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "quickstart": QuickstartConfig,
+    "pretrain": PretrainConfig,
+    "simulator": SimulatorConfig,
+}
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def parsed(stage: str, *args: str, **keys):
+    return cli.parse(CONFIGS[stage], stage, description="A stage.", args=args, **keys)
+
+
+# Files and flags
+
+
+def test_every_stage_has_a_configuration():
+    assert set(CONFIGS) == set(cli.STAGES)
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_without_arguments_the_defaults(stage):
+    assert parsed(stage) == CONFIGS[stage]()
+
+
+def test_the_file_is_the_base_and_flags_override_it(tmp_path):
+    file = write(tmp_path, "domain: hospital\njpo: {kappa: 0.5, clip: 0.3}\nsft: {top_fraction: 1}")
+    jpo = parsed("jpo", "--kappa", "0.25", "--config", file)
+    assert (jpo.domain, jpo.kappa, jpo.clip) == ("hospital", 0.25, 0.3)
+    assert jpo.kl_coef == JPOConfig().kl_coef
+    assert parsed("jpo", f"--config={file}", "--domain", "crad").domain == "crad"
+    assert parsed("sft", "--config", file).top_fraction == 1.0
+    assert parsed("iql", "--config", file) == IQLConfig(domain="hospital")
+
+
+def test_a_section_goes_before_what_all_stages_share(tmp_path):
+    file = write(tmp_path, "seed: 3\nsweep: {seed: 5}\njudge:\n")
+    assert parsed("sweep", "--config", file).seed == 5
+    assert parsed("judge", "--config", file).seed == 3
+
+
+def test_where_no_file_is_named_a_stage_may_suggest_one(tmp_path):
+    file = write(tmp_path, "sweep: {num_seeds: 2}")
+    other = tmp_path / "other.yaml"
+    other.write_text("sweep: {num_seeds: 9}", encoding="utf-8")
+    assert parsed("sweep", base=lambda args: Path(file)).num_seeds == 2
+    assert parsed("sweep", "--config", str(other), base=lambda args: Path(file)).num_seeds == 9
+    seen = []
+    parsed("sweep", "--num-seeds", "4", base=seen.append)
+    assert seen == [["--num-seeds", "4"]]
+
+
+def test_a_cell_is_named_after_what_the_flags_changed(tmp_path):
+    file = write(tmp_path, "jpo: {clip: 0.3}")
+    config, base = cli.parse_cell(
+        JPOConfig, "jpo", description="JPO.", args=["--config", file, "--kappa", "0.5"]
+    )
+    assert base == JPOConfig(clip=0.3) and config == JPOConfig(clip=0.3, kappa=0.5)
+
+
+def test_values_take_the_type_of_their_field(tmp_path):
+    file = write(
+        tmp_path,
+        "run: runs/x\nscenarios: s.csv\nsweep: {max_cost_usd: 3, num_scenarios: null}\n"
+        "sft: {learning_rate: 1e-4, lora_targets: [q_proj], max_steps: 7, emotion_free: true}\n"
+        "quickstart: {domains: [student, crad]}",
+    )
+    sweep, sft = parsed("sweep", "--config", file), parsed("sft", "--config", file)
+    assert sweep.run == Path("runs/x") and sweep.scenarios == Path("s.csv")
+    assert isinstance(sweep.max_cost_usd, float) and sweep.num_scenarios is None
+    assert sft.learning_rate == 1e-4 and sft.lora_targets == ("q_proj",)
+    assert sft.max_steps == 7 and sft.emotion_free is True
+    assert parsed("quickstart", "--config", file).domains == ("student", "crad")
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "message"),
+    [
+        ("jpo", "jpo: {kapa: 0.5}", r"jpo has no setting 'kapa'; it has .*kappa"),
+        ("sweep", "sweep: {1: 2, x: 3}", r"sweep has no setting 1"),
+        ("jpo", "domian: crad", r"no stage has a setting 'domian'; the sections are sweep, judge"),
+        ("iql", "jop: {kappa: 0.5}", r"no stage has a setting 'jop'"),
+        ("jpo", "jpo: [kappa]", r"jpo must be a section"),
+        ("jpo", "jpo: {kappa: half}", r"jpo\.kappa: expected float, found 'half'"),
+        ("jpo", "jpo: {kappa: true}", r"jpo\.kappa: expected float, found True"),
+        ("jpo", "jpo: {kappa: null}", r"jpo\.kappa: expected float, found None"),
+        ("sweep", "sweep: {num_seeds: 2.5}", r"sweep\.num_seeds: expected int, found 2\.5"),
+        ("sweep", "sweep: {num_seeds: true}", r"sweep\.num_seeds: expected int, found True"),
+        ("sweep", "sweep: {strict: 1}", r"sweep\.strict: expected bool, found 1"),
+        ("sweep", "sweep: {model: 7}", r"sweep\.model: expected str, found 7"),
+        ("sweep", "run: null", r"sweep\.run: expected a path, found None"),
+        ("sweep", "scenarios: [a.csv]", r"sweep\.scenarios: expected a path, found \['a\.csv'\]"),
+        ("sft", "sft: {lora_targets: q_proj}", r"sft\.lora_targets: expected a list"),
+        ("iql", "domain: hospitals", r"iql\.domain: 'hospitals' is none of crad, disaster"),
+        ("quickstart", "quickstart: {domains: [crd]}", r"quickstart\.domains: 'crd' is none of"),
+        ("jpo", "jpo: {ratio: best}", r"jpo\.ratio: 'best' is none of mean-token, sequence, token"),
+        ("jpo", "jpo: {clip: 1.5}", r"jpo: clip=1\.5 must lie in \(0, 1\); .*--clip 0\.2"),
+        ("jpo", "a: 1: 2", r"not valid YAML"),
+        ("jpo", "kappa", r"expected `name: value` lines"),
+        ("jpo", "", r"expected `name: value` lines"),
+        ("jpo", "- kappa", r"expected `name: value` lines"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_named(tmp_path, stage, text, message):
+    file = write(tmp_path, text)
+    with pytest.raises(InputError, match=rf"(?s)--config {file}: .*{message}"):
+        parsed(stage, "--config", file)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"--config nowhere\.yaml: No such file or directory"):
+        parsed("jpo", "--config", "nowhere.yaml")
+    with pytest.raises(InputError, match=rf"--config {tmp_path}: Is a directory"):
+        parsed("jpo", "--config", str(tmp_path))
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InputError, match=r"bytes\.yaml: not valid YAML"):
+        parsed("jpo", "--config", str(tmp_path / "bytes.yaml"))
+    with pytest.raises(InputError, match="needs the path of a YAML file"):
+        parsed("jpo", "--config")
+
+
+@pytest.mark.parametrize(
+    ("stage", "args", "message"),
+    [
+        ("jpo", ["--clip", "1.5"], "clip=1.5 must lie in (0, 1)"),
+        ("jpo", ["--kappa", "half"], "half"),
+        ("jpo", ["--domain", "hospitals"], "hospitals"),
+        ("jpo", ["--kapa", "0.5"], "--kapa"),
+    ],
+)
+def test_a_wrong_flag_ends_with_code_2(capsys, stage, args, message):
+    with pytest.raises(SystemExit) as ended:
+        parsed(stage, *args)
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert message in " ".join((shown.err + shown.out).replace("│", " ").split())
+
+
+# The configurations themselves
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "bad", "good"),
+    [
+        (JPOConfig, "clip", (0, 1, 1.5, -0.2, NAN), (0.2, 0.99)),
+        (JPOConfig, "kappa", (-0.1, 1.1, NAN), (0, 0.5, 1)),
+        (JPOConfig, "kl_coef", (-0.04, NAN), (0, 0.04)),
+        (JPOConfig, "num_epochs", (0, -1), (1,)),
+        (JPOConfig, "max_steps", (0,), (1, None)),
+        (SFTConfig, "top_fraction", (0, 1.1, NAN), (0.25, 1)),
+        (SFTConfig, "learning_rate", (0, -1e-4, NAN), (1e-4,)),
+        (SFTConfig, "batch_size", (0,), (1,)),
+        (SFTConfig, "lora_rank", (0,), (1,)),
+        (IQLConfig, "expectile", (0.4, 1, NAN), (0.5, 0.9)),
+        (IQLConfig, "advantage_scale", (0, NAN), (3.0,)),
+        (IQLConfig, "discount", (-0.1, 1.01, NAN), (0, 1)),
+        (IQLConfig, "num_steps", (0,), (1,)),
+        (SweepConfig, "concurrency", (0,), (1,)),
+        (SweepConfig, "num_seeds", (0,), (1,)),
+        (SweepConfig, "num_scenarios", (0,), (1, None)),
+        (SweepConfig, "max_turns", (1,), (2,)),
+        (SweepConfig, "focal_temperature", (-0.1, 2.1, NAN), (0, 2)),
+        (SweepConfig, "counterparty_temperature", (INF,), (0.7,)),
+        (JudgeConfig, "repeats", (0,), (2,)),
+        (EvaluateConfig, "num_seeds", (0,), (3,)),
+        (PretrainConfig, "num_steps", (0,), (1,)),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(cls, name, bad, good):
+    for value in bad:
+        with pytest.raises(InputError, match=rf"{name}(={value})? must|{name}={value}"):
+            cls(**{name: value})
+    for value in good:
+        assert getattr(cls(**{name: value}), name) == value
+
+
+def test_the_papers_defaults():
+    assert (JPOConfig().clip, JPOConfig().kl_coef, JPOConfig().kappa) == (0.2, 0.04, 1.0)
+    assert (JPOConfig().learning_rate, SFTConfig().learning_rate) == (5e-6, 1e-4)
+    assert (SFTConfig().top_fraction, SFTConfig().lora_rank, SFTConfig().lora_alpha) == (
+        0.25,
+        16,
+        32,
+    )
+    iql = IQLConfig()
+    assert (iql.expectile, iql.advantage_scale, iql.discount) == (0.7, 3.0, 0.99)
+    assert (iql.num_steps, iql.batch_size, iql.learning_rate) == (50_000, 256, 3e-4)
+    assert (SweepConfig().num_seeds, SweepConfig().max_turns, SweepConfig().num_test) == (
+        100,
+        30,
+        20,
+    )
+
+
+def test_identity_leaves_out_where_and_how_fast():
+    one = SweepConfig(run=Path("runs/a"), concurrency=2, max_cost_usd=1.0)
+    assert one.identity() == SweepConfig(run=Path("runs/b"), provider="openai").identity()
+    assert one.identity() != SweepConfig(num_seeds=3).identity()
+    assert one.identity() != SweepConfig(seed=1).identity()
+    assert not {"run", "concurrency", "provider"} & one.identity().keys()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid_for_every_stage(path):
+    settings = cli.read_settings(path)
+    assert set(settings) & set(CONFIGS)
+    for stage, cls in CONFIGS.items():
+        config = cli.make_config(cls, stage, settings, where=str(path))
+        for name, value in (settings.get(stage) or {}).items():
+            shown = getattr(config, name)
+            assert str(shown) == str(value) or list(shown) == value
+    first = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()[:4]
+    assert any(line.startswith("#   ") and "python scripts/" in line for line in first)
+
+
+@pytest.mark.parametrize("name", cli.PRESETS)
+def test_presets_are_found(name):
+    assert cli.read_settings(cli.preset_path(name))
+
+
+def test_a_missing_preset_is_a_clear_error():
+    with pytest.raises(InputError, match=r"slow\.yaml is missing"):
+        cli.preset_path("slow")
+
+
+@pytest.mark.parametrize(
+    ("stage", "config"),
+    [
+        ("sweep", SweepConfig(run=Path("r x"), scenarios=Path("a.csv"), num_seeds=3, seed=-1)),
+        ("sweep", SweepConfig(provider="openai", model="yes", counterparty="1e3", max_cost_usd=2)),
+        ("iql", IQLConfig(domain="student", learning_rate=3e-5, signal="turn-judge")),
+        ("sft", SFTConfig(lora_targets=("q_proj", "o_proj"), max_steps=5, emotion_free=True)),
+        ("jpo", JPOConfig(kappa=0.3, learning_rate=5e-7, reference="base", judge="null")),
+    ],
+)
+def test_the_config_of_a_run_makes_the_run_again(tmp_path, stage, config):
+    write_config(tmp_path, stage, config)
+    path = tmp_path / "config.yaml"
+    again = cli.make_config(type(config), stage, cli.read_settings(path), where=str(path))
+    assert again == config
+    assert parsed(stage, "--config", str(path)) == config
+    assert set(yaml.safe_load(path.read_text())[stage]) == {
+        field.name for field in dataclasses.fields(config)
+    }
+
+
+# Errors
+
+
+def ended(error: BaseException | None) -> int:
+    def main() -> None:
+        if error is not None:
+            raise error
+
+    try:
+        cli.run(main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.mark.parametrize("kind", [InputError, StaleInputError, ApiError, DivergenceError])
+def test_an_error_for_the_user_is_one_message(capsys, kind):
+    assert ended(kind("clip=1.5 is wrong.")) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: clip=1.5 is wrong.\n" and shown.out == ""
+
+
+def test_a_full_disk_and_an_interruption(capsys):
+    assert ended(OSError(errno.ENOSPC, "No space left on device", "runs/a.jsonl")) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: No space left on device (runs/a.jsonl);")
+    assert ended(KeyboardInterrupt()) == 130
+    assert "start again to go on" in capsys.readouterr().err
+
+
+def test_nothing_to_tell_and_a_mistake_of_ours(capsys):
+    assert ended(None) == 0
+    with pytest.raises(ZeroDivisionError):
+        ended(ZeroDivisionError())
+    with pytest.raises(OSError, match="odd"):
+        ended(OSError("odd"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "message"),
+    [
+        ("sweep.py", ["--config", "nowhere.yaml"], "error: --config nowhere.yaml: No such file"),
+        ("train_jpo.py", ["--clip", "1.5"], "clip=1.5 must lie in (0, 1)"),
+        ("simulate_api.py", ["--config", "BAD"], "no stage has a setting 'prot'"),
+    ],
+)
+def test_a_script_ends_with_code_2_and_no_traceback(tmp_path, script, args, message):
+    bad = write(tmp_path, "prot: 8000")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *(a.replace("BAD", bad) for a in args)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+    )
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]

@@ -1,0 +1,351 @@
+"""IQL against a small MDP solved exactly, a bandit, and hand-made dialogues."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emodistill.configs import IQLConfig
+from emodistill.emotions import EMOTION_INDEX, EMOTIONS
+from emodistill.errors import DivergenceError, InputError
+from emodistill.negotiation.states import DialogueState, features, num_features
+from emodistill.offline.rewards import scenario_advantages, trajectory_return
+from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.train import iql
+from emodistill.train.selector_files import forward, load_selector, save_selector
+from emodistill.train.transitions import Transitions, make_transitions
+
+CONFIG = IQLConfig(num_steps=1_000, batch_size=64, hidden_width=32, learning_rate=3e-3, polyak=0.05)
+"""Most tests share its shapes, and data sets of ten rows, so that they share a compilation."""
+
+
+def transitions(rows, num_states):
+    """(state, action, reward, next state or None) with one-hot states."""
+    state, action, reward, after = zip(*rows, strict=True)
+    one_hot = np.eye(num_states, dtype=np.float32)
+    return Transitions(
+        observation_NS=one_hot[list(state)],
+        action_N=np.array(action, np.int32),
+        reward_N=np.array(reward, np.float32),
+        next_observation_NS=one_hot[[0 if s is None else s for s in after]],
+        terminal_N=np.array([s is None for s in after]),
+        state="geometry",
+        num_dialogues=len(rows),
+        num_truncated=0,
+        num_without_reward=0,
+        num_without_emotion=0,
+        left_out_scenarios=(),
+    )
+
+
+# Rows repeat as often as the behaviour took them: weights 1, 2 and 1 in the first state.
+MDP = [
+    (0, 0, 0.0, 1),
+    (0, 5, 0.3, 2),
+    (0, 5, 0.3, 2),
+    (0, 27, 0.5, None),
+    (1, 0, 1.0, None),
+    (1, 5, -1.0, None),
+    (1, 27, 0.2, 2),
+    (2, 0, -0.5, None),
+    (2, 5, 0.8, None),
+    (2, 5, 0.8, None),
+]
+
+
+def expectile_of(values, expectile):
+    """The v with expectile·Σ(q − v)₊ = (1 − expectile)·Σ(v − q)₊, by bisection."""
+    low, high = min(values), max(values)
+    for _ in range(80):
+        v = (low + high) / 2
+        pull = sum((expectile if q > v else 1 - expectile) * (q - v) for q in values)
+        low, high = (v, high) if pull > 0 else (low, v)
+    return v
+
+
+def solve(rows, num_states, config):
+    """The fixed point of Eq. 14 on a table: {(s, a): Q} and V."""
+    value = [0.0] * num_states
+    for _ in range(200):
+        q = [r + (0.0 if n is None else config.discount * value[n]) for _, _, r, n in rows]
+        value = [
+            expectile_of(
+                [q_i for q_i, row in zip(q, rows, strict=True) if row[0] == s], config.expectile
+            )
+            for s in range(num_states)
+        ]
+    return {row[:2]: q_i for q_i, row in zip(q, rows, strict=True)}, value
+
+
+def outputs(run, num_states):
+    """V [S], Q [S, A] and log-policy [S, A] of a trained run on one-hot states."""
+    states = np.eye(num_states, dtype=np.float32)
+    logits = forward(run.networks.actor, states).astype(np.float64)
+    log_policy = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return (
+        forward(run.networks.value, states)[:, 0],
+        forward(run.networks.critic, states),
+        log_policy,
+    )
+
+
+@pytest.fixture(scope="module")
+def solved_runs():
+    """Two settings side by side, every step on the whole data set: no sampling noise is left."""
+    base = dataclasses.replace(CONFIG, learning_rate=1e-3)
+    configs = [
+        dataclasses.replace(base, expectile=0.7, discount=0.9),
+        dataclasses.replace(base, expectile=0.9, discount=0.99, advantage_scale=1.0),
+    ]
+    every_row_PLKB = np.broadcast_to(np.arange(len(MDP)), (1, 8_000, 2, len(MDP)))
+    state, _ = iql._train_chunk(
+        iql._init([0, 1], 3, 32),
+        iql._data(transitions(MDP, 3)),
+        iql._settings(configs),
+        every_row_PLKB,
+        np.array([8_000]),
+    )
+    params = jax.device_get(state.params)
+    return configs, [
+        iql.IQLRun(iql._networks(params, run, config), []) for run, config in enumerate(configs)
+    ]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_small_mdp_reaches_the_exact_fixed_point(solved_runs, index):
+    config, run = solved_runs[0][index], solved_runs[1][index]
+    exact_q, exact_value = solve(MDP, 3, config)
+    value, q, log_policy = outputs(run, 3)
+    np.testing.assert_allclose(value, exact_value, atol=1e-2)
+    for (state, action), expected in exact_q.items():
+        assert q[state, action] == pytest.approx(expected, abs=1e-2)
+    # The policy is the behaviour reweighted by exp(β(Q − V)), nothing outside the data.
+    for state in range(3):
+        weight = np.zeros(28)
+        for s, action, _, _ in MDP:
+            if s == state:
+                gain = config.advantage_scale * (exact_q[s, action] - exact_value[s])
+                weight[action] += math.exp(gain)
+        np.testing.assert_allclose(np.exp(log_policy[state]), weight / weight.sum(), atol=0.02)
+
+
+ARMS = [(0, 3, 0.0, None), (0, 9, 1.0, None), (0, 20, 0.4, None)] * 3 + [(1, 0, 0.0, None)]
+
+
+def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
+    mild, keen = iql.train_iql_grid(
+        transitions(ARMS, 3),
+        [dataclasses.replace(CONFIG, advantage_scale=scale) for scale in (1.0, 5.0)],
+    )
+    best = [np.exp(outputs(run, 3)[2])[0] for run in (mild, keen)]
+    assert best[0].argmax() == best[1].argmax() == 9
+    assert 0.4 < best[0][9] < 0.6
+    assert best[1][9] > 0.9
+
+
+def test_weights_are_capped():
+    rows = [(0, 1, 50.0, None), (0, 2, 0.0, None)] * 5
+    config = dataclasses.replace(CONFIG, learning_rate=1e-2, weight_cap=7.0)
+    (run,) = iql.train_iql(transitions(rows, 3), config)
+    assert max(row["policy/weight_mean"] for row in run.metrics) <= 7.0
+    assert run.metrics[-1]["policy/capped_fraction"] == pytest.approx(0.5, abs=0.25)
+
+
+def test_losses_against_a_loop():
+    rng = np.random.default_rng(0)
+    value, target, q, bellman, log_prob = rng.normal(size=(5, 32)).astype(np.float32)
+    weight = rng.uniform(0, 3, 32).astype(np.float32)
+    expected = sum(
+        abs(0.8 - (t - v < 0)) * (t - v) ** 2 for v, t in zip(value, target, strict=True)
+    )
+    assert float(iql.value_loss(value, target, 0.8)) == pytest.approx(expected / 32, rel=1e-5)
+    assert float(iql.critic_loss(q, bellman)) == pytest.approx(
+        sum((b - x) ** 2 for b, x in zip(bellman, q, strict=True)) / 32, rel=1e-5
+    )
+    assert float(iql.actor_loss(log_prob, weight)) == pytest.approx(
+        -sum(w * p for w, p in zip(weight, log_prob, strict=True)) / 32, rel=1e-5
+    )
+
+
+def test_each_loss_reaches_its_own_network_only():
+    state = jax.tree.map(lambda leaf: leaf[0], iql._init([0], 3, 8))
+    batch = iql._Data(
+        jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3)[::-1], jnp.array([1.0, 1.0, 0.0])
+    )
+    settings = iql._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0)
+    own = {"value/loss": "value", "critic/loss": "critic", "actor/loss": "actor"}
+
+    @jax.jit
+    def gradients(params):
+        def losses(p):
+            metrics = iql._losses(p, state.target, batch, settings)[1]
+            return {name: metrics[name] for name in own}
+
+        return jax.jacrev(losses)(params)
+
+    for loss_name, by_network in gradients(state.params).items():
+        norms = {
+            name: sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(by_network[name]))
+            for name in own.values()
+        }
+        assert norms.pop(own[loss_name]) > 0
+        assert set(norms.values()) == {0.0}, loss_name
+
+
+def leaves_equal(run, other):
+    pairs = zip(
+        jax.tree.leaves(run.networks.actor), jax.tree.leaves(other.networks.actor), strict=True
+    )
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
+    data = transitions(MDP, 3)
+    together = iql.train_iql(data, CONFIG, seeds=[3, 4])
+    again = iql.train_iql(data, CONFIG, seeds=[3, 4])
+    for run, same in zip(together, again, strict=True):
+        assert leaves_equal(run, same)
+        assert run.metrics == same.metrics
+    assert not leaves_equal(*together)
+    for run, seed in zip(together, (3, 4), strict=True):
+        (alone,) = iql.train_iql(data, CONFIG, seeds=[seed])
+        assert run.networks.settings["seed"] == alone.networks.settings["seed"] == seed
+        for row, row_alone in zip(run.metrics[:50], alone.metrics[:50], strict=True):
+            assert row == pytest.approx(row_alone, rel=1e-3, abs=1e-4)
+
+
+def test_metrics_progress_and_one_compilation():
+    data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
+    seen = []
+    (run,) = iql.train_iql(data, config, report=seen.append)
+    num_compiled = iql._train_chunk._cache_size()
+    iql.train_iql(data, dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9))
+    iql.train_iql(data, dataclasses.replace(config, num_steps=1_000))
+    assert iql._train_chunk._cache_size() == num_compiled
+    assert [row["step"] for row in run.metrics] == list(range(1, 991))
+    assert [update.step for update in seen] == [*range(20, 990, 20), 990]
+    assert seen[-1].num_steps == 990
+    assert [row for update in seen for row in update.rows[0]] == run.metrics
+    assert run.metrics[0]["policy/entropy"] == pytest.approx(math.log(28), abs=0.01)
+    assert run.metrics[-1]["policy/entropy"] < 1.5
+
+
+def test_chunking_changes_nothing(monkeypatch):
+    data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
+    (run,) = iql.train_iql(data, config)
+    monkeypatch.setattr(iql, "NUM_CHUNKS", 2)
+    monkeypatch.setattr(iql, "MAX_POINTS", 7)
+    (coarse,) = iql.train_iql(data, config)
+    assert [row["step"] for row in coarse.metrics] == [142, 284, 426, 568, 710, 852, 990]
+    for index, row in enumerate(coarse.metrics):
+        window = run.metrics[142 * index : 142 * (index + 1)]
+        mean = np.mean([fine["critic/loss"] for fine in window])
+        assert row["critic/loss"] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_trained_selector_survives_its_folder(tmp_path):
+    (run,) = iql.train_iql(transitions(MDP, 3), dataclasses.replace(CONFIG, advantage_scale=2.0))
+    save_selector(tmp_path, run.networks)
+    back = load_selector(tmp_path)
+    x = np.eye(3, dtype=np.float32)
+    np.testing.assert_array_equal(forward(back.actor, x), forward(run.networks.actor, x))
+    assert (back.advantage_scale, back.state) == (2.0, "geometry")
+    assert back.settings["num_steps"] == CONFIG.num_steps
+
+
+def test_numpy_and_jax_agree_on_the_networks():
+    state = jax.tree.map(lambda leaf: leaf[0], iql._init([5], 3, 8))
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    networks = [state.params["value"], state.params["actor"], state.target]
+    for layers, found in zip(networks, iql._forward(networks, x), strict=True):
+        as_numpy = tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers)
+        np.testing.assert_allclose(forward(as_numpy, x), found, rtol=1e-4, atol=1e-6)
+
+
+def test_divergence_names_metric_and_step():
+    rows = [(0, 1, 3e38, None)] * 10
+    with pytest.raises(DivergenceError, match=r"IQL: critic/loss is inf by step 1 \(run 0\)"):
+        iql.train_iql(transitions(rows, 3), CONFIG)
+
+
+def test_bad_requests():
+    data = transitions(MDP, 3)
+    with pytest.raises(InputError, match="num_steps=5 beside 1000"):
+        iql.train_iql_grid(data, [CONFIG, dataclasses.replace(CONFIG, num_steps=5)])
+    with pytest.raises(InputError, match="transitions hold 'geometry' features"):
+        iql.train_iql(data, dataclasses.replace(CONFIG, state="upstream"))
+    with pytest.raises(InputError, match="configs is empty"):
+        iql.train_iql(data, CONFIG, seeds=[])
+
+
+def dialogue(name, offers, outcome, *, scenario_id="debt_001", emotions=("anger", "joy", "fear")):
+    turns = tuple(
+        Turn(
+            index=i,
+            speaker="focal" if i % 2 == 0 else "counterparty",
+            emotion=emotions[i // 2] if i % 2 == 0 else None,
+            text="",
+            offer=offer,
+        )
+        for i, offer in enumerate(offers)
+    )
+    return Trajectory(
+        trajectory_id=name,
+        domain="crad",
+        scenario_id=scenario_id,
+        seed=0,
+        split="train",
+        focal_target=30.0,
+        counterparty_anchor=90.0,
+        unit="days",
+        focal=FocalParty(method="sweep", model="m", temperature=0.7),
+        counterparty=CounterParty(model="m", temperature=0.7),
+        prompt_pack_sha256="0",
+        agreement_rule="stand",
+        turns=turns,
+        outcome=outcome,
+        final_value=60.0 if outcome == "accepted" else None,
+    )
+
+
+def test_transitions_by_hand():
+    accepted = dialogue("b", [30, 80, 40, 70, 60], "accepted")
+    cut = dialogue("a", [30, 85, 35], "ongoing")
+    made = make_transitions([accepted, cut], {}, max_turns=30)
+    assert (len(made), made.num_dialogues, made.num_truncated) == (3, 1, 1)
+    assert made.observation_NS.shape == (3, num_features("geometry"))
+    assert made.observation_NS.dtype == np.float32
+    assert [EMOTIONS[a] for a in made.action_N] == ["anger", "joy", "fear"]
+    np.testing.assert_array_equal(made.terminal_N, [False, False, True])
+    np.testing.assert_allclose(made.reward_N, [0, 0, trajectory_return(accepted)], rtol=1e-6)
+    for row, index in enumerate((0, 2, 4)):
+        state = DialogueState.from_turns(accepted, accepted.turns[:index], 30)
+        np.testing.assert_array_equal(made.observation_NS[row], features(state))
+    np.testing.assert_array_equal(made.next_observation_NS[:2], made.observation_NS[1:])
+
+
+def test_open_at_the_cap_is_terminal_and_paid():
+    capped = dialogue("a", [30, 85, 35, 80], "ongoing")
+    made = make_transitions([capped], {}, state="upstream", max_turns=4)
+    np.testing.assert_array_equal(made.terminal_N, [False, True])
+    assert made.reward_N[-1] == pytest.approx(trajectory_return(capped, 4), rel=1e-6)
+    assert made.reward_N[-1] < -1
+    assert made.observation_NS.shape == (2, 10)
+
+
+def test_turns_without_score_or_emotion_are_left_out_and_counted():
+    dialogues = [dialogue(f"d{i}", [30, 80, 40], "breakdown") for i in range(4)]
+    dialogues.append(dialogue("e", [30, 80, 40], "breakdown", emotions=(None, "joy")))
+    scores = {(f"d{i}", 0): 2 + i for i in range(4)} | {("d0", 2): 9, ("e", 0): 5, ("e", 2): 4}
+    made = make_transitions(dialogues, scores, signal="turn-judge")
+    expected = scenario_advantages([2, 9, 3, 4, 5, 5, 4], ["s"] * 7)  # rows d0 d0 d1 d2 d3 e e
+    np.testing.assert_allclose(made.reward_N, expected[[0, 1, 2, 3, 4, 6]], rtol=1e-5)
+    assert (made.num_without_reward, made.num_without_emotion) == (3, 1)
+    assert made.action_N[-1] == EMOTION_INDEX["joy"]
+    with pytest.raises(InputError, match="1 are cut off"):
+        make_transitions([dialogue("a", [30, 80], "ongoing")], {})
+    with pytest.raises(InputError, match=r"signal='episode-judge': 0 are cut off"):
+        make_transitions(dialogues, scores, signal="episode-judge")

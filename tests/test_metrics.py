@@ -1,0 +1,105 @@
+"""Table figures worked out by hand on a handful of dialogues."""
+
+import math
+
+import numpy as np
+import pytest
+
+from emodistill.evaluation import metrics
+from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+
+
+def dialogue(name, final_value, *, num_turns=4, outcome=None, scenario_id="debt_001", emotions=()):
+    turns = tuple(
+        Turn(
+            index=i,
+            speaker="focal" if i % 2 == 0 else "counterparty",
+            emotion=emotions[i // 2] if i % 2 == 0 and emotions else None,
+            text="40 days" if i % 4 == 0 else "no thanks",
+            offer=40.0 if i % 8 == 0 else None,
+        )
+        for i in range(num_turns)
+    )
+    return Trajectory(
+        trajectory_id=name,
+        domain="crad",
+        scenario_id=scenario_id,
+        seed=0,
+        split="test",
+        focal_target=30.0,
+        counterparty_anchor=90.0,
+        unit="days",
+        focal=FocalParty(method="iql", model="m", temperature=0.7),
+        counterparty=CounterParty(model="m", temperature=0.7),
+        prompt_pack_sha256="0",
+        agreement_rule="stand",
+        turns=turns,
+        outcome=outcome or ("breakdown" if final_value is None else "accepted"),
+        final_value=final_value,
+    )
+
+
+def test_summary_by_hand():
+    rows = [
+        dialogue("a", 60.0, num_turns=4),  # 0.5
+        dialogue("b", 20.0, num_turns=6),  # past the target: 1
+        dialogue("c", None, num_turns=8, scenario_id="debt_002"),
+        dialogue("d", None, num_turns=10, outcome="ongoing", scenario_id="debt_002"),
+    ]
+    found = metrics.summarize(rows)
+    assert (found.num_dialogues, found.num_scenarios) == (4, 2)
+    assert (found.num_accepted, found.num_breakdown, found.num_ongoing) == (2, 1, 1)
+    assert found.success == 0.5
+    assert (found.outcomes, found.outcomes_std) == pytest.approx((0.75, 0.25))
+    assert found.utility == pytest.approx(0.375)
+    assert found.utility_std == pytest.approx(np.std([0.5, 1, 0, 0]))  # population, not n - 1
+    assert (found.rounds, found.rounds_std) == pytest.approx((7.0, math.sqrt(5)))
+
+
+def test_summary_without_a_success_or_a_dialogue():
+    failed = metrics.summarize([dialogue("a", None)])
+    assert math.isnan(failed.outcomes)
+    assert (failed.success, failed.utility, failed.utility_std) == (0.0, 0.0, 0.0)
+    empty = metrics.summarize([])
+    assert empty.num_dialogues == 0
+    assert math.isnan(empty.success) and math.isnan(empty.utility) and math.isnan(empty.rounds)
+
+
+def test_outcomes_carry_their_scenarios():
+    rows = [dialogue("a", None), dialogue("b", 45.0, scenario_id="debt_009")]
+    values, ids = metrics.dialogue_outcomes(rows)
+    np.testing.assert_allclose(values, [0.75])
+    assert ids == ["debt_009"]
+
+
+def test_emotion_scores_count_scenarios_once():
+    rows = [
+        dialogue("a", 60.0, emotions=("anger", "joy")),
+        dialogue("b", 60.0, emotions=("anger", "anger")),
+        dialogue("c", 60.0, emotions=("anger", "fear"), scenario_id="debt_002"),
+    ]
+    scores = {("a", 0): 2, ("a", 2): 9, ("b", 0): 4, ("b", 2): 6, ("c", 0): 8}
+    joy, anger = metrics.emotion_scores(rows, scores, n_resamples=2_000)
+    assert (joy.emotion, joy.mean, joy.num_turns, joy.num_scenarios) == ("joy", 9.0, 1, 1)
+    # anger: scenario means 4 and 8, so 6; the mean over its four turns would be 5.
+    assert (anger.emotion, anger.mean, anger.num_turns, anger.num_scenarios) == ("anger", 6.0, 4, 2)
+    assert (anger.low, anger.high) == (4.0, 8.0)
+
+
+def test_emotion_ties_keep_the_vocabulary_order():
+    rows = [dialogue("a", 60.0, emotions=("joy", "anger"))]
+    found = metrics.emotion_scores(rows, {("a", 0): 5, ("a", 2): 5}, n_resamples=10)
+    assert [score.emotion for score in found] == ["anger", "joy"]
+
+
+def test_data_quality_counts_figures_without_an_offer():
+    # Turns 0 and 8 make an offer; 4 names a figure and yields none; the others name none.
+    rows = [dialogue("a", 60.0, num_turns=9), dialogue("b", None, num_turns=2, outcome="ongoing")]
+    found = metrics.data_quality(rows)
+    assert metrics.num_unread_offers(rows[0]) == 1
+    assert (found.num_turns, found.num_without_offer, found.num_unread) == (11, 8, 1)
+    assert found.unread_share == pytest.approx(1 / 11)
+    assert found.without_offer_share == pytest.approx(8 / 11)
+    assert found.num_truncated == 1
+    assert metrics.data_quality(rows, max_turns=2).num_truncated == 0
+    assert math.isnan(metrics.data_quality([]).unread_share)

@@ -1,0 +1,156 @@
+"""read_offer against hand-labelled utterances, and what holds for any text."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from emodistill.domains import DOMAINS, format_value
+from emodistill.errors import InputError
+from emodistill.negotiation import read_offer
+from emodistill.negotiation.clauses import plain, split_sentences
+from emodistill.negotiation.offers import Role, explain
+from emodistill.negotiation.quantities import scan
+from emodistill.seeding import stream
+
+GOLDEN = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "golden" / "offers.jsonl").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['domain']}: {case['text'][:60]}")
+def test_golden(case):
+    read = read_offer(case["text"], case["domain"])
+    assert read == (case["offer"] if case["offer"] is None else pytest.approx(case["offer"])), [
+        f"{r.role.value} {r.value}: {r.clause}" for r in explain(case["text"], case["domain"])
+    ]
+
+
+def test_golden_set_covers_the_domains():
+    counts = {domain: sum(case["domain"] == domain for case in GOLDEN) for domain in DOMAINS}
+    assert sum(counts.values()) >= 300
+    assert min(counts.values()) >= 50
+    assert sum(case["offer"] is None for case in GOLDEN) >= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "domain", "offer"),
+    [
+        ("A month.", "crad", 30),
+        ("A fortnight.", "hospital", 14),
+        ("A year.", "crad", 365),
+        ("Two weeks.", "crad", 14),
+        ("48 hours.", "crad", 2),
+        ("Two and a half weeks.", "crad", 17.5),
+        ("1,000 days.", "crad", 1000),
+        ("1.5 hours.", "disaster", 90),
+        ("2 ½ hours.", "disaster", 150),
+        ("A quarter of an hour.", "disaster", 15),
+        ("1.75 hours past 9 PM.", "student", 1.75),
+        ("Half an hour before midnight.", "student", 2.5),
+        ("9 p.m.", "student", 0),
+        ("00:30.", "student", 3.5),
+        ("Ten thirty.", "student", 1.5),
+        ("One in the morning.", "student", 4),
+        ("12 PM.", "student", None),
+        ("8 AM.", "student", None),
+        ("Three days.", "disaster", None),
+        ("2 hours.", "crad", None),
+        ("15 years old.", "student", None),
+    ],
+)
+def test_units(text, domain, offer):
+    assert read_offer(text, domain) == (None if offer is None else pytest.approx(offer))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_reads_what_format_value_writes(domain):
+    step = 0.25 if domain == "student" else 1.0
+    for k in range(1, 24):
+        value = k * step
+        said = format_value(domain, value)
+        for template in ("Let us say {}.", "My figure is {}.", "Agreed, {} it is.", "{}."):
+            assert read_offer(template.format(said), domain) == value, said
+        assert read_offer(f"I can't accept {said}.", domain) is None
+        assert read_offer(f"You asked for {said}.", domain) is None
+
+
+def test_the_domain_alone_decides_the_unit():
+    text = "I need 90 minutes, and payment in 40 days."
+    assert read_offer(text, "disaster") == 90
+    assert read_offer(text, "crad") == 40
+    assert read_offer(text, "student") is None
+
+
+def test_roles():
+    text = (
+        "You asked for 90 days. I can't do 30 days, but 45 days is possible; it's 60 days overdue."
+    )
+    roles = [(reading.value, reading.role) for reading in explain(text, "crad")]
+    assert roles == [
+        (90, Role.QUOTED),
+        (30, Role.REJECTED),
+        (45, Role.PROPOSED),
+        (60, Role.BACKGROUND),
+    ]
+
+
+def test_a_range_is_a_mention_without_a_value():
+    (reading,) = explain("I could pay in 30 to 40 days.", "crad")
+    assert reading.value is None
+    assert reading.role is Role.PROPOSED
+
+
+def test_unknown_domain():
+    with pytest.raises(InputError, match="domain='rent' is not known; use one of crad"):
+        read_offer("40 days", "rent")
+
+
+def test_typography_does_not_matter():
+    for text in (
+        "I can’t do 30 days—45 days.",
+        "I can't do 30 days - 45 days.",
+        "I CAN'T DO 30 DAYS; 45 DAYS",
+    ):
+        assert read_offer(text, "crad") == 45, text
+    assert read_offer("How about “10:45 p.m.”?", "student") == 1.75
+    assert read_offer("I can’t do 30 days.", "crad") is None
+
+
+def test_any_text_is_read_without_an_error_and_quickly():
+    rng = stream(0, "offers-fuzz")
+    words = [word for case in GOLDEN for word in case["text"].split()]
+    words += ["30", "-", "½", "q", "Q1", "$", "%", "10:99", "to", "or", "\n", "…", "ß", "日", "'s"]
+    start = time.perf_counter()
+    for _ in range(400):
+        text = " ".join(rng.choice(words, size=rng.integers(0, 40)))
+        for domain in DOMAINS:
+            value = read_offer(text, domain)
+            assert value is None or isinstance(value, float)
+    long = " ".join(rng.choice(words, size=4000))
+    read_offer(long, "crad")
+    assert time.perf_counter() - start < 15
+
+
+def test_text_with_placeholder_like_words_is_safe():
+    assert read_offer("Q1 was bad and Q7 was worse; 40 days.", "crad") == 40
+
+
+def test_clauses_keep_a_verb_with_its_subject():
+    text = scan(plain("30 days, unfortunately, is not possible, but 45 days is."), "crad").text
+    (sentence,) = split_sentences(text)
+    assert sentence.clauses == ("Q0 is not possible", "but Q1 is")
+
+
+def test_negated_and_plain_forms_differ():
+    """The reader looks at the clause, not at the number."""
+    for plain_form, denied in [
+        ("I can do 40 days.", "I can't do 40 days."),
+        ("Your 40 days works for me.", "Your 40 days doesn't work for me."),
+        ("40 days is fair.", "40 days is not fair."),
+        ("We agree to 40 days.", "We never agreed to 40 days."),
+    ]:
+        assert read_offer(plain_form, "crad") == 40
+        assert read_offer(denied, "crad") is None, denied

@@ -1,0 +1,273 @@
+"""Logits against Hugging Face's implementation on tiny random checkpoints, in float32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emodistill import seeding
+from emodistill.errors import InputError
+from emodistill.model import attention
+from emodistill.model.config import Qwen2Config
+from emodistill.model.qwen2 import Qwen2
+from emodistill.model.weights import load_qwen2
+
+TOKENS_BT = seeding.stream(0, "test-tokens").integers(0, 100, (2, 40))
+
+
+def hf_logits(model, tokens_BT, **arguments):
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        outputs = model(torch.tensor(tokens_BT), **arguments)
+    return outputs.logits.numpy()
+
+
+def run(model, tokens_BT, **arguments):
+    """Logits, compiled as a whole: op by op takes far longer here."""
+    graphdef, state = nnx.split(model)
+    program = jax.jit(lambda state, tokens, more: nnx.merge(graphdef, state)(tokens, **more))
+    return program(state, jnp.asarray(tokens_BT), arguments)
+
+
+def relative_error(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen2", {"tie_word_embeddings": False}),
+        ("qwen2", {"rope_theta": 1_000_000.0, "config_style": "hub", "num_key_value_heads": 6}),
+        ("qwen2", {"rope_theta": 500.0, "num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
+        ("llama", {"rope_theta": 50_000.0}),
+        ("qwen3", {"rope_theta": 1_000_000.0}),
+    ],
+    ids=str,
+)
+def test_logits_equal_hf(make_hf_checkpoint, architecture, changes):
+    folder, hf = make_hf_checkpoint(architecture, **changes)
+    logits_BTV = run(load_qwen2(folder, dtype=jnp.float32), TOKENS_BT)
+    assert logits_BTV.dtype == jnp.float32
+    assert relative_error(logits_BTV, hf_logits(hf, TOKENS_BT)) < 1e-5
+
+
+def test_query_blocks_equal_hf(make_hf_checkpoint, monkeypatch):
+    folder, hf = make_hf_checkpoint()
+    tokens_BT = np.tile(TOKENS_BT, (1, 2))
+    expected = hf_logits(hf, tokens_BT)
+    model = load_qwen2(folder, dtype=jnp.float32)
+    for block, most in ((32, 8), (32, 2)):  # blocks of 32, 32, 16 and of 40, 40
+        monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+        monkeypatch.setattr(attention, "MAX_QUERY_BLOCKS", most)
+        assert relative_error(run(model, tokens_BT), expected) < 1e-5
+        lengths_B = jnp.array([80, 50])
+        padded = run(model, tokens_BT, lengths_B=lengths_B)
+        assert relative_error(padded[1, :50], expected[1, :50]) < 1e-5
+
+
+def test_padding_equals_hf(make_hf_checkpoint):
+    torch = pytest.importorskip("torch")
+    folder, hf = make_hf_checkpoint()
+    model = load_qwen2(folder, dtype=jnp.float32)
+    for side in ("right", "left"):
+        mask_BT = np.ones_like(TOKENS_BT, bool)
+        mask_BT[1, 25:] = False
+        if side == "left":
+            mask_BT = mask_BT[:, ::-1].copy()
+        positions_BT = np.clip(np.cumsum(mask_BT, axis=1) - 1, 0, None)
+        expected = hf_logits(
+            hf,
+            TOKENS_BT,
+            attention_mask=torch.tensor(mask_BT.astype(int)),
+            position_ids=torch.tensor(positions_BT),
+        )
+        logits = run(model, TOKENS_BT, mask=jnp.asarray(mask_BT), positions_BT=positions_BT)
+        assert np.isfinite(logits).all()
+        assert relative_error(logits[mask_BT], expected[mask_BT]) < 1e-5
+        if side == "right":
+            by_lengths = run(model, TOKENS_BT, lengths_B=jnp.array([40, 25]))
+            assert relative_error(by_lengths[mask_BT], expected[mask_BT]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+
+
+def test_padding_is_told_by_lengths_not_by_token_ids(model):
+    """Zeros are ordinary tokens where the row is long, and any token is padding where it ends."""
+    tokens_BT = jnp.array([[5, 0, 0, 7, 0, 3]])
+    full = run(model, tokens_BT)
+    for filler in (0, 9):
+        padded = jnp.pad(tokens_BT, ((0, 0), (0, 4)), constant_values=filler)
+        logits = run(model, padded, lengths_B=jnp.array([6]))
+        np.testing.assert_allclose(logits[:, :6], full, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(run(model, tokens_BT.at[0, 1].set(8))[0, -1], full[0, -1], atol=1e-4)
+
+
+def test_full_mask_and_own_attention_replace_the_causal_rule(model):
+    """Two samples that share a prefix of 4 in one row give what each gives alone."""
+    prefix, first, second = [5, 6, 7, 8], [9, 10, 11], [12, 13]
+    tokens_BT = jnp.array([prefix + first + second])
+    positions_BT = jnp.array([[0, 1, 2, 3, 4, 5, 6, 4, 5]])
+    branch = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    sees = (branch[None] == 0) | (branch[:, None] == branch[None])
+    mask_BTT = jnp.asarray(np.tril(np.ones((9, 9), bool)) & sees)[None]
+    packed = run(model, tokens_BT, positions_BT=positions_BT, mask=mask_BTT)
+    np.testing.assert_allclose(packed[:, :7], run(model, tokens_BT[:, :7]), rtol=1e-4, atol=1e-5)
+    alone = run(model, jnp.array([prefix + second]))
+    np.testing.assert_allclose(packed[:, 7:], alone[:, 4:], rtol=1e-4, atol=1e-5)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH):
+        return attention.causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT)
+
+    own = model.hidden(tokens_BT, positions_BT=positions_BT, attend=attend)
+    np.testing.assert_allclose(model.logits(own), packed, rtol=1e-5, atol=1e-6)
+
+
+def test_head_at_few_positions_equals_head_everywhere(model):
+    tokens_BT = jnp.asarray(TOKENS_BT)
+    hidden_BTD = model.hidden(tokens_BT)
+    few = model.logits(hidden_BTD[:, 3:5])
+    np.testing.assert_allclose(few, run(model, tokens_BT)[:, 3:5], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.logits(hidden_BTD[0, 3]), few[0, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_remat_changes_no_gradient(model):
+    graphdef, params = nnx.split(model)
+
+    def gradients(remat):
+        def loss(params):
+            merged = nnx.merge(graphdef, params)
+            merged.remat = remat
+            return jnp.mean(jax.nn.log_softmax(merged(jnp.asarray(TOKENS_BT)))[..., 3])
+
+        gradient = jax.jit(jax.grad(loss))
+        jaxpr = str(jax.make_jaxpr(gradient)(params))
+        return gradient(params), "remat" in jaxpr or "checkpoint" in jaxpr
+
+    plain, is_plain_remat = gradients(False)
+    rematted, is_remat = gradients(True)
+    assert (is_plain_remat, is_remat) == (False, True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_weights_give_float32_logits_close_to_float32(model, tiny_checkpoint):
+    half = load_qwen2(tiny_checkpoint)
+    assert half.dtype == jnp.bfloat16
+    assert jax.eval_shape(half.hidden, TOKENS_BT).dtype == jnp.bfloat16
+    logits = run(half, TOKENS_BT)
+    assert logits.dtype == jnp.float32
+    assert 0 < relative_error(logits, np.asarray(run(model, TOKENS_BT))) < 0.03
+
+
+def test_program_size_does_not_grow_with_depth():
+    def num_equations(num_layers):
+        config = Qwen2Config(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=8,
+            num_layers=num_layers,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=4,
+            rope_theta=1e4,
+            norm_eps=1e-6,
+            max_positions=64,
+            is_tied=True,
+        )
+        model = nnx.eval_shape(lambda: Qwen2(config, key=seeding.jax_key(0, "test")))
+        graphdef, state = nnx.split(model)
+        tokens_BT = jnp.zeros((1, 8), jnp.int32)
+        return str(jax.make_jaxpr(lambda s: nnx.merge(graphdef, s)(tokens_BT))(state)).count("\n")
+
+    assert num_equations(2) == num_equations(12)
+
+
+def test_bad_arguments_are_named(model):
+    with pytest.raises(InputError, match="one of lengths_B, mask and attend"):
+        model(TOKENS_BT, lengths_B=jnp.array([1, 2]), mask=jnp.ones((2, 40), bool))
+    with pytest.raises(InputError, match=r"mask must be \(2, 40\)"):
+        model(TOKENS_BT, mask=jnp.ones((2, 39), bool))
+    with pytest.raises(InputError, match=r"got shape \(40,\)"):
+        model(TOKENS_BT[0])
+
+
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 64,
+}
+
+
+def test_config_reads_both_places_of_rope_theta():
+    hub = Qwen2Config.from_hf({**QWEN, "use_sliding_window": False, "sliding_window": 131072})
+    new = {k: v for k, v in QWEN.items() if k != "rope_theta"}
+    new["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}
+    assert hub == Qwen2Config.from_hf(new)
+    assert (hub.rope_theta, hub.head_dim, hub.is_tied) == (1e6, 4, False)
+    assert Qwen2Config.from_hf(hub.to_hf()) == hub
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2' is not implemented; known: qwen2, llama"),
+        ({"model_type": None}, "model_type=None is not implemented"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"rope_theta": None}, "rope_theta is missing"),
+        ({"num_key_value_heads": 3}, "num_heads=2 must be a multiple of num_kv_heads=3"),
+        ({"num_hidden_layers": 0}, "num_layers=0 must be a positive integer"),
+        ({"vocab_size": "many"}, "vocab_size='many' must be a positive integer"),
+        ({"use_sliding_window": True}, "use_sliding_window=true is not implemented for qwen2"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"attention_bias": False}, "attention_bias=false is not implemented for qwen2"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias=true"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+    ids=str,
+)
+def test_config_refuses_by_name(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Qwen2Config.from_hf({**QWEN, **changes}, where="here/config.json")
+    assert str(caught.value).startswith("here/config.json: ")
+
+
+def test_config_file_errors(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        Qwen2Config.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        Qwen2Config.from_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    for text, message in (('{"a": ', "is no JSON"), ("[1]", "must hold a JSON object, not list")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            Qwen2Config.from_pretrained(tmp_path)
+    path.write_text(json.dumps(QWEN))
+    assert Qwen2Config.from_pretrained(tmp_path).vocab_size == 16
+
+
+def test_package_import_is_free_of_jax():
+    code = (
+        "import sys, emodistill.model as m, emodistill.model.config, emodistill.model.tokenization;"
+        "assert not {'jax', 'flax', 'transformers'} & set(sys.modules);"
+        "m.Qwen2; assert 'jax' in sys.modules; assert all(hasattr(m, n) for n in m.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,466 @@
+"""Tables against hand-made numbers; the page read back as HTML; equal inputs, equal bytes."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from emodistill.domains import format_value, get_domain
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
+from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
+from emodistill.reports import PARTS, write_report, writers
+from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
+from emodistill.reports.figures import read_curve
+from emodistill.reports.paper import TABLE_1
+from emodistill.reports.tables import METHODS, paired_differences, percent, signed, table_1
+from emodistill.reports.viewer import headline
+from emodistill.seeding import stream
+
+SKILL = dict(zip(METHODS, (0.3, 0.35, 0.35, 0.5, 0.6, 0.55, 0.7), strict=True))
+POSITIONS = {"crad": (20.0, 110.0), "disaster": (90.0, 25.0), "hospital": (21.0, 3.0)}
+POSITIONS["student"] = (0.5, 4.0)
+SAY = (
+    "I have read your file closely, and {value} is what this case can carry.",
+    "Let us be plain with each other: {value} serves both of us.",
+    "I hear what you say, and I am moving. Can we meet at {value}?",
+    "This matters to me. {value} would let us close it today.",
+)
+ANSWER = (
+    "That is a lot to ask of me right now. I could manage {value}.",
+    "I would need {value}; anything else breaks my week.",
+    "You are pressing hard, but fine, {value} is possible.",
+)
+
+
+def make_dialogue(domain="crad", number=1, seed=0, method="vanilla-slm", *, share=None, turns=None):
+    """A dialogue as the stages write it; `share` of the gap is won, None ends it unfinished."""
+    target, anchor = POSITIONS[domain]
+    gap = target - anchor
+    final_value = None if share is None else round((anchor + gap * share) * 4) / 4
+    unit = get_domain(domain)
+    scenario_id = unit.scenario_id(number)
+    rng = stream(seed, "test-reports", domain, scenario_id, method)
+    num_turns = turns or int(rng.integers(2, 5)) * 2
+    said = []
+    for index in range(num_turns):
+        is_focal = index % 2 == 0
+        progress = index / max(1, num_turns - 1)
+        end = 0.5 if share is None else share
+        position = 1 - (1 - end) * progress if is_focal else end * progress
+        is_last = share is not None and index == num_turns - 1
+        value = round((anchor + gap * position) * 4) / 4
+        phrases = SAY if is_focal else ANSWER
+        text = phrases[index // 2 % len(phrases)].format(value=format_value(domain, value))
+        said.append(
+            Turn(
+                index=index,
+                speaker="focal" if is_focal else "counterparty",
+                emotion=EMOTIONS[int(rng.integers(28))] if is_focal else None,
+                text="Agreed, let us put that in writing." if is_last else text,
+                offer=None if is_last else value,
+            )
+        )
+    return Trajectory(
+        trajectory_id=f"{domain}/{scenario_id}/seed_{seed:04d}",
+        domain=domain,
+        scenario_id=scenario_id,
+        seed=seed,
+        split="test",
+        focal_target=target,
+        counterparty_anchor=anchor,
+        unit=unit.unit,
+        focal=FocalParty(method=method, model="embedded", temperature=0.7),
+        counterparty=CounterParty(model="sim-counterparty", temperature=0.7),
+        prompt_pack_sha256="0" * 64,
+        agreement_rule="stand",
+        turns=tuple(said),
+        outcome="ongoing" if share is None else "accepted",
+        final_value=final_value,
+    )
+
+
+def make_evaluations(domains=("crad",), num_scenarios=6, num_seeds=2, methods=METHODS):
+    """Better methods win more and fail less."""
+    evaluations = {}
+    for domain in domains:
+        for method in methods:
+            for number in range(1, num_scenarios + 1):
+                for seed in range(num_seeds):
+                    rng = stream(seed, "test-share", domain, number, method)
+                    share = min(1.0, max(0.0, SKILL[method] + 0.2 * rng.standard_normal()))
+                    fails = rng.random() > 0.6 + 0.4 * SKILL[method]
+                    dialogue = make_dialogue(
+                        domain, number, seed, method, share=None if fails else share
+                    )
+                    evaluations.setdefault(domain, {}).setdefault(method, []).append(dialogue)
+    return evaluations
+
+
+def make_sweep(domain="crad", num_dialogues=40):
+    """A sweep and its judgements; every hundredth turn can't be scored."""
+    sweep, judgements = [], []
+    for i in range(num_dialogues):
+        dialogue = make_dialogue(domain, 1 + i % 8, i, "random", share=0.5)
+        sweep.append(dialogue)
+        for turn in dialogue.focal_turns:
+            rank = EMOTIONS.index(turn.emotion)
+            noise = stream(i, "test-score", turn.index).standard_normal()
+            score = int(min(10, max(1, round(3 + 5 * rank / 27 + noise))))
+            failed = len(judgements) % 100 == 99
+            judgements.append(
+                Judgement(
+                    trajectory_id=dialogue.trajectory_id,
+                    turn_index=turn.index,
+                    judge="sim-judge",
+                    repeat=0,
+                    attempt=int(failed),
+                    rubric_sha256="1" * 64,
+                    raw="hm" if failed else f"SCORE: {score}",
+                    status="failed" if failed else "scored",
+                    score=None if failed else score,
+                )
+            )
+    return sweep, judgements
+
+
+def write_metrics(run, domain="crad", num_steps=60):
+    paths = []
+    for stage, metrics in {
+        "iql": ("value/loss", "critic/loss", "actor/loss", "policy/entropy"),
+        "sft": ("sft/loss",),
+        "jpo": ("policy/surrogate", "policy/kl_k3", "policy/ratio_mean"),
+    }.items():
+        path = run / domain / stage / "default" / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        rng = stream(0, "test-metrics", domain, stage)
+        lines = []
+        for step in range(1, num_steps + 1):
+            values = {m: math.exp(-step / 20) + 0.05 * rng.standard_normal() for m in metrics}
+            lines.append(json.dumps({"step": step, **values}) + "\n")
+        path.write_text("".join(lines))
+        paths.append(path)
+    return paths
+
+
+def report(run, out, **changes):
+    sweep, judgements = make_sweep()
+    inputs = {
+        "evaluations": make_evaluations(),
+        "judgements": {"crad": judgements},
+        "trajectories": {"crad": sweep},
+        "metrics_files": list(run.rglob("metrics.jsonl")),
+        "num_resamples": 200,
+    }
+    return write_report(run, out_dir=out, **inputs | changes)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report of one domain, written once for the tests that only read it."""
+    run = tmp_path_factory.mktemp("runs") / "demo"
+    write_metrics(run)
+    return report(run, run / "report", provenance={"Preset": "configs/<quick>.yaml"})
+
+
+def test_table_1_by_hand():
+    """Savings .8 and .4 and one failure: success 2/3, outcomes .6 ± .2, utility .4 ± .327."""
+    dialogues = [
+        make_dialogue(number=1, share=0.8, turns=4),
+        make_dialogue(number=2, share=0.4, turns=6),
+        make_dialogue(number=3, share=None, turns=8),
+    ]
+    (row,) = table_1({"crad": {"iql": dialogues}}, seed=0, num_resamples=500)
+    assert (row.num_dialogues, row.num_scenarios) == (3, 3)
+    assert row.success == pytest.approx(100 * 2 / 3)
+    assert (row.outcomes, row.outcomes_std) == pytest.approx((60.0, 20.0))
+    assert (row.utility, row.utility_std) == pytest.approx((40.0, 100 * math.sqrt(0.32 / 3)))
+    assert (row.rounds, row.rounds_std) == pytest.approx((6.0, math.sqrt(8 / 3)))
+    for ci in (row.utility_ci, row.utility_clustered):
+        assert ci.mean == pytest.approx(row.utility)
+        assert 0 <= ci.low < row.utility < ci.high <= 80
+    assert row.paper == TABLE_1["crad"]["iql"]
+
+
+def test_rows_come_in_order_and_empty_cells_are_left_out():
+    shuffled = {
+        domain: dict(reversed(by_method.items()))
+        for domain, by_method in make_evaluations(("student", "crad"), 1, 1).items()
+    }
+    shuffled["crad"]["iql"] = []
+    shuffled["crad"]["oracle"] = [make_dialogue(share=1.0, method="oracle")]
+    rows = table_1(shuffled, seed=0, num_resamples=10)
+    assert [row.method for row in rows if row.domain == "crad"] == [
+        *(method for method in METHODS if method != "iql"),
+        "oracle",
+    ]
+    assert [row.domain for row in rows] == ["crad"] * 7 + ["student"] * 7
+
+
+def test_a_dialogue_under_another_domain_is_refused():
+    with pytest.raises(InputError, match=r"crad/debt_001/seed_0000 is a dialogue of crad"):
+        table_1({"student": {"iql": [make_dialogue()]}}, seed=0, num_resamples=10)
+
+
+def test_clustered_interval_sees_that_dialogues_of_a_scenario_are_alike():
+    """Ten equal dialogues on each of four scenarios hold no more than four."""
+    dialogues = [
+        make_dialogue(number=number, seed=seed, share=0.2 * number)
+        for number in range(1, 5)
+        for seed in range(10)
+    ]
+    (row,) = table_1({"crad": {"iql": dialogues}}, seed=0, num_resamples=2000)
+    naive = row.utility_ci.high - row.utility_ci.low
+    clustered = row.utility_clustered.high - row.utility_clustered.low
+    assert clustered > 2 * naive
+
+
+def test_differences_are_paired_on_shared_scenarios():
+    """A constant gain over scenarios of very different difficulty has no width when paired."""
+    before = [make_dialogue(number=n, share=0.1 * n) for n in range(1, 6)]
+    after = [make_dialogue(number=n, share=0.1 * n + 0.25) for n in range(1, 6)]
+    alone = make_dialogue(number=9, share=1.0)
+    evaluations = {"crad": {"vanilla-slm": before, "iql+sft+jpo": [*after, alone]}}
+    (difference,) = paired_differences(evaluations, seed=0, num_resamples=500)
+    assert (difference.method, difference.baseline) == ("iql+sft+jpo", "vanilla-slm")
+    assert difference.num_scenarios == 5
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((25.0,) * 3)
+    assert difference.verdict == "higher"
+    assert dataclasses.replace(difference, low=-1.0).verdict == "unclear"
+    assert dataclasses.replace(difference, low=-9.0, high=-1.0).verdict == "lower"
+
+
+@pytest.mark.parametrize("domain", TABLE_1)
+def test_the_papers_figures_agree_with_each_other(domain):
+    """Utility is success times outcomes, up to the paper's rounding: a check on the copying."""
+    assert set(TABLE_1[domain]) == set(METHODS)
+    for method, cell in TABLE_1[domain].items():
+        assert cell.success * cell.outcomes / 100 == pytest.approx(cell.utility, abs=0.11), method
+
+
+def test_csv_holds_every_number(written):
+    rows = table_1(make_evaluations(), seed=0, num_resamples=200)
+    lines = list(csv.DictReader((written.parent / "table-1.csv").open(newline="")))
+    assert [line["method"] for line in lines] == list(METHODS)
+    for line, row in zip(lines, rows, strict=True):
+        assert float(line["utility"]) == row.utility
+        assert float(line["utility_clustered_high"]) == row.utility_clustered.high
+        assert float(line["paper_utility"]) == row.paper.utility
+    differences = list(csv.DictReader((written.parent / "differences.csv").open(newline="")))
+    assert {(d["method"], d["baseline"]) for d in differences} >= {
+        ("iql+sft+jpo", "vanilla-slm"),
+        ("iql", "random"),
+        ("iql+sft+jpo", "iql+sft"),
+    }
+
+
+def test_markdown_and_latex_are_well_formed(written):
+    text = (written.parent / "table-1.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(METHODS)
+    assert {line.count("|") for line in table} == {12}
+    assert "population standard deviation" in text
+    assert "nothing about real models" in text
+    latex = (written.parent / "table-1.tex").read_text()
+    body = [line for line in latex.splitlines() if line.startswith(tuple(METHODS))]
+    assert len(body) == len(METHODS)
+    assert all(line.count(" & ") == 9 and line.endswith(r"\\") for line in body)
+    assert not re.search(r"(?<!\\)%", latex.partition("\n")[2])
+    odd = make_dialogue(share=0.5, method="50%_greedy & co")
+    rows = table_1({"crad": {odd.focal.method: [odd]}}, seed=0, num_resamples=10)
+    assert r"50\%\_greedy \& co & 100.0 &" in writers.table_1_latex(rows)
+
+
+def test_numbers_without_a_value_are_dashes():
+    rows = table_1({"crad": {"iql": [make_dialogue(share=None)]}}, seed=0, num_resamples=10)
+    assert math.isnan(rows[0].outcomes)
+    assert "| – |" in re.sub(" +", " ", writers.table_1_markdown(rows))
+    assert "nan" not in writers.table_1_markdown(rows) + writers.table_1_csv(rows)
+    assert "nan" not in writers.table_1_latex(rows)
+    assert (percent(-0.04), signed(-0.04), signed(-1.26), signed(3.0)) == (
+        "0.0",
+        "0.0",
+        "−1.3",
+        "+3.0",
+    )
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text; fails where tags don't close in order."""
+
+    VOID = frozenset(["meta", "br", "hr", "img", "input", "link"])
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_page(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert not reader.open
+    return reader
+
+
+def test_page_is_one_offline_file(written):
+    page = read_page(written)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    loads = ("src", "href", "xlink:href", "srcset", "poster", "action")
+    foreign = [a for a in page.attributes if a[1] in loads and not a[2].startswith("#")]
+    assert not foreign
+    text = written.read_text()
+    assert not re.search(r"@import|url\((?!#)", text)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {a[2][1:] for a in page.attributes if a[1] in ("href", "xlink:href")}
+    assert targets | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert not re.search("#(1f2328|6a737d|ffffff)", text.partition("<svg")[2]), "follows dark mode"
+
+
+def test_page_says_what_it_must(written):
+    text = " ".join(" ".join(read_page(written).text).split())
+    gain = next(
+        d
+        for d in paired_differences(make_evaluations(), seed=0, num_resamples=200)
+        if (d.method, d.baseline) == ("iql+sft+jpo", "vanilla-slm")
+    )
+    assert f"The student got better, by {gain.mean:.1f} points of utility" in text
+    assert "claim nothing about real models" in text
+    _, judgements = make_sweep()
+    failed = sum(j.status == "failed" for j in judgements)
+    assert failed and f"{len(judgements)} items, {failed} without a readable score" in text
+    assert "configs/<quick>.yaml" in text
+    for part in (
+        "Before training: vanilla-slm",
+        "After training: iql+sft+jpo",
+        "paper, real models",
+    ):
+        assert part in text
+    assert text.count(" Agreement at ") + text.count("Breakdown") + text.count("Still open") >= 2
+
+
+def test_whatever_is_said_stays_text(tmp_path):
+    attack = "</p></style><script>alert(1)</script> & {{ 7 * 7 }} <img src=x onerror=alert(1)>"
+    evaluations = make_evaluations(num_scenarios=1, num_seeds=1)
+    for method, (dialogue,) in evaluations["crad"].items():
+        turns = tuple(dataclasses.replace(turn, text=attack) for turn in dialogue.turns)
+        focal = dataclasses.replace(dialogue.focal, model="<b>sim-x</b>")
+        evaluations["crad"][method] = [dataclasses.replace(dialogue, turns=turns, focal=focal)]
+    path = report(
+        tmp_path / "a<b>",
+        tmp_path / "report",
+        evaluations=evaluations,
+        trajectories={},
+        judgements={},
+        metrics_files=[],
+    )
+    page = read_page(path)
+    assert not {"script", "img"} & set(page.tags)
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert attack in "".join(page.text)
+
+
+def test_same_inputs_same_bytes(written, tmp_path):
+    run = written.parents[1]
+    again = report(run, tmp_path / "again", provenance={"Preset": "configs/<quick>.yaml"})
+    names = sorted(path.name for path in written.parent.iterdir())
+    assert names == sorted(path.name for path in again.parent.iterdir())
+    assert {name.partition(".")[0] for name in names} == {*PARTS[:-1], "index"}
+    for name in names:
+        assert (written.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
+
+
+def test_only_one_part(written, tmp_path):
+    path = report(written.parents[1], tmp_path, only="table-1")
+    assert path.name == "table-1.md"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"table-1.{s}" for s in ("csv", "md", "tex")
+    ]
+    with pytest.raises(InputError, match=r"only='table-6' .* use one of table-1"):
+        report(written.parents[1], tmp_path, only="table-6")
+
+
+def test_nothing_to_report_leaves_nothing(tmp_path):
+    empty = {"evaluations": {"crad": {"iql": []}}, "trajectories": {}, "judgements": {}}
+    with pytest.raises(InputError, match=r"holds nothing for a report yet"):
+        report(tmp_path, tmp_path / "out", metrics_files=[], **empty)
+    with pytest.raises(InputError, match=r"nothing for training-curves .* a training run"):
+        report(tmp_path, tmp_path / "out", metrics_files=[], only="training-curves")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_both_ends_promises_nothing():
+    rows = table_1(make_evaluations(methods=("iql",)), seed=0, num_resamples=10)
+    found = headline(rows, [])
+    assert not found.tiles
+    assert "evaluate both vanilla-slm and iql+sft+jpo" in found.lead
+
+
+def test_headline_claims_no_more_than_the_intervals():
+    rows = table_1(make_evaluations(("crad", "student"), 2, 1), seed=0, num_resamples=10)
+    differences = [
+        d
+        for d in paired_differences(
+            make_evaluations(("crad", "student"), 2, 1), seed=0, num_resamples=10
+        )
+        if (d.method, d.baseline) == ("iql+sft+jpo", "vanilla-slm")
+    ]
+    crad, student = (dataclasses.replace(d, mean=5.0, low=1.0, high=9.0) for d in differences)
+    unclear = dataclasses.replace(student, low=-1.0)
+    worse = dataclasses.replace(student, mean=-5.0, low=-9.0, high=-1.0)
+    assert headline(rows, [crad, student]).title == "The student got better in all 2 domains"
+    assert headline(rows, [crad, unclear]).title == "The student got better in 1 of 2 domains"
+    assert "1 got worse" in headline(rows, [crad, worse]).lead
+    assert headline(rows, [unclear]).title.endswith("the interval includes zero")
+    assert headline(rows, [worse]).title == "The student got worse, by 5.0 points of utility"
+
+
+def test_shown_pair_is_the_median_one():
+    before = [make_dialogue(number=n, share=0.2) for n in (1, 2, 3)]
+    after = [make_dialogue(number=n, share=s) for n, s in ((1, 0.9), (2, 0.3), (3, 0.5))]
+    pair = typical_pair("crad", before, after)
+    assert (pair.before.scenario_id, pair.after.scenario_id) == ("debt_003", "debt_003")
+    assert typical_pair("crad", before[:1], after[1:]) is None
+
+
+def test_a_dialogue_in_words_and_lines():
+    won = make_dialogue(share=0.5, turns=4)
+    assert outcome_line(won) == "agreed on 65 days after 4 turns: 50 % of the gap won"
+    assert "no agreement" in outcome_line(make_dialogue(share=None))
+    track = offer_track(won)
+    assert track.focal[0].y == track.target_y, "the focal side opens at its target, on top"
+    assert track.counterparty[-1].is_deal
+    assert track.counterparty[-1].y == pytest.approx((track.target_y + track.anchor_y) / 2)
+
+
+def test_metrics_with_a_torn_end_are_read_and_broken_ones_named(tmp_path):
+    (path, *_) = write_metrics(tmp_path, num_steps=3)
+    path.write_text(path.read_text() + '{"step": 4, "value/lo')
+    curve = read_curve(path)
+    assert (curve.name, curve.stage) == ("CRAD", "iql")
+    assert curve.metrics["value/loss"][0].tolist() == [1, 2, 3]
+    path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2"):
+        read_curve(path)
+    with pytest.raises(InputError, match=r"is missing"):
+        read_curve(tmp_path / "crad" / "alol" / "default" / "metrics.jsonl")

@@ -1,0 +1,108 @@
+"""Manifests: finished, resumed, refused; cells; atomic JSON."""
+
+import json
+
+import pytest
+
+from emodistill import runs
+from emodistill.errors import InputError, StaleInputError
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "data.jsonl").write_text("one\n")
+    return tmp_path
+
+
+def begin(run, config=None, **changes):
+    arguments = {
+        "stage": "judge",
+        "run": run,
+        "config": {"judge": "a", "repeats": 1} | (config or {}),
+        "seed": 0,
+        "inputs": [run / "data.jsonl"],
+    }
+    return runs.begin_stage(run / "crad" / "judge", **(arguments | changes))
+
+
+def test_an_unchanged_stage_is_found_as_it_was_left(run):
+    assert not begin(run).is_finished
+    assert not begin(run).is_finished
+    runs.finish_stage(run / "crad" / "judge", cost_usd=1.5, summary={"scored": 3})
+    found = begin(run)
+    assert found.is_finished
+    assert (found.cost_usd, found.summary) == (1.5, {"scored": 3})
+    assert found.inputs == {"data.jsonl": runs.file_sha256(run / "data.jsonl")}
+
+
+def test_a_changed_input_is_refused_by_name(run):
+    begin(run)
+    (run / "data.jsonl").write_text("two\n")
+    with pytest.raises(StaleInputError, match=r"data\.jsonl has changed"):
+        begin(run)
+
+
+def test_an_added_or_vanished_input_is_a_change(run):
+    (run / "more.jsonl").write_text("x")
+    begin(run)
+    with pytest.raises(StaleInputError, match=r"more\.jsonl"):
+        begin(run, inputs=[run / "data.jsonl", run / "more.jsonl"])
+
+
+def test_a_changed_setting_is_refused_unless_it_may_grow(run):
+    begin(run)
+    with pytest.raises(StaleInputError, match="repeats=1, now repeats=2"):
+        begin(run, {"repeats": 2})
+    runs.finish_stage(run / "crad" / "judge")
+    grown = begin(run, {"repeats": 2}, growing=["repeats"])
+    assert not grown.is_finished
+    assert grown.config["repeats"] == 2
+    assert runs.read_manifest(run / "crad" / "judge").config["repeats"] == 2
+
+
+def test_ready_made_hashes_are_inputs_too(run):
+    begin(run, inputs={"prompt pack": "aa"})
+    with pytest.raises(StaleInputError, match="prompt pack has changed"):
+        begin(run, inputs={"prompt pack": "bb"})
+
+
+def test_a_missing_input_is_named(run):
+    with pytest.raises(InputError, match=r"absent\.jsonl is missing"):
+        begin(run, inputs=[run / "absent.jsonl"])
+
+
+def test_a_torn_manifest_is_named(run):
+    begin(run)
+    (run / "crad" / "judge" / runs.MANIFEST).write_text('{"stage": "jud')
+    with pytest.raises(InputError, match=r"manifest\.json can't be read"):
+        begin(run)
+
+
+def test_finish_needs_a_begun_stage(run):
+    with pytest.raises(InputError, match="begin_stage"):
+        runs.finish_stage(run / "nowhere")
+
+
+def test_cells_are_named_after_what_differs():
+    defaults = {"kappa": 1.0, "clip": 0.2}
+    assert runs.cell_name(defaults, defaults) == "default"
+    name = runs.cell_name({"kappa": 0.5, "clip": 0.2}, defaults)
+    assert name.startswith("kappa=0.5-")
+    assert name != runs.cell_name({"kappa": 0.25, "clip": 0.2}, defaults)
+    assert name == runs.cell_name({"clip": 0.2, "kappa": 0.5}, defaults)
+    assert "/" not in runs.cell_name({"model": "/models/x"}, {"model": "embedded"})
+
+
+def test_json_is_replaced_whole(run):
+    path = run / "a" / "b.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        runs.write_json(path, _circular())
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
+
+
+def _circular():
+    value = {}
+    value["self"] = value
+    return value

@@ -1,0 +1,163 @@
+"""The whole pipeline, small: stages find their inputs, resume, and refuse what has changed."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from emodistill import cli, stages
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    ReportConfig,
+    SFTConfig,
+    SweepConfig,
+)
+from emodistill.errors import InputError, StaleInputError
+from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.runs import read_manifest
+
+SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
+TINY = {"max_tokens": 1024, "max_steps": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished small run of one domain."""
+    run = tmp_path_factory.mktemp("runs") / "small"
+    stages.sweep(SweepConfig(run=run, **SMALL))
+    stages.judge(JudgeConfig(run=run, concurrency=8))
+    stages.iql(IQLConfig(run=run, num_steps=60))
+    stages.sft(SFTConfig(run=run, **TINY))
+    stages.jpo(JPOConfig(run=run, **TINY))
+    few = {"run": run, "num_scenarios": 2, "concurrency": 8, "max_turns": 4}
+    for method in ("vanilla-slm", "random", "iql+sft+jpo"):
+        stages.evaluate(EvaluateConfig(method=method, **few))
+    return run
+
+
+def test_stages_leave_what_the_next_ones_read(run):
+    trajectories = read_trajectories(run / "crad/sweep/trajectories.jsonl")
+    assert len(trajectories) == 12
+    judgements = read_judgements(run / "crad/judge/sim-judge.jsonl")
+    scored = {(j.trajectory_id, j.turn_index) for j in judgements if j.status == "scored"}
+    assert len(scored) >= 0.9 * sum(len(t.focal_turns) for t in trajectories)
+    assert (run / "crad/iql/default/selector.safetensors").is_file()
+    for stage in ("sft", "jpo"):
+        assert (run / f"crad/{stage}/default/adapter/adapter_model.safetensors").is_file()
+    played = read_trajectories(run / "crad/eval/iql+sft+jpo@sim-counterparty/default.jsonl")
+    assert len(played) == 2
+    assert dict(played[0].focal.cells) == {"iql": "default", "jpo": "default"}
+    assert {t.split for t in played} == {"test"}
+    assert not {t.scenario_id for t in played} & {t.scenario_id for t in trajectories}
+
+
+def test_methods_meet_the_same_counterparties(run):
+    folders = sorted((run / "crad/eval").glob("*/default.jsonl"))
+    assert len(folders) == 3
+    ids = [{t.trajectory_id for t in read_trajectories(path)} for path in folders]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_the_report_holds_the_table_and_the_page(run, capsys):
+    page = stages.report(ReportConfig(run=run, num_resamples=200))
+    assert page == run / "report" / "index.html"
+    html = page.read_text()
+    assert "iql+sft+jpo" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    table = (run / "report" / "table-1.csv").read_text()
+    assert "vanilla-slm" in table
+    first = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    stages.report(ReportConfig(run=run, num_resamples=200))
+    assert first == {path.name: path.read_bytes() for path in page.parent.iterdir()}
+
+
+def test_a_finished_stage_is_recognised(run, capsys):
+    before = (run / "crad/sweep/trajectories.jsonl").stat().st_mtime_ns
+    stages.sweep(SweepConfig(run=run, **SMALL))
+    stages.sweep(SweepConfig(run=run, **(SMALL | {"num_seeds": 1})))
+    stages.sft(SFTConfig(run=run, **TINY))
+    out = capsys.readouterr().out
+    assert out.count("sweep: finished before") == 2
+    assert "sft: finished before" in out
+    assert (run / "crad/sweep/trajectories.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_the_flags_change_is_a_cell_of_its_own(run):
+    base = JPOConfig(run=run, **TINY)
+    made = stages.jpo(dataclasses.replace(base, kappa=0.5), base)
+    assert made.path.parent.name.startswith("kappa=0.5-")
+    assert f"--jpo-cell {made.path.parent.name}" in made.next_command
+    found = read_manifest(made.path.parent)
+    assert found.config["kappa"] == 0.5
+    assert found.inputs.keys() >= {"crad/sweep/trajectories.jsonl", "crad/judge/sim-judge.jsonl"}
+    assert len(list((run / "crad/jpo/reference").glob("*.safetensors"))) == 1
+
+
+def test_config_yaml_makes_the_same_configuration_again(run):
+    path = run / "crad/sft/default/config.yaml"
+    settings = cli.read_settings(path)
+    assert cli.make_config(SFTConfig, "sft", settings, where="") == SFTConfig(run=run, **TINY)
+
+
+def test_other_settings_in_the_same_cell_are_refused(run):
+    with pytest.raises(StaleInputError, match="learning_rate=0.001, now learning_rate=0.002"):
+        stages.sft(SFTConfig(run=run, **(TINY | {"learning_rate": 2e-3})))
+    with pytest.raises(StaleInputError, match="max_turns"):
+        stages.sweep(SweepConfig(run=run, **SMALL, max_turns=8))
+
+
+def test_changed_inputs_are_refused_by_name(run, tmp_path):
+    copy = tmp_path / "copy"
+    for source in run.rglob("*"):
+        if source.is_file() and not source.name.startswith("."):
+            target = copy / source.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    scores = copy / "crad/judge/sim-judge.jsonl"
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(StaleInputError, match=r"crad/judge/sim-judge\.jsonl has changed"):
+        stages.sft(SFTConfig(run=copy, **TINY))
+
+
+def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
+    with pytest.raises(InputError) as refused:
+        stages.sft(SFTConfig(run=tmp_path / "r", domain="hospital", provider="dashscope"))
+    message = str(refused.value)
+    for script in ("sweep", "judge"):
+        assert f"python scripts/{script}.py --run {tmp_path / 'r'} --domain hospital" in message
+    assert "--provider dashscope" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_real_dialogues_are_never_judged_by_the_simulator(run, tmp_path):
+    home = tmp_path / "real/crad/sweep"
+    home.mkdir(parents=True)
+    for name in ("trajectories.jsonl", "scenarios.jsonl"):
+        home.joinpath(name).write_bytes((run / "crad/sweep" / name).read_bytes())
+    with pytest.raises(InputError, match="lacks judge"):
+        stages.sft(SFTConfig(run=tmp_path / "real", **TINY))
+
+
+def test_own_files_without_manifests_are_used_as_they_are(run, tmp_path):
+    own = tmp_path / "own"
+    for name in ("sweep/trajectories.jsonl", "sweep/scenarios.jsonl", "judge/my-judge.jsonl"):
+        source = run / "crad" / name.replace("my-judge", "sim-judge")
+        target = own / "crad" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source.read_text().replace("sim-judge", "my-judge"))
+    stages.iql(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
+    found = read_manifest(own / "crad/iql/default")
+    assert found.is_finished
+    assert "crad/judge/my-judge.jsonl" in found.inputs
+
+
+def test_manifests_name_inputs_that_can_be_traced(run):
+    found = json.loads((run / "crad/jpo/default/manifest.json").read_text())
+    assert found["status"] == "finished"
+    assert any(name.startswith("crad/sft/default/adapter/") for name in found["inputs"])
+    assert found["inputs"]["prompt pack"]
+    assert Path(run / "crad/sweep/trajectories.jsonl").is_file()

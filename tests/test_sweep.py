@@ -1,0 +1,354 @@
+"""The sweep: exactly N dialogues, through refusals, trouble, kills, restarts and ceilings."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chat_server import ChatServer, fault, negotiating, ok
+
+from emodistill.domains import load_scenarios, split_scenarios
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.llm import ChatClient, Price, Provider
+from emodistill.offline.store import JsonlAppender, read_lines, read_scenarios, read_trajectories
+from emodistill.offline.sweep import plan_sweep, planned_emotions, run_sweep
+from emodistill.prompts import load_pack
+
+SCENARIOS = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
+NUM_SEEDS = 3
+N = 15
+PACK = load_pack()
+SERVER = Path(__file__).with_name("chat_server.py")
+
+
+def sweep(out_dir, respond=negotiating, *, price=0.0, **settings):
+    """Sweep against a server; the result and the calls that came in."""
+
+    async def main():
+        async with ChatServer(respond) as server:
+            provider = Provider(
+                name="test", base_url=server.base_url, prices={"*": Price(price, price)}
+            )
+            async with ChatClient(
+                provider, (), backoff_s=0.001, max_backoff_s=0.002, max_attempts=2
+            ) as client:
+                result = await run_sweep(
+                    settings.pop("scenarios", SCENARIOS),
+                    out_dir=out_dir,
+                    client=client,
+                    pack=PACK,
+                    focal_model="echo-focal",
+                    counterparty_model="echo-counterparty",
+                    **({"num_seeds": NUM_SEEDS} | settings),
+                )
+            return result, server.calls
+
+    return asyncio.run(main())
+
+
+def ids(out_dir):
+    return [t.trajectory_id for t in read_trajectories(out_dir / "trajectories.jsonl")]
+
+
+def failures(out_dir):
+    return [line.value for line in read_lines(out_dir / "failures.jsonl")]
+
+
+def content(out_dir):
+    """All dialogues without their latencies, in the order of their ids."""
+    found = []
+    for trajectory in read_trajectories(out_dir / "trajectories.jsonl"):
+        turns = tuple(dataclasses.replace(turn, latency_s=0.0) for turn in trajectory.turns)
+        found.append(dataclasses.replace(trajectory, turns=turns))
+    return sorted(found, key=lambda trajectory: trajectory.trajectory_id)
+
+
+def belongs_to(call, *scenarios):
+    """Whether a request is about one of these scenarios: their facts stand in the prompt."""
+    text = call.body["messages"][0]["content"]
+    return any(s.fields["creditor"] in text and s.fields["debtor"] in text for s in scenarios)
+
+
+def test_the_planned_dialogues_are_played_once_each(tmp_path):
+    result, calls = sweep(tmp_path)
+    planned = [dialogue.trajectory_id for dialogue in plan_sweep(SCENARIOS, num_seeds=NUM_SEEDS)]
+    assert len(planned) == N == result.num_planned == result.num_finished == result.num_new
+    assert sorted(ids(tmp_path)) == sorted(planned)
+    assert failures(tmp_path) == [] and result.is_complete and result.stopped is None
+    assert read_scenarios(tmp_path / "scenarios.jsonl") == SCENARIOS
+    trajectories = read_trajectories(tmp_path / "trajectories.jsonl")
+    assert sum(t.usage.calls for t in trajectories) == len(calls)
+    assert {t.split for t in trajectories} == {"train"}
+    assert len({(t.scenario_id, t.seed) for t in trajectories}) == N
+    for trajectory in trajectories:
+        emotions = [turn.emotion for turn in trajectory.focal_turns]
+        plan = planned_emotions(0, trajectory.trajectory_id, 15)
+        assert emotions == plan[: len(emotions)]
+
+
+def test_the_plan_visits_every_scenario_before_any_again():
+    plan = plan_sweep(SCENARIOS, num_seeds=2)
+    assert [d.trajectory_id for d in plan[:2]] == [
+        f"crad/{s.scenario_id}/seed_0000" for s in SCENARIOS if s.split == "train"
+    ][:2]
+    assert [d.number for d in plan] == [0] * 5 + [1] * 5
+    assert len(plan_sweep(SCENARIOS, num_seeds=2, num_scenarios=3)) == 6
+
+
+def test_emotions_are_uniform_and_depend_on_seed_and_dialogue_only():
+    drawn = Counter(e for i in range(400) for e in planned_emotions(0, f"d{i}", 14))
+    assert set(drawn) == set(EMOTIONS)
+    expected = 400 * 14 / 28
+    chi2 = sum((count - expected) ** 2 / expected for count in drawn.values())
+    assert chi2 < 55  # 27 degrees of freedom: 0.1 %
+    assert planned_emotions(0, "d", 15) != planned_emotions(1, "d", 15)
+    assert planned_emotions(0, "d", 15)[:4] == planned_emotions(0, "d", 4)
+
+
+def test_concurrency_bounds_what_is_in_flight_and_changes_no_dialogue(tmp_path):
+    flying, peak = 0, 0
+
+    async def respond(call):
+        nonlocal flying, peak
+        flying += 1
+        peak = max(peak, flying)
+        await asyncio.sleep(0.005)
+        flying -= 1
+        return await negotiating(call)
+
+    sweep(tmp_path / "a", respond, concurrency=4)
+    assert peak == 4
+    sweep(tmp_path / "b", respond, concurrency=1)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_another_seed_is_another_sweep(tmp_path):
+    sweep(tmp_path / "a")
+    sweep(tmp_path / "b", seed=1)
+    assert content(tmp_path / "a") != content(tmp_path / "b")
+
+
+def test_a_finished_sweep_makes_no_call_and_grows_by_what_is_new(tmp_path):
+    sweep(tmp_path)
+    before = content(tmp_path)
+    result, calls = sweep(tmp_path)
+    assert calls == [] and result.is_complete and result.num_new == 0
+    result, _ = sweep(tmp_path, num_seeds=4)
+    assert result.num_new == 5 and result.num_finished == 20
+    assert [t for t in content(tmp_path) if t.seed < 3] == before
+
+
+def test_what_is_refused_is_listed_counted_and_not_tried_again(tmp_path):
+    refused = [s for s in SCENARIOS if s.split == "train"][:2]
+
+    async def respond(call):
+        return fault(400, "too long") if belongs_to(call, *refused) else await negotiating(call)
+
+    result, calls = sweep(tmp_path, respond)
+    assert (result.num_finished, result.num_failed) == (9, 6)
+    assert result.is_complete and "6 failed for good" in result.summary
+    assert sum(belongs_to(call, *refused) for call in calls) == 6
+    lines = failures(tmp_path)
+    assert {line["trajectory_id"] for line in lines}.isdisjoint(ids(tmp_path))
+    assert {line["kind"] for line in lines} == {"refused"}
+    assert all("HTTP 400: too long" in line["reason"] for line in lines)
+    assert sweep(tmp_path)[1] == []
+    (tmp_path / "failures.jsonl").unlink()
+    result, _ = sweep(tmp_path)
+    assert (result.num_finished, result.num_failed, result.num_new) == (N, 0, 6)
+
+
+def test_a_dialogue_without_words_has_failed(tmp_path):
+    one = next(s for s in SCENARIOS if s.split == "train")
+
+    async def respond(call):
+        return ok("") if belongs_to(call, one) else await negotiating(call)
+
+    result, _ = sweep(tmp_path, respond)
+    assert (result.num_finished, result.num_failed) == (12, 3)
+    assert {line["kind"] for line in failures(tmp_path)} == {"empty"}
+
+
+def test_trouble_that_passes_leaves_no_failure(tmp_path):
+    one = next(s for s in SCENARIOS if s.split == "train")
+
+    async def respond(call):
+        is_bad = belongs_to(call, one) and len(bad) < 2 * NUM_SEEDS
+        if is_bad:
+            bad.append(call)
+        return fault(500) if is_bad else await negotiating(call)
+
+    bad = []
+    result, _ = sweep(tmp_path, respond)
+    assert len(bad) == 6
+    assert (result.num_finished, result.num_failed) == (N, 0)
+
+
+def test_trouble_that_stays_has_failed_after_a_second_round(tmp_path):
+    one = next(s for s in SCENARIOS if s.split == "train")
+
+    async def respond(call):
+        return fault(500) if belongs_to(call, one) else await negotiating(call)
+
+    result, calls = sweep(tmp_path, respond)
+    assert (result.num_finished, result.num_failed) == (12, 3)
+    assert {line["kind"] for line in failures(tmp_path)} == {"exhausted"}
+    assert sum(belongs_to(call, one) for call in calls) == 3 * 2 * 2
+
+
+def test_an_outage_stops_the_sweep_and_marks_nothing_as_failed(tmp_path):
+    async def respond(call):
+        return await negotiating(call) if is_up else fault(503, "overloaded")
+
+    is_up = False
+    with pytest.raises(ApiError, match=r"20 calls in a row failed.*overloaded"):
+        sweep(tmp_path, respond, num_seeds=8)
+    assert failures(tmp_path) == []
+    is_up = True
+    assert sweep(tmp_path, respond, num_seeds=8)[0].num_finished == 40
+
+
+def test_a_wrong_model_name_stops_at_once(tmp_path):
+    async def respond(call):
+        return fault(404, "no such model")
+
+    with pytest.raises(ApiError, match="no such model"):
+        sweep(tmp_path, respond, concurrency=2)
+    assert failures(tmp_path) == [] and ids(tmp_path) == []
+
+
+def test_a_ceiling_on_the_cost_stops_cleanly_and_later_goes_on(tmp_path):
+    result, _ = sweep(tmp_path, price=1e3, max_cost_usd=0.3, concurrency=2)
+    assert result.stopped == "cost" and "--max-cost-usd" in result.summary
+    assert 0 < result.num_finished < N
+    spent_usd = sum(t.cost_usd for t in read_trajectories(tmp_path / "trajectories.jsonl"))
+    assert result.cost_usd == pytest.approx(spent_usd)
+    again, calls = sweep(tmp_path, price=1e3, max_cost_usd=spent_usd)
+    assert calls == [] and again.stopped == "cost"
+    assert sweep(tmp_path, price=1e3)[0].num_finished == N
+
+
+def test_other_scenarios_in_the_same_place_are_refused(tmp_path):
+    sweep(tmp_path)
+    with pytest.raises(StaleInputError, match=r"scenarios\.jsonl holds other scenarios"):
+        sweep(tmp_path, scenarios=SCENARIOS[:-1])
+
+
+def test_a_second_sweep_into_the_same_place_is_refused(tmp_path):
+    with (
+        JsonlAppender(tmp_path / "trajectories.jsonl"),
+        pytest.raises(InputError, match=f"process {os.getpid()}"),
+    ):
+        sweep(tmp_path)
+
+
+def test_nothing_to_train_on_is_said(tmp_path):
+    with pytest.raises(InputError, match="split='train'"):
+        sweep(tmp_path, scenarios=[s for s in SCENARIOS if s.split == "test"])
+
+
+# Killed and interrupted
+
+JOB = """
+import asyncio, json, pathlib, sys
+from emodistill.domains import load_scenarios, split_scenarios
+from emodistill.llm import ChatClient, get_provider
+from emodistill.offline.sweep import run_sweep
+from emodistill.prompts import load_pack
+
+async def main():
+    scenarios = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
+    provider = get_provider(base_url=sys.argv[1])
+    async with ChatClient(provider, ()) as client:
+        return await run_sweep(
+            scenarios, out_dir=pathlib.Path(sys.argv[2]), client=client, pack=load_pack(),
+            focal_model="echo-focal", counterparty_model="echo-counterparty", num_seeds=8,
+            concurrency=4,
+        )
+
+print(asyncio.run(main()).summary)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The negotiating server in a process of its own, 10 ms a call."""
+    port_file = tmp_path_factory.mktemp("server") / "url"
+    process = subprocess.Popen([sys.executable, str(SERVER), str(port_file), "0.01"])
+    try:
+        for _ in range(200):
+            if port_file.exists():
+                break
+            time.sleep(0.05)
+        yield port_file.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start(server, out_dir):
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB, server, str(out_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_lines(out_dir, count, process):
+    path = out_dir / "trajectories.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+
+
+def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(server, tmp_path):
+    moments = random.Random(0)
+    for kill in range(3):
+        process = start(server, tmp_path / "killed")
+        wait_for_lines(tmp_path / "killed", 7 * (kill + 1), process)
+        time.sleep(moments.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    with (tmp_path / "killed" / "trajectories.jsonl").open("ab") as file:
+        file.write(b'{"schema": 1, "trajectory_id": "crad/debt_0')  # as a kill within write would
+    out, err = start(server, tmp_path / "killed").communicate()
+    assert "40 of 40 dialogues finished" in out, err
+    sweep(tmp_path / "whole", num_seeds=8)
+    found = ids(tmp_path / "killed")
+    assert len(found) == len(set(found)) == 40
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_stops_cleanly_and_says_so(server, tmp_path, number):
+    process = start(server, tmp_path)
+    wait_for_lines(tmp_path, 5, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    finished = len(ids(tmp_path))
+    assert 5 <= finished < 40
+    assert f"{finished} of 40 dialogues finished" in out and "start again to go on" in out
+    assert "Traceback" not in err
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
+    process = start(server, tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert "sweep: 40 of 40 dialogues (100%)" in err and "accepted" in err
+    lines = (tmp_path / "trajectories.jsonl").read_text().splitlines()
+    (tmp_path / "trajectories.jsonl").write_text("\n".join(lines[:30]) + "\n")
+    _, err = start(server, tmp_path).communicate(timeout=60)
+    assert "sweep: 30 of 40 dialogues (75%) are there already" in err
+    assert json.loads(lines[0])["schema"] == 1

@@ -1,0 +1,571 @@
+"""The training loop, SFT and JPO: right gradients, only LoRA moves, a killed run goes on."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_batches import dialogue, lengths_to_examples
+
+from emodistill import prompts
+from emodistill.batches import PaddedBatches
+from emodistill.configs import JPOConfig, SFTConfig
+from emodistill.domains import load_scenarios
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import DivergenceError, InputError, StaleInputError
+from emodistill.model import LoRAParam, Qwen2, Qwen2Config, add_lora, load_adapter, load_qwen2
+from emodistill.prompts import load_pack
+from emodistill.seeding import jax_key, stream
+from emodistill.train.checkpoints import Checkpoints
+from emodistill.train.jpo import loss_of, train_jpo
+from emodistill.train.loop import (
+    Trainer,
+    add_metrics,
+    learning_rate_schedule,
+    response_logprobs,
+    train,
+)
+from emodistill.train.losses import sft_loss
+from emodistill.train.sft import train_sft
+
+CONFIG = Qwen2Config(
+    vocab_size=200,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    max_positions=512,
+    is_tied=True,
+)
+LONG = [(9, 3), (40, 12), (17, 1), (70, 30), (5, 9), (33, 2), (90, 20), (12, 6)]
+SHORT = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6)]
+SFT = SFTConfig(learning_rate=1e-2, lora_rank=4, batch_size=4, save_every=2)
+
+
+@functools.cache
+def _tiny_parts():
+    model = Qwen2(CONFIG, key=jax_key(0, "model"))
+    weight = model.embed_tokens.weight
+    weight[...] = 20 * weight[...]  # room for large logits, since the tied head is frozen
+    add_lora(model, rank=4, alpha=8, rng=jax_key(0, "lora"))
+    return nnx.split(model)
+
+
+def tiny_model(*, is_trained=False):
+    """A random model with LoRA; `is_trained` gives B random values."""
+    graphdef, state = _tiny_parts()
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    if is_trained:
+        rng = stream(0, "trained")
+        lora = nnx.state(model, LoRAParam)
+        noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), lora)
+        nnx.update(model, noise)
+    return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Keep compiled programs for the module's tests and the processes that they start."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    del os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+
+
+def sft(logp_BU, batch):
+    return sft_loss(logp_BU, batch.mask_BU, num_tokens=batch.num_tokens)
+
+
+def padded(lengths=SHORT, **settings):
+    defaults = {"batch_size": 8, "seed": 0, "num_epochs": 1, "max_micro_tokens": 512}
+    return PaddedBatches(lengths_to_examples(lengths), **(defaults | settings))
+
+
+def with_reference(batches, model):
+    """JPO needs reference log-probs: those of `model`, in one pass over the rows."""
+    logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
+    graphdef, state = nnx.split(model)
+    logprobs = jax.jit(lambda state, batch: response_logprobs(nnx.merge(graphdef, state), batch))
+    for rows, batch in batches.all_rows():
+        logp_BU = np.asarray(logprobs(state, batch))
+        logp_NU[rows, : logp_BU.shape[1]] = (logp_BU * batch.mask_BU)[: len(rows)]
+    batches.set_reference(logp_NU)
+    return batches
+
+
+def leaves(tree):
+    """Copies: a view of an array keeps it from being donated."""
+    return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_trees_close(got, want, rtol):
+    for a, b in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
+class TestGradients:
+    @pytest.mark.parametrize("stage", ["sft", "jpo"])
+    def test_padded_micro_batches_give_the_gradient_of_one_by_one(self, stage):
+        """Against every sample alone, without padding, gathering or accumulation."""
+        model = tiny_model(is_trained=True)
+        advantages = np.array([-1.5, 0.5, 1.0, -0.2])
+        config = JPOConfig(kl_coef=0.3)
+        lengths = [(9, 3), (20, 20), (34, 6), (4, 8)]
+        batches = padded(lengths, advantages=advantages, max_micro_tokens=128)
+        rng = stream(0, "reference")
+        reference = rng.normal(-5.3, 0.05, (4, batches.num_reply_tokens)).astype(np.float32)
+        batches.set_reference(reference)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        loss_fn = sft if stage == "sft" else loss_of(config)
+        trainer = Trainer(graphdef, loss_fn, SFT, num_steps=1)
+        made = batches.step(0).batches
+        assert len(made) == 2
+        grads, _ = trainer.gradients(lora, frozen, made)
+
+        @jax.jit
+        def all_logp(lora, ids_T):
+            logits_TV = nnx.merge(graphdef, lora, frozen)(ids_T[None])[0]
+            logp_TV = jax.nn.log_softmax(logits_TV[:-1])
+            return jnp.take_along_axis(logp_TV, ids_T[1:, None], axis=1)[:, 0]
+
+        def alone(lora):
+            logps = []
+            for example in batches.examples:
+                ids_T = np.concatenate([example.prompt_ids, example.response_ids])
+                logps.append(all_logp(lora, ids_T)[len(example.prompt_ids) - 1 :])
+            if stage == "sft":
+                return -jnp.concatenate(logps).mean()
+            surrogate, kl = [], []
+            for i, logp_U in enumerate(logps):
+                ref_U = reference[i, : len(logp_U)]
+                rho = jnp.exp(jnp.mean(logp_U - ref_U))
+                a = np.float32(advantages[i])
+                surrogate.append(jnp.minimum(rho * a, jnp.clip(rho, 0.8, 1.2) * a))
+                kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
+            return 0.3 * jnp.concatenate(kl).mean() - jnp.stack(surrogate).mean()
+
+        assert_trees_close(grads, jax.grad(alone)(lora), rtol=1e-4)
+
+    def test_one_micro_batch_of_8_equals_8_of_1(self):
+        model = tiny_model(is_trained=True)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        found = []
+        for max_micro_tokens in (1, 10_000):
+            batches = padded(max_micro_tokens=max_micro_tokens)
+            trainer = Trainer(graphdef, sft, SFT, num_steps=1)
+            found.append(trainer.gradients(lora, frozen, batches.step(0).batches)[0])
+            shapes = {batch.tokens_BT.shape[0] for batch in batches.step(0).batches}
+            assert shapes == ({1} if max_micro_tokens == 1 else {8})
+        assert_trees_close(*found, rtol=1e-5)
+
+    def test_the_head_in_chunks_is_the_head_at_once(self):
+        model = tiny_model(is_trained=True)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        batch = padded(batch_size=4).step(0).batches[-1]
+
+        def mean_logp(lora, logits_per_chunk):
+            model = nnx.merge(graphdef, lora, frozen)
+            logp_BU = response_logprobs(model, batch, logits_per_chunk=logits_per_chunk)
+            return jnp.where(batch.mask_BU, logp_BU, 0).sum() / 100
+
+        value_and_grad = jax.jit(jax.value_and_grad(mean_logp), static_argnums=1)
+        at_once = value_and_grad(lora, 10**9)
+        in_chunks = value_and_grad(lora, 7 * CONFIG.vocab_size)
+        np.testing.assert_allclose(in_chunks[0], at_once[0], rtol=1e-6)
+        assert_trees_close(in_chunks[1], at_once[1], rtol=1e-5)
+
+
+class TestTrainer:
+    def test_a_step_moves_lora_and_nothing_else(self):
+        model = tiny_model()
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        before, base = leaves(lora), leaves(frozen)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=10)
+        state, _ = trainer.step(trainer.init(lora), frozen, padded(batch_size=4).step(0).batches)
+        for name, old in zip(("a", "b") * 4, before, strict=True):
+            assert old.shape[1] == 4 if name == "a" else old.shape[2] == 4
+        moved = [not np.array_equal(a, b) for a, b in zip(leaves(state.lora), before, strict=True)]
+        assert moved == [False, True] * 4  # with B = 0, A has no gradient yet
+        for old, new in zip(base, leaves(frozen), strict=True):
+            np.testing.assert_array_equal(old, new)
+        for old, new in zip(before, leaves(lora), strict=True):  # donated was a copy
+            np.testing.assert_array_equal(old, new)
+        assert int(state.step) == 1
+
+    def test_it_compiles_once_per_row_shape(self):
+        batches = padded(LONG * 4, num_epochs=2, batch_size=5, max_micro_tokens=300)
+        graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=batches.num_steps)
+        state = trainer.init(lora)
+        for number in range(batches.num_steps):
+            state, _ = trainer.step(state, frozen, batches.step(number).batches)
+        assert trainer.num_compilations == len(batches.shapes) == 2
+
+    def test_at_step_0_the_ratio_is_1_and_the_kl_0(self):
+        model = tiny_model(is_trained=True)
+        batches = padded(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)
+        with_reference(batches, model)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        trainer = Trainer(graphdef, loss_of(JPOConfig()), SFT, num_steps=1)
+        metrics = add_metrics(trainer.gradients(lora, frozen, batches.step(0).batches)[1])
+        np.testing.assert_allclose(metrics["policy/ratio_mean"], 1, rtol=1e-6)
+        assert abs(metrics["policy/kl_k3"]) < 1e-10
+        assert metrics["policy/clip_fraction"] == 0
+        expected = stream(0, "advantages").normal(size=8).mean()
+        np.testing.assert_allclose(metrics["policy/surrogate"], expected, rtol=1e-5)
+
+    def test_the_learning_rate_warms_up_and_falls_towards_0(self):
+        schedule = learning_rate_schedule(1e-4, num_steps=200, warmup_fraction=0.03)
+        rates = [float(schedule(step)) for step in range(200)]
+        np.testing.assert_allclose(rates[:6], [1e-4 * (i + 1) / 6 for i in range(6)], rtol=1e-5)
+        assert all(a > b for a, b in itertools.pairwise(rates[5:]))
+        cosine = 0.5e-4 * (1 + math.cos(math.pi * (100 - 5) / 195))
+        np.testing.assert_allclose(rates[100], cosine, rtol=1e-4)
+        assert 0 < rates[-1] < 1e-7
+        assert float(learning_rate_schedule(1.0, num_steps=1, warmup_fraction=0.03)(0)) == 1.0
+
+
+def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, on_step=None):
+    model = model or tiny_model()
+    batches = padded(lengths, batch_size=config.batch_size, num_epochs=num_epochs)
+    run = train(
+        model,
+        batches,
+        sft,
+        config,
+        stage="sft",
+        cell_dir=cell_dir,
+        identity={"config": config.identity(), "samples": "abc"},
+        on_step=on_step,
+    )
+    return run, model
+
+
+def lines(cell_dir):
+    text = (cell_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process in the middle of a run."""
+
+
+class TestLoop:
+    def test_sft_learns_a_few_samples_by_heart(self, tmp_path):
+        config = dataclasses.replace(SFT, learning_rate=3e-2, save_every=1000)
+        run, model = run_loop(tmp_path, lengths=[(6, 4), (9, 3)] * 2, config=config, num_epochs=80)
+        losses = [row["sft/loss"] for row in lines(tmp_path)]
+        assert losses[0] > 4
+        assert run.metrics["sft/loss"] < 0.1 * losses[0]
+        batch = padded([(6, 4), (9, 3)] * 2).step(0).batches[0]
+        logp_BU = response_logprobs(model, batch)  # the model itself was trained
+        assert -np.asarray(logp_BU)[batch.mask_BU].mean() < 0.1 * losses[0]
+
+    def test_an_interrupted_run_goes_on_to_the_same_end(self, tmp_path):
+        config = dataclasses.replace(SFT, save_every=4)
+        whole, model = run_loop(tmp_path / "whole", config=config, num_epochs=5)
+        assert whole.num_steps == 10
+
+        def stop(step):
+            if step == 7:
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=stop)
+        assert lines(tmp_path / "cut")[-1]["step"] == 5  # past the checkpoint of step 4
+        first = []
+        run, other = run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=first.append)
+        assert first == [5, 6, 7, 8, 9, 10]
+        assert without_times(lines(tmp_path / "cut")) == without_times(lines(tmp_path / "whole"))
+        for a, b in zip(
+            leaves(nnx.state(model, LoRAParam)), leaves(nnx.state(other, LoRAParam)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+        kept = sorted(int(p.name) for p in (tmp_path / "cut/checkpoints").iterdir())
+        assert kept == [8, 10]
+        assert run.metrics["sft/loss"] == whole.metrics["sft/loss"]
+
+        again, _ = run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=first.append)
+        assert len(first) == 6  # nothing was left to do
+        assert again.metrics["sft/loss"] == whole.metrics["sft/loss"]
+
+    def test_a_loss_that_is_not_finite_names_the_samples_and_keeps_the_checkpoint(self, tmp_path):
+        model = tiny_model()
+        config = dataclasses.replace(SFT, learning_rate=1e30, save_every=1)
+        with pytest.raises(DivergenceError) as caught:
+            run_loop(tmp_path, config=config, model=model)
+        message = str(caught.value)
+        step = int(message.split("sft step ")[1].split(":")[0])
+        assert step > 1
+        assert f"the checkpoint of step {step - 1} is kept" in message
+        for sample_id in padded(SHORT, batch_size=4, num_epochs=40).sample_ids(step - 1):
+            assert sample_id in message
+        assert Checkpoints(tmp_path / "checkpoints", {}).newest == step - 1
+
+    def test_a_checkpoint_of_something_else_is_refused_by_name(self, tmp_path):
+        config = dataclasses.replace(SFT, max_steps=2)
+        run_loop(tmp_path, config=config)
+        with pytest.raises(StaleInputError, match=r"config\[learning_rate\]=0.01, now .*=0.02"):
+            run_loop(tmp_path, config=dataclasses.replace(config, learning_rate=0.02))
+        model = Qwen2(CONFIG, key=jax_key(0, "model"))
+        add_lora(model, rank=8, alpha=8)
+        with pytest.raises(StaleInputError, match=r"arrays\[.*\]='float32\[2, .*4.*8"):
+            run_loop(tmp_path, config=config, model=model)
+        run, _ = run_loop(tmp_path, config=dataclasses.replace(config, save_every=7))
+        assert run.num_steps == 2  # how often to save is nobody's business
+
+    def test_max_steps_ends_early(self, tmp_path):
+        run, _ = run_loop(tmp_path, config=dataclasses.replace(SFT, max_steps=3))
+        assert run.num_steps == 3
+        assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3]
+
+
+FOCAL = """
+system = "{rules}{role}{context}"
+user = "{history}{emotion}{cue}"
+emotion = "{emotion}"
+opening = "begin "
+cue = "now:"
+line = "{speaker}{text}"
+[crad]
+focal = "C "
+counterparty = "D "
+rules = "bargain over the days, name a figure, stay brief; "
+role = "C "
+context = "want {target} "
+"""
+EMOTIONS_FILE = "template = '{tone} '\n[fillings]\n" + "".join(
+    f"{label} = {{tone = '{label[:4]}'}}\n" for label in EMOTIONS
+)
+SCENARIOS = load_scenarios("crad")[:2]
+TRAJECTORIES = [
+    dialogue(num_turns=4, scenario=scenario, number=number)
+    for scenario in SCENARIOS
+    for number in range(4)
+]
+SCORES = {
+    (trajectory.trajectory_id, turn.index): 1 + (7 * i + 3 * turn.index) % 10
+    for i, trajectory in enumerate(TRAJECTORIES)
+    for turn in trajectory.focal_turns
+}
+
+
+def short_pack(folder):
+    """The built-in pack with a focal prompt of a few words, so that rows are short."""
+    for name in ("counterparty.toml", "judge.toml"):
+        shutil.copy(Path(prompts.__file__).with_name(name), folder)
+    (folder / "focal.toml").write_text(FOCAL)
+    (folder / "emotions.toml").write_text(EMOTIONS_FILE)
+
+
+def sft_stage(cell_dir, checkpoint, pack, on_step=None, **settings):
+    defaults = {"model": str(checkpoint), "lora_rank": 4, "top_fraction": 0.5, "save_every": 2}
+    config = SFTConfig(**(defaults | {"batch_size": 4, "learning_rate": 1e-2} | settings))
+    return train_sft(
+        config,
+        cell_dir=cell_dir,
+        trajectories=TRAJECTORIES,
+        scenarios=SCENARIOS,
+        scores=SCORES,
+        pack=pack,
+        on_step=on_step,
+    )
+
+
+def jpo_stage(
+    cell_dir, checkpoint, pack, adapter, on_step=None, trajectories=TRAJECTORIES, **settings
+):
+    defaults = {"model": str(checkpoint), "lora_rank": 4, "batch_size": 4, "save_every": 2}
+    config = JPOConfig(**(defaults | {"learning_rate": 1e-3} | settings))
+    return train_jpo(
+        config,
+        cell_dir=cell_dir,
+        trajectories=trajectories,
+        scenarios=SCENARIOS,
+        scores=SCORES,
+        pack=pack,
+        sft_adapter=adapter,
+        on_step=on_step,
+    )
+
+
+@pytest.fixture(scope="module")
+def pack_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pack")
+    short_pack(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pack(pack_dir):
+    return load_pack(pack_dir)
+
+
+@pytest.fixture(scope="module")
+def sft_result(tiny_checkpoint, pack, tmp_path_factory):
+    return sft_stage(tmp_path_factory.mktemp("run") / "sft/default", tiny_checkpoint, pack)
+
+
+class TestStages:
+    def test_sft_keeps_the_best_turns_and_leaves_a_peft_adapter(self, sft_result, tiny_checkpoint):
+        assert (sft_result.num_samples, sft_result.num_steps) == (8, 4)
+        assert (sft_result.num_dropped, sft_result.num_trimmed) == (0, 0)
+        fields = json.loads((sft_result.adapter_dir / "adapter_config.json").read_text())
+        assert (fields["peft_type"], fields["r"]) == ("LORA", 4)
+        model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+        load_adapter(model, sft_result.adapter_dir)
+        assert any(np.any(leaf) for leaf in leaves(nnx.state(model, LoRAParam)))
+
+    def test_jpo_starts_as_its_reference_and_shares_it_between_kappas(
+        self, sft_result, tiny_checkpoint, pack, tmp_path
+    ):
+        adapter = sft_result.adapter_dir
+        one = jpo_stage(tmp_path / "jpo/default", tiny_checkpoint, pack, adapter)
+        assert (one.num_samples, one.num_steps, one.is_reference_reused) == (16, 8, False)
+        first, *_, last = lines(tmp_path / "jpo/default")
+        np.testing.assert_allclose(first["policy/ratio_mean"], 1, rtol=1e-5)
+        assert first["policy/kl_k3"] < 1e-9 < last["policy/kl_k3"]
+        kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, adapter, kappa=0.5)
+        assert kappa.is_reference_reused
+        assert kappa.reference_path == one.reference_path
+        assert kappa.metrics["policy/surrogate"] != one.metrics["policy/surrogate"]
+
+        logp = load_file(one.reference_path)["ref_logp"]
+        one.reference_path.write_bytes(one.reference_path.read_bytes()[:-40])
+        torn = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, kappa=0.5)
+        assert not torn.is_reference_reused
+        np.testing.assert_array_equal(load_file(torn.reference_path)["ref_logp"], logp)
+        assert torn.metrics["policy/surrogate"] == kappa.metrics["policy/surrogate"]
+
+        with safe_open(one.reference_path, framework="numpy") as file:
+            metadata = file.metadata()
+        for wrong, told in (
+            (logp[:-1], metadata),
+            (np.full_like(logp, np.nan), metadata),
+            (logp, metadata | {"key": "0"}),
+        ):
+            save_file({"ref_logp": wrong}, one.reference_path, metadata=told)
+            again = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, kappa=0.5)
+            assert not again.is_reference_reused
+
+    def test_every_dependency_of_the_reference_makes_another_file(
+        self, sft_result, tiny_checkpoint, pack, tmp_path
+    ):
+        adapter = sft_result.adapter_dir
+        settings = {"max_steps": 1}
+        runs = [
+            jpo_stage(tmp_path / "jpo/a", tiny_checkpoint, pack, adapter, **settings),
+            jpo_stage(
+                tmp_path / "jpo/b", tiny_checkpoint, pack, None, reference="base", **settings
+            ),
+            jpo_stage(
+                tmp_path / "jpo/c", tiny_checkpoint, pack, adapter, emotion_free=True, **settings
+            ),
+            jpo_stage(
+                tmp_path / "jpo/d",
+                tiny_checkpoint,
+                pack,
+                adapter,
+                trajectories=TRAJECTORIES[:4],
+                **settings,
+            ),
+        ]
+        assert not any(run.is_reference_reused for run in runs)
+        assert len({run.reference_path for run in runs}) == 4
+
+    def test_scenarios_with_too_few_scores_are_left_out_and_named(
+        self, sft_result, tiny_checkpoint, pack, tmp_path
+    ):
+        run = jpo_stage(
+            tmp_path / "jpo/few",
+            tiny_checkpoint,
+            pack,
+            sft_result.adapter_dir,
+            trajectories=TRAJECTORIES[:5],
+            max_steps=1,
+        )
+        assert run.left_out_scenarios == (SCENARIOS[1].scenario_id,)
+        assert run.num_samples == 8
+
+    def test_what_cannot_be_started_is_refused(self, sft_result, tiny_checkpoint, pack, tmp_path):
+        with pytest.raises(InputError, match="reference='sft' needs an SFT adapter"):
+            jpo_stage(tmp_path / "jpo/x", tiny_checkpoint, pack, None)
+        with pytest.raises(InputError, match=r"lora_rank=8, but the SFT adapter in .* has 4"):
+            jpo_stage(
+                tmp_path / "jpo/x", tiny_checkpoint, pack, sft_result.adapter_dir, lora_rank=8
+            )
+        held_out = [dataclasses.replace(t, split="test") for t in TRAJECTORIES]
+        with pytest.raises(InputError, match="no dialogue belongs to a training scenario"):
+            jpo_stage(
+                tmp_path / "jpo/x",
+                tiny_checkpoint,
+                pack,
+                sft_result.adapter_dir,
+                trajectories=held_out,
+            )
+
+    @pytest.mark.parametrize("stage", ["sft", "jpo"])
+    def test_after_sigkill_the_result_is_that_of_the_uninterrupted_run(
+        self, stage, sft_result, tiny_checkpoint, pack, pack_dir, tmp_path
+    ):
+        adapter = sft_result.adapter_dir
+        start = {
+            "sft": "sft_stage(cell, base, pack",
+            "jpo": f"jpo_stage(cell, base, pack, Path({str(adapter)!r})",
+        }
+        code = (
+            "import os, signal, sys; from pathlib import Path; from test_train import *\n"
+            "cell, base, words = map(Path, sys.argv[1:]); pack = load_pack(words)\n"
+            f"{start[stage]}, on_step=lambda n: n == 3 and os.kill(os.getpid(), signal.SIGKILL))"
+        )
+        cut = tmp_path / "run" / stage / "cut"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(cut), str(tiny_checkpoint), str(pack_dir)],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        steps = []
+        if stage == "sft":
+            run, whole = sft_stage(cut, tiny_checkpoint, pack, steps.append), sft_result
+        else:
+            run = jpo_stage(cut, tiny_checkpoint, pack, adapter, steps.append)
+            whole = jpo_stage(tmp_path / "run/jpo/whole", tiny_checkpoint, pack, adapter)
+        assert steps == list(range(3, whole.num_steps + 1))
+        assert without_times(lines(cut)) == without_times(lines(whole.adapter_dir.parent))
+        for name, tensor in load_file(whole.adapter_dir / "adapter_model.safetensors").items():
+            resumed = load_file(run.adapter_dir / "adapter_model.safetensors")[name]
+            np.testing.assert_array_equal(resumed, tensor)
