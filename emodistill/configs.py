@@ -314,9 +314,9 @@ class PretrainConfig:
     out: Path = Path("emodistill/model/embedded")
     """Where the checkpoint goes."""
     seed: int = 0
-    num_dialogues: int = 4_500
+    num_dialogues: int = 8_000
     """Over all domains."""
-    num_steps: int = 700
+    num_steps: int = 1_600
     tokens_per_step: int = 4_800
     learning_rate: float = 2e-3
     prompt_weight: float = 0.3

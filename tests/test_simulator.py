@@ -943,14 +943,14 @@ def is_open(port: int) -> bool:
 
 
 OWNER = """
-import signal, sys
+import signal
 from emodistill.simulator.process import running_simulator
-interrupts = []
-signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))
 with running_simulator() as url:
+    # Held back until asked for, so that none is missed; the simulator runs by now, unmasked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     print(url, flush=True)
     while True:
-        signal.pause()
+        signal.sigwait({signal.SIGINT})
         print("interrupted", flush=True)
 """
 

@@ -16,17 +16,23 @@ from typing import Any
 
 from emodistill.domains.registry import Domain, get_domain
 from emodistill.domains.scenario import Scenario
+from emodistill.errors import InputError
 from emodistill.seeding import stream
 
 NUM_SCENARIOS = 100
 _SEED = 0
+_MAX_ATTEMPTS = 500
 _GAME = ("focal_target", "counterparty_anchor", "gap")
 
 Draw = str | list[str] | Mapping[str, Any]
 
 
 def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[Scenario]:
-    """The built-in scenarios of `domain`; the first n are the same whatever n is asked for."""
+    """The built-in scenarios of `domain`; the first n are the same whatever n is asked for.
+
+    Raises:
+        InputError: the domain's pools do not hold so many different scenarios.
+    """
     spec = get_domain(domain)
     cases = spec.generator["cases"]
     scenarios: list[Scenario] = []
@@ -38,6 +44,11 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
         attempt = 0
         while (facts := _facts(spec, values := _draw_all(spec, draws, index, attempt))) in seen:
             attempt += 1
+            if attempt == _MAX_ATTEMPTS:
+                raise InputError(
+                    f"domain {domain!r}: the pools of its toml file hold no more than about "
+                    f"{index} different scenarios, {num_scenarios} asked for; widen the pools."
+                )
         seen.add(facts)
         scenarios.append(_scenario(spec, index + 1, values))
     return scenarios

@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-NUM_OWN_SCENARIOS = 300
+NUM_OWN_SCENARIOS = 700
 """Per domain, beyond the built-in hundred that experiments use."""
 ROW_MULTIPLE = 192
 """Row lengths are multiples of this; each is a program of its own."""
@@ -196,15 +196,16 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
 class Row(NamedTuple):
     """A dialogue's samples with their shared history laid down once (T tokens).
 
-    A query sees the keys on its own path: `mask_TT[q, k]`. `weights_T` belongs to the prediction
-    of `targets_T`; where two samples part, the first one's next token is predicted.
+    `weights_T` belongs to the prediction of `targets_T`; where two samples part, the first one's
+    next token is predicted. A token sees what stands before it on its own path.
     """
 
     tokens_T: np.ndarray
     positions_T: np.ndarray
     targets_T: np.ndarray
     weights_T: np.ndarray
-    mask_TT: np.ndarray
+    paths: tuple[tuple[np.ndarray, int], ...]
+    """Per sample: its tokens' places in the row, and how many of them an earlier sample owns."""
 
 
 def _rows(
@@ -232,7 +233,7 @@ def _rows(
 def merge_samples(examples: Sequence[Example], prompt_weight: float) -> Row:
     """Lay a dialogue's samples into one row, each beginning where it leaves the one before."""
     tokens, positions, targets, weights = [], [], [], []
-    paths: list[tuple[list[int], int]] = []  # (indices into the row, length of the shared start)
+    paths: list[tuple[np.ndarray, int]] = []
     before: np.ndarray = np.zeros(0, np.int32)
     path: list[int] = []
     for example in examples:
@@ -248,19 +249,24 @@ def merge_samples(examples: Sequence[Example], prompt_weight: float) -> Row:
             positions.append(place)
             targets.append(0 if is_last else ids[place + 1])
             weights.append(0.0 if is_last else 1.0 if is_reply else prompt_weight)
-        paths.append((path, shared))
+        paths.append((np.array(path, np.int32), shared))
         before = ids
-    mask_TT = np.zeros((len(tokens), len(tokens)), bool)
-    for path, shared in paths:
-        for place in range(shared, len(path)):
-            mask_TT[path[place], path[: place + 1]] = True
     return Row(
         np.array(tokens, np.int32),
         np.array(positions, np.int32),
         np.array(targets, np.int32),
         np.array(weights, np.float32),
-        mask_TT,
+        tuple(paths),
     )
+
+
+def path_mask(row: Row, length: int) -> np.ndarray:
+    """Which keys each query of the row sees, `[T, T]` of bool, T = `length`."""
+    mask_TT = np.zeros((length, length), bool)
+    for path, shared in row.paths:
+        for place in range(shared, len(path)):
+            mask_TT[path[place], path[: place + 1]] = True
+    return mask_TT
 
 
 class Rows(NamedTuple):
@@ -274,10 +280,16 @@ class Rows(NamedTuple):
 
 
 def _stack(rows: Sequence[Row], length: int) -> Rows:
-    def padded(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, length - size) for size in array.shape])
+    def stacked(arrays: Iterator[np.ndarray]) -> np.ndarray:
+        return np.stack([np.pad(array, (0, length - len(array))) for array in arrays])
 
-    return Rows(*(np.stack([padded(row[i]) for row in rows]) for i in range(len(Row._fields))))
+    return Rows(
+        stacked(row.tokens_T for row in rows),
+        stacked(row.positions_T for row in rows),
+        stacked(row.targets_T for row in rows),
+        stacked(row.weights_T for row in rows),
+        np.stack([path_mask(row, length) for row in rows]),
+    )
 
 
 def _batches(rows: Sequence[Row], config: PretrainConfig) -> Iterator[Rows]:
