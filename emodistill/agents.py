@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from emodistill.errors import InputError
 from emodistill.model import decode_reply, encode_chat, stop_ids
-from emodistill.negotiation.speakers import Reply
+from emodistill.negotiation.speakers import EmptyReplyError, Reply
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
@@ -119,13 +119,18 @@ class StudentSpeaker:
                 f"{self._max_prompt_tokens} even without any history; shorten the prompt pack."
             )
         started_s = time.monotonic()
-        answer = asyncio.get_running_loop().create_future()
         turn_seed = derive(seed, "turn", messages[-1]["content"])
-        self._waiting.append(_Request(ids, turn_seed, answer))
-        self._arrived.set()
-        reply_ids = await answer
-        text = decode_reply(self._tokenizer, reply_ids)
-        return Reply(text, len(ids), len(reply_ids), time.monotonic() - started_s)
+        num_tokens = 0
+        for next_seed in (turn_seed, derive(turn_seed, "after an empty reply")):
+            answer = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Request(ids, next_seed, answer))
+            self._arrived.set()
+            reply_ids = await answer
+            num_tokens += len(reply_ids)
+            text = decode_reply(self._tokenizer, reply_ids)
+            if text.strip():
+                return Reply(text, len(ids), num_tokens, time.monotonic() - started_s)
+        raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -138,7 +143,8 @@ class StudentSpeaker:
                 replies = await loop.run_in_executor(None, self._generate, batch)
             except Exception as error:  # handed to those who wait, who raise it
                 for request in batch:
-                    request.answer.set_exception(error)
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
                 continue
             for request, reply_ids in zip(batch, replies, strict=True):
                 if not request.answer.done():

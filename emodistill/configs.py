@@ -293,6 +293,14 @@ class EvaluateConfig(ApiConfig):
     def __post_init__(self) -> None:
         ApiConfig.__post_init__(self)
         require(self.num_seeds >= 1, f"num_seeds={self.num_seeds} must be at least 1.")
+        require(
+            self.num_scenarios is None or self.num_scenarios >= 1,
+            f"num_scenarios={self.num_scenarios} must be at least 1; leave it out for all.",
+        )
+        require(self.max_turns >= 2, f"max_turns={self.max_turns} must be at least 2.")
+        for name in ("focal_temperature", "counterparty_temperature"):
+            value = getattr(self, name)
+            require(0 <= value <= 2, f"{name}={value} must lie in [0, 2].")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +310,10 @@ class ReportConfig:
     run: Path = DEFAULT_RUN
     only: str | None = None
     """One table or figure, e.g. table-1."""
+    counterparty: str | None = None
+    """Whose dialogues to report on, where methods have met several counterparties."""
+    judge: str | None = None
+    """Whose scores to rank the emotions by, where there are several judges."""
     num_resamples: int = 10_000
     """Bootstrap resamples."""
     seed: int = 0
@@ -314,9 +326,9 @@ class PretrainConfig:
     out: Path = Path("emodistill/model/embedded")
     """Where the checkpoint goes."""
     seed: int = 0
-    num_dialogues: int = 8_000
+    num_dialogues: int = 4_500
     """Over all domains."""
-    num_steps: int = 1_600
+    num_steps: int = 700
     tokens_per_step: int = 4_800
     learning_rate: float = 2e-3
     prompt_weight: float = 0.3

@@ -15,10 +15,13 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import emodistill
 from emodistill.errors import InputError, StaleInputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST = "manifest.json"
 Status = Literal["running", "finished"]
@@ -92,6 +95,32 @@ def write_json(path: Path, value: object) -> None:
     partial.replace(path)
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write safetensors so that a reader sees the old file or the new one, never half of one.
+
+    Raises:
+      InputError: the disk is full, or the folder can't be written to.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        save_file(dict(tensors), partial, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written ({error}); free space or rights, then start again."
+        ) from None
+    partial.chmod(mode)  # safetensors makes files that nobody else can read
+    partial.replace(path)
+
+
 def begin_stage(
     directory: Path,
     *,
@@ -102,6 +131,7 @@ def begin_stage(
     inputs: Mapping[str, str] | Iterable[Path],
     growing: Iterable[str] = (),
     name: str = MANIFEST,
+    output: Path | None = None,
 ) -> Manifest:
     """Open a stage, or find it as it was left.
 
@@ -111,6 +141,8 @@ def begin_stage(
       growing: settings that may change without spoiling what is there (a sweep's number of
         seeds); changing one of them makes a finished stage unfinished again.
       name: of the manifest's file, where several stages share a folder.
+      output: the file that results go to; as long as it is missing or empty, nothing has been
+        made, and anything may still change.
 
     Raises:
       StaleInputError: an input file or a setting is not what it was; the message names it.
@@ -126,6 +158,8 @@ def begin_stage(
         inputs=hashes,
     )
     found = read_manifest(directory, name)
+    if output is not None and not (output.is_file() and output.stat().st_size):
+        found = None
     if found is not None:
         for source in sorted({*found.inputs, *hashes}):
             if found.inputs.get(source) != hashes.get(source):

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile less: tests and the processes that they start share what XLA has compiled.
+
+    Tests run small programs a few times, so XLA's optimiser would cost more than it wins.
+    """
+    config.stash[PROGRAMS] = tempfile.TemporaryDirectory(prefix="emodistill-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[PROGRAMS].name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[PROGRAMS].cleanup()
+
 
 CHATML_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}"

@@ -207,6 +207,9 @@ NAN, INF = float("nan"), float("inf")
         (SweepConfig, "counterparty_temperature", (INF,), (0.7,)),
         (JudgeConfig, "repeats", (0,), (2,)),
         (EvaluateConfig, "num_seeds", (0,), (3,)),
+        (EvaluateConfig, "num_scenarios", (0,), (1, None)),
+        (EvaluateConfig, "max_turns", (0, 1), (2,)),
+        (EvaluateConfig, "focal_temperature", (-1, NAN), (0, 2)),
         (PretrainConfig, "num_steps", (0,), (1,)),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import socket
 import time
 import traceback
@@ -137,14 +138,14 @@ def test_trouble_is_retried_up_to_the_ceiling(trouble):
 def test_a_silent_server_is_given_up_and_asked_again():
     async def respond(call):
         if call.number == 0:
-            await asyncio.sleep(3)
+            await asyncio.sleep(60)
         return ok("Hi.")
 
     started_s = time.monotonic()
-    completion, calls = ask_and_count(respond, timeout_s=0.2)
+    completion, calls = ask_and_count(respond, timeout_s=1)
     assert completion.text == "Hi."
     assert len(calls) == 2
-    assert time.monotonic() - started_s < 2
+    assert time.monotonic() - started_s < 30
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 451])
@@ -230,11 +231,13 @@ def test_a_limited_key_gets_no_call_until_it_may_and_nothing_is_lost():
 
     async def job(client, server):
         answers = []
-        started_s = time.monotonic()
-        number = 0
-        while time.monotonic() < started_s + 1.6:
-            answers.append(await ask(client, sticky=f"dialogue {number}"))
-            number += 1
+
+        def back():
+            until_s = limited_until_s.get(KEYS[1], math.inf)
+            return [call for call in server.calls if call.key == KEYS[1] and call.time_s >= until_s]
+
+        while len(back()) < 6:
+            answers.append(await ask(client, sticky=f"dialogue {len(answers)}"))
         return answers, server.calls
 
     answers, calls = run(respond, job, keys=KEYS)
@@ -242,7 +245,6 @@ def test_a_limited_key_gets_no_call_until_it_may_and_nothing_is_lost():
     to_limited = [call.time_s for call in calls if call.key == KEYS[1]]
     assert all(answer.text == "Hi." for answer in answers)
     assert sum(until_s - 1.0 < time_s < until_s for time_s in to_limited) == 0
-    assert sum(time_s >= until_s for time_s in to_limited) > 5
     others = {call.key for call in calls if until_s - 1.0 < call.time_s < until_s}
     assert others == {KEYS[0], KEYS[2]}
 
@@ -262,7 +264,7 @@ def test_all_keys_cooling_means_waiting_not_failing():
         return time.monotonic() - started_s, len(server.calls)
 
     elapsed_s, _ = run(respond, job, keys=KEYS[:2])
-    assert 0.4 <= elapsed_s < 2.0
+    assert 0.4 <= elapsed_s < 20
     assert seen == set(KEYS[:2])
 
 
@@ -385,7 +387,7 @@ def test_many_calls_at_once():
 
     count, elapsed_s = run(respond, job)
     assert count == 300
-    assert elapsed_s < 5
+    assert elapsed_s < 30
 
 
 def test_throughput_returns_after_a_storm_of_limits():
@@ -400,7 +402,7 @@ def test_throughput_returns_after_a_storm_of_limits():
 
     elapsed_s, num_calls = run(respond, job)
     assert num_calls == 10 + 5 + 50
-    assert elapsed_s < 2
+    assert elapsed_s < 20
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Manifests: finished, resumed, refused; cells; atomic JSON."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from emodistill import runs
 from emodistill.errors import InputError, StaleInputError
@@ -106,3 +110,44 @@ def _circular():
     value = {}
     value["self"] = value
     return value
+
+
+def test_what_has_made_nothing_yet_may_change(run):
+    output = run / "crad" / "judge" / "sim-judge.jsonl"
+    begin(run, output=output)
+    assert begin(run, {"judge": "b"}, output=output).config["judge"] == "b"
+    output.write_text("{}\n")
+    with pytest.raises(StaleInputError, match="judge='b', now judge='c'"):
+        begin(run, {"judge": "c"}, output=output)
+
+
+def test_tensors_are_written_whole_and_readable_by_others(tmp_path):
+    path = tmp_path / "new" / "a.safetensors"
+    runs.write_tensors(path, {"a": np.arange(3.0)}, {"key": "value"})
+    np.testing.assert_array_equal(load_file(path)["a"], [0, 1, 2])
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+import numpy as np
+from emodistill import cli, runs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+cli.run(lambda: runs.write_tensors(pathlib.Path(sys.argv[1]), {"a": np.zeros(10_000)}))
+"""
+
+
+def test_a_full_disk_keeps_the_old_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    runs.write_tensors(path, {"a": np.ones(3)})
+    failed = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert failed.returncode == 2
+    assert "a.safetensors could not be written" in failed.stderr
+    assert "free space or rights" in failed.stderr and "Traceback" not in failed.stderr
+    np.testing.assert_array_equal(load_file(path)["a"], np.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

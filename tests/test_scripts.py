@@ -51,6 +51,10 @@ def test_help_costs_no_heavy_import(script):
         (["evaluate.py", "--method", "iql+magic"], "--method iql+magic is not known; use one of"),
         (["sweep.py", "--provider", "nowhere"], "--provider nowhere is none of"),
         (["sweep.py", "--provider", "dashscope"], "set DASHSCOPE_API_KEY"),
+        (
+            ["sweep.py", "--base-url", "http://bob:hunter2@h/v1", "--model", "a"],
+            "the base URL of h must hold no credentials",
+        ),
         (["sweep.py", "--counterparty", "deepseek-v3"], "needs a --provider or --base-url"),
         (["judge.py", "--judge", "gpt-4o"], "needs a --provider or --base-url"),
         (["sweep.py", "--num-seeds", "0"], "num_seeds=0 must be at least 1"),
@@ -58,6 +62,9 @@ def test_help_costs_no_heavy_import(script):
         (["sweep.py", "--prompt-pack", "no-pack"], "no-pack"),
         (["sweep.py", "--config", "no.yaml"], "--config no.yaml"),
         (["train_sft.py", "--model", "no-model"], "no-model"),
+        (["train_sft.py", "--model", "."], "config.json"),
+        (["evaluate.py", "--student", "no-model"], "student no-model: there is no such folder"),
+        (["evaluate.py", "--max-turns", "0"], "max_turns=0 must be at least 2"),
         (["report.py", "--run", "no-run"], "holds nothing for a report yet"),
         (["train_iql.py", "--provider", "dashscope"], "python scripts/sweep.py"),
         (["train_jpo.py", "--provider", "dashscope"], "python scripts/judge.py"),
@@ -73,8 +80,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, tmp_path):
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in written if path.suffix in (".jsonl", ".safetensors")]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_unreachable_api_is_named(tmp_path):

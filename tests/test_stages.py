@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError, StaleInputError
+from emodistill.model import embedded_path
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
+from emodistill.stages.files import cell, command, model_hashes
 
 SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
 TINY = {"max_tokens": 1024, "max_steps": 2, "learning_rate": 1e-3}
@@ -104,23 +107,82 @@ def test_config_yaml_makes_the_same_configuration_again(run):
 
 
 def test_other_settings_in_the_same_cell_are_refused(run):
-    with pytest.raises(StaleInputError, match="learning_rate=0.001, now learning_rate=0.002"):
+    with pytest.raises(StaleInputError, match=r"learning_rate=0\.001, now learning_rate=0\.002"):
         stages.sft(SFTConfig(run=run, **(TINY | {"learning_rate": 2e-3})))
     with pytest.raises(StaleInputError, match="max_turns"):
         stages.sweep(SweepConfig(run=run, **SMALL, max_turns=8))
 
 
 def test_changed_inputs_are_refused_by_name(run, tmp_path):
-    copy = tmp_path / "copy"
+    copy = copy_of(run, tmp_path / "copy")
+    scores = copy / "crad/judge/sim-judge.jsonl"
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(StaleInputError, match=r"crad/judge/sim-judge\.jsonl has changed"):
+        stages.sft(SFTConfig(run=copy, **TINY))
+
+
+def copy_of(run, copy):
     for source in run.rglob("*"):
         if source.is_file() and not source.name.startswith("."):
             target = copy / source.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
-    scores = copy / "crad/judge/sim-judge.jsonl"
-    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(StaleInputError, match=r"crad/judge/sim-judge\.jsonl has changed"):
-        stages.sft(SFTConfig(run=copy, **TINY))
+    return copy
+
+
+def test_scores_are_never_joined_to_other_utterances(run, tmp_path):
+    copy = copy_of(run, tmp_path / "copy")
+    dialogues = copy / "crad/sweep/trajectories.jsonl"
+    text = dialogues.read_text()
+    dialogues.write_text(text.replace('"text": "I', '"text": "Well, I', 1))
+    with pytest.raises(StaleInputError, match="no longer begins with the dialogues that were"):
+        stages.judge(JudgeConfig(run=copy, concurrency=8))
+
+
+def test_a_grown_sweep_is_judged_before_it_is_trained_on(run, tmp_path):
+    copy = copy_of(run, tmp_path / "copy")
+    for stage in ("sft", "jpo", "iql"):
+        shutil.rmtree(copy / "crad" / stage)
+    stages.sweep(SweepConfig(run=copy, **(SMALL | {"num_seeds": 3})))
+    stages.sft(SFTConfig(run=copy, **TINY))
+    judged = read_judgements(copy / "crad/judge/sim-judge.jsonl")
+    assert len({j.trajectory_id for j in judged}) == 18
+
+
+def test_the_student_is_no_cell_and_commands_carry_it(tmp_path):
+    config = SFTConfig(model="/models/qwen", run=tmp_path)
+    assert cell(config, SFTConfig(run=tmp_path)) == "default"
+    assert command("train_jpo", config).endswith("--model /models/qwen")
+    assert command("evaluate", config).endswith("--student /models/qwen")
+    evaluation = EvaluateConfig(student="/models/qwen", run=tmp_path)
+    assert cell(evaluation, EvaluateConfig(run=tmp_path)) == "default"
+    assert command("train_sft", evaluation).endswith("--model /models/qwen")
+
+
+def test_another_student_of_the_same_size_is_another_student(tmp_path):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        shutil.copy(embedded_path() / name, tmp_path)
+    before = model_hashes(str(tmp_path))
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert model_hashes(str(tmp_path)) != before
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no \*\.safetensors"):
+        model_hashes(str(tmp_path))
+
+
+def test_a_report_shows_cells_and_refuses_to_mix_counterparties(run, tmp_path):
+    copy = copy_of(run, tmp_path / "copy")
+    home = copy / "crad/eval/random@sim-counterparty"
+    shutil.copy(home / "default.jsonl", home / "max_turns=4-0000.jsonl")
+    stages.report(ReportConfig(run=copy, num_resamples=200))
+    assert "random (max_turns=4-0000)" in (copy / "report/table-1.csv").read_text()
+    shutil.copytree(home, copy / "crad/eval/random@deepseek-chat")
+    with pytest.raises(InputError, match=r"deepseek-chat, sim-counterparty .* --counterparty"):
+        stages.report(ReportConfig(run=copy))
+    stages.report(ReportConfig(run=copy, counterparty="deepseek-chat", num_resamples=200))
+    assert "vanilla-slm" not in (copy / "report/table-1.csv").read_text()
 
 
 def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):

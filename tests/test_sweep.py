@@ -285,9 +285,10 @@ def server(tmp_path_factory):
     port_file = tmp_path_factory.mktemp("server") / "url"
     process = subprocess.Popen([sys.executable, str(SERVER), str(port_file), "0.01"])
     try:
-        for _ in range(200):
+        for _ in range(1200):
             if port_file.exists():
                 break
+            assert process.poll() is None
             time.sleep(0.05)
         yield port_file.read_text()
     finally:
@@ -318,11 +319,11 @@ def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(server,
         wait_for_lines(tmp_path / "killed", 7 * (kill + 1), process)
         time.sleep(moments.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
     with (tmp_path / "killed" / "trajectories.jsonl").open("ab") as file:
         file.write(b'{"schema": 1, "trajectory_id": "crad/debt_0')  # as a kill within write would
-    out, err = start(server, tmp_path / "killed").communicate()
+    out, err = start(server, tmp_path / "killed").communicate(timeout=120)
     assert "40 of 40 dialogues finished" in out, err
     sweep(tmp_path / "whole", num_seeds=8)
     found = ids(tmp_path / "killed")
@@ -335,7 +336,7 @@ def test_interrupted_it_stops_cleanly_and_says_so(server, tmp_path, number):
     process = start(server, tmp_path)
     wait_for_lines(tmp_path, 5, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     finished = len(ids(tmp_path))
     assert 5 <= finished < 40
@@ -345,10 +346,10 @@ def test_interrupted_it_stops_cleanly_and_says_so(server, tmp_path, number):
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
     process = start(server, tmp_path)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert "sweep: 40 of 40 dialogues (100%)" in err and "accepted" in err
     lines = (tmp_path / "trajectories.jsonl").read_text().splitlines()
     (tmp_path / "trajectories.jsonl").write_text("\n".join(lines[:30]) + "\n")
-    _, err = start(server, tmp_path).communicate(timeout=60)
+    _, err = start(server, tmp_path).communicate(timeout=120)
     assert "sweep: 30 of 40 dialogues (75%) are there already" in err
     assert json.loads(lines[0])["schema"] == 1

@@ -81,22 +81,6 @@ def tiny_model(*, is_trained=False):
     return model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keep compiled programs for the module's tests and the processes that they start."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]
-    del os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
-
-
 def sft(logp_BU, batch):
     return sft_loss(logp_BU, batch.mask_BU, num_tokens=batch.num_tokens)
 
@@ -556,6 +540,7 @@ class TestStages:
             },
             capture_output=True,
             text=True,
+            timeout=600,
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
         steps = []

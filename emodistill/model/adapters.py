@@ -16,7 +16,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from emodistill import runs
 from emodistill.errors import InputError
@@ -72,9 +71,7 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
             tensors[_name(layer, target, "A")] = np.ascontiguousarray(a_LRI[layer], np.float32)
             tensors[_name(layer, target, "B")] = np.ascontiguousarray(b_LOR[layer], np.float32)
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(folder / WEIGHTS_FILE)
+    runs.write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     alpha = model.lora.alpha
     config = {
         **_PLAIN_OPTIONS,

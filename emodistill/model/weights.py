@@ -20,7 +20,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from emodistill import runs
 from emodistill.errors import InputError
@@ -87,9 +86,7 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
             hf_name: np.asarray(leaf if layer is None else leaf[layer])
             for hf_name, leaf, layer in places
         }
-        partial = folder / f".{name}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / name)
+        runs.write_tensors(folder / name, tensors, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {
             hf_name: name

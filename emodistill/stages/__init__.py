@@ -61,7 +61,7 @@ def judge(config: JudgeConfig) -> Made:
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
     """Stage 3: train the emotion selector. `base` names the cell (see `cli`)."""
-    prepare(config, "sweep", "judge")
+    prepare(config, "sweep", *(["judge"] if config.signal != "outcome" else []))
     return learn.iql(config, base)
 
 
@@ -93,7 +93,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         model_hashes(config.student)
     prepare(config, "sweep")
     if method.emotion == "iql" and config.iql_cell == "default":
-        prepare(config, "judge", "iql")
+        prepare(config, "iql")
     if method.adapter == "sft" and config.sft_cell == "default":
         prepare(config, "judge", "sft")
     if method.adapter == "jpo" and config.jpo_cell == "default":

@@ -17,7 +17,8 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     """The model for `focal`, `counterparty` or `judge`.
 
     Raises:
-      InputError: a real model is asked for without a provider; it is never simulated.
+      InputError: a real model is asked for without a provider (it is never simulated), or the
+        provider lacks its key, a usable address or a default for that role.
     """
     if config.is_simulated:
         if named is not None and named not in SIMULATED_MODELS.values():
@@ -29,9 +30,9 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
         return named or SIMULATED_MODELS[role]
     from emodistill.llm.providers import get_provider
 
-    if named is not None:
-        return named
-    return get_provider(config.provider, base_url=config.base_url).default_model(role)
+    provider = get_provider(config.provider, base_url=config.base_url)
+    provider.read_keys()
+    return provider.default_model(role) if named is None else named
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from emodistill.stages.files import (
     announce,
     by_id,
     cell,
+    judge_file,
     model_hashes,
     say,
 )
@@ -56,6 +57,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     name = cell(config, base, without=("method", "counterparty", "num_seeds", "num_scenarios"))
     student_hashes = model_hashes(config.student) if method.writer == "student" else {}
     manifest_name = f"{name}.manifest.json"
+    path = directory / f"{name}.jsonl"
     manifest = begin_stage(
         directory,
         stage="evaluate",
@@ -65,8 +67,8 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         inputs=input_hashes(inputs, config.run) | student_hashes | {"prompt pack": pack.sha256},
         growing=("num_seeds", "num_scenarios"),
         name=manifest_name,
+        output=path,
     )
-    path = directory / f"{name}.jsonl"
     made = Made(path, f"python scripts/report.py --run {config.run}")
     if manifest.is_finished:
         say(f"evaluate {config.method}: finished before, dialogues in {path}")
@@ -103,6 +105,29 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     return made
 
 
+def _evaluations(config: ReportConfig, domain: str) -> dict[str, Path]:
+    """Method -> its dialogues; `method (cell)` for cells that are not the default.
+
+    Raises:
+      InputError: methods have met several counterparties, which one table can't compare.
+    """
+    found: dict[str, Path] = {}
+    opponents = set()
+    for path in sorted(stage_dir(config.run, domain, "eval").glob("*/*.jsonl")):
+        method, _, counterparty = path.parent.name.partition("@")
+        if path.name.endswith(".failures.jsonl") or config.counterparty not in (None, counterparty):
+            continue
+        opponents.add(counterparty)
+        label = method if path.stem == "default" else f"{method} ({path.stem})"
+        found[label] = path
+    if len(opponents) > 1:
+        raise InputError(
+            f"{config.run}: methods have met {', '.join(sorted(opponents))} in domain {domain}; "
+            "say which to report on with --counterparty."
+        )
+    return found
+
+
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
     from emodistill.domains import DOMAINS
@@ -116,12 +141,11 @@ def report(config: ReportConfig) -> Path:
     for domain in DOMAINS:
         if (path := stage_dir(config.run, domain, "sweep") / TRAJECTORIES).is_file():
             sweeps[domain] = by_id(read_trajectories(path))
-        judge_files = sorted(stage_dir(config.run, domain, "judge").glob("*.jsonl"))
-        if judge_files:
-            judgements[domain] = read_judgements(judge_files[0])
-        for path in sorted(stage_dir(config.run, domain, "eval").glob("*/default.jsonl")):
-            method = path.parent.name.partition("@")[0]
-            evaluations.setdefault(domain, {})[method] = by_id(read_trajectories(path))
+        scores = judge_file(config.run, domain, config.judge)
+        if scores.is_file():
+            judgements[domain] = read_judgements(scores)
+        for label, path in _evaluations(config, domain).items():
+            evaluations.setdefault(domain, {})[label] = by_id(read_trajectories(path))
         metrics += sorted((config.run / domain).glob("*/*/metrics.jsonl"))
     page = write_report(
         config.run,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from emodistill.configs import JudgeConfig, SweepConfig
-from emodistill.errors import StoppedError
+from emodistill.errors import StaleInputError, StoppedError
 from emodistill.runs import (
+    Manifest,
     begin_stage,
     file_sha256,
     finish_stage,
@@ -61,6 +64,7 @@ def sweep(config: SweepConfig) -> Made:
         seed=config.seed,
         inputs=inputs,
         growing=("num_seeds", "num_scenarios"),
+        output=directory / TRAJECTORIES,
     )
     made = Made(directory / TRAJECTORIES, command("judge", config))
     if manifest.is_finished:
@@ -108,6 +112,27 @@ def _covers(found: Mapping[str, Any], config: SweepConfig) -> bool:
     )
 
 
+def _judged_part(path: Path, found: Manifest | None) -> dict[str, Any]:
+    """What is judged: the dialogues' bytes and their hash.
+
+    The file only ever grows, so what was judged before must still be how it begins.
+
+    Raises:
+      StaleInputError: it begins otherwise; scores would be joined to other utterances.
+    """
+    size = found.config.get("dialogues_bytes", 0) if found is not None else 0
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(size))
+        if found is not None and size and digest.hexdigest() != found.config["dialogues_sha256"]:
+            raise StaleInputError(
+                f"{path} no longer begins with the dialogues that were judged before. Delete the "
+                "scores beside it to judge anew, or use another --run."
+            )
+        rest = file.read()
+    digest.update(rest)
+    return {"dialogues_bytes": size + len(rest), "dialogues_sha256": digest.hexdigest()}
+
+
 def judge(config: JudgeConfig) -> Made:
     """Stage 2: score what the sweep has and the judge has not seen."""
     from emodistill.offline.judging import judge_path, run_judging
@@ -121,15 +146,18 @@ def judge(config: JudgeConfig) -> Made:
     path = judge_path(directory, name)
     trajectories, scenarios = read_sweep(config.run, config.domain)
     manifest_name = f"{path.stem}.{config.level}.manifest.json"
+    found = read_manifest(directory, manifest_name) if path.is_file() else None
+    judged = _judged_part(sweep_dir / TRAJECTORIES, found)
     manifest = begin_stage(
         directory,
         stage="judge",
         run=config.run,
-        config=config.identity() | {"judge": name, "num_dialogues": len(trajectories)},
+        config=config.identity() | {"judge": name, "num_dialogues": len(trajectories)} | judged,
         seed=config.seed,
         inputs={"rubric": pack.rubric_sha256, **input_hashes([sweep_dir / SCENARIOS], config.run)},
-        growing=("repeats", "num_dialogues"),
+        growing=("repeats", "num_dialogues", *judged),
         name=manifest_name,
+        output=path,
     )
     made = Made(path, f"{command('train_iql', config)}; {command('train_sft', config)}")
     if manifest.is_finished:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from emodistill.configs import EMBEDDED, SIMULATED_MODELS, ExperimentConfig, SweepConfig
+from emodistill.configs import (
+    EMBEDDED,
+    SIMULATED_MODELS,
+    AdapterConfig,
+    EvaluateConfig,
+    ExperimentConfig,
+    SweepConfig,
+)
 from emodistill.errors import InputError
 from emodistill.runs import cell_name, file_sha256, read_manifest, stage_dir
 
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAJECTORIES = "trajectories.jsonl"
 SCENARIOS = "scenarios.jsonl"
+MEBIBYTE = 1 << 20
 
 
 class Made(NamedTuple):
@@ -39,7 +48,15 @@ def announce(config: ExperimentConfig, stage: str) -> None:
         say(f"{stage}: no --provider named, so the simulator plays all language models.")
 
 
+def student_of(config: ExperimentConfig) -> str:
+    """The student that a configuration names, `embedded` where it has no say."""
+    if isinstance(config, EvaluateConfig):
+        return config.student
+    return config.model if isinstance(config, AdapterConfig) else EMBEDDED
+
+
 def command(script: str, config: ExperimentConfig) -> str:
+    """A command that goes on in the same run, with the same provider and student."""
     words = [f"python scripts/{script}.py"]
     if config.run != Path("runs/default"):
         words.append(f"--run {config.run}")
@@ -48,14 +65,20 @@ def command(script: str, config: ExperimentConfig) -> str:
     if not config.is_simulated:
         words += [f"--provider {config.provider}"] if config.provider else []
         words += [f"--base-url {config.base_url}"] if config.base_url else []
+    flag = {"train_sft": "--model", "train_jpo": "--model", "evaluate": "--student"}.get(script)
+    if flag is not None and student_of(config) != EMBEDDED:
+        words.append(f"{flag} {student_of(config)}")
     return " ".join(words)
 
 
 def cell(
     config: ExperimentConfig, base: ExperimentConfig | None, *, without: Iterable[str] = ()
 ) -> str:
-    """The cell's name: what the command line changed on top of its base."""
-    left_out = {"domain", *without}
+    """The cell's name: what the command line changed on top of its base.
+
+    Which models take part is no cell: a run has one student, and manifests refuse another.
+    """
+    left_out = {"domain", "model", "student", *without}
 
     def named(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in left_out}
@@ -108,18 +131,39 @@ def max_turns(run: Path, domain: str) -> int:
 
 
 def model_hashes(model: str) -> dict[str, str]:
-    """What identifies a student: the hashes of its small files, and the names of its shards."""
+    """What identifies a student: the hashes of its files.
+
+    Raises:
+      InputError: there is no such folder, or what is in it is no checkpoint.
+    """
     from emodistill.model import embedded_path
+    from emodistill.model.config import Qwen2Config
 
     folder = embedded_path() if model == EMBEDDED else Path(model)
     if not folder.is_dir():
-        raise InputError(
-            f"--model {model}: there is no such folder; a checkpoint folder is needed."
-        )
+        raise InputError(f"student {model}: there is no such folder; name a checkpoint's folder.")
+    Qwen2Config.from_pretrained(folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise InputError(f"student {model}: {folder} holds no *.safetensors; nothing else is read.")
     small = [folder / name for name in ("config.json", "tokenizer.json")]
     hashes = {f"{model}/{path.name}": file_sha256(path) for path in small if path.is_file()}
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-    return hashes | {f"{model}/{name}": f"{size} bytes" for name, size in sizes.items()}
+    return hashes | {f"{model}/{path.name}": _weights_sha256(path) for path in shards}
+
+
+def _weights_sha256(path: Path) -> str:
+    """Of a shard: its size and a mebibyte in every sixteen, since no training leaves those alone.
+
+    A small file is read whole.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    stride = MEBIBYTE if size <= 64 * MEBIBYTE else 16 * MEBIBYTE
+    with path.open("rb") as file:
+        for start in range(0, size, stride):
+            file.seek(start)
+            digest.update(file.read(MEBIBYTE))
+    return digest.hexdigest()
 
 
 def write_config(directory: Path, stage: str, config: ExperimentConfig) -> None:

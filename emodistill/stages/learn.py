@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emodistill import cli
 from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SFTConfig
@@ -24,31 +24,38 @@ from emodistill.stages.files import (
     write_config,
 )
 
+if TYPE_CHECKING:
+    from emodistill.offline.rewards import Scores
+
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
     """Stage 3: train the emotion selector."""
-    scores_file = judge_file(config.run, config.domain, config.judge)
     directory = stage_dir(config.run, config.domain, "iql", cell(config, base))
     inputs = data_files(config.run, config.domain)
+    scores: Scores = {}
+    if config.signal != "outcome":
+        scores_file = judge_file(config.run, config.domain, config.judge)
+        inputs.append(scores_file)
+        scores = read_scores(scores_file)
     manifest = begin_stage(
         directory,
         stage="iql",
         run=config.run,
         config=config.identity(),
         seed=config.seed,
-        inputs=[*inputs, *([scores_file] if config.signal != "outcome" else [])],
+        inputs=inputs,
     )
     made = Made(directory, _evaluation(config, "iql", directory))
     if manifest.is_finished:
         say(f"iql: finished before, selector in {directory}")
         return made
     write_config(directory, "iql", config)
-    _train_iql(config, directory, scores_file)
+    _train_iql(config, directory, scores)
     say(f"iql: selector in {directory}")
     return made
 
 
-def _train_iql(config: IQLConfig, directory: Path, scores_file: Path) -> None:
+def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
     from emodistill.model import keep_programs
     from emodistill.progress import progress
     from emodistill.train.iql import IQLProgress, train_iql
@@ -60,7 +67,7 @@ def _train_iql(config: IQLConfig, directory: Path, scores_file: Path) -> None:
     trajectories, _ = read_sweep(config.run, config.domain)
     transitions = make_transitions(
         [trajectory for trajectory in trajectories if trajectory.split == "train"],
-        read_scores(scores_file),
+        scores,
         signal=config.signal,
         state=config.state,
         max_turns=max_turns(config.run, config.domain),
@@ -106,6 +113,12 @@ def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
             raise InputError(
                 f"{sft_dir} holds no finished SFT adapter. Train it with "
                 f"{command('train_sft', config)}, or name another with --sft-cell."
+            )
+        if found.config["emotion_free"] != config.emotion_free:
+            raise InputError(
+                f"emotion_free={config.emotion_free}, but the SFT adapter in {sft_dir} was trained "
+                f"with emotion_free={found.config['emotion_free']}; name a fitting one with "
+                "--sft-cell."
             )
     return _train_adapter(config, base, "jpo", sft_dir=sft_dir)
 

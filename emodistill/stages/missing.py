@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from emodistill import cli
 from emodistill.configs import (
+    EMBEDDED,
     SIMULATED_MODELS,
+    AdapterConfig,
     EvaluateConfig,
     ExperimentConfig,
     IQLConfig,
@@ -21,7 +23,17 @@ from emodistill.configs import (
 from emodistill.errors import InputError
 from emodistill.runs import cell_name, read_manifest, stage_dir
 from emodistill.stages import collect, learn
-from emodistill.stages.files import SCENARIOS, TRAJECTORIES, command, say
+from emodistill.stages.files import SCENARIOS, TRAJECTORIES, command, say, student_of
+
+SHARED_BY_ADAPTERS = (
+    "judge",
+    "prompt_pack",
+    "emotion_free",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+)
+"""Settings that JPO takes over from the SFT that it starts from."""
 
 
 class _Needed(NamedTuple):
@@ -67,12 +79,25 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
     )
     for stage in lacking:
         needed = _needed(stage)
-        fixed = {"run": config.run, "domain": config.domain, "seed": config.seed}
-        made = cli.make_config(needed.cls, stage, settings, where="quickstart.yaml", **fixed)
+        base = settings if student_of(config) == EMBEDDED or stage not in ("sft", "jpo") else {}
+        fixed = _shared(config, stage)
+        made = cli.make_config(needed.cls, stage, base, where="quickstart.yaml", **fixed)
         if stage == "sweep" and (found := read_manifest(_stage_home(config, stage))) is not None:
             sizes = {key: found.config[key] for key in ("num_seeds", "num_scenarios")}
             made = dataclasses.replace(made, **sizes)
         needed.make(made)
+
+
+def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
+    """What `stage` has to have in common with the one that needs it."""
+    fixed: dict[str, Any] = {"run": config.run, "domain": config.domain, "seed": config.seed}
+    if stage in ("sft", "jpo"):
+        fixed["model"] = student_of(config)
+        if isinstance(config, EvaluateConfig):
+            fixed["prompt_pack"] = config.prompt_pack
+        elif isinstance(config, AdapterConfig):
+            fixed |= {name: getattr(config, name) for name in SHARED_BY_ADAPTERS}
+    return fixed
 
 
 def _is_there(config: ExperimentConfig, stage: str) -> bool:
@@ -81,11 +106,12 @@ def _is_there(config: ExperimentConfig, stage: str) -> bool:
         files = (home / TRAJECTORIES).is_file() and (home / SCENARIOS).is_file()
         return files and _is_whole(home)
     if stage == "judge":
-        manifests = sorted(home.glob("*.manifest.json"))
-        whole = all(
-            m is None or m.is_finished for m in (read_manifest(home, p.name) for p in manifests)
+        dialogues = _stage_home(config, "sweep") / TRAJECTORIES
+        size = dialogues.stat().st_size if dialogues.is_file() else 0
+        found = [read_manifest(home, path.name) for path in home.glob("*.manifest.json")]
+        return any(home.glob("*.jsonl")) and all(
+            m is None or (m.is_finished and m.config["dialogues_bytes"] == size) for m in found
         )
-        return any(home.glob("*.jsonl")) and whole
     found = read_manifest(home / "default")
     return found is not None and found.is_finished
 
@@ -121,7 +147,8 @@ def base_jpo_cell(config: EvaluateConfig) -> str:
             f"{directory} is missing. Run first: {command('train_jpo', config)} --reference base"
         )
     settings = cli.read_settings(cli.preset_path("quickstart"))
-    fixed = {"run": config.run, "domain": config.domain, "seed": config.seed}
-    start = cli.make_config(JPOConfig, "jpo", settings, where="quickstart.yaml", **fixed)
+    base = settings if config.student == EMBEDDED else {}
+    fixed = _shared(config, "jpo")
+    start = cli.make_config(JPOConfig, "jpo", base, where="quickstart.yaml", **fixed)
     learn.jpo(dataclasses.replace(start, reference="base"), start)
     return name

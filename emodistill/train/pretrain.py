@@ -29,6 +29,7 @@ from emodistill.domains import DOMAINS
 from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.tokenization import encode_chat, encode_reply, load_tokenizer
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-NUM_OWN_SCENARIOS = 700
+NUM_OWN_SCENARIOS = 300
 """Per domain, beyond the built-in hundred that experiments use."""
 ROW_MULTIPLE = 192
 """Row lengths are multiples of this; each is a program of its own."""
@@ -298,6 +299,13 @@ def _batches(rows: Sequence[Row], config: PretrainConfig) -> Iterator[Rows]:
     for index, row in enumerate(rows):
         length = -(-len(row.tokens_T) // ROW_MULTIPLE) * ROW_MULTIPLE
         by_length.setdefault(length, []).append(index)
+    if not any(
+        len(members) >= config.tokens_per_step // length for length, members in by_length.items()
+    ):
+        raise InputError(
+            f"num_dialogues={config.num_dialogues} do not fill a step of "
+            f"tokens_per_step={config.tokens_per_step}; play more, or lower it."
+        )
     for epoch in itertools.count():
         rng = stream(config.seed, "pretrain", "order", epoch)
         batches = []

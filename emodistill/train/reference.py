@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from emodistill.batches import Batch, PaddedBatches
 from emodistill.model import Qwen2
 from emodistill.progress import progress
-from emodistill.runs import canonical_json
+from emodistill.runs import canonical_json, write_tensors
 from emodistill.train.loop import STEPS_AHEAD, response_logprobs
 
 ARRAY = "ref_logp"
@@ -61,10 +60,7 @@ def reference_logprobs(
     if found is not None:
         return Reference(found, path, True)
     logp_NU = _compute(model, batches, shape)
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({ARRAY: logp_NU}, partial, metadata={"key": key, "made_from": canonical_json(facts)})
-    partial.replace(path)
+    write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
     return Reference(logp_NU, path, False)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from emodistill.configs import StateKind
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.runs import write_json
+from emodistill.runs import write_json, write_tensors
 
 DESCRIPTION = "selector.json"
 ARRAYS = "selector.safetensors"
@@ -76,9 +76,7 @@ def save_selector(directory: Path, networks: SelectorNetworks) -> None:
         for layer, pair in enumerate(getattr(networks, name))
         for part, array in zip(("kernel", "bias"), pair, strict=True)
     }
-    partial = directory / f".{ARRAYS}.partial"
-    save_file(arrays, partial)
-    partial.replace(directory / ARRAYS)
+    write_tensors(directory / ARRAYS, arrays)
     description = {
         "schema": SCHEMA,
         "state": networks.state,
