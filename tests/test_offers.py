@@ -1,6 +1,7 @@
 """read_offer against hand-labelled utterances, and what holds for any text."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -154,3 +155,20 @@ def test_negated_and_plain_forms_differ():
     ]:
         assert read_offer(plain_form, "crad") == 40
         assert read_offer(denied, "crad") is None, denied
+
+
+@pytest.mark.parametrize("domain", ["crad", "disaster", "hospital", "student"])
+def test_no_text_is_too_odd_to_read(domain):
+    """A small model's slips are texts too: digits run together, half a time, a stray sign."""
+    parts = "0 1 7 15 30 45 120 : . , - / $ Q3 pm AM days hours weeks at to or and in I can do ½ %"
+    pieces = [*parts.split(), " ", "  ", "\n"]
+    rng = stream(0, "odd texts", domain)
+    for _ in range(3_000):
+        text = "".join(rng.choice(pieces, size=rng.integers(1, 14)))
+        value = read_offer(text, domain)
+        assert value is None or math.isfinite(value), text
+
+
+@pytest.mark.parametrize("text", ["Bed at 10:455 PM.", "I say 10:1515 PM."])
+def test_a_time_with_too_many_digits_is_no_offer(text):
+    assert read_offer(text, "student") is None

@@ -299,6 +299,7 @@ _BEFORE_A_BARE_WORD = re.compile(
     r"(?: exactly| only| just)? $"
 )
 _BEFORE_ONE = re.compile(r"\b(?:at|by|till|until|past|before|after|around|about) $")
+_MORE_DIGITS = re.compile(r"\d+")
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s")
 
 
@@ -332,13 +333,15 @@ def scan(text: str, domain: str) -> Scanned:
         if found is None:
             out.append(text[position])
             position += 1
-        elif isinstance(found[0], Mention):
+            continue
+        what, position = found
+        if (rest := _MORE_DIGITS.match(text, position)) is not None:  # "10:455 pm" is no time
+            what, position = "number", rest.end()
+        if isinstance(what, Mention):
             out.append(f"Q{len(mentions)}")
-            mentions.append(found[0])
-            position = found[1]
+            mentions.append(what)
         else:
-            out.append(found[0])
-            position = found[1]
+            out.append(what)
     out.append(text[position:])
     return Scanned("".join(out), tuple(mentions))
 
