@@ -15,10 +15,12 @@ PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile less: tests and the processes that they start share what XLA has compiled.
+    """Strict shapes, and less compiling, for tests and the processes that they start.
 
-    Tests run small programs a few times, so XLA's optimiser would cost more than it wins.
+    Arrays of different rank don't combine without saying so. What XLA has compiled is shared;
+    tests run small programs a few times, so its optimiser would cost more than it wins.
     """
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     config.stash[PROGRAMS] = tempfile.TemporaryDirectory(prefix="emodistill-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[PROGRAMS].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -34,6 +34,11 @@ class _Keys:
         return (INITIAL_STD * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
+def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """`vector` as an array of x's rank that lies along its last axis."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 class Linear(nnx.Module):
     """x W^T + b, plus an adapter's share where `lora` is set.
 
@@ -48,7 +53,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
         if self.bias is not None:
-            y = y + self.bias[...]
+            y = y + _along(self.bias[...], y)
         if self.lora is not None:
             y = y + self.lora(x).astype(y.dtype)
         return y
@@ -64,7 +69,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * scale * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+        return (wide * scale * _along(self.weight[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
 class Attention(nnx.Module):

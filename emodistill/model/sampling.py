@@ -279,7 +279,8 @@ def _generate(
     def advance(state: _Decoding) -> _Decoding:
         slot = P + state.step - 1
         # A row sees its prompt and what was generated; the prompt's padding in between is dark.
-        is_visible_BS = (slots_S < lengths_B[:, None]) | ((slots_S >= P) & (slots_S <= slot))
+        is_new_S = (slots_S >= P) & (slots_S <= slot)
+        is_visible_BS = (slots_S[None] < lengths_B[:, None]) | is_new_S[None]
         positions_B = lengths_B + state.step - 1
         logits_BV, k_LBKSH, v_LBKSH = _decode(
             model, state.tokens, positions_B, slot, is_visible_BS, state.keys, state.values

@@ -112,13 +112,14 @@ def _init(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
 def _forward(networks: list, observation_BS: jax.Array) -> list[jax.Array]:
     """Several ReLU networks on the same states; their first layers run as one product."""
     kernels, biases = zip(*(layers[0] for layers in networks), strict=True)
-    first = jax.nn.relu(observation_BS @ jnp.concatenate(kernels, 1) + jnp.concatenate(biases))
+    joint_bias = jnp.concatenate(biases)[None]
+    first = jax.nn.relu(observation_BS @ jnp.concatenate(kernels, 1) + joint_bias)
     outputs = []
     for layers, hidden in zip(networks, jnp.split(first, len(networks), axis=1), strict=True):
         for kernel, bias in layers[1:-1]:
-            hidden = jax.nn.relu(hidden @ kernel + bias)
+            hidden = jax.nn.relu(hidden @ kernel + bias[None])
         kernel, bias = layers[-1]
-        outputs.append(hidden @ kernel + bias)
+        outputs.append(hidden @ kernel + bias[None])
     return outputs
 
 
