@@ -100,6 +100,8 @@ def write_tensors(
 ) -> None:
     """Write safetensors so that a reader sees the old file or the new one, never half of one.
 
+    Equal tensors and metadata give equal bytes.
+
     Raises:
       InputError: the disk is full, or the folder can't be written to.
     """
@@ -112,6 +114,7 @@ def write_tensors(
     mode = partial.stat().st_mode
     try:
         save_file(dict(tensors), partial, metadata=dict(metadata or {}))
+        _sort_metadata(partial)
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise InputError(
@@ -119,6 +122,18 @@ def write_tensors(
         ) from None
     partial.chmod(mode)  # safetensors makes files that nobody else can read
     partial.replace(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order; the library leaves it to a hash map."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def begin_stage(

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from emodistill import runs
@@ -128,6 +129,22 @@ def test_tensors_are_written_whole_and_readable_by_others(tmp_path):
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_equal_tensors_give_equal_bytes(tmp_path):
+    """The library writes metadata in another order from one call to the next."""
+    metadata = {
+        name: f"π {name}" for name in ["format", "base", "key", "seed", "model", "made_from"]
+    }
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        runs.write_tensors(path, {"b": np.ones(3), "a": np.arange(3.0)}, metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == metadata
+        np.testing.assert_array_equal(file.get_tensor("a"), [0, 1, 2])
 
 
 FULL_DISK = """
