@@ -1,5 +1,6 @@
 """Table figures worked out by hand on a handful of dialogues."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -103,3 +104,43 @@ def test_data_quality_counts_figures_without_an_offer():
     assert found.num_truncated == 1
     assert metrics.data_quality(rows, max_turns=2).num_truncated == 0
     assert math.isnan(metrics.data_quality([]).unread_share)
+
+
+def offers(*values, target=30.0):
+    """A dialogue of these offers, the focal side's first."""
+    turns = tuple(
+        Turn(
+            index=i,
+            speaker="focal" if i % 2 == 0 else "counterparty",
+            emotion=None,
+            text="-" if value is None else f"{value:g} days",
+            offer=value,
+        )
+        for i, value in enumerate(values)
+    )
+    return dataclasses.replace(dialogue("a", None), turns=turns, focal_target=target)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((30.0, 90.0, 40.0, 70.0, 70.0), [True, True, True]),  # opens at the target, takes theirs
+        ((35.0, 90.0, 35.0), [False, True]),  # opens elsewhere, holds
+        ((30.0, 90.0, 25.0), [True, False]),  # a step back
+        ((30.0, 60.0, 61.0), [True, False]),  # past what the other side offers
+        ((30.0, 60.0, None, 50.0, 55.0), [True, False]),  # 50 is on the table by now
+        ((30.0, None, 30.0, None, 31.0), [True, True, False]),  # nothing to give ground to yet
+        ((None, 90.0, None), []),
+    ],
+)
+def test_offers_in_bounds_by_hand(values, expected):
+    assert metrics.in_bounds(offers(*values)) == expected
+    assert (
+        metrics.in_bounds(offers(*(v and 120 - v for v in values), target=90.0)) == expected
+    )  # the other direction
+
+
+def test_the_share_in_bounds_is_over_all_offers():
+    both = [offers(30.0, 90.0, 40.0, 70.0, 70.0), offers(20.0)]
+    assert metrics.summarize(both).in_bounds == 0.75
+    assert math.isnan(metrics.summarize([offers(None)]).in_bounds)

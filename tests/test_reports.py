@@ -262,13 +262,13 @@ def test_markdown_and_latex_are_well_formed(written):
     text = (written.parent / "table-1.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(METHODS)
-    assert {line.count("|") for line in table} == {12}
+    assert {line.count("|") for line in table} == {13}
     assert "population standard deviation" in text
     assert "nothing about real models" in text
     latex = (written.parent / "table-1.tex").read_text()
     body = [line for line in latex.splitlines() if line.startswith(tuple(METHODS))]
     assert len(body) == len(METHODS)
-    assert all(line.count(" & ") == 9 and line.endswith(r"\\") for line in body)
+    assert all(line.count(" & ") == 10 and line.endswith(r"\\") for line in body)
     assert not re.search(r"(?<!\\)%", latex.partition("\n")[2])
     odd = make_dialogue(share=0.5, method="50%_greedy & co")
     rows = table_1({"crad": {odd.focal.method: [odd]}}, seed=0, num_resamples=10)

@@ -39,6 +39,8 @@ class MethodSummary:
     rounds: float
     """Mean turns of both sides together (E.7)."""
     rounds_std: float
+    in_bounds: float
+    """Share of focal offers that lie between the two positions on the table (`in_bounds`)."""
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> MethodSummary:
@@ -60,7 +62,30 @@ def summarize(trajectories: Sequence[Trajectory]) -> MethodSummary:
         utility_std=utility_std,
         rounds=rounds,
         rounds_std=rounds_std,
+        in_bounds=_mean_std([kept for t in trajectories for kept in in_bounds(t)])[0],
     )
+
+
+def in_bounds(trajectory: Trajectory) -> list[bool]:
+    """For each focal offer, whether it lies between the two positions on the table.
+
+    The first offer has to be the target. A later one may go from the focal side's last offer as
+    far as the counterparty's last one; a step back, or past what the other side already offers,
+    is out of bounds. It tells whether a model reads the figures, not whether it bargains well.
+    """
+    own = theirs = None
+    found = []
+    for turn in trajectory.turns:
+        if turn.offer is None:
+            continue
+        if turn.speaker == "counterparty":
+            theirs = turn.offer
+            continue
+        first = trajectory.focal_target if own is None else own
+        last = first if own is None or theirs is None else theirs
+        found.append(min(first, last) <= turn.offer <= max(first, last))
+        own = turn.offer
+    return found
 
 
 def _mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

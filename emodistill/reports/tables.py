@@ -1,7 +1,8 @@
 """Table 1 (methods by domain) and the paired differences behind its headline.
 
 Success: share of `accepted` dialogues. Outcomes: mean savings over those. Utility: mean savings
-with failures counted as 0. Rounds: turns of both sides. ± is the population standard deviation
+with failures counted as 0. Rounds: turns of both sides. In bounds: focal offers that lie between
+the positions on the table, as a share of all. ± is the population standard deviation
 over dialogues. Intervals are 95 % percentile bootstrap: over dialogues, and over scenarios with all
 their dialogues (clustered), which is the one to trust where a scenario has several.
 """
@@ -60,6 +61,7 @@ class Row:
     utility_clustered: Interval
     rounds: float
     rounds_std: float
+    in_bounds: float
     paper: PaperCell | None
 
 
@@ -165,6 +167,7 @@ def _row(
         utility_clustered=clustered_ci(percents, clusters, num_resamples, seed),
         rounds=summary.rounds,
         rounds_std=summary.rounds_std,
+        in_bounds=100 * summary.in_bounds,
         paper=paper_cell(domain, method),
     )
 

@@ -14,7 +14,8 @@ from emodistill.reports import paper
 from emodistill.reports.tables import TITLES, Difference, Row, percent, signed
 
 NOTE_TABLE_1 = (
-    "Per cent but for the rounds; utility counts failures as 0; ± is the population standard "
+    "Per cent but for the rounds; utility counts failures as 0; in bounds is the share of focal "
+    "offers that lie between the two positions on the table; ± is the population standard "
     "deviation over dialogues. Intervals are 95 % percentile bootstrap of the utility, over "
     "dialogues and, drawing whole scenarios, clustered."
 )
@@ -35,6 +36,7 @@ def table_1_markdown(rows: Sequence[Row], caveat: str = "") -> str:
         "95 % interval",
         "clustered",
         "rounds",
+        "in bounds %",
         "paper: success",
         "paper: utility",
         "paper: rounds",
@@ -51,6 +53,7 @@ def table_1_markdown(rows: Sequence[Row], caveat: str = "") -> str:
                 f"{percent(row.utility_ci.low)} to {percent(row.utility_ci.high)}",
                 f"{percent(row.utility_clustered.low)} to {percent(row.utility_clustered.high)}",
                 _pm(row.rounds, row.rounds_std),
+                percent(row.in_bounds),
                 *(
                     (
                         percent(row.paper.success),
@@ -100,6 +103,7 @@ def table_1_csv(rows: Sequence[Row]) -> str:
         "utility_std",
         "rounds",
         "rounds_std",
+        "in_bounds",
     )
     intervals = ("utility_ci", "utility_clustered")
     head = [
@@ -132,10 +136,13 @@ def differences_csv(differences: Sequence[Difference]) -> str:
 
 
 def table_1_latex(rows: Sequence[Row], caveat: str = "") -> str:
-    head = r"Method & Suc. & Out. & Util. & 95\,\% CI & clustered & Rd. & Suc. & Util. & Rd. \\"
+    head = (
+        r"Method & Suc. & Out. & Util. & 95\,\% CI & clustered & Rd. & In b. "
+        r"& Suc. & Util. & Rd. \\"
+    )
     body = []
     for domain, found in _by_domain(rows):
-        body.append(_latex_domain(domain, 10))
+        body.append(_latex_domain(domain, 11))
         for row in found:
             theirs = ("--", "--", "--")
             if row.paper:
@@ -154,14 +161,15 @@ def table_1_latex(rows: Sequence[Row], caveat: str = "") -> str:
                     f"[{percent(row.utility_clustered.low)}, {percent(row.utility_clustered.high)}]"
                 ),
                 _latex_pm(row.rounds, row.rounds_std),
+                _latex(percent(row.in_bounds)),
                 *theirs,
             )
             body.append(" & ".join(cells) + r" \\")
     top = (
-        r"& \multicolumn{6}{c}{this run} & \multicolumn{3}{c}{" + _latex(paper.LABEL) + r"} \\"
-        "\n" + r"\cmidrule(lr){2-7}\cmidrule(lr){8-10}"
+        r"& \multicolumn{7}{c}{this run} & \multicolumn{3}{c}{" + _latex(paper.LABEL) + r"} \\"
+        "\n" + r"\cmidrule(lr){2-8}\cmidrule(lr){9-11}"
     )
-    return _latex_table("lrrrrrrrrr", f"{top}\n{head}", body, f"{NOTE_TABLE_1} {caveat}".strip())
+    return _latex_table("lrrrrrrrrrr", f"{top}\n{head}", body, f"{NOTE_TABLE_1} {caveat}".strip())
 
 
 def differences_latex(differences: Sequence[Difference], caveat: str = "") -> str:
