@@ -326,11 +326,18 @@ class PretrainConfig:
     out: Path = Path("emodistill/model/embedded")
     """Where the checkpoint goes."""
     seed: int = 0
-    num_dialogues: int = 4_500
-    """Over all domains."""
-    num_steps: int = 700
+    num_dialogues: int = 4_000
+    """With the pipeline's own prompts, over all domains."""
+    num_bare_dialogues: int = 4_000
+    """With prompts cut down to little but the figures."""
+    num_steps: int = 1_100
+    bare_share: float = 0.4
+    """Share of the steps that see bare dialogues; there are ever fewer of them."""
     tokens_per_step: int = 4_800
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.03
+    """Muon's, of the matrices."""
+    adam_learning_rate: float = 3e-3
+    """AdamW's, of embeddings, norms and biases."""
     prompt_weight: float = 0.3
     """Weight of a prompt token beside 1 for a reply token."""
     digit_weight: float = 4.0
@@ -348,7 +355,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.num_dialogues >= 4, "num_dialogues must be at least 4, one per domain.")
+        require(self.num_bare_dialogues >= 4, "num_bare_dialogues must be at least 4.")
         require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1.")
+        require(0 <= self.bare_share <= 0.5, f"bare_share={self.bare_share} must lie in [0, 0.5].")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,9 @@ def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> Rope:
     """The rotary angles of `positions_BT` in Hugging Face's half-split convention."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     inverse_frequencies = 1.0 / theta**exponents
-    angles = positions_BT.astype(jnp.float32)[:, :, None, None] * inverse_frequencies[None, None, None]
+    angles = (
+        positions_BT.astype(jnp.float32)[:, :, None, None] * inverse_frequencies[None, None, None]
+    )
     return Rope(jnp.cos(angles), jnp.sin(angles))
 
 

@@ -1,0 +1,90 @@
+"""A dialogue in one row means what its samples mean one by one."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emodistill.batches.dialogue_rows import endless_batches, merge_samples, path_mask, stack_rows
+from emodistill.batches.examples import Example
+from emodistill.errors import InputError
+from emodistill.model import load_qwen2
+from emodistill.seeding import stream
+
+DIGITS = (10, 11)
+
+
+def example(name: str, prompt: list[int], response: list[int]) -> Example:
+    return Example(
+        sample_id=name,
+        prompt_ids=np.array(prompt, np.int32),
+        response_ids=np.array(response, np.int32),
+    )
+
+
+SAMPLES = (
+    example("a#0", [1, 2, 3, 4, 5], [6, 10, 9]),
+    example("a#2", [1, 2, 3, 6, 10, 12, 4, 5], [11, 9]),
+    example("a#4", [1, 2, 3, 6, 10, 12, 11, 13, 4, 5], [10, 10, 9]),
+)
+
+
+def merged(samples=SAMPLES):
+    return merge_samples(samples, prompt_weight=0.3, digit_ids=DIGITS, digit_weight=4.0)
+
+
+def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
+    model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    row = merged()
+    rows = stack_rows([row], 32)
+    logits_BTV = model(
+        jnp.array(rows.tokens_BT), positions_BT=rows.positions_BT, mask=jnp.array(rows.mask_BTS)
+    )
+    assert len(row.tokens_T) < sum(sample.num_tokens for sample in SAMPLES)
+    for sample, (path, _) in zip(SAMPLES, row.paths, strict=True):
+        ids = np.concatenate([sample.prompt_ids, sample.response_ids])
+        assert row.tokens_T[path].tolist() == ids.tolist()
+        alone_BTV = model(jnp.array(ids[None]))
+        np.testing.assert_allclose(logits_BTV[0, path], alone_BTV[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_reply_is_predicted_once_and_digits_weigh_more():
+    row = merged()
+    for sample, (path, _) in zip(SAMPLES, row.paths, strict=True):
+        places = path[len(sample.prompt_ids) - 1 : -1]
+        assert row.targets_T[places].tolist() == sample.response_ids.tolist()
+        weights = [4.0 if token in DIGITS else 1.0 for token in sample.response_ids]
+        assert row.weights_T[places].tolist() == weights
+        assert row.weights_T[path[-1]] == 0
+    assert row.is_reply_T.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
+    assert set(row.weights_T[~row.is_reply_T].round(3)) <= {0.0, np.float32(0.3).round(3)}
+
+
+def test_a_token_sees_its_own_path_alone():
+    row = merged(SAMPLES[:2])
+    mask_TT = path_mask(row, len(row.tokens_T))
+    first, second = row.paths[0][0], row.paths[1][0]
+    only_first = sorted(set(first) - set(second))
+    assert only_first and not mask_TT[np.ix_(second[row.paths[1][1] :], only_first)].any()
+    assert not np.triu(mask_TT, 1).any()
+
+
+def test_batches_come_in_a_seeded_order_without_end():
+    rng = stream(0, "test rows")
+    rows = [
+        merged([example(str(i), rng.integers(1, 9, 5).tolist(), [int(rng.integers(9)), 9])])
+        for i in range(12)
+    ]
+
+    def tokens(seed, number):
+        batches = endless_batches(rows, tokens_per_step=512, seed=seed)
+        return [next(batches).tokens_BT.tolist() for _ in range(number)]
+
+    assert tokens(0, 5) == tokens(0, 7)[:5] != tokens(1, 5)
+    assert all(len(batch) == 4 for batch in tokens(0, 5))
+    epoch = sorted(row for batch in tokens(0, 3) for row in batch)
+    assert epoch == sorted(stack_rows(rows, 128).tokens_BT.tolist())
+
+
+def test_too_few_dialogues_for_a_step():
+    with pytest.raises(InputError, match=r"1 dialogues do not fill a step of tokens_per_step=512"):
+        next(endless_batches([merged()], tokens_per_step=512, seed=0))
