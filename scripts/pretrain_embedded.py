@@ -2,7 +2,7 @@
 
     python scripts/pretrain_embedded.py --out /tmp/student
 
-The shipped files came from three runs of about a quarter of an hour each (docs/notes.md).
+A run takes about forty minutes on two cores; docs/notes.md says how the shipped files came about.
 """
 
 from emodistill import cli
