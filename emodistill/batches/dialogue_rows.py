@@ -7,7 +7,7 @@ half the tokens. A token sees what stands before it on its own sample's path, an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ def merge_samples(
     examples: Sequence[Example],
     *,
     prompt_weight: float,
-    digit_ids: Sequence[int] = (),
+    digit_ids: Collection[int] = (),
     digit_weight: float = 1.0,
 ) -> Row:
     """Lay a dialogue's samples into one row, each beginning where it leaves the one before.
