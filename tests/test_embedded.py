@@ -41,7 +41,7 @@ def trajectories():
             choose_emotion=lambda state: EMOTIONS[rng.integers(len(EMOTIONS))],
             pack=pack,
             method="vanilla-slm",
-            max_turns=12,
+            max_turns=9,
         )
 
     async def all_of_them():

@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,11 +88,7 @@ def bare_pack(pack: PromptPack) -> PromptPack:
 def _played(
     config: PretrainConfig, pack: PromptPack, kind: str, num_dialogues: int
 ) -> list[Dialogue]:
-    own = {
-        domain: generate_scenarios(domain, NUM_SCENARIOS + NUM_OWN_SCENARIOS)[NUM_SCENARIOS:]
-        for domain in DOMAINS
-    }
-    games = [scenario for quartet in zip(*own.values(), strict=True) for scenario in quartet]
+    games = _own_scenarios()
     teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
     counterparty = SimulatedSpeaker(SIMULATED_MODELS["counterparty"])
 
@@ -127,6 +124,16 @@ def _played(
             return dialogues
 
     return asyncio.run(all_of_them())
+
+
+@cache
+def _own_scenarios() -> list[Scenario]:
+    """Those that no experiment uses, the domains by turns."""
+    by_domain = (
+        generate_scenarios(domain, NUM_SCENARIOS + NUM_OWN_SCENARIOS)[NUM_SCENARIOS:]
+        for domain in DOMAINS
+    )
+    return [scenario for quartet in zip(*by_domain, strict=True) for scenario in quartet]
 
 
 def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
