@@ -1,4 +1,4 @@
-"""What the embedded student is pretrained on: simulated dialogues, short ones first.
+"""What the embedded student is pretrained on: simulated dialogues, bare and full.
 
 *Bare* dialogues have prompts cut down to the first sentences and the target, no emotion, and
 figures from all over the range: little text, many figures. From them the student learns to read

@@ -111,7 +111,7 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig)
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024) for the stacked matrices `[L, O, I]`, AdamW for all else.
 
-    After 150 steps on bare dialogues 60 % of the figures are right, with AdamW alone 39 %.
+    Figures are read sooner than with AdamW alone (docs/notes.md).
     """
 
     def schedule(peak: float) -> optax.Schedule:
