@@ -140,10 +140,9 @@ def begin_stage(
     directory: Path,
     *,
     stage: str,
-    run: Path,
     config: Mapping[str, Any],
     seed: int,
-    inputs: Mapping[str, str] | Iterable[Path],
+    inputs: Mapping[str, str],
     growing: Iterable[str] = (),
     name: str = MANIFEST,
     output: Path | None = None,
@@ -152,7 +151,7 @@ def begin_stage(
 
     Args:
       config: all settings that change the result (leave out the likes of `concurrency`).
-      inputs: the files that it reads, or ready-made `{name: hash}` for what is no file.
+      inputs: name -> hash of all it reads; `input_hashes` makes them for files.
       growing: settings that may change without spoiling what is there (a sweep's number of
         seeds); changing one of them makes a finished stage unfinished again.
       name: of the manifest's file, where several stages share a folder.
@@ -162,7 +161,6 @@ def begin_stage(
     Raises:
       StaleInputError: an input file or a setting is not what it was; the message names it.
     """
-    hashes = dict(inputs) if isinstance(inputs, Mapping) else input_hashes(inputs, run)
     fresh = Manifest(
         stage=stage,
         status="running",
@@ -170,14 +168,14 @@ def begin_stage(
         config_sha256=config_sha256(config),
         code_version=emodistill.__version__,
         seed=seed,
-        inputs=hashes,
+        inputs=dict(inputs),
     )
     found = read_manifest(directory, name)
     if output is not None and not (output.is_file() and output.stat().st_size):
         found = None
     if found is not None:
-        for source in sorted({*found.inputs, *hashes}):
-            if found.inputs.get(source) != hashes.get(source):
+        for source in sorted({*found.inputs, *inputs}):
+            if found.inputs.get(source) != inputs.get(source):
                 raise StaleInputError(
                     f"{source} has changed since {directory} was made from it. Delete that folder "
                     f"to make the {stage} stage again, or use another --run."

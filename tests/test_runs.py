@@ -22,10 +22,9 @@ def run(tmp_path):
 def begin(run, config=None, **changes):
     arguments = {
         "stage": "judge",
-        "run": run,
         "config": {"judge": "a", "repeats": 1} | (config or {}),
         "seed": 0,
-        "inputs": [run / "data.jsonl"],
+        "inputs": runs.input_hashes([run / "data.jsonl"], run),
     }
     return runs.begin_stage(run / "crad" / "judge", **(arguments | changes))
 
@@ -51,7 +50,7 @@ def test_an_added_or_vanished_input_is_a_change(run):
     (run / "more.jsonl").write_text("x")
     begin(run)
     with pytest.raises(StaleInputError, match=r"more\.jsonl"):
-        begin(run, inputs=[run / "data.jsonl", run / "more.jsonl"])
+        begin(run, inputs=runs.input_hashes([run / "data.jsonl", run / "more.jsonl"], run))
 
 
 def test_a_changed_setting_is_refused_unless_it_may_grow(run):
@@ -73,7 +72,7 @@ def test_ready_made_hashes_are_inputs_too(run):
 
 def test_a_missing_input_is_named(run):
     with pytest.raises(InputError, match=r"absent\.jsonl is missing"):
-        begin(run, inputs=[run / "absent.jsonl"])
+        runs.input_hashes([run / "absent.jsonl"], run)
 
 
 def test_a_torn_manifest_is_named(run):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emodistill.batches.examples import Example
+from emodistill.batches.padded import Array
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 
@@ -93,12 +94,12 @@ def path_mask(row: Row, length: int) -> np.ndarray:
 class Rows(NamedTuple):
     """Right-padded rows of one length; padding weighs 0."""
 
-    tokens_BT: np.ndarray
-    positions_BT: np.ndarray
-    targets_BT: np.ndarray
-    weights_BT: np.ndarray
-    is_reply_BT: np.ndarray
-    mask_BTS: np.ndarray
+    tokens_BT: Array
+    positions_BT: Array
+    targets_BT: Array
+    weights_BT: Array
+    is_reply_BT: Array
+    mask_BTS: Array
 
 
 def stack_rows(rows: Sequence[Row], length: int) -> Rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,29 +25,32 @@ NUM_LENGTHS = 4
 LENGTH_MULTIPLE = 64
 REPLY_MULTIPLE = 16
 
+Array = Any
+"""Of a batch: np.ndarray as it is made, jax.Array within a compiled program."""
+
 
 class Batch(NamedTuple):
-    """One micro-batch, a pytree of NumPy arrays; the trainer knows its rows by these fields only.
+    """One micro-batch, a pytree; the trainer knows its rows by these fields only.
 
     `positions_BU[b, u]` is the input position whose *next* token is `targets_BU[b, u]`, the u-th
     token of the reply; `mask_BU` is True where there is one. A row without a sample has length 1
     and an empty mask. The last token of a reply is a target and no input.
     """
 
-    tokens_BT: np.ndarray
+    tokens_BT: Array
     """int32, prompt and reply, then zeros."""
-    lengths_B: np.ndarray
+    lengths_B: Array
     """int32, real input tokens; attention goes by these, never by token ids."""
-    positions_BU: np.ndarray
-    targets_BU: np.ndarray
-    mask_BU: np.ndarray
-    num_samples: np.ndarray
+    positions_BU: Array
+    targets_BU: Array
+    mask_BU: Array
+    num_samples: Array
     """float32 scalar: samples of the whole optimiser step."""
-    num_tokens: np.ndarray
+    num_tokens: Array
     """float32 scalar: reply tokens of the whole optimiser step."""
-    advantages_B: np.ndarray | None = None
+    advantages_B: Array = None
     """float32, Ã; None outside JPO."""
-    ref_logp_BU: np.ndarray | None = None
+    ref_logp_BU: Array = None
     """float32, the reference's log-probs of the targets; None outside JPO."""
 
 
@@ -196,12 +199,6 @@ class PaddedBatches:
         tokens_BT, lengths_B = np.zeros((B, T), np.int32), np.ones(B, np.int32)
         positions_BU, targets_BU = np.zeros((B, U), np.int32), np.zeros((B, U), np.int32)
         mask_BU = np.zeros((B, U), bool)
-        has_advantages, has_reference = (
-            self._advantages_N is not None,
-            self._ref_logp_NU is not None,
-        )
-        advantages_B = np.zeros(B, np.float32) if has_advantages else None
-        ref_logp_BU = np.zeros((B, U), np.float32) if has_reference else None
         for b, i in enumerate(rows):
             prompt, response = self.examples[i].prompt_ids, self.examples[i].response_ids
             p, u = len(prompt), len(response)
@@ -209,10 +206,14 @@ class PaddedBatches:
             lengths_B[b] = p + u - 1
             positions_BU[b, :u] = np.arange(p - 1, p - 1 + u)
             targets_BU[b, :u], mask_BU[b, :u] = response, True
-            if advantages_B is not None:
-                advantages_B[b] = self._advantages_N[i]
-            if ref_logp_BU is not None:
-                ref_logp_BU[b, :u] = self._ref_logp_NU[i, :u]
+        advantages_B = ref_logp_BU = None
+        if self._advantages_N is not None:
+            advantages_B = np.zeros(B, np.float32)
+            advantages_B[: len(rows)] = self._advantages_N[rows]
+        if self._ref_logp_NU is not None:
+            ref_logp_BU = np.zeros((B, U), np.float32)
+            ref_logp_BU[: len(rows)] = self._ref_logp_NU[rows, :U]
+            ref_logp_BU[~mask_BU] = 0.0
         return Batch(
             tokens_BT=tokens_BT,
             lengths_B=lengths_B,

@@ -95,7 +95,7 @@ class Qwen2Config:
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
         """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
-        architecture = fields.get("model_type")
+        architecture: Any = fields.get("model_type")
         if architecture not in ARCHITECTURES:
             raise InputError(
                 f"{where}: model_type={architecture!r} is not implemented; "

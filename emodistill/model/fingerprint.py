@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from emodistill.model.lora import LoRAParam
-from emodistill.model.qwen2 import Qwen2
+from emodistill.model.qwen2 import Qwen2, flat_state
 
 
 def base_fingerprint(model: Qwen2) -> str:
@@ -23,7 +23,7 @@ def base_fingerprint(model: Qwen2) -> str:
     the bit patterns per parameter and layer, computed where the weights live: they tell models
     apart, they do not withstand forgery.
     """
-    leaves = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    leaves = flat_state(nnx.state(model, nnx.Param))
     places = sorted(leaves)
     sums = _checksums([leaves[place][...] for place in places])
     digest = hashlib.sha256()
@@ -56,7 +56,7 @@ def lora_sha256(model: Qwen2) -> str:
     digest = hashlib.sha256()
     if model.lora is not None:
         digest.update(json.dumps(dataclasses.asdict(model.lora), sort_keys=True).encode())
-    leaves = dict(nnx.to_flat_state(nnx.state(model, LoRAParam)))
+    leaves = flat_state(nnx.state(model, LoRAParam))
     for place in sorted(leaves):
         digest.update(".".join(place).encode())
         digest.update(np.asarray(leaves[place][...], np.float32).tobytes())

@@ -22,6 +22,9 @@ from emodistill.model.lora import LoRAConfig
 
 INITIAL_STD = 0.02
 
+ParamPath = tuple[str, ...]
+"""Where a parameter is, such as ("layers", "mlp", "up_proj", "weight")."""
+
 
 class _Keys:
     """Hands out one key after another, so that constructors stay short."""
@@ -48,7 +51,7 @@ class Linear(nnx.Module):
     def __init__(self, shape: tuple[int, ...], keys: _Keys, dtype: Any, *, has_bias: bool = False):
         self.weight = nnx.Param(keys.normal(shape, dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(shape[:-1], dtype)) if has_bias else None)
-        self.lora = nnx.data(None)
+        self.lora: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
@@ -97,7 +100,7 @@ class Attention(nnx.Module):
         q_BTNH = self.q_proj(x_BTD).reshape(heads)
         k_BTKH = self.k_proj(x_BTD).reshape(heads)
         v_BTKH = self.v_proj(x_BTD).reshape(heads)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         q_BTNH = (rotate(q_BTNH, rope) * self.head_dim**-0.5).astype(x_BTD.dtype)
         return q_BTNH, rotate(k_BTKH, rope).astype(x_BTD.dtype), v_BTKH
@@ -263,3 +266,8 @@ class Qwen2(nnx.Module):
         if self.remat:
             body = jax.checkpoint(body)
         return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)
+
+
+def flat_state(state: nnx.State) -> dict[ParamPath, Any]:
+    """The variables of `state` by where they are."""
+    return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}

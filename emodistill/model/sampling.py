@@ -328,11 +328,11 @@ def _prefill(
         index, tokens_P, length = inputs
         last_D, *filled = jax.lax.cond(length > 0, fill, skip, tokens_P, length)
         place = (0, index, 0, 0, 0)
-        caches = tuple(
+        written = tuple(
             jax.lax.dynamic_update_slice(cache_LBKSH, new_LKPH[:, None], place)
             for cache_LBKSH, new_LKPH in zip(caches, filled, strict=True)
         )
-        return caches, last_D
+        return written, last_D
 
     B, K, H = len(tokens_BP), config.num_kv_heads, config.head_dim
     empty_LBKSH = jnp.zeros((config.num_layers, B, K, P + max_new_tokens, H), model.dtype)

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 from emodistill.errors import InputError
@@ -129,7 +129,7 @@ def decode_reply(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     control = set(_tokenizer_parts(tokenizer).ids.values())
     kept = [token for token in ids[:end] if token not in control]
-    return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -144,20 +144,26 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     match = parts.control.search(after_reply)
     if match is not None:
         return parts.ids[match.group()]
-    if tokenizer.eos_token_id is None:
+    end_of_text = _special_id(tokenizer, "eos")
+    if end_of_text is None:
         raise InputError("the chat template never closes an assistant's turn; add an eos_token.")
-    return int(tokenizer.eos_token_id)
+    return end_of_text
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Tokens that end a generated reply: end of turn, end of text, padding."""
-    found = (end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return tuple(sorted({int(token) for token in found if token is not None}))
+    special = (_special_id(tokenizer, "eos"), _special_id(tokenizer, "pad"))
+    found = {token for token in special if token is not None}
+    return tuple(sorted(found | {end_of_turn_id(tokenizer)}))
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 (hex) of the chat template."""
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def _special_id(tokenizer: PreTrainedTokenizerFast, name: Literal["eos", "pad"]) -> int | None:
+    return getattr(tokenizer, f"{name}_token_id")
 
 
 def _content(message: Message, index: int) -> str:
@@ -171,10 +177,12 @@ def _render(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], add_generation_prompt: bool
 ) -> str:
     try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         )
     except Exception as error:  # jinja errors and whatever a template raises
         raise InputError(f"the chat template refuses these messages ({error}).") from None

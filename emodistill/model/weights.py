@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from emodistill import runs
 from emodistill.errors import InputError
 from emodistill.model.config import Qwen2Config
-from emodistill.model.qwen2 import Qwen2
+from emodistill.model.qwen2 import ParamPath, Qwen2, flat_state
 from emodistill.model.sharding import param_sharding
 
 SINGLE_FILE = "model.safetensors"
@@ -33,8 +33,6 @@ MAX_SHARD_BYTES = 4 * 10**9
 
 _READABLE_DTYPES = ("F32", "F16", "BF16")
 _FOREIGN_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt", "*.msgpack", "*.h5")
-
-Path_ = tuple[str, ...]
 
 
 def load_qwen2(
@@ -58,7 +56,7 @@ def load_qwen2(
     config = Qwen2Config.from_pretrained(folder)
     shapes = nnx.eval_shape(lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat))
     graphdef, state = nnx.split(shapes)
-    leaves = dict(nnx.to_flat_state(state))
+    leaves = flat_state(state)
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         _check_tensors(folder, files, _expected_shapes(config, leaves))
@@ -101,7 +99,7 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
     runs.write_json(folder / "config.json", model.config.to_hf(dtype=jnp.dtype(model.dtype).name))
 
 
-def hf_name(place: Path_, layer: int | None = None) -> str:
+def hf_name(place: ParamPath, layer: int | None = None) -> str:
     """Hugging Face's name of the parameter at `place` (of one layer, where it is stacked)."""
     if place[0] == "lm_head":
         return ".".join(place)
@@ -110,14 +108,14 @@ def hf_name(place: Path_, layer: int | None = None) -> str:
     return ".".join(("model", *place))
 
 
-def _tensors(config: Qwen2Config, place: Path_) -> list[tuple[str, int | None]]:
+def _tensors(config: Qwen2Config, place: ParamPath) -> list[tuple[str, int | None]]:
     if place[0] != "layers":
         return [(hf_name(place), None)]
     return [(hf_name(place, layer), layer) for layer in range(config.num_layers)]
 
 
 def _expected_shapes(
-    config: Qwen2Config, leaves: Mapping[Path_, Any]
+    config: Qwen2Config, leaves: Mapping[ParamPath, Any]
 ) -> dict[str, tuple[int, ...]]:
     return {
         name: leaf.shape if layer is None else leaf.shape[1:]
@@ -214,7 +212,7 @@ def _some(names: list[str]) -> str:
 
 
 def _read_param(
-    place: Path_,
+    place: ParamPath,
     shape: tuple[int, ...],
     config: Qwen2Config,
     files: Mapping[str, Any],
@@ -223,7 +221,7 @@ def _read_param(
 ) -> jax.Array:
     tensors = _tensors(config, place)
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         """What one device holds: a slice of each of its layers."""
         if place[0] != "layers":
             name, _ = tensors[0]
@@ -245,7 +243,7 @@ def _num_bytes(leaf: jax.Array, layer: int | None) -> int:
 
 def _shards(model: Qwen2) -> Iterator[list[tuple[str, jax.Array, int | None]]]:
     """The tensors in layer order, cut into lists of at most MAX_SHARD_BYTES."""
-    leaves = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    leaves = flat_state(nnx.state(model, nnx.Param))
     tensors = [
         (name, leaf[...], layer)
         for place, leaf in leaves.items()

@@ -40,12 +40,12 @@ class Speaker(Protocol):
     @property
     def temperature(self) -> float: ...
 
-    def fits(self, messages: Sequence[Mapping[str, object]]) -> bool:
+    def fits(self, messages: Sequence[Mapping[str, str]]) -> bool:
         """Whether the prompt leaves room for a reply; if not, its oldest turns are dropped."""
         ...
 
     async def reply(
-        self, messages: Sequence[Mapping[str, object]], *, dialogue_id: str, seed: int
+        self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
     ) -> Reply: ...
 
 
@@ -63,7 +63,7 @@ class ApiSpeaker:
         return True
 
     async def reply(
-        self, messages: Sequence[Mapping[str, object]], *, dialogue_id: str, seed: int
+        self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
     ) -> Reply:
         """The model's next utterance.
 
@@ -89,7 +89,7 @@ class ApiSpeaker:
         )
 
     async def _ask(
-        self, messages: Sequence[Mapping[str, object]], dialogue_id: str, seed: int
+        self, messages: Sequence[Mapping[str, str]], dialogue_id: str, seed: int
     ) -> Reply:
         completion = await self.client.chat(
             messages,

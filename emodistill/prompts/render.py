@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypedDict
+from typing import Any
 
 from emodistill.domains.registry import DOMAINS, format_value
 from emodistill.domains.scenario import Scenario
@@ -46,11 +46,8 @@ _TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
 """The texts of each file by section; a pack may leave domains out that it is not used for."""
 
 
-class Message(TypedDict):
-    """One chat message in the OpenAI wire format."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,6 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     manifest = begin_stage(
         directory,
         stage="evaluate",
-        run=config.run,
         config=config.identity() | {"model": focal, "counterparty": counterparty},
         seed=config.seed,
         inputs=input_hashes(inputs, config.run) | student_hashes | {"prompt pack": pack.sha256},

@@ -59,7 +59,6 @@ def sweep(config: SweepConfig) -> Made:
     manifest = begin_stage(
         directory,
         stage="sweep",
-        run=config.run,
         config=config.identity() | {"model": focal, "counterparty": counterparty},
         seed=config.seed,
         inputs=inputs,
@@ -151,7 +150,6 @@ def judge(config: JudgeConfig) -> Made:
     manifest = begin_stage(
         directory,
         stage="judge",
-        run=config.run,
         config=config.identity() | {"judge": name, "num_dialogues": len(trajectories)} | judged,
         seed=config.seed,
         inputs={"rubric": pack.rubric_sha256, **input_hashes([sweep_dir / SCENARIOS], config.run)},

@@ -40,10 +40,9 @@ def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
     manifest = begin_stage(
         directory,
         stage="iql",
-        run=config.run,
         config=config.identity(),
         seed=config.seed,
-        inputs=inputs,
+        inputs=input_hashes(inputs, config.run),
     )
     made = Made(directory, _evaluation(config, "iql", directory))
     if manifest.is_finished:
@@ -138,7 +137,6 @@ def _train_adapter(
     manifest = begin_stage(
         directory,
         stage=stage,
-        run=config.run,
         config=config.identity(),
         seed=config.seed,
         inputs=hashes | model_hashes(config.model),

@@ -79,7 +79,7 @@ class _Data(NamedTuple):
 class _State(NamedTuple):
     params: Params
     target: list[tuple[jax.Array, jax.Array]]
-    moments: optax.ScaleByAdamState
+    moments: optax.OptState
 
 
 _ADAM = optax.scale_by_adam()
@@ -155,7 +155,7 @@ def _losses(
         "policy/capped_fraction": jnp.mean(raw_weight_B >= settings.weight_cap),
         "policy/entropy": -jnp.mean(jnp.sum(jnp.exp(log_probs_BA) * log_probs_BA, axis=-1)),
     }
-    return sum(losses.values()), metrics
+    return sum(losses.values(), jnp.zeros(())), metrics
 
 
 def _update(
@@ -330,8 +330,9 @@ def _rows(
 
 
 def _networks(params: Params, run: int, config: IQLConfig) -> SelectorNetworks:
+    on_host = jax.device_get(params)
     layers = {
-        name: tuple((kernel[run], bias[run]) for kernel, bias in params[name]) for name in HEADS
+        name: tuple((kernel[run], bias[run]) for kernel, bias in on_host[name]) for name in HEADS
     }
     return SelectorNetworks(
         **layers,

@@ -157,7 +157,7 @@ class Trainer:
             "optimizer/grad_norm": optax.tree.norm(grads),
             "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
         }
-        lora = optax.apply_updates(state.lora, updates)
+        lora: Any = optax.apply_updates(state.lora, updates)
         return TrainState(lora, opt_state, state.step + 1), metrics
 
 

@@ -180,7 +180,8 @@ def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: Pretrain
     def step(params: nnx.State, opt_state: Any, rows: Rows) -> tuple[nnx.State, Any, Learned]:
         (_, went), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, went
+        moved: Any = optax.apply_updates(params, updates)
+        return moved, opt_state, went
 
     opt_state = optimizer.init(params)
     batches = curriculum(bare, full, config)
