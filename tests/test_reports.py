@@ -453,6 +453,13 @@ def test_a_dialogue_in_words_and_lines():
     assert track.counterparty[-1].y == pytest.approx((track.target_y + track.anchor_y) / 2)
 
 
+def test_an_offer_far_beyond_the_target_stays_clear_of_the_label():
+    dialogue = make_dialogue(turns=4)
+    turn = dataclasses.replace(dialogue.turns[0], offer=dialogue.focal_target - 1000)
+    track = offer_track(dataclasses.replace(dialogue, turns=(turn, *dialogue.turns[1:])))
+    assert 15 < track.focal[0].y < track.target_y
+
+
 def test_metrics_with_a_torn_end_are_read_and_broken_ones_named(tmp_path):
     (path, *_) = write_metrics(tmp_path, num_steps=3)
     path.write_text(path.read_text() + '{"step": 4, "value/lo')

@@ -76,15 +76,18 @@ def outcome_line(trajectory: Trajectory) -> str:
     return f"agreed on {value} after {rounds}: {won:.0f} % of the gap won"
 
 
-def offer_track(trajectory: Trajectory, width: float = 480, height: float = 118) -> Track:
-    """Where the offers stood, turn by turn, between the target (top) and the anchor (bottom)."""
-    top, bottom, left, right = 20.0, height - 20.0, 8.0, width - 8.0
+def offer_track(trajectory: Trajectory, width: float = 480, height: float = 142) -> Track:
+    """Where the offers stood, turn by turn, between the target (top) and the anchor (bottom).
+
+    Offers beyond either are drawn a little outside, in a margin that the labels leave free.
+    """
+    top, bottom, left, right = 30.0, height - 30.0, 8.0, width - 8.0
     gap = trajectory.focal_target - trajectory.counterparty_anchor
     last = max(1, len(trajectory.turns) - 1)
 
     def point(index: int, speaker: str, value: float, is_deal: bool = False) -> Point:
         position = (value - trajectory.counterparty_anchor) / gap
-        y = bottom - min(1.15, max(-0.15, position)) * (bottom - top)
+        y = bottom - min(1.1, max(-0.1, position)) * (bottom - top)
         return Point(speaker, round(left + index / last * (right - left), 1), round(y, 1), is_deal)
 
     points = [
