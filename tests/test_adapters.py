@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 from emodistill import seeding
 from emodistill.errors import InputError
 from emodistill.model.adapters import load_adapter, save_adapter
+from emodistill.model.config import TARGETS
 from emodistill.model.fingerprint import lora_sha256
-from emodistill.model.lora import TARGETS, LoRAParam, add_lora, target_layers
+from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.weights import load_qwen2
 
 TOKENS_BT = seeding.stream(0, "test-adapters").integers(0, 100, (2, 12))

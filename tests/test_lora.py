@@ -12,7 +12,8 @@ from flax import nnx
 from emodistill import seeding
 from emodistill.errors import InputError
 from emodistill.model.adapters import _name
-from emodistill.model.lora import ATTENTION_TARGETS, TARGETS, LoRAParam, add_lora, target_layers
+from emodistill.model.config import ATTENTION_TARGETS, TARGETS
+from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.weights import load_qwen2
 
 TOKENS_BT = seeding.stream(0, "test-lora").integers(0, 100, (2, 12))

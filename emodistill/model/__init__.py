@@ -13,8 +13,8 @@ from emodistill.errors import InputError
 
 _HOMES = {
     "Qwen2Config": "config",
+    "LoRAConfig": "config",
     "Qwen2": "qwen2",
-    "LoRAConfig": "lora",
     "LoRAParam": "lora",
     "add_lora": "lora",
     "base_fingerprint": "fingerprint",

@@ -19,16 +19,9 @@ import numpy as np
 
 from emodistill import runs
 from emodistill.errors import InputError
+from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig
 from emodistill.model.fingerprint import base_fingerprint
-from emodistill.model.lora import (
-    ATTENTION_TARGETS,
-    TARGETS,
-    LoRA,
-    LoRAConfig,
-    LoRAParam,
-    add_lora,
-    target_layers,
-)
+from emodistill.model.lora import LoRA, LoRAParam, add_lora, target_layers
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.weights import open_safetensors
 

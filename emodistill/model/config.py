@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint, as its `config.json` gives it (no jax here)."""
+"""The architecture of a checkpoint as its `config.json` gives it, and of an adapter (no jax)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ ARCHITECTURES: Mapping[Architecture, str] = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
+TARGETS = ATTENTION_TARGETS + MLP_TARGETS
 
 # What older Llama-type configurations leave out, and the values that they then mean.
 _LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
@@ -163,6 +167,34 @@ class Qwen2Config:
             first, *more = self.eos_token_ids
             fields["eos_token_id"] = [first, *more] if more else first
         return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAConfig:
+    """Rank, scale and place of an adapter."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ATTENTION_TARGETS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise InputError(f"rank={self.rank!r} must be a positive integer.")
+        if not self.alpha > 0:
+            raise InputError(f"alpha={self.alpha!r} must be positive.")
+        unknown = [target for target in self.targets if target not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(
+                f"targets={list(self.targets)} must be some of {', '.join(TARGETS)}; "
+                f"unknown: {unknown}."
+            )
+        ordered = tuple(target for target in TARGETS if target in self.targets)
+        object.__setattr__(self, "targets", ordered)
+        object.__setattr__(self, "alpha", float(self.alpha))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 def _refuse_options(fields: Mapping[str, Any], architecture: Architecture, where: str) -> None:

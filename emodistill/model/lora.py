@@ -7,8 +7,6 @@ A and B are float32 `LoRAParam`s, stacked over layers like the weights that they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +14,12 @@ from flax import nnx
 
 from emodistill import seeding
 from emodistill.errors import InputError
-
-if TYPE_CHECKING:
-    from emodistill.model.qwen2 import Linear, Qwen2
-
-ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
-TARGETS = ATTENTION_TARGETS + MLP_TARGETS
+from emodistill.model.config import ATTENTION_TARGETS, MLP_TARGETS, TARGETS, LoRAConfig
+from emodistill.model.qwen2 import Linear, Qwen2
 
 
 class LoRAParam(nnx.Variable):
     """A trainable factor of an adapter; deliberately no `nnx.Param`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoRAConfig:
-    """Rank, scale and place of an adapter."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ATTENTION_TARGETS
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"rank={self.rank!r} must be a positive integer.")
-        if not self.alpha > 0:
-            raise InputError(f"alpha={self.alpha!r} must be positive.")
-        unknown = [target for target in self.targets if target not in TARGETS]
-        if unknown or not self.targets:
-            raise InputError(
-                f"targets={list(self.targets)} must be some of {', '.join(TARGETS)}; "
-                f"unknown: {unknown}."
-            )
-        ordered = tuple(target for target in TARGETS if target in self.targets)
-        object.__setattr__(self, "targets", ordered)
-        object.__setattr__(self, "alpha", float(self.alpha))
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
 
 class LoRA(nnx.Module):

@@ -17,8 +17,7 @@ from flax import nnx
 
 from emodistill.errors import InputError
 from emodistill.model.attention import Rope, causal_attention, rope_angles, rotate
-from emodistill.model.config import Qwen2Config
-from emodistill.model.lora import LoRAConfig
+from emodistill.model.config import LoRAConfig, Qwen2Config
 
 INITIAL_STD = 0.02
 
