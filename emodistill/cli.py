@@ -54,6 +54,10 @@ def preset_path(name: str) -> Path:
     raise InputError(f"the shipped configuration {name}.yaml is missing; reinstall emodistill.")
 
 
+BASE = "base"
+"""The section of a cell's config.yaml with the settings that its name is relative to."""
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """A configuration file as plain values.
 
@@ -85,7 +89,7 @@ def make_config(
         raise InputError(f"{where}: {stage} must be a section with `name: value` lines.")
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    shared = {key: value for key, value in settings.items() if key not in STAGES}
+    shared = {key: value for key, value in settings.items() if key not in (*STAGES, BASE)}
     if unknown := [key for key in section if key not in names]:
         raise InputError(
             f"{where}: {stage} has no setting {unknown[0]!r}; it has {', '.join(sorted(names))}."
@@ -172,12 +176,15 @@ def parse_cell(
     if config_file is None and suits is not None:
         config_file = suits(rest)
     if config_file is None:
-        base = cls()
+        start = base = cls()
     else:
         settings = read_settings(config_file)
-        base = make_config(cls, stage, settings, where=f"--config {config_file}")
+        where = f"--config {config_file}"
+        start = base = make_config(cls, stage, settings, where=where)
+        if BASE in settings:
+            base = make_config(cls, stage, {stage: settings[BASE]}, where=f"{where}: {BASE}")
     text = f"{description}\n\n--config FILE.yaml is the base for all flags; flags override it."
-    return tyro.cli(cls, default=base, args=rest, description=text), base
+    return tyro.cli(cls, default=start, args=rest, description=text), base
 
 
 def take_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -258,7 +258,8 @@ class JPOConfig(AdapterConfig):
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} must be >= 0; the paper uses 0.04.")
 
 
-METHODS = ("vanilla-llm", "vanilla-slm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
+METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
+"""Those of Table 1, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,8 +324,8 @@ class ReportConfig:
 class PretrainConfig:
     """Size and schedule of the embedded student."""
 
-    out: Path = Path("emodistill/model/embedded")
-    """Where the checkpoint goes."""
+    out: Path = Path("runs/embedded")
+    """The folder of the checkpoint; the shipped one is emodistill/model/embedded."""
     seed: int = 0
     num_dialogues: int = 4_000
     """With the pipeline's own prompts, over all domains."""
@@ -343,7 +344,7 @@ class PretrainConfig:
     digit_weight: float = 4.0
     """Weight of a digit in a reply: figures are few tokens, and they carry the deal."""
     start: Path | None = None
-    """Go on from this checkpoint and its tokenizer, on fresh dialogues under another --seed."""
+    """Go on from this checkpoint, its sizes and its tokenizer, under another --seed."""
     tone_free_share: float = 0.08
     """Share of dialogues whose prompts carry no emotion block."""
     vocab_size: int = 2_048
@@ -358,6 +359,12 @@ class PretrainConfig:
         require(self.num_bare_dialogues >= 4, "num_bare_dialogues must be at least 4.")
         require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1.")
         require(0 <= self.bare_share <= 0.5, f"bare_share={self.bare_share} must lie in [0, 0.5].")
+        require(self.tokens_per_step >= 128, "tokens_per_step must be at least 128.")
+        require(self.vocab_size >= 300, "vocab_size must be at least 300: the bytes and more.")
+        require(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            f"hidden_size={self.hidden_size} must be an even multiple of num_heads.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

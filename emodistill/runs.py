@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -146,6 +145,7 @@ def begin_stage(
     growing: Iterable[str] = (),
     name: str = MANIFEST,
     output: Path | None = None,
+    leftovers: Iterable[Path] = (),
 ) -> Manifest:
     """Open a stage, or find it as it was left.
 
@@ -157,6 +157,7 @@ def begin_stage(
       name: of the manifest's file, where several stages share a folder.
       output: the file that results go to; as long as it is missing or empty, nothing has been
         made, and anything may still change.
+      leftovers: what else an attempt leaves that made nothing; removed once its settings change.
 
     Raises:
       StaleInputError: an input file or a setting is not what it was; the message names it.
@@ -172,20 +173,25 @@ def begin_stage(
     )
     found = read_manifest(directory, name)
     if output is not None and not (output.is_file() and output.stat().st_size):
+        if found is not None and found.config_sha256 != fresh.config_sha256:
+            for path in leftovers:
+                path.unlink(missing_ok=True)
         found = None
+    made = directory if name == MANIFEST else output or directory / name
+    to_delete = "that folder" if name == MANIFEST else f"that file and {directory / name}"
     if found is not None:
         for source in sorted({*found.inputs, *inputs}):
             if found.inputs.get(source) != inputs.get(source):
                 raise StaleInputError(
-                    f"{source} has changed since {directory} was made from it. Delete that folder "
+                    f"{source} has changed since {made} was made from it. Delete {to_delete} "
                     f"to make the {stage} stage again, or use another --run."
                 )
         grown = set(growing)
         for key in sorted({*found.config, *config}):
             if key not in grown and _plain(found.config.get(key)) != _plain(config.get(key)):
                 raise StaleInputError(
-                    f"{directory} was made with {key}={found.config.get(key)!r}, now "
-                    f"{key}={config.get(key)!r}. Delete that folder, or use another --run."
+                    f"{made} was made with {key}={found.config.get(key)!r}, now "
+                    f"{key}={config.get(key)!r}. Delete {to_delete}, or use another --run."
                 )
         if found.config_sha256 == fresh.config_sha256:
             return found
@@ -221,12 +227,6 @@ def input_hashes(paths: Iterable[Path], run: Path) -> dict[str, str]:
         name = path.resolve().relative_to(run.resolve()) if inside else path
         hashes[str(name)] = file_sha256(path)
     return hashes
-
-
-def clear_stage(directory: Path) -> None:
-    """Remove a stage's folder."""
-    if directory.exists():
-        shutil.rmtree(directory)
 
 
 def _plain(value: Any) -> Any:

@@ -281,7 +281,7 @@ def test_a_missing_preset_is_a_clear_error():
     ],
 )
 def test_the_config_of_a_run_makes_the_run_again(tmp_path, stage, config):
-    write_config(tmp_path, stage, config)
+    write_config(tmp_path / "config.yaml", stage, config)
     path = tmp_path / "config.yaml"
     again = cli.make_config(type(config), stage, cli.read_settings(path), where=str(path))
     assert again == config

@@ -56,7 +56,10 @@ def test_every_reply_is_predicted_once_and_digits_weigh_more():
         assert row.weights_T[places].tolist() == weights
         assert row.weights_T[path[-1]] == 0
     assert row.is_reply_T.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
-    assert set(row.weights_T[~row.is_reply_T].round(3)) <= {0.0, np.float32(0.3).round(3)}
+    ends = {int(path[-1]) for path, _ in row.paths}
+    others = [i for i in np.flatnonzero(~row.is_reply_T) if i not in ends]
+    assert others and (row.weights_T[others] == np.float32(0.3)).all()
+    assert row.is_digit_T.sum() == sum(np.isin(s.response_ids, DIGITS).sum() for s in SAMPLES)
 
 
 def test_a_token_sees_its_own_path_alone():
@@ -83,6 +86,13 @@ def test_batches_come_in_a_seeded_order_without_end():
     assert all(len(batch) == 4 for batch in tokens(0, 5))
     epoch = sorted(row for batch in tokens(0, 3) for row in batch)
     assert epoch == sorted(stack_rows(rows, 128).tokens_BT.tolist())
+
+
+def test_no_dialogue_is_left_out_for_its_rare_length():
+    rows = [merged([example("a", [1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
+    batches = endless_batches(rows, tokens_per_step=512, seed=0)
+    lengths = {int((tokens > 0).sum()) for _ in range(40) for tokens in next(batches).tokens_BT}
+    assert lengths == {len(row.tokens_T) for row in rows}
 
 
 def test_too_few_dialogues_for_a_step():

@@ -70,9 +70,13 @@ def test_it_opens_at_its_target(trajectories, domain):
     assert np.mean(openings) >= 0.75
 
 
-def test_its_offers_lie_between_the_positions_on_the_table(trajectories):
-    kept = [ok for found in trajectories.values() for t in found for ok in in_bounds(t)]
-    assert np.mean(kept) >= 0.75
+def test_its_later_offers_lie_between_the_positions_on_the_table(trajectories):
+    kept = {
+        domain: np.mean([ok for t in found for ok in in_bounds(t)[1:]])
+        for domain, found in trajectories.items()
+    }
+    assert np.mean(list(kept.values())) >= 0.7, kept
+    assert min(kept.values()) >= 0.5, kept
 
 
 def test_it_ends_its_turns(trajectories):

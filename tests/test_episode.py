@@ -164,6 +164,21 @@ def test_a_dialogue_over_an_api():
     assert all(turn.latency_s > 0 for turn in trajectory.turns)
 
 
+def test_in_evaluation_a_silent_student_has_broken_off_the_talks():
+    class Silent(Scripted):
+        async def reply(self, messages, *, dialogue_id, seed):
+            if not messages[-1]["content"].count("I can do"):
+                return await super().reply(messages, dialogue_id=dialogue_id, seed=seed)
+            raise EmptyReplyError("nothing to say")
+
+    counterparty = Scripted("I can do 60 days.")
+    trajectory = played(Silent("I need 40 days."), counterparty, silence_ends=True)
+    assert (trajectory.outcome, trajectory.final_value) == ("breakdown", None)
+    assert len(trajectory.turns) == 2
+    with pytest.raises(EmptyReplyError):
+        played(Silent("I need 40 days."), Scripted("I can do 60 days."))
+
+
 def test_one_empty_answer_is_asked_for_again_under_another_seed():
     async def respond(call):
         return ok("") if call.number == 1 else await negotiating(call)

@@ -9,7 +9,8 @@ from emodistill.batches.examples import Example
 from emodistill.configs import PretrainConfig
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.domains.generator import NUM_SCENARIOS
-from emodistill.model import load_qwen2
+from emodistill.errors import InputError
+from emodistill.model import embedded_path, load_qwen2
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.reading import messages_text, read_brief
@@ -93,3 +94,27 @@ def test_a_small_run_writes_a_student_and_repeats_itself(tmp_path):
     weights = [load_qwen2(f, dtype=jnp.float32).embed_tokens.weight for f in (first, further)]
     assert not np.array_equal(weights[0], weights[1])
     np.testing.assert_allclose(weights[0], weights[1], atol=0.02)
+
+
+def test_what_to_start_from_is_looked_at_first(tmp_path):
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        make_embedded(PretrainConfig(start=tmp_path / "nowhere", out=tmp_path / "out"))
+    (tmp_path / "config.json").write_text((embedded_path() / "config.json").read_text())
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+        make_embedded(PretrainConfig(start=tmp_path, out=tmp_path / "out"))
+    with pytest.raises(InputError, match="write to another folder"):
+        make_embedded(PretrainConfig(start=embedded_path(), out=embedded_path()))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tokens_per_step": 0}, "tokens_per_step must be at least 128"),
+        ({"vocab_size": 10}, "vocab_size must be at least 300"),
+        ({"hidden_size": 190}, "hidden_size=190 must be an even multiple"),
+    ],
+)
+def test_impossible_sizes(settings, words):
+    with pytest.raises(InputError, match=words):
+        PretrainConfig(**settings)

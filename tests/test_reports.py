@@ -7,11 +7,13 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
 from emodistill.reports import PARTS, write_report, writers
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
@@ -410,14 +412,12 @@ def test_nothing_to_report_leaves_nothing(tmp_path):
 
 
 def test_a_run_without_both_ends_promises_nothing():
-    rows = table_1(make_evaluations(methods=("iql",)), seed=0, num_resamples=10)
-    found = headline(rows, [])
+    found = headline([])
     assert not found.tiles
     assert "evaluate both vanilla-slm and iql+sft+jpo" in found.lead
 
 
 def test_headline_claims_no_more_than_the_intervals():
-    rows = table_1(make_evaluations(("crad", "student"), 2, 1), seed=0, num_resamples=10)
     differences = [
         d
         for d in paired_differences(
@@ -428,11 +428,32 @@ def test_headline_claims_no_more_than_the_intervals():
     crad, student = (dataclasses.replace(d, mean=5.0, low=1.0, high=9.0) for d in differences)
     unclear = dataclasses.replace(student, low=-1.0)
     worse = dataclasses.replace(student, mean=-5.0, low=-9.0, high=-1.0)
-    assert headline(rows, [crad, student]).title == "The student got better in all 2 domains"
-    assert headline(rows, [crad, unclear]).title == "The student got better in 1 of 2 domains"
-    assert "1 got worse" in headline(rows, [crad, worse]).lead
-    assert headline(rows, [unclear]).title.endswith("the interval includes zero")
-    assert headline(rows, [worse]).title == "The student got worse, by 5.0 points of utility"
+    assert headline([crad, student]).title == "The student got better in all 2 domains"
+    assert headline([crad, unclear]).title == "The student got better in 1 of 2 domains"
+    assert "1 got worse" in headline([crad, worse]).lead
+    assert headline([unclear]).title.endswith("the interval includes zero")
+    assert headline([worse]).title == "The student got worse, by 5.0 points of utility"
+    assert "Of these, 2 can't be told" in headline([unclear, unclear]).lead
+
+
+def test_headline_speaks_of_the_scenarios_that_both_ends_played():
+    evaluations = make_evaluations(("crad",), 6, 1)
+    by_method = evaluations["crad"]
+    by_method["vanilla-llm"] = by_method["vanilla-llm"][:2]
+    by_method["vanilla-slm"] = by_method["vanilla-slm"][:4]
+    found = headline(paired_differences(evaluations, seed=0, num_resamples=10))
+    (tile,) = found.tiles
+    assert "On 4 held-out scenarios of CRAD" in found.lead
+    shared = {t.scenario_id for t in by_method["vanilla-slm"]}
+    for value, method in ((tile.before, "vanilla-slm"), (tile.after, "iql+sft+jpo")):
+        mean = np.mean([dialogue_utility(t) for t in by_method[method] if t.scenario_id in shared])
+        assert value == pytest.approx(100 * mean)
+
+
+def test_dialogues_that_failed_are_counted_on_the_page(tmp_path):
+    page = report(tmp_path, tmp_path / "a", num_failed=3).read_text()
+    assert "3, refused by a server or never answered" in page
+    assert "never answered" not in report(tmp_path, tmp_path / "b").read_text()
 
 
 def test_shown_pair_is_the_median_one():

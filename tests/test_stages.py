@@ -21,7 +21,8 @@ from emodistill.errors import InputError, StaleInputError
 from emodistill.model import embedded_path
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
-from emodistill.stages.files import cell, command, model_hashes
+from emodistill.stages import missing
+from emodistill.stages.files import cell, command, model_hashes, write_config
 
 SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
 TINY = {"max_tokens": 1024, "max_steps": 2, "learning_rate": 1e-3}
@@ -104,6 +105,36 @@ def test_config_yaml_makes_the_same_configuration_again(run):
     path = run / "crad/sft/default/config.yaml"
     settings = cli.read_settings(path)
     assert cli.make_config(SFTConfig, "sft", settings, where="") == SFTConfig(run=run, **TINY)
+
+
+def test_config_yaml_of_a_cell_leads_back_to_the_cell(run, tmp_path):
+    copy = copy_of(run, tmp_path / "copy")
+    preset = tmp_path / "preset.yaml"
+    write_config(preset, "sft", SFTConfig(run=copy, **TINY))
+    args = ["--config", str(preset), "--learning-rate", "0.002"]
+    config, base = cli.parse_cell(SFTConfig, "sft", description="", args=args)
+    stages.sft(config, base)
+    (path,) = (copy / "crad/sft").glob("learning_rate=*/config.yaml")
+    again = cli.parse_cell(SFTConfig, "sft", description="", args=["--config", str(path)])
+    assert again == (config, base)
+    assert stages.sft(*again).path == path.parent / "adapter"
+
+
+def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_path):
+    copy = copy_of(run, tmp_path / "copy")
+    stages.judge(JudgeConfig(run=copy, level="dialogue"))
+    manifest = copy / "crad/judge/sim-judge.dialogue.manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
+    assert missing._is_there(SFTConfig(run=copy), "judge")
+    assert not missing._is_there(SFTConfig(run=copy, signal="episode-judge"), "judge")
+
+
+def test_a_signal_of_whole_dialogues_gets_them_judged(tmp_path):
+    stages.sweep(SweepConfig(run=tmp_path, **SMALL))
+    config = SFTConfig(run=tmp_path, **(TINY | {"signal": "episode-judge"}))
+    stages.sft(config)
+    levels = {j.turn_index for j in read_judgements(tmp_path / "crad/judge/sim-judge.jsonl")}
+    assert levels == {None}
 
 
 def test_other_settings_in_the_same_cell_are_refused(run):

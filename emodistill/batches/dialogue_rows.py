@@ -33,6 +33,8 @@ class Row(NamedTuple):
     targets_T: np.ndarray
     weights_T: np.ndarray
     is_reply_T: np.ndarray
+    is_digit_T: np.ndarray
+    """Of a reply."""
     paths: tuple[tuple[np.ndarray, int], ...]
     """Per sample: its tokens' places in the row, and how many of them an earlier sample owns."""
 
@@ -50,7 +52,7 @@ def merge_samples(
       prompt_weight: of predicting a prompt token, beside 1 for a reply token.
       digit_weight: of predicting one of `digit_ids` in a reply.
     """
-    tokens, positions, targets, weights, is_reply = [], [], [], [], []
+    tokens, positions, targets, weights, is_reply, is_digit = [], [], [], [], [], []
     paths: list[tuple[np.ndarray, int]] = []
     before: np.ndarray = np.zeros(0, np.int32)
     path: list[int] = []
@@ -64,11 +66,13 @@ def merge_samples(
             is_last = place + 1 == len(ids)
             target = 0 if is_last else int(ids[place + 1])
             says = not is_last and place + 1 >= len(example.prompt_ids)
-            of_reply = digit_weight if target in digit_ids else 1.0
+            says_digit = says and target in digit_ids
+            of_reply = digit_weight if says_digit else 1.0
             tokens.append(ids[place])
             positions.append(place)
             targets.append(target)
             is_reply.append(says)
+            is_digit.append(says_digit)
             weights.append(0.0 if is_last else of_reply if says else prompt_weight)
         paths.append((np.array(path, np.int32), shared))
         before = ids
@@ -78,6 +82,7 @@ def merge_samples(
         np.array(targets, np.int32),
         np.array(weights, np.float32),
         np.array(is_reply, bool),
+        np.array(is_digit, bool),
         tuple(paths),
     )
 
@@ -99,6 +104,7 @@ class Rows(NamedTuple):
     targets_BT: Array
     weights_BT: Array
     is_reply_BT: Array
+    is_digit_BT: Array
     mask_BTS: Array
 
 
@@ -114,22 +120,33 @@ def stack_rows(rows: Sequence[Row], length: int) -> Rows:
         stacked(row.targets_T for row in rows),
         stacked(row.weights_T for row in rows),
         stacked(row.is_reply_T for row in rows),
+        stacked(row.is_digit_T for row in rows),
         np.stack([path_mask(row, length) for row in rows]),
     )
 
 
 def endless_batches(rows: Sequence[Row], *, tokens_per_step: int, seed: int) -> Iterator[Rows]:
-    """Batches of rows of one length at a time, in a seeded order, epoch after epoch.
+    """Batches of rows of about one length, in a seeded order, epoch after epoch.
+
+    A length with too few rows for a step joins the next longer one; the longest few make a batch
+    of their own. What is left over of a length in an epoch is another choice in the next.
 
     Raises:
-      InputError: no length has rows enough for one step.
+      InputError: all rows together don't fill a step.
     """
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         length = -(-len(row.tokens_T) // ROW_MULTIPLE) * ROW_MULTIPLE
         by_length.setdefault(length, []).append(index)
-    sizes = {length: max(1, tokens_per_step // length) for length in by_length}
-    if not any(len(members) >= sizes[length] for length, members in by_length.items()):
+    groups: list[tuple[int, int, list[int]]] = []
+    waiting: list[int] = []
+    for length, members in sorted(by_length.items()):
+        waiting += members
+        size = max(1, tokens_per_step // length)
+        if len(waiting) >= size or (groups and length == max(by_length)):
+            groups.append((length, min(size, len(waiting)), waiting))
+            waiting = []
+    if not groups:
         raise InputError(
             f"{len(rows)} dialogues do not fill a step of tokens_per_step={tokens_per_step}; "
             "play more, or lower it."
@@ -137,8 +154,8 @@ def endless_batches(rows: Sequence[Row], *, tokens_per_step: int, seed: int) -> 
     for epoch in itertools.count():
         rng = stream(seed, "dialogue rows", epoch)
         batches = []
-        for length, members in sorted(by_length.items()):
-            order, size = rng.permutation(members), sizes[length]
+        for length, size, members in groups:
+            order = rng.permutation(members)
             batches += [
                 (length, order[i : i + size]) for i in range(0, len(order) - size + 1, size)
             ]

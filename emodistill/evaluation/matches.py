@@ -84,6 +84,7 @@ async def run_matches(
             agreement=config.agreement,
             concurrency=config.concurrency,
             max_cost_usd=config.max_cost_usd,
+            silence_ends=True,
         )
 
 

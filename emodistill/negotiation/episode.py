@@ -38,6 +38,7 @@ async def play(
     agreement: str = "stand",
     max_turns: int = 30,
     seed_number: int | None = None,
+    silence_ends: bool = False,
 ) -> Trajectory:
     """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both sides.
 
@@ -47,6 +48,8 @@ async def play(
       choose_emotion: asked before each focal turn; None leaves the emotion block out.
       seed_number: what the record's `seed` says, where dialogues of a scenario are numbered under
         one root; `seed` itself unless given.
+      silence_ends: a focal speaker with nothing to say has broken off the talks, instead of
+        making the dialogue fail.
 
     Raises:
       ApiError: a speaker failed for good; there is no half trajectory.
@@ -61,7 +64,13 @@ async def play(
         if is_focal:
             emotion = choose_emotion(DialogueState.from_turns(scenario, turns, max_turns))
             messages = _fitting(focal, turns, partial(_focal_prompt, pack, scenario, emotion))
-            reply = await focal.reply(messages, dialogue_id=trajectory_id, seed=focal_seed)
+            try:
+                reply = await focal.reply(messages, dialogue_id=trajectory_id, seed=focal_seed)
+            except EmptyReplyError:
+                if not silence_ends:
+                    raise
+                outcome = "breakdown"
+                break
         else:
             messages = _fitting(counterparty, turns, partial(counterparty_messages, pack, scenario))
             reply = await counterparty.reply(

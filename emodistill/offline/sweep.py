@@ -182,6 +182,7 @@ async def play_all(
     concurrency: int = 6,
     max_cost_usd: float | None = None,
     before: Callable[[], None] = lambda: None,
+    silence_ends: bool = False,
 ) -> SweepResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
@@ -193,6 +194,7 @@ async def play_all(
       max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
         cost included; those in flight are finished.
       before: called once this process alone writes to `path`.
+      silence_ends: see `play`.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -226,6 +228,7 @@ async def play_all(
                     cells=cells,
                     agreement=agreement,
                     max_turns=max_turns,
+                    silence_ends=silence_ends,
                 )
             finished.append(trajectory)
             budget.add(trajectory.cost_usd)

@@ -44,8 +44,13 @@ def counted(
     evaluations: Evaluations,
     sweep: Mapping[str, Sequence[Trajectory]],
     judgements: Mapping[str, Sequence[Judgement]],
+    num_failed: int = 0,
 ) -> list[tuple[str, str]]:
-    """Name and text of each fact: counts, unread offers, judge failures, cost."""
+    """Name and text of each fact: counts, unread offers, failures, cost.
+
+    Args:
+      num_failed: dialogues of the evaluation that never came about.
+    """
     played = [t for by_method in evaluations.values() for ts in by_method.values() for t in ts]
     swept = [t for ts in sweep.values() for t in ts]
     judged = [j for js in judgements.values() for j in js]
@@ -58,6 +63,9 @@ def counted(
     if played:
         facts.append(("Evaluation", f"{_dialogues(played)}; {_models(played)}"))
         facts.append(("Offers unread in the evaluation", _unread(played)))
+        if num_failed:
+            text = f"{num_failed:,}, refused by a server or never answered; in none of the tables"
+            facts.append(("Dialogues of the evaluation that failed", text))
         seeds = sorted({t.seed for t in played})
         facts.append(("Evaluation seeds", _ranges(seeds)))
     both = [*swept, *played]

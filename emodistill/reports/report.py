@@ -40,6 +40,7 @@ def write_report(
     num_resamples: int = 10_000,
     only: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    num_failed: int = 0,
 ) -> Path:
     """Write the report of a run, or one part of it.
 
@@ -53,6 +54,7 @@ def write_report(
       seed: names the bootstrap's streams.
       only: one of PARTS.
       provenance: further lines for the page's end.
+      num_failed: dialogues of stage 5 that never came about.
 
     Returns:
       `index.html`, or with `only` the first file of that part. What a run lacks is left out.
@@ -132,7 +134,7 @@ def write_report(
         figures=drawings,
         num_rankings=len(rankings),
         facts=[
-            *facts.counted(evaluations, trajectories, judgements),
+            *facts.counted(evaluations, trajectories, judgements, num_failed),
             ("Bootstrap", f"{num_resamples:,} resamples, seed {seed}"),
             *(provenance or {}).items(),
         ],

@@ -1,10 +1,11 @@
 """Table 1 (methods by domain) and the paired differences behind its headline.
 
 Success: share of `accepted` dialogues. Outcomes: mean savings over those. Utility: mean savings
-with failures counted as 0. Rounds: turns of both sides. In bounds: focal offers that lie between
-the positions on the table, as a share of all. ± is the population standard deviation
-over dialogues. Intervals are 95 % percentile bootstrap: over dialogues, and over scenarios with all
-their dialogues (clustered), which is the one to trust where a scenario has several.
+with failures counted as 0. Rounds: turns of both sides. In bounds: share of the focal offers that
+open at the target or, later, step neither back nor past the other side's offer. ± is the population
+standard deviation over dialogues. Intervals are 95 % percentile bootstrap: over dialogues, and over
+scenarios with all their dialogues (clustered), which is the one to trust where a scenario has
+several.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from emodistill.configs import METHODS
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import (
@@ -25,8 +29,6 @@ from emodistill.evaluation.metrics import dialogue_utility, summarize
 from emodistill.records import Trajectory
 from emodistill.reports.paper import PaperCell, paper_cell
 
-METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
-"""The rows in order; other methods follow by name."""
 TRAINED = frozenset({"iql+sft", "iql+jpo", "iql+sft+jpo"})
 STUDENT, TAUGHT = "vanilla-slm", "iql+sft+jpo"
 CONTRASTS = (
@@ -73,6 +75,8 @@ class Difference:
     method: str
     baseline: str
     num_scenarios: int
+    baseline_mean: float
+    """Utility of `baseline` on those scenarios."""
     mean: float
     low: float
     high: float
@@ -109,6 +113,7 @@ def paired_differences(
             shared = {t.scenario_id for t in ours} & {t.scenario_id for t in theirs}
             if not shared:
                 continue
+            on_shared = [dialogue_utility(t) for t in theirs if t.scenario_id in shared]
             ci = paired_difference_ci(
                 *_utilities(ours),
                 *_utilities(theirs),
@@ -121,6 +126,7 @@ def paired_differences(
                     method=method,
                     baseline=baseline,
                     num_scenarios=len(shared),
+                    baseline_mean=100 * float(np.mean(on_shared)),
                     mean=ci.mean,
                     low=ci.low,
                     high=ci.high,

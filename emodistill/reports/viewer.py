@@ -51,6 +51,7 @@ class Tile(NamedTuple):
     """The gain of one domain."""
 
     domain: str
+    num_scenarios: int
     before: float
     after: float
     gain: float
@@ -82,14 +83,14 @@ class Page:
     is_simulated: bool = True
 
 
-def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> Headline:
+def headline(differences: Sequence[Difference]) -> Headline:
     """By how much the trained student beats the untrained one, in words that claim no more."""
-    utility = {(row.domain, row.method): row.utility for row in rows}
     tiles = tuple(
         Tile(
             d.domain,
-            utility[d.domain, STUDENT],
-            utility[d.domain, TAUGHT],
+            d.num_scenarios,
+            d.baseline_mean,
+            d.baseline_mean + d.mean,
             d.mean,
             d.low,
             d.high,
@@ -114,11 +115,10 @@ def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> Headline
             "lower": f"The student got worse, by {-tile.gain:.1f} points of utility",
             "unclear": "The student may not have changed: the interval includes zero",
         }[tile.verdict]
-        num = next(d.num_scenarios for d in differences if d.domain == tile.domain)
         lead = (
-            f"On {num} held-out scenarios of {TITLES[tile.domain]}, the trained student "
-            f"({TAUGHT}) wins {percent(tile.after)} % of the gap between the opening positions; "
-            f"before training it won {percent(tile.before)} %. The difference, "
+            f"On {tile.num_scenarios} held-out scenarios of {TITLES[tile.domain]}, the trained "
+            f"student ({TAUGHT}) wins {percent(tile.after)} % of the gap between the opening "
+            f"positions; before training it won {percent(tile.before)} %. The difference, "
             f"{signed(tile.gain)} points, has a 95 % interval of {signed(tile.low)} to "
             f"{signed(tile.high)}, paired by scenario."
         )
@@ -140,7 +140,8 @@ def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> Headline
         "on the same held-out scenarios, with 95 % intervals paired by scenario."
     )
     if any(others):
-        lead += f" Of the others, {' and '.join(filter(None, others))}."
+        whom = "Of the others" if count["higher"] else "Of these"
+        lead += f" {whom}, {' and '.join(filter(None, others))}."
     return Headline(title, lead, tiles)
 
 
@@ -171,7 +172,7 @@ def render(page: Page) -> str:
         .render(
             css=Markup(_resource("report.css")),
             run_name=page.run_name,
-            headline=headline(page.rows, page.differences),
+            headline=headline(page.differences),
             caveat=CAVEAT if page.is_simulated else "",
             rows=page.rows,
             differences=page.differences,

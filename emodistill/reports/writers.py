@@ -15,9 +15,9 @@ from emodistill.reports.tables import TITLES, Difference, Row, percent, signed
 
 NOTE_TABLE_1 = (
     "Per cent but for the rounds; utility counts failures as 0; in bounds is the share of focal "
-    "offers that lie between the two positions on the table; ± is the population standard "
-    "deviation over dialogues. Intervals are 95 % percentile bootstrap of the utility, over "
-    "dialogues and, drawing whole scenarios, clustered."
+    "offers that open at the target or, later, step neither back nor past the other side's; ± is "
+    "the population standard deviation over dialogues. Intervals are 95 % percentile bootstrap of "
+    "the utility, over dialogues and, drawing whole scenarios, clustered."
 )
 NOTE_DIFFERENCES = (
     "Differences in utility on the same scenarios, in points of per cent, with paired "

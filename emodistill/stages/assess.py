@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emodistill.configs import EvaluateConfig, ReportConfig
 from emodistill.errors import InputError, StoppedError
-from emodistill.runs import begin_stage, finish_stage, input_hashes, stage_dir
+from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.apis import model_name, open_client
 from emodistill.stages.files import (
+    CONFIG,
     SCENARIOS,
     TRAJECTORIES,
     Made,
     announce,
     by_id,
     cell,
+    covers,
     judge_file,
     model_hashes,
     say,
+    write_config,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     """Stage 5: play a method on the held-out scenarios."""
     from emodistill.agents import get_method
     from emodistill.evaluation.matches import run_matches
+    from emodistill.offline.sweep import failures_path
     from emodistill.prompts import load_pack
 
     announce(config, f"evaluate {config.method}")
@@ -58,6 +63,10 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     student_hashes = model_hashes(config.student) if method.writer == "student" else {}
     manifest_name = f"{name}.manifest.json"
     path = directory / f"{name}.jsonl"
+    found = read_manifest(directory, manifest_name)
+    if found is not None and covers(found, config):
+        sizes = {key: found.config[key] for key in ("num_seeds", "num_scenarios")}
+        config = dataclasses.replace(config, **sizes)
     manifest = begin_stage(
         directory,
         stage="evaluate",
@@ -67,11 +76,13 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         growing=("num_seeds", "num_scenarios"),
         name=manifest_name,
         output=path,
+        leftovers=[failures_path(path)],
     )
     made = Made(path, f"python scripts/report.py --run {config.run}")
     if manifest.is_finished:
         say(f"evaluate {config.method}: finished before, dialogues in {path}")
         return made
+    write_config(directory / f"{name}.{CONFIG}", "evaluate", config, base)
     from emodistill.offline.store import read_scenarios
 
     scenarios = read_scenarios(inputs[0])
@@ -130,13 +141,15 @@ def _evaluations(config: ReportConfig, domain: str) -> dict[str, Path]:
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
     from emodistill.domains import DOMAINS
-    from emodistill.offline.store import read_judgements, read_trajectories
+    from emodistill.offline.store import read_judgements, read_lines, read_trajectories
+    from emodistill.offline.sweep import failures_path
     from emodistill.reports import write_report
 
     evaluations: dict[str, dict[str, list[Trajectory]]] = {}
     sweeps: dict[str, list[Trajectory]] = {}
     judgements: dict[str, list[Any]] = {}
     metrics: list[Path] = []
+    num_failed = 0
     for domain in DOMAINS:
         if (path := stage_dir(config.run, domain, "sweep") / TRAJECTORIES).is_file():
             sweeps[domain] = by_id(read_trajectories(path))
@@ -145,6 +158,8 @@ def report(config: ReportConfig) -> Path:
             judgements[domain] = read_judgements(scores)
         for label, path in _evaluations(config, domain).items():
             evaluations.setdefault(domain, {})[label] = by_id(read_trajectories(path))
+            if (failures := failures_path(path)).is_file():
+                num_failed += sum(1 for _ in read_lines(failures))
         metrics += sorted((config.run / domain).glob("*/*/metrics.jsonl"))
     page = write_report(
         config.run,
@@ -155,6 +170,9 @@ def report(config: ReportConfig) -> Path:
         seed=config.seed,
         num_resamples=config.num_resamples,
         only=config.only,
+        num_failed=num_failed,
     )
+    if num_failed:
+        say(f"report: {num_failed:,} dialogues of the evaluation failed and are in no table.")
     say(f"report: {page}")
     return page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,14 @@ from emodistill.runs import (
 )
 from emodistill.stages.apis import model_name, open_client
 from emodistill.stages.files import (
+    CONFIG,
     SCENARIOS,
     TRAJECTORIES,
     Made,
     announce,
     command,
+    covers,
+    judge_manifest,
     read_sweep,
     say,
     write_config,
@@ -36,7 +38,7 @@ from emodistill.stages.files import (
 def sweep(config: SweepConfig) -> Made:
     """Stage 1: play the sweep's dialogues, or those that are still missing."""
     from emodistill.domains import load_scenarios, split_scenarios
-    from emodistill.offline.sweep import run_sweep
+    from emodistill.offline.sweep import failures_path, run_sweep
     from emodistill.prompts import load_pack
 
     announce(config, "sweep")
@@ -50,7 +52,7 @@ def sweep(config: SweepConfig) -> Made:
     if config.scenarios is not None:
         inputs[str(config.scenarios)] = file_sha256(config.scenarios)
     found = read_manifest(directory)
-    if found is not None and found.is_finished and _covers(found.config, config):
+    if found is not None and covers(found, config):
         config = dataclasses.replace(
             config,
             num_seeds=found.config["num_seeds"],
@@ -64,12 +66,13 @@ def sweep(config: SweepConfig) -> Made:
         inputs=inputs,
         growing=("num_seeds", "num_scenarios"),
         output=directory / TRAJECTORIES,
+        leftovers=(directory / SCENARIOS, failures_path(directory / TRAJECTORIES)),
     )
     made = Made(directory / TRAJECTORIES, command("judge", config))
     if manifest.is_finished:
         say(f"sweep: finished before, {manifest.summary.get('text', '')}")
         return made
-    write_config(directory, "sweep", config)
+    write_config(directory / CONFIG, "sweep", config)
 
     async def work() -> Any:
         async with open_client(config) as client:
@@ -98,17 +101,6 @@ def sweep(config: SweepConfig) -> Made:
     finish_stage(directory, cost_usd=result.cost_usd, summary={"text": result.summary})
     say(f"sweep: {result.summary}")
     return made
-
-
-def _covers(found: Mapping[str, Any], config: SweepConfig) -> bool:
-    """Whether a finished sweep holds at least the dialogues that are asked for now."""
-
-    def at_least(have: int | None, want: int | None) -> bool:
-        return have is None or (want is not None and have >= want)
-
-    return found["num_seeds"] >= config.num_seeds and at_least(
-        found["num_scenarios"], config.num_scenarios
-    )
 
 
 def _judged_part(path: Path, found: Manifest | None) -> dict[str, Any]:
@@ -144,7 +136,7 @@ def judge(config: JudgeConfig) -> Made:
     directory = stage_dir(config.run, config.domain, "judge")
     path = judge_path(directory, name)
     trajectories, scenarios = read_sweep(config.run, config.domain)
-    manifest_name = f"{path.stem}.{config.level}.manifest.json"
+    manifest_name = judge_manifest(path, config.level)
     found = read_manifest(directory, manifest_name) if path.is_file() else None
     judged = _judged_part(sweep_dir / TRAJECTORIES, found)
     manifest = begin_stage(
@@ -161,6 +153,7 @@ def judge(config: JudgeConfig) -> Made:
     if manifest.is_finished:
         say(f"judge: finished before, {manifest.summary.get('text', '')}")
         return made
+    write_config(directory / f"{path.stem}.{config.level}.{CONFIG}", "judge", config)
 
     async def work() -> Any:
         async with open_client(config) as client:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from emodistill import cli
 from emodistill.configs import (
+    DEFAULT_RUN,
     EMBEDDED,
     SIMULATED_MODELS,
     AdapterConfig,
@@ -19,15 +21,17 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError
-from emodistill.runs import cell_name, file_sha256, read_manifest, stage_dir
+from emodistill.runs import Manifest, cell_name, file_sha256, read_manifest, stage_dir
 
 if TYPE_CHECKING:
     from emodistill.domains.scenario import Scenario
+    from emodistill.offline.judging import Level
     from emodistill.offline.rewards import Scores
     from emodistill.records import Trajectory
 
 TRAJECTORIES = "trajectories.jsonl"
 SCENARIOS = "scenarios.jsonl"
+CONFIG = "config.yaml"
 MEBIBYTE = 1 << 20
 
 
@@ -58,7 +62,7 @@ def student_of(config: ExperimentConfig) -> str:
 def command(script: str, config: ExperimentConfig) -> str:
     """A command that goes on in the same run, with the same provider and student."""
     words = [f"python scripts/{script}.py"]
-    if config.run != Path("runs/default"):
+    if config.run != DEFAULT_RUN:
         words.append(f"--run {config.run}")
     if config.domain != "crad":
         words.append(f"--domain {config.domain}")
@@ -105,6 +109,16 @@ def judge_file(run: Path, domain: str, name: str | None) -> Path:
     return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
 
 
+def judge_manifest(path: Path, level: str) -> str:
+    """The name of the manifest beside a judge's file; each level of judging has one."""
+    return f"{path.stem}.{level}.manifest.json"
+
+
+def judge_level(config: ExperimentConfig) -> Level:
+    """What has to be scored for a stage's signal."""
+    return "dialogue" if getattr(config, "signal", None) == "episode-judge" else "turn"
+
+
 def read_sweep(run: Path, domain: str) -> tuple[list[Trajectory], list[Scenario]]:
     """Dialogues in the order of their ids, so that nothing depends on which finished first."""
     from emodistill.offline.store import read_scenarios, read_trajectories
@@ -118,6 +132,20 @@ def read_scores(path: Path) -> Scores:
     from emodistill.offline.store import read_judgements
 
     return scores_by_turn(read_judgements(path)) if path.is_file() else {}
+
+
+def covers(found: Manifest | None, config: SweepConfig | EvaluateConfig) -> bool:
+    """Whether a finished stage holds at least the dialogues that are asked for now."""
+
+    def at_least(have: int | None, want: int | None) -> bool:
+        return have is None or (want is not None and have >= want)
+
+    return (
+        found is not None
+        and found.is_finished
+        and found.config["num_seeds"] >= config.num_seeds
+        and at_least(found.config["num_scenarios"], config.num_scenarios)
+    )
 
 
 def by_id(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -166,14 +194,24 @@ def _weights_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_config(directory: Path, stage: str, config: ExperimentConfig) -> None:
-    """`config.yaml`: pass it as --config to run the same again."""
+def write_config(
+    path: Path, stage: str, config: ExperimentConfig, base: ExperimentConfig | None = None
+) -> None:
+    """`config.yaml`: pass it as --config to run the same again, in a cell of the same name.
+
+    `base` holds what the cell's name is relative to; it is the second section of the file.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(yaml.safe_dump({stage: values}, sort_keys=False))
+    def section(config: ExperimentConfig) -> dict[str, Any]:
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+    sections = {stage: section(config)}
+    if base is not None and base != config:
+        sections[cli.BASE] = section(base)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(sections, sort_keys=False))

@@ -11,6 +11,7 @@ from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SF
 from emodistill.errors import InputError
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import (
+    CONFIG,
     Made,
     cell,
     command,
@@ -23,6 +24,7 @@ from emodistill.stages.files import (
     say,
     write_config,
 )
+from emodistill.train.metrics_log import METRICS
 
 if TYPE_CHECKING:
     from emodistill.offline.rewards import Scores
@@ -43,12 +45,13 @@ def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
         config=config.identity(),
         seed=config.seed,
         inputs=input_hashes(inputs, config.run),
+        output=directory / METRICS,
     )
     made = Made(directory, _evaluation(config, "iql", directory))
     if manifest.is_finished:
         say(f"iql: finished before, selector in {directory}")
         return made
-    write_config(directory, "iql", config)
+    write_config(directory / CONFIG, "iql", config, base)
     _train_iql(config, directory, scores)
     say(f"iql: selector in {directory}")
     return made
@@ -140,12 +143,13 @@ def _train_adapter(
         config=config.identity(),
         seed=config.seed,
         inputs=hashes | model_hashes(config.model),
+        output=directory / METRICS,
     )
     made = Made(directory / "adapter", _evaluation(config, stage, directory))
     if manifest.is_finished:
         say(f"{stage}: finished before, adapter in {directory / 'adapter'}")
         return made
-    write_config(directory, stage, config)
+    write_config(directory / CONFIG, stage, config, base)
     trajectories, scenarios = read_sweep(config.run, config.domain)
     common: dict[str, Any] = {
         "cell_dir": directory,

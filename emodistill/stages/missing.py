@@ -23,7 +23,16 @@ from emodistill.configs import (
 from emodistill.errors import InputError
 from emodistill.runs import cell_name, read_manifest, stage_dir
 from emodistill.stages import collect, learn
-from emodistill.stages.files import SCENARIOS, TRAJECTORIES, command, say, student_of
+from emodistill.stages.files import (
+    SCENARIOS,
+    TRAJECTORIES,
+    command,
+    judge_file,
+    judge_level,
+    judge_manifest,
+    say,
+    student_of,
+)
 
 SHARED_BY_ADAPTERS = (
     "judge",
@@ -67,6 +76,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
     if not lacking:
         return
     commands = [command(_needed(stage).script, config) for stage in lacking]
+    if "judge" in lacking and judge_level(config) == "dialogue":
+        commands[lacking.index("judge")] += " --level dialogue"
     if not config.is_simulated or not _was_simulated(config):
         raise InputError(
             f"{config.run / config.domain} lacks {', '.join(lacking)}. Run first:\n  "
@@ -91,6 +102,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
 def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
     """What `stage` has to have in common with the one that needs it."""
     fixed: dict[str, Any] = {"run": config.run, "domain": config.domain, "seed": config.seed}
+    if stage == "judge":
+        fixed["level"] = judge_level(config)
     if stage in ("sft", "jpo"):
         fixed["model"] = student_of(config)
         if isinstance(config, EvaluateConfig):
@@ -106,12 +119,15 @@ def _is_there(config: ExperimentConfig, stage: str) -> bool:
         files = (home / TRAJECTORIES).is_file() and (home / SCENARIOS).is_file()
         return files and _is_whole(home)
     if stage == "judge":
+        path = judge_file(config.run, config.domain, getattr(config, "judge", None))
+        if not path.is_file():
+            return False
+        found = read_manifest(home, judge_manifest(path, judge_level(config)))
+        if found is None:  # the user's own file, unless another level of judging has made it
+            return not any(home.glob(judge_manifest(path, "*")))
         dialogues = _stage_home(config, "sweep") / TRAJECTORIES
         size = dialogues.stat().st_size if dialogues.is_file() else 0
-        found = [read_manifest(home, path.name) for path in home.glob("*.manifest.json")]
-        return any(home.glob("*.jsonl")) and all(
-            m is None or (m.is_finished and m.config["dialogues_bytes"] == size) for m in found
-        )
+        return found.is_finished and found.config["dialogues_bytes"] == size
     found = read_manifest(home / "default")
     return found is not None and found.is_finished
 

@@ -23,6 +23,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from emodistill.batches.dialogue_rows import Row, Rows, endless_batches, merge_samples
 from emodistill.batches.examples import build_examples
 from emodistill.configs import PretrainConfig
+from emodistill.errors import DivergenceError, InputError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.tokenization import encode_chat, encode_reply, load_tokenizer
@@ -39,6 +40,7 @@ from emodistill.train.corpus import (
     train_tokenizer,
 )
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_TOKENS = 1024
 """Of a sample; longer histories lose their oldest turns."""
 SAVE_EVERY = 100
@@ -46,7 +48,14 @@ SAVE_EVERY = 100
 
 
 def make_embedded(config: PretrainConfig) -> Path:
-    """Play the dialogues, train tokenizer and model, write a Hugging Face checkpoint folder."""
+    """Play the dialogues, train tokenizer and model, write a Hugging Face checkpoint folder.
+
+    Raises:
+      InputError: `config.start` is no checkpoint with a tokenizer, or is the folder to write to.
+      DivergenceError: the loss is no longer finite; the last good checkpoint stays.
+    """
+    if config.start is not None:
+        _check_start(config.start, config.out)
     pack = load_pack()
     full = full_dialogues(config, pack)
     bare = bare_dialogues(config, pack)
@@ -55,12 +64,21 @@ def make_embedded(config: PretrainConfig) -> Path:
         train_tokenizer(last_texts(full), config.vocab_size, config.out)
         model = new_student(config)
     else:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in TOKENIZER_FILES:
             shutil.copyfile(config.start / name, config.out / name)
         model = load_qwen2(config.start, dtype=jnp.float32)
     tokenizer = load_tokenizer(config.out)
     fit(model, _rows(bare, tokenizer, config), _rows(full, tokenizer, config), config)
     return config.out
+
+
+def _check_start(start: Path, out: Path) -> None:
+    Qwen2Config.from_pretrained(start)
+    for name in TOKENIZER_FILES:
+        if not (start / name).is_file():
+            raise InputError(f"--start {start} holds no {name}; name a student's folder.")
+    if start.resolve() == out.resolve():
+        raise InputError(f"--start and --out are both {start}; write to another folder.")
 
 
 def new_student(config: PretrainConfig) -> Qwen2:
@@ -97,6 +115,8 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig)
             encode_reply=partial(encode_reply, tokenizer),
             max_tokens=MAX_TOKENS,
         ).examples
+        if not examples:  # even the first prompt was too long
+            continue
         rows.append(
             merge_samples(
                 examples,
@@ -137,20 +157,20 @@ def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
 
 
 class Learned(NamedTuple):
-    """How a step went: mean loss of the reply tokens, and the share of its figures that is right.
+    """How a step went: mean loss of the reply tokens, and the share of their digits that is right.
 
-    Figures are tokens that weigh more than 1. Many are drawn by lot and can't be known.
+    Many digits are drawn by lot and can't be known.
     """
 
     reply_loss: jax.Array
-    figure_accuracy: jax.Array
+    digit_accuracy: jax.Array
 
 
 def curriculum(bare: Sequence[Row], full: Sequence[Row], config: PretrainConfig) -> Iterator[Rows]:
     """The batches of a run: ever fewer bare ones, down to none at the end."""
     is_bare = stream(config.seed, "pretrain", "curriculum")
-    rest = partial(endless_batches, tokens_per_step=config.tokens_per_step, seed=config.seed)
-    bare_batches, full_batches = rest(bare), rest(full)
+    batches = partial(endless_batches, tokens_per_step=config.tokens_per_step, seed=config.seed)
+    bare_batches, full_batches = batches(bare), batches(full)
     for number in range(config.num_steps):
         bare_odds = 2 * config.bare_share * (1 - number / config.num_steps)
         yield next(bare_batches if is_bare.random() < bare_odds else full_batches)
@@ -169,11 +189,11 @@ def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: Pretrain
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, mask=rows.mask_BTS)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
-        is_figure_BT = rows.is_reply_BT & (rows.weights_BT > 1.0)
         is_right_BT = jnp.argmax(logits_BTV, axis=-1) == rows.targets_BT
         loss = jnp.sum(losses_BT * rows.weights_BT) / jnp.sum(rows.weights_BT)
         return loss, Learned(
-            jnp.mean(losses_BT, where=rows.is_reply_BT), jnp.mean(is_right_BT, where=is_figure_BT)
+            jnp.mean(losses_BT, where=rows.is_reply_BT),
+            jnp.mean(is_right_BT, where=rows.is_digit_BT),
         )
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -190,8 +210,13 @@ def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: Pretrain
             params, opt_state, went = step(params, opt_state, rows)
             note = None
             if number % 20 == 0:
-                note = f"loss {went.reply_loss:.3f}, figures {went.figure_accuracy:.0%}"
+                note = f"loss {went.reply_loss:.3f}, digits {went.digit_accuracy:.0%}"
             bar.advance(1, note)
             if number % SAVE_EVERY == 0 or number == config.num_steps:
+                if not jnp.isfinite(went.reply_loss):
+                    raise DivergenceError(
+                        f"pretrain: the loss is {went.reply_loss} at step {number}. {config.out} "
+                        f"keeps the weights of step {number - SAVE_EVERY}; lower --learning-rate."
+                    )
                 half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
                 save_qwen2(nnx.merge(graphdef, half), config.out)
