@@ -80,9 +80,17 @@ class ApiConfig(ExperimentConfig):
     """Dialogues (or judge calls) in flight at once."""
     max_cost_usd: float | None = operational(None)
     """Stop cleanly once this much has been spent."""
+    record: Path | None = operational(None)
+    """A folder that keeps every call."""
+    replay: Path | None = operational(None)
+    """A folder made by --record, which answers every call instead of any server."""
 
     def __post_init__(self) -> None:
         require(self.concurrency >= 1, f"concurrency={self.concurrency} must be at least 1.")
+        require(
+            self.record is None or self.replay is None,
+            "--record and --replay exclude each other: a replay hears nothing new.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,6 +383,12 @@ class SimulatorConfig:
     """Only this machine reaches the default."""
     port: int = 8000
     """0 takes a free one."""
+    faults: tuple[str, ...] | None = None
+    """What goes wrong, as shares of the calls: `429=0.1 cut hang=0.01`; without any, everything."""
+    log: Path | None = None
+    """A file that gets a line for every call while there are faults."""
+    seed: int = 0
+    """Of the faults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

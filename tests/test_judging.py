@@ -10,6 +10,7 @@ from test_records import JUDGEMENT
 
 from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.jsonl import JsonlAppender
 from emodistill.llm import ChatClient, Price, Provider
 from emodistill.offline.judging import (
     judge_path,
@@ -17,7 +18,7 @@ from emodistill.offline.judging import (
     run_judging,
     scores_by_turn,
 )
-from emodistill.offline.store import JsonlAppender, read_judgements
+from emodistill.offline.store import read_judgements
 from emodistill.prompts import load_pack
 from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
 

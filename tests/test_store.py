@@ -9,9 +9,10 @@ import sys
 import pytest
 from test_records import JUDGEMENT, SCENARIO, TRAJECTORY
 
+from emodistill import jsonl
 from emodistill.errors import InputError
+from emodistill.jsonl import JsonlAppender
 from emodistill.offline import store
-from emodistill.offline.store import JsonlAppender
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_appending_goes_on_where_it_ended(path):
     for number in range(3):
         with JsonlAppender(path) as lines:
             lines.append({"n": number, "text": "naïve \u2028 line\u0085break\n and 😀"})
-    values = [line.value for line in store.read_lines(path)]
+    values = [line.value for line in jsonl.read_lines(path)]
     assert [value["n"] for value in values] == [0, 1, 2]
     assert values[0]["text"] == "naïve \u2028 line\u0085break\n and 😀"
     assert path.read_bytes().count(b"\n") == 3
@@ -71,15 +72,15 @@ def test_a_torn_last_line_is_cut_off(path, caplog, cut):
 
 def test_a_torn_only_line_longer_than_a_block_is_cut_off(path):
     path.parent.mkdir()
-    path.write_text('{"text": "' + "x" * (3 * store.NUM_TAIL_BYTES))
+    path.write_text('{"text": "' + "x" * (3 * jsonl.NUM_TAIL_BYTES))
     JsonlAppender(path).close()
     assert path.read_bytes() == b""
 
 
 def test_long_whole_lines_before_a_torn_one_are_kept(path):
     path.parent.mkdir()
-    whole = json.dumps({"text": "x" * 2 * store.NUM_TAIL_BYTES}) + "\n"
-    path.write_text(whole + '{"text": "' + "y" * 2 * store.NUM_TAIL_BYTES)
+    whole = json.dumps({"text": "x" * 2 * jsonl.NUM_TAIL_BYTES}) + "\n"
+    path.write_text(whole + '{"text": "' + "y" * 2 * jsonl.NUM_TAIL_BYTES)
     JsonlAppender(path).close()
     assert path.read_text() == whole
 
@@ -112,7 +113,7 @@ def test_broken_lines_are_named(path, text, words):
     path.parent.mkdir()
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=words):
-        list(store.read_lines(path))
+        list(jsonl.read_lines(path))
 
 
 def test_a_missing_file_is_named(path):
@@ -145,14 +146,14 @@ def test_one_writer_at_a_time_and_its_process_is_named(path):
 
 def test_a_dead_writer_holds_no_lock(path):
     code = (
-        "import os, pathlib, sys; from emodistill.offline.store import JsonlAppender;"
+        "import os, pathlib, sys; from emodistill.jsonl import JsonlAppender;"
         "lines = JsonlAppender(pathlib.Path(sys.argv[1])); lines.append({'n': 1});"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
     with JsonlAppender(path) as lines:
         lines.append({"n": 2})
-    assert [line.value["n"] for line in store.read_lines(path)] == [1, 2]
+    assert [line.value["n"] for line in jsonl.read_lines(path)] == [1, 2]
 
 
 def test_what_json_has_no_word_for_is_not_written(path):
@@ -168,7 +169,7 @@ def test_a_full_disk_leaves_whole_lines_only(path):
     code = """
 import pathlib, resource, signal, sys
 from emodistill.errors import InputError
-from emodistill.offline.store import JsonlAppender
+from emodistill.jsonl import JsonlAppender
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 lines = JsonlAppender(pathlib.Path(sys.argv[1]))
@@ -182,5 +183,5 @@ except InputError as error:
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
     assert "no room left on the disk" in done.stdout
-    assert len(list(store.read_lines(path))) == 3
+    assert len(list(jsonl.read_lines(path))) == 3
     assert path.read_bytes().endswith(b"\n")

@@ -18,8 +18,9 @@ from chat_server import ChatServer, fault, negotiating, ok
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm import ChatClient, Price, Provider
-from emodistill.offline.store import JsonlAppender, read_lines, read_scenarios, read_trajectories
+from emodistill.offline.store import read_scenarios, read_trajectories
 from emodistill.offline.sweep import plan_sweep, planned_emotions, run_sweep
 from emodistill.prompts import load_pack
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 
 from emodistill.errors import ApiError
+from emodistill.llm.cassette import Player, Recorder
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Price, Provider
 from emodistill.seeding import stream
@@ -89,6 +90,8 @@ class ChatClient:
       max_attempts: at one request, the first included.
       max_connections: at the same time; keep it above the number of calls in flight.
       backoff_s, max_backoff_s: the first pause after trouble, doubled each time, and its bound.
+      recorder: keeps every call that is finished.
+      player: answers every call; nothing is ever connected to.
 
     `num_calls`, `num_retries` and `spent_usd` count what has happened so far.
     """
@@ -103,6 +106,8 @@ class ChatClient:
         max_connections: int = 1_000,
         backoff_s: float = 0.5,
         max_backoff_s: float = 30.0,
+        recorder: Recorder | None = None,
+        player: Player | None = None,
     ) -> None:
         self.provider = provider
         self.keys = KeyPool(
@@ -120,6 +125,8 @@ class ChatClient:
         self._rng = stream(0, "api-backoff")
         self._prices: dict[str, Price | None] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._recorder = recorder
+        self._player = player
         self._was_reached = False
         self._has_answered = False
 
@@ -169,6 +176,30 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
+        if self._player is not None:
+            return self._replayed(await self._player.play(sticky, data))
+        try:
+            completion = await self._call(data, model, sticky)
+        except (RefusedError, ExhaustedError) as error:
+            if self._recorder is not None:
+                status = error.status if isinstance(error, RefusedError) else None
+                call = {"error": {"message": str(error), "status": status}}
+                self._recorder.add(sticky, data, call)
+            raise
+        if self._recorder is not None:
+            self._recorder.add(sticky, data, {"answer": completion._asdict()})
+        return completion
+
+    def _replayed(self, call: Mapping[str, Any]) -> Completion:
+        self.num_calls += 1
+        if "error" in call:
+            message, status = call["error"]["message"], call["error"]["status"]
+            raise ExhaustedError(message) if status is None else RefusedError(message, status)
+        completion = Completion(**call["answer"])
+        self.spent_usd += completion.cost_usd
+        return completion
+
+    async def _call(self, data: bytes, model: str, sticky: str) -> Completion:
         attempt = 0
         while True:
             key = await self.keys.acquire(sticky)

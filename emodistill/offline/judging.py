@@ -17,9 +17,10 @@ from typing import Literal, NamedTuple
 
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.offline.budget import Budget
-from emodistill.offline.store import JsonlAppender, read_judgements
+from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import run_bounded
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages

@@ -17,16 +17,12 @@ from typing import Literal, NamedTuple
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.negotiation.episode import ChooseEmotion, play
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
 from emodistill.offline.budget import Budget
-from emodistill.offline.store import (
-    JsonlAppender,
-    read_lines,
-    read_scenarios,
-    write_scenarios,
-)
+from emodistill.offline.store import read_scenarios, write_scenarios
 from emodistill.offline.workers import run_bounded
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack

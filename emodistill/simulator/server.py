@@ -22,6 +22,7 @@ from aiohttp import web
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
+from emodistill.simulator.faults import Faults
 from emodistill.simulator.judge import judge_reply
 from emodistill.simulator.teacher import teacher_reply
 
@@ -185,23 +186,29 @@ async def _json_errors(
         return _refuse(error.status, error.text or error.reason)
 
 
-def make_app() -> web.Application:
-    """The endpoint as an aiohttp application."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_json_errors])
+def make_app(faults: Faults | None = None) -> web.Application:
+    """The endpoint as an aiohttp application, which goes wrong as `faults` has it."""
+    middlewares = [_json_errors, *([faults.middleware] if faults is not None else [])]
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app.router.add_post("/v1/chat/completions", _chat_completions)
     app.router.add_get("/v1/models", _models)
     return app
 
 
 async def serve(
-    host: str, port: int, *, ready: Callable[[str], None], until_stdin_closes: bool = False
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[str], None],
+    until_stdin_closes: bool = False,
+    faults: Faults | None = None,
 ) -> None:
     """Serve until cancelled; `ready` gets the base URL once requests are taken.
 
     With `until_stdin_closes` the server ends with whoever holds the other end of its standard
     input, however that process ends.
     """
-    runner = web.AppRunner(make_app(), access_log=None)
+    runner = web.AppRunner(make_app(faults), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     await site.start()
@@ -216,7 +223,7 @@ async def serve(
         await runner.cleanup()
 
 
-def run_server(host: str, port: int) -> None:
+def run_server(host: str, port: int, faults: Faults | None = None) -> None:
     """Serve until Ctrl-C.
 
     Raises:
@@ -227,7 +234,7 @@ def run_server(host: str, port: int) -> None:
         print(f"serving {', '.join(MODELS)} at {url}; stop with Ctrl-C.", flush=True)
 
     try:
-        asyncio.run(serve(host, port, ready=ready))
+        asyncio.run(serve(host, port, ready=ready, faults=faults))
     except OSError as error:
         raise InputError(
             f"--host {host} --port {port}: {error.strerror or error}. Take another port; 0 finds "

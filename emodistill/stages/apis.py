@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from emodistill.configs import SIMULATED_MODELS, ApiConfig
@@ -11,6 +11,9 @@ from emodistill.errors import InputError
 
 if TYPE_CHECKING:
     from emodistill.llm.client import ChatClient
+
+NOWHERE = "http://replay.invalid/v1"
+"""The simulator's address while a recording speaks for it."""
 
 
 def model_name(config: ApiConfig, role: str, named: str | None) -> str:
@@ -31,31 +34,37 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     from emodistill.llm.providers import get_provider
 
     provider = get_provider(config.provider, base_url=config.base_url)
-    provider.read_keys()
+    if config.replay is None:
+        provider.read_keys()
     return provider.default_model(role) if named is None else named
 
 
 @asynccontextmanager
 async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
-    """A client for the provider that is named, or for a simulator that lives as long as it."""
+    """A client for the provider that is named, for a recording, or for a simulator of its own."""
+    from emodistill.llm.cassette import Player, Recorder
     from emodistill.llm.client import ChatClient
     from emodistill.llm.providers import get_provider
 
-    with _endpoint(config) as base_url:
-        provider = get_provider(
-            "simulator" if config.is_simulated else config.provider, base_url=base_url
+    name = "simulator" if config.is_simulated else config.provider
+    with ExitStack() as stack:
+        player = recorder = keys = None
+        base_url = config.base_url
+        if config.replay is not None:
+            player, keys = Player(config.replay), ()
+            base_url = base_url or (NOWHERE if config.is_simulated else None)
+        elif config.is_simulated:
+            from emodistill.simulator.process import running_simulator
+
+            base_url = stack.enter_context(running_simulator())
+        if config.record is not None:
+            recorder = stack.enter_context(Recorder(config.record))
+        client = ChatClient(
+            get_provider(name, base_url=base_url),
+            keys,
+            max_connections=2 * config.concurrency + 8,
+            recorder=recorder,
+            player=player,
         )
-        connections = 2 * config.concurrency + 8
-        async with ChatClient(provider, max_connections=connections) as client:
+        async with client:
             yield client
-
-
-@contextmanager
-def _endpoint(config: ApiConfig) -> Iterator[str | None]:
-    if not config.is_simulated:
-        yield config.base_url
-        return
-    from emodistill.simulator.process import running_simulator
-
-    with running_simulator() as base_url:
-        yield base_url

@@ -16,6 +16,7 @@ from emodistill.configs import (
     EMBEDDED,
     SIMULATED_MODELS,
     AdapterConfig,
+    ApiConfig,
     EvaluateConfig,
     ExperimentConfig,
     SweepConfig,
@@ -48,7 +49,18 @@ def say(text: str) -> None:
 
 
 def announce(config: ExperimentConfig, stage: str) -> None:
-    if config.is_simulated:
+    """Say what answers, where that is no named provider.
+
+    Raises:
+      InputError: a recording is to answer, and there is none.
+    """
+    if isinstance(config, ApiConfig) and config.replay is not None:
+        from emodistill.llm.cassette import CALLS
+
+        if not (config.replay / CALLS).is_file():
+            raise InputError(f"--replay {config.replay} holds no {CALLS}; --record makes one.")
+        say(f"{stage}: {config.replay / CALLS} answers all calls, nothing is connected to.")
+    elif config.is_simulated:
         say(f"{stage}: no --provider named, so the simulator plays all language models.")
 
 

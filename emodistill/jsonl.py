@@ -1,0 +1,170 @@
+"""Files of JSON lines: whole lines in, values with their places out.
+
+A process may be killed at any moment: a line is written by one call, a torn last one is cut off
+when the file is next opened for writing, and only one process writes at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from emodistill.errors import InputError
+from emodistill.records import Record
+
+log = logging.getLogger("emodistill.jsonl")
+
+SYNC_EVERY_S = 1.0
+NUM_TAIL_BYTES = 1 << 16
+
+
+class Line(NamedTuple):
+    """A parsed line and its place, `file:number`."""
+
+    value: Any
+    where: str
+
+
+class JsonlAppender:
+    """Appends records to a file of JSON lines; a context manager, also usable with `close`.
+
+    Opening takes a lock (held until close, or until the process dies) and repairs a torn last
+    line. Every line is handed to the kernel whole, at once; the disk is synchronised every second
+    and at the end.
+
+    Raises:
+      InputError: another process writes to the file, or the disk is full (nothing torn remains).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = _lock(self.path)
+        self._fd = -1
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self._size = _repair(self._fd, self.path)
+        except BaseException:
+            self.close()
+            raise
+        self._synced_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def append(self, record: Record | Mapping[str, Any]) -> None:
+        """Write one line."""
+        value = record.to_json() if isinstance(record, Record) else record
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        data = text.encode("utf-8", "replace") + b"\n"
+        try:
+            written = os.write(self._fd, data)
+            if written < len(data):
+                os.write(self._fd, data[written:])
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise InputError(
+                    f"{self.path}: no room left on the disk. All lines before are whole; free "
+                    "some space and start again to go on."
+                ) from None
+            raise
+        self._size += len(data)
+        if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk."""
+        os.fsync(self._fd)
+        self._synced_s = time.monotonic()
+
+    def close(self) -> None:
+        """Synchronise, close and release the lock."""
+        if self._fd >= 0:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The JSON values of a file, blank lines skipped.
+
+    Raises:
+      InputError: the file is missing, or a line is no JSON or cut off; the message names it.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing. Run the stage that makes it, or put your own file there "
+            "(docs/data.md says what it must hold)."
+        )
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                yield Line(json.loads(raw, parse_constant=_no_constant), where)
+            except ValueError as error:
+                if not raw.endswith(b"\n"):
+                    raise InputError(
+                        f"{where}: the last line is cut off. Start the stage that writes this "
+                        "file again: it drops that line and completes what is missing."
+                    ) from None
+                raise InputError(f"{where}: not valid JSON ({error}).") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number; use null")
+
+
+def _lock(path: Path) -> int:
+    lock_path = path.with_name(f".{path.name}.lock")
+    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        os.close(fd)
+        raise InputError(
+            f"{path} is being written by {holder}. Wait for it or end it; one writer at a time."
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return fd
+
+
+def _repair(fd: int, path: Path) -> int:
+    """Make the file end with a whole line; its size in bytes."""
+    size = os.fstat(fd).st_size
+    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    start = size
+    tail = b""
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - NUM_TAIL_BYTES)
+        tail = os.pread(fd, size - start, start)
+    last = tail[tail.rfind(b"\n") + 1 :]
+    try:
+        is_whole = isinstance(json.loads(last), dict)
+    except ValueError:
+        is_whole = False
+    if is_whole:  # somebody's own file, without a newline at its end
+        return size + os.write(fd, b"\n")
+    size -= len(last)
+    os.ftruncate(fd, size)
+    log.warning("%s: a torn last line of %d bytes is cut off.", path, len(last))
+    return size

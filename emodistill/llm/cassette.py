@@ -1,0 +1,106 @@
+"""What a language model answered, kept on disk and played back without any connection.
+
+    python scripts/sweep.py --provider dashscope --record tapes/sweep
+    python scripts/sweep.py --replay tapes/sweep --run runs/again
+
+A folder holds `calls.jsonl`, one finished call a line, in the order in which they were finished. A
+call is found again by its dialogue and the SHA-256 of its request body; keys are in neither. Calls
+that failed for good are kept as well, so that a replay fails where the recording did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emodistill.errors import InputError
+from emodistill.jsonl import JsonlAppender, read_lines
+
+CALLS = "calls.jsonl"
+NUM_IDLE_TICKS = 50
+
+Call = Mapping[str, Any]
+"""`{"answer": …}` or `{"error": …}`, as the client makes them."""
+
+
+class Recorder:
+    """Appends calls to a folder; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = JsonlAppender(folder / CALLS)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lines.close()
+
+    def add(self, dialogue: str, body: bytes, call: Call) -> None:
+        """Keep a finished call."""
+        request = hashlib.sha256(body).hexdigest()
+        self._lines.append({"dialogue": dialogue, "request": request, **call})
+
+
+class Player:
+    """Answers requests from a recording.
+
+    Answers are handed out in the recorded order: one waits until those before it have been asked
+    for, unless nobody does so, as when dialogues are there already. Whoever plays at the same
+    concurrency therefore finishes the same dialogues in the same order.
+
+    Raises:
+      InputError: the folder holds no recording.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CALLS
+        self._calls: dict[tuple[str, str], deque[tuple[int, Call]]] = {}
+        for position, line in enumerate(read_lines(self.path)):
+            try:
+                name = line.value["dialogue"], line.value["request"]
+            except (KeyError, TypeError):
+                raise InputError(
+                    f"{line.where}: no recorded call; --replay takes a folder that --record made."
+                ) from None
+            self._calls.setdefault(name, deque()).append((position, line.value))
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._next = 0
+        self._pump: asyncio.Task[None] | None = None
+
+    async def play(self, dialogue: str, body: bytes) -> Call:
+        """The recorded answer to a request; to the same request asked again, the next one.
+
+        Raises:
+          InputError: there is none.
+        """
+        found = self._calls.get((dialogue, hashlib.sha256(body).hexdigest()))
+        if not found:
+            raise InputError(
+                f"{self.path} holds no answer to this request of {dialogue}. A replay needs the "
+                "recording's own settings (models, seed, prompts, scenarios), and its dialogues."
+            )
+        position, call = found.popleft()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (position, turn))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._hand_out())
+        await turn
+        return call
+
+    async def _hand_out(self) -> None:
+        num_idle = 0
+        while self._waiting:
+            position, turn = self._waiting[0]
+            if position == self._next or num_idle >= NUM_IDLE_TICKS:
+                heapq.heappop(self._waiting)
+                self._next = position + 1
+                num_idle = 0
+                if not turn.done():
+                    turn.set_result(None)
+            num_idle += 1
+            await asyncio.sleep(0)  # whoever was answered asks on within a few of these

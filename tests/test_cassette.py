@@ -1,0 +1,150 @@
+"""Recorded calls: a replay connects to nothing and repeats the recording byte for byte."""
+
+import asyncio
+import json
+
+import pytest
+from chat_server import ChatServer, fault, negotiating, ok
+
+from emodistill.domains import load_scenarios, split_scenarios
+from emodistill.errors import InputError
+from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm.cassette import CALLS, Player, Recorder
+from emodistill.offline.sweep import run_sweep
+from emodistill.prompts import load_pack
+
+SCENARIOS = split_scenarios(load_scenarios("crad")[:12], n_test=2).all()
+PACK = load_pack()
+NOWHERE = "http://127.0.0.1:1/v1"
+
+
+def provider(base_url):
+    return Provider(name="test", base_url=base_url, prices={"*": Price(1.0, 2.0)})
+
+
+async def play(client, out_dir, *, concurrency=6, num_seeds=2):
+    return await run_sweep(
+        SCENARIOS,
+        out_dir=out_dir,
+        client=client,
+        pack=PACK,
+        focal_model="echo-focal",
+        counterparty_model="echo-counterparty",
+        num_seeds=num_seeds,
+        concurrency=concurrency,
+    )
+
+
+def record(folder, out_dir, respond=negotiating):
+    async def main():
+        async with ChatServer(respond) as server:
+            with Recorder(folder) as recorder:
+                client = ChatClient(
+                    provider(server.base_url), (), backoff_s=0.001, recorder=recorder
+                )
+                async with client:
+                    return await play(client, out_dir)
+
+    return asyncio.run(main())
+
+
+def replay(folder, out_dir, **settings):
+    async def main():
+        async with ChatClient(provider(NOWHERE), (), player=Player(folder)) as client:
+            return await play(client, out_dir, **settings)
+
+    return asyncio.run(main())
+
+
+def content(out_dir):
+    return (out_dir / "trajectories.jsonl").read_bytes()
+
+
+async def uneven(call):
+    """Answers that overtake each other, and one dialogue that is refused."""
+    await asyncio.sleep(call.number * 7919 % 13 / 1000)
+    if "debt_00" in json.dumps(call.body) and call.body["seed"] % 9 == 0:
+        return fault(400, "flagged")
+    return await negotiating(call)
+
+
+def test_a_replay_equals_its_recording_byte_for_byte(tmp_path):
+    made = record(tmp_path / "tape", tmp_path / "a", uneven)
+    again = replay(tmp_path / "tape", tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert made.num_new == again.num_new == 20
+    assert made.cost_usd == pytest.approx(again.cost_usd)
+    assert made.cost_usd > 0
+
+
+def test_failures_are_replayed_as_well(tmp_path):
+    async def refusing(call):
+        return fault(400, "flagged") if call.body["seed"] % 3 == 0 else await negotiating(call)
+
+    made = record(tmp_path / "tape", tmp_path / "a", refusing)
+    again = replay(tmp_path / "tape", tmp_path / "b")
+    assert made.num_failed == again.num_failed > 0
+    assert (tmp_path / "a/failures.jsonl").read_bytes() == (
+        tmp_path / "b/failures.jsonl"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 40])
+def test_at_another_concurrency_the_dialogues_are_the_same(tmp_path, concurrency):
+    record(tmp_path / "tape", tmp_path / "a", uneven)
+    replay(tmp_path / "tape", tmp_path / "b", concurrency=concurrency)
+    a, b = (sorted(content(tmp_path / name).splitlines()) for name in "ab")
+    assert a == b
+
+
+def test_an_interrupted_replay_goes_on(tmp_path):
+    record(tmp_path / "tape", tmp_path / "a", uneven)
+    replay(tmp_path / "tape", tmp_path / "b", num_seeds=1)
+    replay(tmp_path / "tape", tmp_path / "b")
+    assert sorted(content(tmp_path / "a").splitlines()) == sorted(
+        content(tmp_path / "b").splitlines()
+    )
+
+
+def test_what_was_never_asked_is_said(tmp_path):
+    record(tmp_path / "tape", tmp_path / "a")
+    with pytest.raises(InputError, match=r"calls\.jsonl holds no answer to this request of crad/"):
+        replay(tmp_path / "tape", tmp_path / "b", num_seeds=3)
+
+
+def test_keys_are_not_recorded(tmp_path):
+    async def main():
+        async with ChatServer(negotiating) as server:
+            with Recorder(tmp_path / "tape") as recorder:
+                keys = ("sk-secret-AAAA1111",)
+                async with ChatClient(provider(server.base_url), keys, recorder=recorder) as client:
+                    await play(client, tmp_path / "a", num_seeds=1)
+            return server.calls
+
+    calls = asyncio.run(main())
+    assert {call.key for call in calls} == {"sk-secret-AAAA1111"}
+    assert "secret" not in (tmp_path / "tape" / CALLS).read_text()
+
+
+def test_a_file_that_is_no_recording_is_named(tmp_path):
+    (tmp_path / CALLS).write_text('{"text": "hello"}\n')
+    with pytest.raises(InputError, match=r"calls\.jsonl:1: no recorded call"):
+        Player(tmp_path)
+
+
+def test_the_same_request_twice_gets_both_answers_in_order(tmp_path):
+    async def counting(call):
+        return ok(f"answer {call.number}")
+
+    ask = {"model": "m", "temperature": 0.0, "max_tokens": 9, "sticky": "d"}
+
+    async def main():
+        async with ChatServer(counting) as server:
+            with Recorder(tmp_path) as recorder:
+                async with ChatClient(provider(server.base_url), (), recorder=recorder) as client:
+                    first = [(await client.chat([], **ask)).text for _ in range(2)]
+        async with ChatClient(provider(NOWHERE), (), player=Player(tmp_path)) as client:
+            return first, [(await client.chat([], **ask)).text for _ in range(2)]
+
+    first, second = asyncio.run(main())
+    assert first == second == ["answer 0", "answer 1"]
