@@ -80,6 +80,8 @@ class ApiConfig(ExperimentConfig):
     """Dialogues (or judge calls) in flight at once."""
     max_cost_usd: float | None = operational(None)
     """Stop cleanly once this much has been spent."""
+    timeout_s: float = operational(120.0)
+    """For one attempt at a call; it is then tried again."""
     record: Path | None = operational(None)
     """A folder that keeps every call."""
     replay: Path | None = operational(None)
@@ -87,6 +89,7 @@ class ApiConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         require(self.concurrency >= 1, f"concurrency={self.concurrency} must be at least 1.")
+        require(self.timeout_s > 0, f"timeout_s={self.timeout_s:g} must be positive.")
         require(
             self.record is None or self.replay is None,
             "--record and --replay exclude each other: a replay hears nothing new.",

@@ -16,7 +16,8 @@ from chat_server import CUT, ChatServer, fault, ok, scripted
 from emodistill.errors import ApiError, InputError
 from emodistill.llm import ChatClient, ExhaustedError, Price, Provider, RefusedError, get_provider
 from emodistill.llm.client import retry_after_s
-from emodistill.llm.keys import KeyPool
+from emodistill.llm.gate import Gate
+from emodistill.llm.keys import UNLIMITED, KeyPool, Limits
 from emodistill.llm.providers import load_providers
 
 KEYS = ("sk-secret-one-AAAA1111", "sk-secret-two-BBBB2222", "sk-secret-three-CCCC3333")
@@ -25,7 +26,7 @@ FAST = {"backoff_s": 0.01, "max_backoff_s": 0.02}
 QUICK = {**FAST, "timeout_s": 5.0}
 
 
-def run(respond, job, *, keys=KEYS[:1], **settings):
+def run(respond, job, *, keys=KEYS[:1], limits=UNLIMITED, **settings):
     """Run `job(client, server)` against a server that answers by `respond`."""
 
     async def main():
@@ -35,6 +36,7 @@ def run(respond, job, *, keys=KEYS[:1], **settings):
                 base_url=server.base_url,
                 key_env="TEST_KEY",
                 prices={"m": Price(1.0, 2.0)},
+                limits=limits,
             )
             async with ChatClient(provider, keys, **(QUICK | settings)) as client:
                 return await job(client, server)
@@ -316,7 +318,7 @@ def test_a_dead_key_is_dropped_moves_only_its_own_dialogues_and_is_named_by_its_
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 402])
 def test_no_key_left_names_all_ends_and_the_variable(status):
     async def respond(call):
         return fault(status, f"Incorrect API key provided: {call.key}")
@@ -327,6 +329,99 @@ def test_no_key_left_names_all_ends_and_the_variable(status):
     for end in ("1111", "2222", "3333", "TEST_KEY"):
         assert end in str(error)
     assert "secret" not in str(error)
+
+
+def test_a_key_that_may_not_what_another_may_is_dropped():
+    async def respond(call):
+        return fault(403, "not your model") if call.key == KEYS[0] else ok("Hi.")
+
+    async def job(client, server):
+        for number in range(20):
+            assert (await ask(client, sticky=f"dialogue {number}")).text == "Hi."
+        return client.keys.num_live, [call.key for call in server.calls].count(KEYS[0])
+
+    assert run(respond, job, keys=KEYS) == (2, 1)
+
+
+def test_what_no_key_may_is_refused_and_costs_no_key():
+    async def respond(call):
+        return fault(403, "moderated") if call.body["seed"] == 13 else ok("Hi.")
+
+    async def job(client, server):
+        await ask(client)
+        with pytest.raises(RefusedError, match="moderated"):
+            await ask(client, seed=13)
+        return client.keys.num_live, len(server.calls)
+
+    assert run(respond, job, keys=KEYS) == (3, 4)
+
+
+def test_a_forbidden_first_call_is_an_error_of_the_settings():
+    error, calls = ask_and_count(scripted(lambda: fault(403, "no access")), keys=KEYS)
+    assert type(error) is ApiError and "may use this model" in str(error)
+    assert len(calls) == 3
+
+
+# Limits
+
+
+def test_a_key_keeps_its_limit_of_requests():
+    async def job(client, server):
+        started_s = time.monotonic()
+        await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(25)))
+        return time.monotonic() - started_s
+
+    limits = Limits(requests_per_minute=200)  # 20 at once, then 10 every 3 s
+    assert 1.4 <= run(scripted(lambda: ok("Hi.")), job, limits=limits) < 15
+
+
+def test_a_key_keeps_its_limit_of_tokens():
+    async def job(client, server):
+        started_s = time.monotonic()
+        await asyncio.gather(*(ask(client, max_tokens=500) for _ in range(5)))
+        return time.monotonic() - started_s
+
+    limits = Limits(tokens_per_minute=20_000)  # 2,000 at once; a call here has some 530
+    assert 1.5 <= run(scripted(lambda: ok("Hi.")), job, limits=limits) < 15
+
+
+def test_trouble_lowers_the_calls_in_flight_and_success_raises_them_again():
+    in_flight, peaks = [0], []
+
+    async def respond(call):
+        in_flight[0] += 1
+        peaks.append(in_flight[0])
+        await asyncio.sleep(0.02)
+        in_flight[0] -= 1
+        return fault(500) if 40 <= call.number < 44 else ok("Hi.")
+
+    async def job(client, server):
+        limits = []
+        for _ in range(12):
+            await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(40)))
+            limits.append(client.gate.limit)
+        return limits
+
+    limits = run(respond, job, max_in_flight=20)
+    assert max(peaks) == 20
+    assert limits[0] == 20 and limits[1] < 20
+    assert limits[1] < limits[4] <= limits[-1] == 20
+
+
+def test_a_cancelled_caller_leaves_its_place():
+    async def main():
+        gate = Gate(1)
+        async with gate:
+            waiting = [asyncio.create_task(gate.__aenter__()) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+        waiting[1].cancel()  # it has been let in, and is cancelled before it knows
+        await asyncio.gather(*waiting[:2], return_exceptions=True)
+        await asyncio.wait_for(waiting[2], 5)
+        return gate.num_in_flight
+
+    assert asyncio.run(main()) == 1
 
 
 def test_a_server_that_wants_a_key_from_a_keyless_client():

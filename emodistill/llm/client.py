@@ -1,14 +1,14 @@
 """Chat completions over HTTP: the one socket outwards.
 
-What a server does wrong falls into three kinds. A refusal (400 and most other 4xx) concerns this
+What a server does wrong falls into four kinds. A refusal (400 and most other 4xx) concerns this
 request alone and is never repeated. A trouble (429, 5xx, a time-out, a cut or alien body) is
-tried again with jittered backoff up to a ceiling. A wrong setting (404, redirects, no live key,
-nobody listening) would meet every other request too, so it ends the job.
+tried again with jittered backoff up to a ceiling. A key may be bad (401, 402: dropped) or not
+allowed what is asked (403: the other keys are tried). A wrong setting (404, redirects, no live
+key, nobody listening) would meet every other request too, so it ends the job.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -20,20 +20,26 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Self
 
 import aiohttp
+import stamina
 
 from emodistill.errors import ApiError
 from emodistill.llm.cassette import Player, Recorder
+from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Price, Provider
-from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.llm")
 
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # we say ourselves what is retried
+
 NUM_DETAIL_CHARS = 200
+BYTES_PER_TOKEN = 4
 NUM_FIRST_CONTACTS = 3
-DEAD_KEY_STATUSES = {401, 402, 403}
+DEAD_KEY_STATUSES = {401, 402}
+FORBIDDEN_STATUS = 403
 MISPLACED_STATUSES = {404, 405}
 TROUBLE_STATUSES = {408, 429}
+FINAL_KINDS = ("refused", "forbidden", "misplaced")
 
 Message = Mapping[str, object]
 
@@ -60,11 +66,19 @@ class Completion(NamedTuple):
     cost_usd: float
 
 
-class _Fault(NamedTuple):
-    kind: str
-    detail: str
-    status: int = 0
-    retry_after_s: float | None = None
+class _FaultError(Exception):
+    """What went wrong with an attempt."""
+
+    def __init__(
+        self, kind: str, detail: str, status: int = 0, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.attempt = 0
+        """Which attempt at its request it ended, from 1."""
 
 
 _ADVICE = {
@@ -77,6 +91,7 @@ _ADVICE = {
     "silent": "Lower --concurrency, or give the server more time.",
     "limited": "Lower --concurrency, or add keys (several are separated by commas).",
     "broken": "The server is in trouble; start again later, finished work is kept.",
+    "forbidden": "Check that the account and its keys may use this model.",
     "misplaced": "Check the model's name and the base URL, which usually ends in /v1.",
 }
 
@@ -86,14 +101,16 @@ class ChatClient:
 
     Args:
       keys: API keys; those of the provider's environment variable unless given.
+      max_in_flight: calls at the same time; fewer for a while when the server is in trouble.
       timeout_s: for one attempt, from connecting to the last byte.
+      first_byte_s: for a connected server to begin its answer, and between two parts of it.
+      connect_s: for a connection.
       max_attempts: at one request, the first included.
-      max_connections: at the same time; keep it above the number of calls in flight.
       backoff_s, max_backoff_s: the first pause after trouble, doubled each time, and its bound.
       recorder: keeps every call that is finished.
       player: answers every call; nothing is ever connected to.
 
-    `num_calls`, `num_retries` and `spent_usd` count what has happened so far.
+    `num_calls`, `num_retries`, `num_tokens` and `spent_usd` count what has happened so far.
     """
 
     def __init__(
@@ -101,9 +118,11 @@ class ChatClient:
         provider: Provider,
         keys: Sequence[str] | None = None,
         *,
+        max_in_flight: int = 1_000,
         timeout_s: float = 120.0,
+        first_byte_s: float = 90.0,
+        connect_s: float = 10.0,
         max_attempts: int = 8,
-        max_connections: int = 1_000,
         backoff_s: float = 0.5,
         max_backoff_s: float = 30.0,
         recorder: Recorder | None = None,
@@ -111,18 +130,24 @@ class ChatClient:
     ) -> None:
         self.provider = provider
         self.keys = KeyPool(
-            provider.read_keys() if keys is None else keys, key_env=provider.key_env
+            provider.read_keys() if keys is None else keys,
+            key_env=provider.key_env,
+            limits=provider.limits,
         )
+        self.gate = Gate(max_in_flight)
         self.url = f"{provider.base_url}/chat/completions"
         self.num_calls = 0
         self.num_retries = 0
+        self.num_tokens = 0
         self.spent_usd = 0.0
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(30.0, timeout_s))
+        self._timeout = aiohttp.ClientTimeout(
+            total=timeout_s,
+            sock_connect=min(connect_s, timeout_s),
+            sock_read=min(first_byte_s, timeout_s),
+        )
         self._max_attempts = max_attempts
-        self._max_connections = max_connections
         self._backoff_s = backoff_s
         self._max_backoff_s = max_backoff_s
-        self._rng = stream(0, "api-backoff")
         self._prices: dict[str, Price | None] = {}
         self._session: aiohttp.ClientSession | None = None
         self._recorder = recorder
@@ -136,7 +161,7 @@ class ChatClient:
     async def __aenter__(self) -> Self:
         is_local = re.match(r"https?://(127\.|localhost|\[::1\])", self.url) is not None
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=300),
+            connector=aiohttp.TCPConnector(limit=2 * self.gate.ceiling, ttl_dns_cache=300),
             timeout=self._timeout,
             headers={"Content-Type": "application/json", "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -176,10 +201,11 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
+        num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
         if self._player is not None:
             return self._replayed(await self._player.play(sticky, data))
         try:
-            completion = await self._call(data, model, sticky)
+            completion = await self._call(data, model, sticky, num_tokens)
         except (RefusedError, ExhaustedError) as error:
             if self._recorder is not None:
                 status = error.status if isinstance(error, RefusedError) else None
@@ -197,80 +223,117 @@ class ChatClient:
             raise ExhaustedError(message) if status is None else RefusedError(message, status)
         completion = Completion(**call["answer"])
         self.spent_usd += completion.cost_usd
+        self.num_tokens += completion.prompt_tokens + completion.completion_tokens
         return completion
 
-    async def _call(self, data: bytes, model: str, sticky: str) -> Completion:
-        attempt = 0
-        while True:
-            key = await self.keys.acquire(sticky)
-            result = await self._attempt(key, data, model)
-            if isinstance(result, Completion):
-                return result
-            if result.kind == "dead":
-                self.keys.drop(key, result.detail)
-                continue
-            attempt += 1
-            if attempt >= self._ceiling(result):
-                raise self._error(result, attempt, model)
-            self.num_retries += 1
-            log.info("%s: %s; attempt %d follows.", self.url, result.detail, attempt + 1)
-            await self._rest(key, result, attempt)
+    async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
+        barred: set[ApiKey] = set()
+        forbidden: _FaultError | None = None
+        attempts = stamina.retry_context(
+            on=self._pause_after,
+            attempts=self._max_attempts,
+            timeout=None,
+            wait_initial=self._backoff_s,
+            wait_max=self._max_backoff_s,
+            wait_jitter=self._backoff_s,
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    while True:
+                        key = await self.keys.acquire(sticky, num_tokens, without=barred)
+                        if key is None:
+                            raise forbidden or RuntimeError("no key, and none was refused.")
+                        try:
+                            completion = await self._attempt(key, data, model)
+                        except _FaultError as fault:
+                            fault.attempt = attempt.num
+                            if fault.kind == "dead":
+                                self.keys.drop(key, fault.detail)
+                            elif fault.kind == "forbidden":
+                                barred.add(key)
+                                forbidden = fault
+                            else:
+                                self._rest(key, fault)
+                                raise
+                            continue
+                        if forbidden is not None:
+                            for other in barred:  # the same request passes with this key
+                                self.keys.drop(other, forbidden.detail)
+                        return completion
+        except _FaultError as fault:
+            last = fault
+        raise self._error(last, model)  # out here, so that the error has no context to show
 
-    def _ceiling(self, fault: _Fault) -> int:
-        """How many attempts this kind of fault is worth."""
-        if fault.kind in ("refused", "misplaced"):
-            return 1
-        if fault.kind == "unreachable" and not self._was_reached:
-            return min(NUM_FIRST_CONTACTS, self._max_attempts)  # most likely a wrong address
-        return self._max_attempts
-
-    async def _rest(self, key: ApiKey, fault: _Fault, attempt: int) -> None:
-        """Before the next attempt: the key cools where the server limits it, else we pause."""
-        pause_s = min(self._max_backoff_s, self._backoff_s * 2 ** (attempt - 1))
-        pause_s *= self._rng.uniform(0.5, 1.0)
+    def _rest(self, key: ApiKey, fault: _FaultError) -> None:
+        """Cool the key where the server limits it, and let fewer calls into a server in trouble."""
         if fault.retry_after_s:
             self.keys.cool(key, fault.retry_after_s)
         elif fault.kind == "limited":
-            self.keys.cool(key, pause_s)
-        else:
-            await asyncio.sleep(pause_s)
+            pause_s = self._backoff_s * 2 ** (fault.attempt - 1)
+            self.keys.cool(key, min(self._max_backoff_s, pause_s))
+        if fault.kind in ("limited", "broken", "silent"):
+            self.gate.overloaded()
 
-    async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion | _Fault:
+    def _pause_after(self, error: Exception) -> bool | float:
+        """For stamina: whether to try again, or after how many seconds where that is known."""
+        if not isinstance(error, _FaultError) or error.kind in FINAL_KINDS:
+            return False
+        is_new = error.kind == "unreachable" and not self._was_reached
+        if is_new and error.attempt >= NUM_FIRST_CONTACTS:  # most likely a wrong address
+            return False
+        if error.attempt < self._max_attempts:
+            self.num_retries += 1
+            log.info("%s: %s; attempt %d follows.", self.url, error.detail, error.attempt + 1)
+        is_key_resting = error.retry_after_s or error.kind == "limited"
+        return 0.0 if is_key_resting else True
+
+    async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
-        self.num_calls += 1
-        started_s = time.perf_counter()
-        try:
-            async with self._session.post(
-                self.url, data=data, headers=key.headers, allow_redirects=False
-            ) as response:
-                status, headers = response.status, response.headers
-                content = await response.read()
-        except TimeoutError:
-            return _Fault("silent", f"no answer within {self._timeout.total:g} s")
-        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
-            reason = error.strerror or type(error).__name__
-            return _Fault("unreachable", f"no connection ({self.keys.scrub(str(reason))})")
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-            return _Fault("cut", "the connection broke off before the answer was complete")
-        except aiohttp.ClientError as error:
-            return _Fault("cut", f"no valid HTTP answer ({type(error).__name__})")
-        latency_s = time.perf_counter() - started_s
+        async with self.gate:
+            self.num_calls += 1
+            started_s = time.perf_counter()
+            try:
+                async with self._session.post(
+                    self.url, data=data, headers=key.headers, allow_redirects=False
+                ) as response:
+                    status, headers = response.status, response.headers
+                    content = await response.read()
+            except aiohttp.ConnectionTimeoutError:
+                raise _FaultError("unreachable", "no connection in time") from None
+            except TimeoutError:
+                raise _FaultError("silent", f"no answer within {self._patience_s():g} s") from None
+            except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
+                reason = self.keys.scrub(str(error.strerror or type(error).__name__))
+                raise _FaultError("unreachable", f"no connection ({reason})") from None
+            except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+                detail = "the connection broke off before the answer was complete"
+                raise _FaultError("cut", detail) from None
+            except aiohttp.ClientError as error:
+                detail = f"no valid HTTP answer ({type(error).__name__})"
+                raise _FaultError("cut", detail) from None
+            latency_s = time.perf_counter() - started_s
         self._was_reached = True
-        if status == 200:
-            return self._read(content, headers, latency_s, model)
-        return self._fault(status, content, headers)
+        if status != 200:
+            raise self._fault(status, content, headers)
+        completion = self._read(content, headers, latency_s, model)
+        self.gate.went_well()
+        return completion
+
+    def _patience_s(self) -> float:
+        return min(self._timeout.total or math.inf, self._timeout.sock_read or math.inf)
 
     def _read(
         self, content: bytes, headers: Mapping[str, str], latency_s: float, model: str
-    ) -> Completion | _Fault:
+    ) -> Completion:
         content_type = headers.get("Content-Type", "")
         if "json" not in content_type.lower():
-            return _Fault("alien", f"content type {content_type[:60]!r} instead of JSON")
+            raise _FaultError("alien", f"content type {content_type[:60]!r} instead of JSON")
         try:
             answer = json.loads(content)
         except ValueError:
-            return _Fault("cut", f"broken JSON ({len(content)} bytes)")
+            raise _FaultError("cut", f"broken JSON ({len(content)} bytes)") from None
         try:
             text = answer["choices"][0]["message"].get("content") or ""
             if not isinstance(text, str):
@@ -279,12 +342,14 @@ class ChatClient:
             prompt_tokens = int(usage.get("prompt_tokens") or 0)
             completion_tokens = int(usage.get("completion_tokens") or 0)
         except (LookupError, TypeError, AttributeError, ValueError):
-            return _Fault("alien", f"JSON without choices[0].message: {self._detail(content)}")
+            detail = f"JSON without choices[0].message: {self._detail(content)}"
+            raise _FaultError("alien", detail) from None
         if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
             text = text.encode("utf-8", "replace").decode("utf-8")
         price = self._price(model)
         cost_usd = price.cost_usd(prompt_tokens, completion_tokens) if price else 0.0
         self.spent_usd += cost_usd
+        self.num_tokens += prompt_tokens + completion_tokens
         self._has_answered = True
         return Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
 
@@ -293,18 +358,20 @@ class ChatClient:
             self._prices[model] = self.provider.price(model)
         return self._prices[model]
 
-    def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _Fault:
+    def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _FaultError:
         detail = f"HTTP {status}"
         if words := self._detail(content):
             detail += f": {words}"
         if status in DEAD_KEY_STATUSES:
-            return _Fault("dead", detail, status)
+            return _FaultError("dead", detail, status)
+        if status == FORBIDDEN_STATUS:
+            return _FaultError("forbidden", detail, status)
         if status in TROUBLE_STATUSES or status >= 500:
             kind = "limited" if status == 429 else "broken"
-            return _Fault(kind, detail, status, retry_after_s(headers))
+            return _FaultError(kind, detail, status, retry_after_s(headers))
         if 300 <= status < 400 or status in MISPLACED_STATUSES:
-            return _Fault("misplaced", detail, status)
-        return _Fault("refused", detail, status)
+            return _FaultError("misplaced", detail, status)
+        return _FaultError("refused", detail, status)
 
     def _detail(self, content: bytes) -> str:
         """The server's own words, in a line, without any key that they may quote."""
@@ -317,18 +384,18 @@ class ChatClient:
         text = " ".join(self.keys.scrub(text).split())
         return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
 
-    def _error(self, fault: _Fault, attempts: int, model: str) -> ApiError:
-        if fault.kind == "refused":
+    def _error(self, fault: _FaultError, model: str) -> ApiError:
+        if fault.kind == "refused" or (fault.kind == "forbidden" and self._has_answered):
             return RefusedError(
                 f"{self.url} refused a request to {model}: {fault.detail}", fault.status
             )
-        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        tried = f" after {fault.attempt} attempts" if fault.attempt > 1 else ""
         message = (
             f"{self.url} gave no usable answer for model {model}{tried}: {fault.detail}. "
             f"{_ADVICE[fault.kind]}"
         )
         is_alien = fault.kind == "alien" and not self._has_answered
-        if is_alien or fault.kind in ("misplaced", "unreachable"):
+        if is_alien or fault.kind in ("forbidden", "misplaced", "unreachable"):
             return ApiError(message)
         return ExhaustedError(message)
 

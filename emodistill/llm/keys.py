@@ -1,4 +1,4 @@
-"""A pool of API keys: sticky per dialogue, silent while cooling, dropped when dead.
+"""A pool of API keys: sticky per dialogue, within limits, silent while cooling, dropped when dead.
 
 A dialogue keeps to one key (prompt caches live per key), chosen by rendezvous hashing, so that a
 key that dies moves only its own dialogues. Secrets leave this module in request headers only.
@@ -10,7 +10,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from aiolimiter import AsyncLimiter
 
 from emodistill.errors import ApiError
 from emodistill.seeding import stream
@@ -18,19 +21,32 @@ from emodistill.seeding import stream
 log = logging.getLogger("emodistill.llm")
 
 LONG_WAIT_S = 30.0
+PERIOD_S = 6.0
+"""Limits per minute are kept in tenths, so that no minute sees twice its share."""
+
+
+class Limits(NamedTuple):
+    """What a provider allows each key within a minute; None is no limit."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+
+UNLIMITED = Limits()
 
 
 class ApiKey:
     """One key, shown by its last four characters only."""
 
-    __slots__ = ("_secret", "headers", "label", "ready_at_s", "salt")
+    __slots__ = ("_limiters", "_secret", "headers", "label", "ready_at_s", "salt")
 
-    def __init__(self, secret: str, index: int) -> None:
+    def __init__(self, secret: str, index: int, limits: Limits = UNLIMITED) -> None:
         self._secret = secret
         self.label = f"key …{secret[-4:]}" if len(secret) >= 8 else f"key number {index + 1}"
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.salt = f"\x1f{index}".encode()
         self.ready_at_s = 0.0
+        self._limiters = [_limiter(limit) for limit in limits]
 
     def __repr__(self) -> str:
         return f"ApiKey({self.label})"
@@ -39,12 +55,21 @@ class ApiKey:
         """`text` with this key, should a server echo it, replaced by its label."""
         return text.replace(self._secret, f"<{self.label}>") if self._secret else text
 
+    async def admit(self, num_tokens: float) -> None:
+        """Wait until the key's limits allow a request of so many tokens."""
+        for limiter, amount in zip(self._limiters, (1.0, num_tokens), strict=True):
+            if limiter is not None:
+                await limiter.acquire(min(amount, limiter.max_rate))
+
 
 class KeyPool:
     """The keys of one provider. An empty `secrets` is one nameless key: no Authorization header."""
 
-    def __init__(self, secrets: Sequence[str], *, key_env: str | None = None) -> None:
-        self._live = [ApiKey(secret, i) for i, secret in enumerate(dict.fromkeys(secrets) or [""])]
+    def __init__(
+        self, secrets: Sequence[str], *, key_env: str | None = None, limits: Limits = UNLIMITED
+    ) -> None:
+        names = list(dict.fromkeys(secrets)) or [""]
+        self._live = [ApiKey(secret, i, limits) for i, secret in enumerate(names)]
         self._all = tuple(self._live)
         self._is_keyless = not secrets
         self._key_env = key_env
@@ -54,15 +79,34 @@ class KeyPool:
     def __repr__(self) -> str:
         return f"KeyPool({len(self._live)} of {len(self._all)} keys live)"
 
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def num_cooling(self) -> int:
+        """Live keys that get no call at the moment."""
+        now = time.monotonic()
+        return sum(key.ready_at_s > now for key in self._live)
+
     def scrub(self, text: str) -> str:
         for key in self._all:
             text = key.scrub(text)
         return text
 
-    async def acquire(self, sticky: str) -> ApiKey:
+    async def acquire(
+        self, sticky: str, num_tokens: float = 0.0, without: Collection[ApiKey] = ()
+    ) -> ApiKey | None:
         """The key to call with: the dialogue's own, or while that cools the next in its order.
 
-        Waits while all keys cool.
+        Waits while all keys cool, and while the chosen one is at its limits.
+
+        Args:
+          num_tokens: of the request and its answer, about.
+          without: keys that won't do for this request.
+
+        Returns:
+          None where `without` holds every live key.
 
         Raises:
           ApiError: no key is left alive.
@@ -70,16 +114,22 @@ class KeyPool:
         while True:
             if not self._live:
                 raise ApiError(self._no_key_left())
+            fit = [key for key in self._live if key not in without]
+            if not fit:
+                return None
             now = time.monotonic()
-            ready = [key for key in self._live if key.ready_at_s <= now]
-            if len(ready) == 1:
-                return ready[0]
-            if ready:
-                name = sticky.encode()
-                return max(ready, key=lambda key: _rank(name + key.salt))
-            wait_s = min(key.ready_at_s for key in self._live) - now
-            # Those who waited together shouldn't all knock in the same millisecond.
-            await asyncio.sleep(wait_s + self._rng.uniform(0.001, min(1.0, 0.01 + 0.1 * wait_s)))
+            ready = [key for key in fit if key.ready_at_s <= now]
+            if not ready:
+                wait_s = min(key.ready_at_s for key in fit) - now
+                # Those who waited together shouldn't all knock in the same millisecond.
+                spread_s = self._rng.uniform(0.001, min(1.0, 0.01 + 0.1 * wait_s))
+                await asyncio.sleep(wait_s + spread_s)
+                continue
+            name = sticky.encode()
+            key = max(ready, key=lambda key: _rank(name + key.salt)) if len(ready) > 1 else ready[0]
+            await key.admit(num_tokens)
+            if key in self._live and key.ready_at_s <= time.monotonic():
+                return key
 
     def cool(self, key: ApiKey, seconds: float) -> None:
         """Give `key` no call for `seconds`; a longer rest that it already has stays."""
@@ -102,6 +152,13 @@ class KeyPool:
             f"no API key is left: {'; '.join(self._deaths)}. Check{variable} and the account's "
             "balance, then start again."
         )
+
+
+def _limiter(per_minute: float | None) -> AsyncLimiter | None:
+    if per_minute is None:
+        return None
+    in_period = per_minute * PERIOD_S / 60.0
+    return AsyncLimiter(max(1.0, in_period), PERIOD_S * max(1.0, 1.0 / in_period))
 
 
 def _rank(name: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from emodistill.errors import InputError
+from emodistill.llm.keys import UNLIMITED, Limits
 
 OVERRIDE_ENV = "EMODISTILL_PROVIDERS"
 
@@ -37,6 +38,7 @@ class Provider:
     key: str = "optional"
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prices: Mapping[str, Price] = dataclasses.field(default_factory=dict)
+    limits: Limits = UNLIMITED
     max_tokens_field: str = "max_tokens"
     extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -142,7 +144,11 @@ def _provider(name: str, table: Mapping[str, Any], path: Path | None) -> Provide
         }
     except (TypeError, ValueError, IndexError, AttributeError):
         raise InputError(f"{where}: prices are USD per million tokens, [input, output].") from None
-    return Provider(name=name, **{**table, "prices": prices})
+    limits = table.get("limits", {})
+    is_good = isinstance(limits, dict) and set(limits) <= set(Limits._fields)
+    if not is_good or not all(isinstance(n, int | float) and n > 0 for n in limits.values()):
+        raise InputError(f"{where}: limits may hold {' and '.join(Limits._fields)}, above 0.")
+    return Provider(name=name, **{**table, "prices": prices, "limits": Limits(**limits)})
 
 
 def _checked_url(url: str, where: str) -> str:

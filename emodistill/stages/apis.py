@@ -62,7 +62,8 @@ async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
         client = ChatClient(
             get_provider(name, base_url=base_url),
             keys,
-            max_connections=2 * config.concurrency + 8,
+            max_in_flight=config.concurrency,
+            timeout_s=config.timeout_s,
             recorder=recorder,
             player=player,
         )

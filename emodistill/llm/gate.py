@@ -1,0 +1,80 @@
+"""How many calls are in flight: fewer when the server is in trouble, more again when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from types import TracebackType
+
+BACK_OFF = 0.7
+"""What a sign of overload leaves of the limit."""
+
+
+class Gate:
+    """Additive increase, multiplicative decrease (as TCP does it), up to `ceiling`.
+
+    Enter it around each attempt at a call: `async with gate: …`. It opens at the ceiling, since
+    most servers take what they are asked to take.
+
+    Args:
+      ceiling: most calls in flight.
+      pause_s: signs of overload within this time of one another count as one, since calls that
+        were in flight together meet the same trouble.
+    """
+
+    def __init__(self, ceiling: int, *, pause_s: float = 1.0) -> None:
+        self.ceiling = ceiling
+        self.limit = float(ceiling)
+        self.num_in_flight = 0
+        self._pause_s = pause_s
+        self._cut_at_s = -pause_s
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        if self._is_full() or self._waiting:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            self._wake()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave()
+                raise
+        else:
+            self.num_in_flight += 1
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def went_well(self) -> None:
+        """A call was answered: one more call in flight for every `limit` of these."""
+        self.limit = min(float(self.ceiling), self.limit + 1.0 / self.limit)
+        self._wake()
+
+    def overloaded(self) -> None:
+        """The server limited a call, broke under it, or stayed silent."""
+        now = time.monotonic()
+        if now - self._cut_at_s >= self._pause_s:
+            self._cut_at_s = now
+            self.limit = max(1.0, self.limit * BACK_OFF)
+
+    def _is_full(self) -> bool:
+        return self.num_in_flight >= int(self.limit)
+
+    def _leave(self) -> None:
+        self.num_in_flight -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and not self._is_full():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self.num_in_flight += 1
+                turn.set_result(None)
