@@ -211,6 +211,7 @@ def run(main: Callable[[], object]) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("emodistill").setLevel(logging.INFO)
+    logging.getLogger("stamina").setLevel(logging.ERROR)
     try:
         main()
     except StoppedError as error:

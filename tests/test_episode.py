@@ -189,8 +189,8 @@ def test_one_empty_answer_is_asked_for_again_under_another_seed():
     assert calls[1].body["seed"] != calls[2].body["seed"]
 
 
-def test_two_empty_answers_fail_the_dialogue():
-    with pytest.raises(EmptyReplyError, match=r"echo-focal answered twice.*--max-reply-tokens"):
+def test_empty_answers_in_a_row_fail_the_dialogue():
+    with pytest.raises(EmptyReplyError, match=r"echo-focal answered 3 times.*--max-reply-tokens"):
         over_api(scripted(lambda: ok("  ")))
 
 

@@ -20,6 +20,7 @@ from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm import ChatClient, Price, Provider
+from emodistill.offline.budget import read_usage
 from emodistill.offline.store import read_scenarios, read_trajectories
 from emodistill.offline.sweep import plan_sweep, planned_emotions, run_sweep
 from emodistill.prompts import load_pack
@@ -354,3 +355,24 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
     _, err = start(server, tmp_path).communicate(timeout=120)
     assert "sweep: 30 of 40 dialogues (75%) are there already" in err
     assert json.loads(lines[0])["schema"] == 1
+
+
+def test_what_failed_dialogues_cost_is_counted_over_restarts(tmp_path):
+    async def refusing(call):
+        is_third = call.body["model"] == "echo-focal" and "Debtor: " in str(
+            call.body["messages"][1]
+        )
+        if is_third and call.body["seed"] % 2:
+            return fault(400, "too long")
+        return await negotiating(call)
+
+    made, calls = sweep(tmp_path, refusing, price=1e5)
+    usage = read_usage(tmp_path / "trajectories.jsonl")
+    finished = sum(t.cost_usd for t in read_trajectories(tmp_path / "trajectories.jsonl"))
+    assert made.num_failed > 0
+    assert usage.num_calls == len(calls) and usage.num_retries == 0
+    assert usage.cost_usd == pytest.approx(made.cost_usd)
+    assert usage.cost_usd > finished
+    (tmp_path / "failures.jsonl").unlink()
+    capped, calls = sweep(tmp_path, refusing, price=1e5, max_cost_usd=made.cost_usd)
+    assert capped.stopped == "cost" and not calls

@@ -56,6 +56,16 @@ class ExhaustedError(ApiError):
     """All attempts at this request met trouble; later ones may pass."""
 
 
+class Usage(NamedTuple):
+    """Attempts at calls, how many of them were repetitions, and what the answers used."""
+
+    num_calls: int = 0
+    num_retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
 class Completion(NamedTuple):
     """An answer. `text` may be empty; `latency_s` is that of the attempt that succeeded."""
 
@@ -110,7 +120,7 @@ class ChatClient:
       recorder: keeps every call that is finished.
       player: answers every call; nothing is ever connected to.
 
-    `num_calls`, `num_retries`, `num_tokens` and `spent_usd` count what has happened so far.
+    `usage` counts what has happened so far.
     """
 
     def __init__(
@@ -138,7 +148,8 @@ class ChatClient:
         self.url = f"{provider.base_url}/chat/completions"
         self.num_calls = 0
         self.num_retries = 0
-        self.num_tokens = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
         self.spent_usd = 0.0
         self._timeout = aiohttp.ClientTimeout(
             total=timeout_s,
@@ -154,6 +165,32 @@ class ChatClient:
         self._player = player
         self._was_reached = False
         self._has_answered = False
+
+    @property
+    def usage(self) -> Usage:
+        """All attempts at calls so far, and what the answers used."""
+        return Usage(
+            self.num_calls,
+            self.num_retries,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.spent_usd,
+        )
+
+    @property
+    def health(self) -> str:
+        """What a progress line should say of the API: trouble, tokens and money so far."""
+        parts = []
+        if self.num_retries:
+            parts.append(f"{self.num_retries:,} of {self.num_calls:,} calls repeated")
+        if cooling := self.keys.num_cooling:
+            parts.append(f"{cooling} of {self.keys.num_live} keys cooling")
+        if self.gate.limit < self.gate.ceiling:
+            parts.append(f"at most {int(self.gate.limit)} in flight")
+        if self.spent_usd:
+            num_tokens = self.prompt_tokens + self.completion_tokens
+            parts.append(f"{num_tokens / 1e6:.2f} M tokens")
+        return ", ".join(parts)
 
     def __repr__(self) -> str:
         return f"ChatClient({self.url}, {self.keys!r})"
@@ -223,7 +260,8 @@ class ChatClient:
             raise ExhaustedError(message) if status is None else RefusedError(message, status)
         completion = Completion(**call["answer"])
         self.spent_usd += completion.cost_usd
-        self.num_tokens += completion.prompt_tokens + completion.completion_tokens
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
         return completion
 
     async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
@@ -284,7 +322,7 @@ class ChatClient:
             return False
         if error.attempt < self._max_attempts:
             self.num_retries += 1
-            log.info("%s: %s; attempt %d follows.", self.url, error.detail, error.attempt + 1)
+            log.debug("%s: %s; attempt %d follows.", self.url, error.detail, error.attempt + 1)
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
@@ -349,7 +387,8 @@ class ChatClient:
         price = self._price(model)
         cost_usd = price.cost_usd(prompt_tokens, completion_tokens) if price else 0.0
         self.spent_usd += cost_usd
-        self.num_tokens += prompt_tokens + completion_tokens
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
         self._has_answered = True
         return Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from emodistill.llm.client import ChatClient
 
 
+NUM_ATTEMPTS = 3
+
+
 class EmptyReplyError(ApiError):
-    """A speaker had nothing to say, and again nothing when asked once more."""
+    """A speaker had nothing to say, and nothing either when asked again."""
 
 
 class Reply(NamedTuple):
@@ -25,6 +28,16 @@ class Reply(NamedTuple):
     completion_tokens: int = 0
     latency_s: float = 0.0
     cost_usd: float = 0.0
+
+    def then(self, other: Reply) -> Reply:
+        """`other` in place of this one, and what both took."""
+        return Reply(
+            other.text,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.latency_s + other.latency_s,
+            self.cost_usd + other.cost_usd,
+        )
 
 
 class Speaker(Protocol):
@@ -68,24 +81,19 @@ class ApiSpeaker:
         """The model's next utterance.
 
         Raises:
-          EmptyReplyError: two empty answers in a row.
+          EmptyReplyError: NUM_ATTEMPTS empty answers in a row.
           ApiError: as `ChatClient.chat`.
         """
-        first = await self._ask(messages, dialogue_id, seed)
-        if first.text.strip():
-            return first
-        second = await self._ask(messages, dialogue_id, derive(seed, "after an empty reply"))
-        if not second.text.strip():
-            raise EmptyReplyError(
-                f"{self.model} answered twice with an empty text in {dialogue_id}. A model that "
-                "thinks first may need a larger --max-reply-tokens, or thinking switched off."
-            )
-        return Reply(
-            second.text,
-            first.prompt_tokens + second.prompt_tokens,
-            first.completion_tokens + second.completion_tokens,
-            first.latency_s + second.latency_s,
-            first.cost_usd + second.cost_usd,
+        asked = Reply("")
+        for attempt in range(NUM_ATTEMPTS):
+            again = derive(seed, "after an empty reply", attempt) if attempt else seed
+            reply = await self._ask(messages, dialogue_id, again)
+            asked = asked.then(reply)
+            if reply.text.strip():
+                return asked
+        raise EmptyReplyError(
+            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
+            "it thinks first, raise --max-reply-tokens, or switch its thinking off."
         )
 
     async def _ask(

@@ -1,12 +1,80 @@
-"""A ceiling on what a stage may cost, over all its calls and restarts."""
+"""What a stage has spent, over all its calls and restarts, and the ceiling on it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
 
 from emodistill.errors import InputError
-from emodistill.llm.client import ChatClient
+from emodistill.llm.client import ChatClient, Usage
+from emodistill.runs import write_json
+
+SAVE_EVERY_S = 1.0
+
+
+class Ledger:
+    """Counts what a stage's calls have used, those of dialogues that came to nothing included.
+
+    It is written every second and at the end, so that a killed process forgets a second's worth
+    at most. A context manager.
+
+    Args:
+      path: of the stage's results; the counts stand beside it (`usage_path`).
+      client: makes the calls from now on; no other ledger may count them.
+    """
+
+    def __init__(self, path: Path, client: ChatClient) -> None:
+        self.path = usage_path(path)
+        self.before = read_usage(path)
+        self._client = client
+        self._at_start = client.usage
+        self._saved_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.save()
+
+    @property
+    def total(self) -> Usage:
+        """Over all runs of the stage."""
+        parts = zip(self.before, self._at_start, self._client.usage, strict=True)
+        return Usage._make(before + now - start for before, start, now in parts)
+
+    def tick(self) -> None:
+        """Write, if the last time is a second ago."""
+        if time.monotonic() - self._saved_s >= SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        write_json(self.path, self.total._asdict())
+        self._saved_s = time.monotonic()
+
+
+def usage_path(path: Path) -> Path:
+    """`trajectories.usage.json` beside `trajectories.jsonl`."""
+    return path.with_suffix(".usage.json")
+
+
+def read_usage(path: Path) -> Usage:
+    """What has been used for the results in `path`; nothing where no count is kept.
+
+    Raises:
+      InputError: the file beside `path` can't be read.
+    """
+    try:
+        return Usage(**json.loads(usage_path(path).read_text()))
+    except FileNotFoundError:
+        return Usage()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{usage_path(path)} can't be read ({error}). Delete it; its counts then begin anew."
+        ) from None
 
 
 class Budget:
@@ -14,6 +82,7 @@ class Budget:
 
     Args:
       max_usd: None for no ceiling.
+      ledger: knows what has been spent.
       before_usd: what each finished job of earlier runs has cost.
       models: whose prices must be known, if there is a ceiling.
 
@@ -26,17 +95,18 @@ class Budget:
         max_usd: float | None,
         *,
         client: ChatClient,
+        ledger: Ledger,
         models: Iterable[str],
         before_usd: Iterable[float] = (),
     ) -> None:
         self.max_usd = max_usd
         self.is_spent = False
-        self._client = client
+        self._ledger = ledger
         costs = list(before_usd)
         self._done_usd = sum(costs)
+        self._lost_usd = max(0.0, ledger.before.cost_usd - self._done_usd)
         self._num_done = len(costs)
         self._num_running = 0
-        self._offset_usd = self._done_usd - client.spent_usd
         if max_usd is not None:
             for model in models:
                 if client.provider.price(model) is None:
@@ -48,15 +118,16 @@ class Budget:
 
     @property
     def spent_usd(self) -> float:
-        """Finished jobs of earlier runs and every call of this one."""
-        return self._offset_usd + self._client.spent_usd
+        """Every call of this run and of earlier ones."""
+        return max(self._ledger.total.cost_usd, self._done_usd)
 
     def admits(self) -> bool:
         """Whether one more job may begin; once False, `is_spent` says so."""
         if self.max_usd is None:
             return True
         mean_usd = self._done_usd / self._num_done if self._num_done else 0.0
-        probable_usd = self._done_usd + (self._num_running + 1) * mean_usd
+        in_flight_usd = (self._num_running + 1) * mean_usd
+        probable_usd = self._done_usd + self._lost_usd + in_flight_usd
         if max(probable_usd, self.spent_usd) > self.max_usd:
             self.is_spent = True
         return not self.is_spent

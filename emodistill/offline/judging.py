@@ -19,7 +19,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError
-from emodistill.offline.budget import Budget
+from emodistill.offline.budget import Budget, Ledger
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import run_bounded
 from emodistill.progress import progress
@@ -164,7 +164,7 @@ async def run_judging(
                 f"{len(scenarios)} given; scenarios.jsonl must hold those of trajectories.jsonl."
             )
     items = judge_items(trajectories, level=level, repeats=repeats)
-    with JsonlAppender(path) as lines:
+    with JsonlAppender(path) as lines, Ledger(path, client) as ledger:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
         scored = {_item(line) for line in earlier if line.status == "scored"}
@@ -178,6 +178,7 @@ async def run_judging(
         budget = Budget(
             max_cost_usd,
             client=client,
+            ledger=ledger,
             models=[judge],
             before_usd=[line.cost_usd for line in earlier],
         )
@@ -219,6 +220,7 @@ async def run_judging(
                         sticky=item.trajectory_id,
                     )
                 budget.add(completion.cost_usd)
+                ledger.tick()
                 usage = completion.prompt_tokens, completion.completion_tokens, completion.cost_usd
                 if write(item, completion.text, attempt, usage):
                     scored.add(item)
@@ -236,10 +238,9 @@ async def run_judging(
             advance()
 
         def advance() -> None:
-            note = f"{len(given_up):,} unreadable" if given_up else ""
-            if budget.spent_usd:
-                note += f"{', ' if note else ''}${budget.spent_usd:.2f}"
-            bar.advance(1, note)
+            spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
+            unread = f"{len(given_up):,} unreadable" if given_up else ""
+            bar.advance(1, ", ".join(filter(None, (unread, client.health, spent))))
 
         unit = "turns" if level == "turn" else "dialogues"
         with progress("judge", total=len(items), unit=unit, done=len(items) - len(todo)) as bar:

@@ -21,7 +21,7 @@ from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.negotiation.episode import ChooseEmotion, play
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
-from emodistill.offline.budget import Budget
+from emodistill.offline.budget import Budget, Ledger
 from emodistill.offline.store import read_scenarios, write_scenarios
 from emodistill.offline.workers import run_bounded
 from emodistill.progress import progress
@@ -196,7 +196,11 @@ async def play_all(
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: another process writes to `path`, or a cost cap without known prices.
     """
-    with JsonlAppender(path) as finished, JsonlAppender(failures_path(path)) as failed:
+    with (
+        JsonlAppender(path) as finished,
+        JsonlAppender(failures_path(path)) as failed,
+        Ledger(path, client) as ledger,
+    ):
         before()
         costs_usd = _finished_costs_usd(path)
         failures = _failed_ids(failed.path) - costs_usd.keys()
@@ -204,7 +208,11 @@ async def play_all(
         todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
         paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
         budget = Budget(
-            max_cost_usd, client=client, models=paid_models, before_usd=costs_usd.values()
+            max_cost_usd,
+            client=client,
+            ledger=ledger,
+            models=paid_models,
+            before_usd=costs_usd.values(),
         )
         num_accepted = num_new = 0
 
@@ -228,10 +236,12 @@ async def play_all(
                 )
             finished.append(trajectory)
             budget.add(trajectory.cost_usd)
+            ledger.tick()
             num_new += 1
             num_accepted += trajectory.outcome == "accepted"
-            note = f"{num_accepted / num_new:.0%} accepted"
-            bar.advance(1, f"{note}, ${budget.spent_usd:.2f}" if budget.spent_usd else note)
+            spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
+            notes = (f"{num_accepted / num_new:.0%} accepted", client.health, spent)
+            bar.advance(1, ", ".join(filter(None, notes)))
 
         def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
             failures.add(dialogue.trajectory_id)

@@ -141,7 +141,8 @@ def _evaluations(config: ReportConfig, domain: str) -> dict[str, Path]:
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
     from emodistill.domains import DOMAINS
-    from emodistill.offline.store import read_judgements, read_lines, read_trajectories
+    from emodistill.jsonl import read_lines
+    from emodistill.offline.store import read_judgements, read_trajectories
     from emodistill.offline.sweep import failures_path
     from emodistill.reports import write_report
 
