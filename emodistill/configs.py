@@ -148,6 +148,8 @@ class JudgeConfig(ApiConfig):
     level: Literal["turn", "dialogue"] = "turn"
     repeats: int = 1
     """Independent scores per item."""
+    compare: str | None = operational(None)
+    """Ask nothing; say how far the scores there are from those of this other judge."""
     prompt_pack: Path | None = None
 
     def __post_init__(self) -> None:

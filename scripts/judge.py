@@ -2,6 +2,7 @@
 
 python scripts/judge.py --domain hospital
 python scripts/judge.py --level dialogue
+python scripts/judge.py --judge deepseek-chat --compare gpt-4o-mini
 """
 
 from emodistill import cli, stages
@@ -9,7 +10,11 @@ from emodistill.configs import JudgeConfig
 
 
 def main() -> None:
-    stages.say_next(stages.judge(cli.parse(JudgeConfig, "judge", description=__doc__)))
+    config = cli.parse(JudgeConfig, "judge", description=__doc__)
+    if config.compare is not None:
+        stages.compare_judges(config)
+    else:
+        stages.say_next(stages.judge(config))
 
 
 if __name__ == "__main__":

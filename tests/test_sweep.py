@@ -359,9 +359,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
 
 def test_what_failed_dialogues_cost_is_counted_over_restarts(tmp_path):
     async def refusing(call):
-        is_third = call.body["model"] == "echo-focal" and "Debtor: " in str(
-            call.body["messages"][1]
-        )
+        messages = call.body["messages"]
+        is_third = call.body["model"] == "echo-focal" and "Debtor: " in str(messages[1])
         if is_third and call.body["seed"] % 2:
             return fault(400, "too long")
         return await negotiating(call)

@@ -28,6 +28,7 @@ from emodistill.stages.missing import base_jpo_cell, prepare
 
 __all__ = [
     "Made",
+    "compare_judges",
     "evaluate",
     "iql",
     "jpo",
@@ -57,6 +58,11 @@ def judge(config: JudgeConfig) -> Made:
     load_pack(config.prompt_pack)
     prepare(config, "sweep")
     return collect.judge(config)
+
+
+def compare_judges(config: JudgeConfig) -> Path:
+    """How far two judges of the sweep agree; no call is made."""
+    return collect.compare_judges(config)
 
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:

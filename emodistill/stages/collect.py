@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emodistill.configs import JudgeConfig, SweepConfig
-from emodistill.errors import StaleInputError, StoppedError
+from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.runs import (
     Manifest,
     begin_stage,
@@ -18,6 +18,7 @@ from emodistill.runs import (
     input_hashes,
     read_manifest,
     stage_dir,
+    write_json,
 )
 from emodistill.stages.apis import model_name, open_client
 from emodistill.stages.files import (
@@ -28,11 +29,16 @@ from emodistill.stages.files import (
     announce,
     command,
     covers,
+    judge_file,
     judge_manifest,
+    read_scores,
     read_sweep,
     say,
     write_config,
 )
+
+if TYPE_CHECKING:
+    from emodistill.offline.rewards import Scores
 
 
 def sweep(config: SweepConfig) -> Made:
@@ -126,7 +132,9 @@ def _judged_part(path: Path, found: Manifest | None) -> dict[str, Any]:
 
 def judge(config: JudgeConfig) -> Made:
     """Stage 2: score what the sweep has and the judge has not seen."""
+    from emodistill.offline.agreement import repeat_spread
     from emodistill.offline.judging import judge_path, run_judging
+    from emodistill.offline.store import read_judgements
     from emodistill.prompts import load_pack
 
     announce(config, "judge")
@@ -174,7 +182,48 @@ def judge(config: JudgeConfig) -> Made:
     result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"judge: {result.summary}")
-    summary = {"text": result.summary, "failure_rates": dict(result.failure_rates)}
+    summary: dict[str, Any] = {
+        "text": result.summary,
+        "failure_rates": dict(result.failure_rates),
+    }
+    if config.repeats > 1:
+        spread = repeat_spread(read_judgements(path))
+        summary["repeats"] = dataclasses.asdict(spread)
+        say(
+            f"judge: {spread.num_items:,} items scored more than once; variance of an item's "
+            f"scores {spread.variance:.2f}, reliability {spread.reliability:.2f}."
+        )
     finish_stage(directory, cost_usd=result.cost_usd, summary=summary, name=manifest_name)
     say(f"judge: {result.summary}")
     return made
+
+
+def compare_judges(config: JudgeConfig) -> Path:
+    """Compare the scores of `config.judge` with those of `config.compare`; a JSON file of it.
+
+    Raises:
+      InputError: a judge has scored nothing here, or both have no item in common.
+    """
+    from emodistill.offline.agreement import compare_scores
+
+    assert config.compare is not None
+    first = judge_file(config.run, config.domain, config.judge)
+    second = judge_file(config.run, config.domain, config.compare)
+    for path in (first, second):
+        if not path.is_file():
+            raise InputError(f"{path} is missing; have that judge score the sweep first.")
+    if first == second:
+        raise InputError(f"--judge and --compare are both {first.stem}; name two judges.")
+    trajectories, _ = read_sweep(config.run, config.domain)
+    is_whole = config.level == "dialogue"
+
+    def of_level(path: Path) -> Scores:
+        return {key: s for key, s in read_scores(path).items() if (key[1] is None) == is_whole}
+
+    scenarios = {t.trajectory_id: t.scenario_id for t in trajectories}
+    found = compare_scores(of_level(first), of_level(second), scenarios)
+    out = first.with_name(f"{first.stem}-vs-{second.stem}.{config.level}.json")
+    write_json(out, dataclasses.asdict(found) | {"counts": found.counts.tolist()})
+    say(f"{first.stem} and {second.stem}: {found.text}")
+    say(f"judge: comparison in {out}")
+    return out
