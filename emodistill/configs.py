@@ -140,6 +140,20 @@ class SweepConfig(ApiConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig(SweepConfig):
+    """A forecast of the sweep with these settings, and of its judging."""
+
+    pilot: int = operational(160)
+    """Dialogues to play and judge for it; the sweep goes on from them."""
+    judge: str | None = operational(None)
+    """The judging model."""
+
+    def __post_init__(self) -> None:
+        SweepConfig.__post_init__(self)
+        require(self.pilot >= 2, f"pilot={self.pilot} must be at least 2; 160 is plenty.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig(ApiConfig):
     """Stage 2: a language model scores focal turns, or whole dialogues, from 1 to 10."""
 

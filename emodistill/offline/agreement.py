@@ -75,7 +75,7 @@ def compare_scores(first: Scores, second: Scores, scenarios: Mapping[str, str]) 
     np.add.at(counts, (a.astype(int) - 1, b.astype(int) - 1), 1)
     return Agreement(
         num_items=len(shared),
-        kendall_tau=float(kendalltau(a, b)[0]) if len(a) > 1 else math.nan,
+        kendall_tau=float(np.asarray(kendalltau(a, b))[0]) if len(a) > 1 else math.nan,
         sign_flips=float(flips.mean()) if len(flips) else math.nan,
         same=float((a == b).mean()),
         mean_difference=float((b - a).mean()),

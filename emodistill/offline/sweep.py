@@ -118,6 +118,7 @@ async def run_sweep(
     max_reply_tokens: int = 160,
     num_seeds: int = 100,
     num_scenarios: int | None = None,
+    num_dialogues: int | None = None,
     seed: int = 0,
     max_turns: int = 30,
     agreement: str = "stand",
@@ -128,12 +129,14 @@ async def run_sweep(
 
     Args:
       scenarios: all of the domain, with their split; those of `train` are played.
+      num_dialogues: of the plan, from its beginning; all without it.
 
     Raises:
       StaleInputError: `out_dir` was begun with other scenarios.
       ApiError, InputError: see `play_all`.
     """
     planned = plan_sweep(scenarios, num_seeds=num_seeds, num_scenarios=num_scenarios)
+    planned = planned[:num_dialogues]
 
     def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:
         emotions = planned_emotions(seed, dialogue.trajectory_id, (max_turns + 1) // 2)

@@ -15,6 +15,7 @@ from emodistill.configs import (
     IQLConfig,
     JPOConfig,
     JudgeConfig,
+    PlanConfig,
     ReportConfig,
     SFTConfig,
     SweepConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "iql",
     "jpo",
     "judge",
+    "plan",
     "report",
     "say",
     "say_next",
@@ -58,6 +60,11 @@ def judge(config: JudgeConfig) -> Made:
     load_pack(config.prompt_pack)
     prepare(config, "sweep")
     return collect.judge(config)
+
+
+def plan(config: PlanConfig) -> Path:
+    """Forecast a sweep and its judging from a pilot, which is the sweep's beginning."""
+    return collect.plan(config)
 
 
 def compare_judges(config: JudgeConfig) -> Path:

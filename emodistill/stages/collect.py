@@ -6,9 +6,9 @@ import asyncio
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from emodistill.configs import JudgeConfig, SweepConfig
+from emodistill.configs import ApiConfig, JudgeConfig, PlanConfig, SweepConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.runs import (
     Manifest,
@@ -40,14 +40,21 @@ from emodistill.stages.files import (
 if TYPE_CHECKING:
     from emodistill.offline.rewards import Scores
 
+C = TypeVar("C", bound=ApiConfig)
+
 
 def sweep(config: SweepConfig) -> Made:
     """Stage 1: play the sweep's dialogues, or those that are still missing."""
+    announce(config, "sweep")
+    return _sweep(config)
+
+
+def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
+    """All dialogues, or only the first so many, which leaves the stage unfinished."""
     from emodistill.domains import load_scenarios, split_scenarios
     from emodistill.offline.sweep import failures_path, run_sweep
     from emodistill.prompts import load_pack
 
-    announce(config, "sweep")
     focal = model_name(config, "focal", config.model)
     counterparty = model_name(config, "counterparty", config.counterparty)
     pack = load_pack(config.prompt_pack)
@@ -94,6 +101,7 @@ def sweep(config: SweepConfig) -> Made:
                 max_reply_tokens=config.max_reply_tokens,
                 num_seeds=config.num_seeds,
                 num_scenarios=config.num_scenarios,
+                num_dialogues=num_dialogues,
                 seed=config.seed,
                 max_turns=config.max_turns,
                 agreement=config.agreement,
@@ -104,9 +112,57 @@ def sweep(config: SweepConfig) -> Made:
     result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"sweep: {result.summary}")
+    if num_dialogues is not None:
+        return made
     finish_stage(directory, cost_usd=result.cost_usd, summary={"text": result.summary})
     say(f"sweep: {result.summary}")
     return made
+
+
+def plan(config: PlanConfig) -> Path:
+    """Play and judge the sweep's first dialogues, and say what all of it will take.
+
+    Returns:
+      A JSON file of the forecast, beside the dialogues.
+    """
+    from emodistill.domains import load_scenarios, split_scenarios
+    from emodistill.llm.providers import get_provider
+    from emodistill.offline.forecast import forecast
+    from emodistill.offline.store import read_judgements
+    from emodistill.offline.sweep import plan_sweep
+
+    announce(config, "plan")
+    model_name(config, "judge", config.judge)
+    loaded = load_scenarios(config.domain, config.scenarios, strict=config.strict)
+    split = split_scenarios(loaded, config.num_test, config.num_validation, config.seed)
+    planned = plan_sweep(
+        split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
+    )
+    _sweep(_part(SweepConfig, config), min(config.pilot, len(planned)))
+    scores = judge(_part(JudgeConfig, config)).path
+    keys: dict[str, Any] = {}
+    if not config.is_simulated:
+        provider = get_provider(config.provider, base_url=config.base_url)
+        keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
+    trajectories, _ = read_sweep(config.run, config.domain)
+    found = forecast(
+        trajectories,
+        read_judgements(scores),
+        num_dialogues=len(planned),
+        concurrency=config.concurrency,
+        **keys,
+    )
+    out = stage_dir(config.run, config.domain, "sweep") / "forecast.json"
+    write_json(out, found._asdict() | {n: getattr(found, n)._asdict() for n in ("sweep", "judge")})
+    say(f"plan: {config.domain}\n{found.text}")
+    say(f"plan: forecast in {out}; go on with {command('sweep', config)}")
+    return out
+
+
+def _part(cls: type[C], config: PlanConfig) -> C:
+    """The settings of one of the stages that a plan is about."""
+    names = {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(config)}
+    return cls(**{name: getattr(config, name) for name in names})
 
 
 def _judged_part(path: Path, found: Manifest | None) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""What a sweep and its judging will take, judged by a few of its dialogues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emodistill.errors import InputError
+from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.records import Judgement, Trajectory
+
+MIN_PILOT = 2
+
+
+class Need(NamedTuple):
+    """What a stage will use. `hours` is what its slowest bound allows: latency, or key limits."""
+
+    stage: str
+    num_calls: float
+    prompt_tokens: float
+    completion_tokens: float
+    cost_usd: float
+    hours: float
+
+
+class Forecast(NamedTuple):
+    """For `num_dialogues` dialogues; `error` is two standard errors of the calls, relative."""
+
+    num_dialogues: int
+    num_pilot: int
+    sweep: Need
+    judge: Need
+    error: float
+
+    @property
+    def text(self) -> str:
+        """A table for the terminal."""
+        total = Need(
+            "total",
+            *(a + b for a, b in zip(self.sweep[1:], self.judge[1:], strict=True)),
+        )
+        lines = [f"{'':8}{'calls':>12}{'prompt':>12}{'completion':>12}{'USD':>10}{'hours':>8}"]
+        for need in (self.sweep, self.judge, total):
+            lines.append(
+                f"{need.stage:8}{need.num_calls:>12,.0f}{_tokens(need.prompt_tokens):>12}"
+                f"{_tokens(need.completion_tokens):>12}{need.cost_usd:>10,.2f}{need.hours:>8.2f}"
+            )
+        lines.append(
+            f"for {self.num_dialogues:,} dialogues, from a pilot of {self.num_pilot}; "
+            f"give or take {self.error:.0%}."
+        )
+        return "\n".join(lines)
+
+
+def forecast(
+    pilot: Sequence[Trajectory],
+    judgements: Sequence[Judgement],
+    *,
+    num_dialogues: int,
+    concurrency: int,
+    num_keys: int = 1,
+    limits: Limits = UNLIMITED,
+) -> Forecast:
+    """Scale a pilot up; a judge call is taken to last as long as the mean call of the pilot.
+
+    Args:
+      judgements: of the pilot's turns, failed and repeated calls included.
+      limits, num_keys: what each key may within a minute, and how many there are.
+
+    Raises:
+      InputError: the pilot is too small to know anything.
+    """
+    if len(pilot) < MIN_PILOT:
+        raise InputError(f"a pilot of {len(pilot)} dialogues says nothing; --pilot 160 is plenty.")
+    scale = num_dialogues / len(pilot)
+    num_turns = np.array([len(t.turns) for t in pilot], float)
+    turns = [turn for t in pilot for turn in t.turns]
+    mean_latency_s = float(np.mean([turn.latency_s for turn in turns]))
+
+    def need(
+        stage: str, calls: int, prompt: int, completion: int, usd: float, busy_s: float
+    ) -> Need:
+        per_minute = [
+            (calls, limits.requests_per_minute),
+            (prompt + completion, limits.tokens_per_minute),
+        ]
+        minutes = [amount / (limit * num_keys) for amount, limit in per_minute if limit is not None]
+        hours = max(busy_s / concurrency / 3600, *(m / 60 for m in minutes), 0.0)
+        return Need(stage, *(scale * value for value in (calls, prompt, completion, usd, hours)))
+
+    return Forecast(
+        num_dialogues,
+        len(pilot),
+        need(
+            "sweep",
+            len(turns),
+            sum(turn.prompt_tokens for turn in turns),
+            sum(turn.completion_tokens for turn in turns),
+            sum(t.cost_usd for t in pilot),
+            sum(turn.latency_s for turn in turns),
+        ),
+        need(
+            "judge",
+            len(judgements),
+            sum(j.prompt_tokens for j in judgements),
+            sum(j.completion_tokens for j in judgements),
+            sum(j.cost_usd for j in judgements),
+            mean_latency_s * len(judgements),
+        ),
+        2 * float(num_turns.std(ddof=1) / num_turns.mean()) / math.sqrt(len(pilot)),
+    )
+
+
+def _tokens(count: float) -> str:
+    return f"{count / 1e6:,.2f} M"

@@ -1,0 +1,63 @@
+"""A forecast against what then happens, and against the limits of keys."""
+
+import dataclasses
+import json
+
+import pytest
+from test_records import JUDGEMENT, TRAJECTORY
+
+from emodistill import stages
+from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
+from emodistill.errors import InputError
+from emodistill.llm.keys import Limits
+from emodistill.offline.budget import read_usage
+from emodistill.offline.forecast import forecast
+from emodistill.runs import read_manifest
+
+PRICES = '[simulator]\nprices = { "*" = [1.0, 2.0] }\n'
+
+
+def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "providers.toml").write_text(PRICES)
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "providers.toml"))
+    shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 6, "concurrency": 16}
+    out = stages.plan(PlanConfig(**shared))
+    assert "for 480 dialogues, from a pilot of 160" in capsys.readouterr().out
+    assert not read_manifest(out.parent).is_finished
+    pilot = (out.parent / "trajectories.jsonl").read_bytes()
+    found = json.loads(out.read_text())
+
+    sweep = stages.sweep(SweepConfig(**shared)).path
+    assert sweep.read_bytes().startswith(pilot), "the sweep goes on from the pilot"
+    del shared["num_seeds"]
+    scores = stages.judge(JudgeConfig(**shared)).path
+    for stage, path in (("sweep", sweep), ("judge", scores)):
+        used = read_usage(path)
+        for name in ("num_calls", "prompt_tokens", "completion_tokens", "cost_usd"):
+            assert found[stage][name] == pytest.approx(getattr(used, name), rel=0.15), (stage, name)
+
+
+def pilot_of(size):
+    return [dataclasses.replace(TRAJECTORY, trajectory_id=str(i)) for i in range(size)]
+
+
+def test_hours_are_what_the_slowest_bound_allows():
+    pilot, judged = pilot_of(4), [JUDGEMENT] * 6
+    busy_s = sum(turn.latency_s for t in pilot for turn in t.turns)
+    calls = sum(len(t.turns) for t in pilot)
+    size = {"num_dialogues": 400, "concurrency": 2}
+    free = forecast(pilot, judged, **size)
+    assert free.sweep.num_calls == 100 * calls and free.judge.num_calls == 600
+    assert free.sweep.hours == pytest.approx(100 * busy_s / 2 / 3600)
+    slow = forecast(pilot, judged, **size, num_keys=3, limits=Limits(requests_per_minute=0.5))
+    assert slow.sweep.hours == pytest.approx(100 * calls / 1.5 / 60)
+    assert free.error == 0
+
+
+def test_one_dialogue_is_no_pilot():
+    with pytest.raises(InputError, match="pilot of 1 dialogues says nothing"):
+        forecast(pilot_of(1), [], num_dialogues=9, concurrency=1)
+    with pytest.raises(InputError, match="pilot=1 must be at least 2"):
+        PlanConfig(pilot=1)
