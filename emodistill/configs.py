@@ -421,3 +421,22 @@ class QuickstartConfig:
     seed: int = 0
     fast: bool = False
     """About two minutes, too small for conclusions (configs/fast.yaml)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSweepConfig:
+    """The API client under load."""
+
+    peers: tuple[str, ...] = ("openai", "litellm")
+    """Libraries to measure beside it."""
+    in_flight: int = 256
+    latency_s: float = 0.5
+    """Of the server, for every call."""
+    calls: int = 4_096
+    """Of a round."""
+    rounds: int = 3
+    long_calls: int = 20_000
+    """Of the run that watches memory."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1 and self.calls >= self.in_flight >= 1, "there is nothing to do.")

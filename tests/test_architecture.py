@@ -12,7 +12,7 @@ LAYERS = (
     *("errors", "emotions", "seeding", "records", "jsonl", "runs", "progress", "configs", "cli"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors", "agents"),
-    *("evaluation", "reports", "stages", "pipeline"),
+    *("evaluation", "reports", "stages", "pipeline", "bench"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 

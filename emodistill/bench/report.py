@@ -1,0 +1,56 @@
+"""What every benchmark ends with: a line for people a figure, and one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Measured(NamedTuple):
+    """The rounds of one contender, in the benchmark's unit."""
+
+    name: str
+    rounds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def text(self) -> str:
+        low, high = min(self.rounds), max(self.rounds)
+        return f"{self.name:16}{self.median:>10,.3g}   ({low:,.3g} to {high:,.3g})"
+
+
+def machine() -> str:
+    """The processor and how much of it this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def result(
+    name: str, unit: str, ours: Measured, peers: Sequence[Measured], extra: Mapping[str, Any]
+) -> str:
+    """The last line on stdout; `ratio` is ours ÷ peer, so that more is better."""
+    return json.dumps(
+        {
+            "name": name,
+            "unit": unit,
+            "ours": ours.median,
+            "peers": {peer.name: peer.median for peer in peers},
+            "ratio": {peer.name: ours.median / peer.median for peer in peers},
+            "extra": dict(extra),
+            "rounds": len(ours.rounds),
+            "machine": machine(),
+        }
+    )
