@@ -13,6 +13,7 @@ import yaml
 
 from emodistill import cli
 from emodistill.configs import (
+    BenchSweepConfig,
     EvaluateConfig,
     IQLConfig,
     JPOConfig,
@@ -39,6 +40,7 @@ CONFIGS = {
     "quickstart": QuickstartConfig,
     "pretrain": PretrainConfig,
     "simulator": SimulatorConfig,
+    "bench": BenchSweepConfig,
 }
 
 
