@@ -125,6 +125,8 @@ class SweepConfig(ApiConfig):
     """`upstream` reproduces the |difference| <= 5 rule for comparison."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
+    parquet: bool = operational(False)
+    """Write all finished dialogues to trajectories.parquet as well (extra `data`)."""
 
     def __post_init__(self) -> None:
         ApiConfig.__post_init__(self)
