@@ -27,6 +27,7 @@ SIMULATED_MODELS = {
     "judge": "sim-judge",
 }
 EMBEDDED = "embedded"
+TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
 
 
 DEFAULT_RUN = Path("runs/default")
@@ -313,7 +314,8 @@ class EvaluateConfig(ApiConfig):
     """The regressed policy network, or exp(β(Q−V)) itself."""
     greedy: bool = False
     """Take the most probable emotion instead of sampling."""
-    focal_temperature: float = 0.7
+    focal_temperature: float | None = None
+    """0.7 without it, and 0.4 for the embedded student, whose unlikely tokens are mostly noise."""
     counterparty_temperature: float = 0.7
     max_reply_tokens: int = 160
     max_turns: int = 30
@@ -330,7 +332,7 @@ class EvaluateConfig(ApiConfig):
         require(self.max_turns >= 2, f"max_turns={self.max_turns} must be at least 2.")
         for name in ("focal_temperature", "counterparty_temperature"):
             value = getattr(self, name)
-            require(0 <= value <= 2, f"{name}={value} must lie in [0, 2].")
+            require(value is None or 0 <= value <= 2, f"{name}={value} must lie in [0, 2].")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

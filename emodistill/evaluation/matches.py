@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from emodistill.agents import StudentSpeaker, get_method
-from emodistill.configs import EvaluateConfig
+from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, EvaluateConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.llm.client import ChatClient
@@ -104,12 +104,20 @@ def _selectors(config: EvaluateConfig, selector_dir: Path | None, pack: PromptPa
     return lambda dialogue: selector
 
 
+def student_temperature(config: EvaluateConfig) -> float:
+    """The sampling temperature of `config`'s student."""
+    if config.focal_temperature is not None:
+        return config.focal_temperature
+    return EMBEDDED_TEMPERATURE if config.student == EMBEDDED else TEMPERATURE
+
+
 @asynccontextmanager
 async def _writer(
     config: EvaluateConfig, client: ChatClient, focal_model: str | None, adapter_dir: Path | None
 ) -> AsyncIterator[Speaker]:
     if focal_model is not None:
-        yield ApiSpeaker(client, focal_model, config.focal_temperature, config.max_reply_tokens)
+        temperature = TEMPERATURE if config.focal_temperature is None else config.focal_temperature
+        yield ApiSpeaker(client, focal_model, temperature, config.max_reply_tokens)
         return
     from emodistill.model import Generator, load_adapter
     from emodistill.train.student import load_student
@@ -122,7 +130,7 @@ async def _writer(
         Generator(student.model),
         student.tokenizer,
         model=config.student,
-        temperature=config.focal_temperature,
+        temperature=student_temperature(config),
         max_reply_tokens=config.max_reply_tokens,
         max_prompt_tokens=room,
     ) as speaker:
