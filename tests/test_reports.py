@@ -13,7 +13,8 @@ import pytest
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
+from emodistill.llm.client import Usage
 from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
 from emodistill.reports import PARTS, write_report, writers
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
@@ -166,6 +167,9 @@ def written(tmp_path_factory):
     """A report of one domain, written once for the tests that only read it."""
     run = tmp_path_factory.mktemp("runs") / "demo"
     write_metrics(run)
+    (run / "crad" / "sweep").mkdir(parents=True)
+    usage = json.dumps(Usage(num_calls=9)._asdict())
+    (run / "crad" / "sweep" / "trajectories.usage.json").write_text(usage)
     return report(run, run / "report", provenance={"Preset": "configs/<quick>.yaml"})
 
 
@@ -492,3 +496,44 @@ def test_metrics_with_a_torn_end_are_read_and_broken_ones_named(tmp_path):
         read_curve(path)
     with pytest.raises(InputError, match=r"is missing"):
         read_curve(tmp_path / "crad" / "alol" / "default" / "metrics.jsonl")
+
+
+def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
+    run = tmp_path / "run"
+    used = {
+        "crad/sweep/trajectories": Usage(100, 3, 5_000, 700, 1.25),
+        "crad/judge/gpt-4o-mini": Usage(40, 0, 2_000, 80, 0.5),
+        "student/sweep/trajectories": Usage(10, 0, 400, 60, 0.25),
+        "student/eval/iql+sft@deepseek/default": Usage(7, 1, 300, 20, 0.125),
+    }
+    for name, usage in used.items():
+        path = run / f"{name}.usage.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(usage._asdict()))
+    nothing = {"evaluations": {}, "trajectories": {}, "judgements": {}}
+    path = report(run, tmp_path / "out", only="cost", metrics_files=[], **nothing)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in path.read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[2] == ["CRAD", "sweep", "", "100", "3", "5,000", "700", "1.25"]
+    assert [row[:3] for row in rows[3:6]] == [
+        ["CRAD", "judge", "gpt-4o-mini"],
+        ["Student", "sweep", ""],
+        ["Student", "eval", "iql+sft@deepseek"],
+    ]
+    assert rows[6] == ["all", "sweep", "paper: $31.0", "110", "3", "5,400", "760", "1.50"]
+    assert rows[-1] == ["all", "", "paper: $44.6", "157", "4", "7,700", "860", "2.12"]
+    (_, first, *_) = csv.reader((tmp_path / "out/cost.csv").read_text().splitlines())
+    assert first[:4] == ["crad", "sweep", "", "100"]
+
+
+def test_the_other_rule_of_agreement_is_told_apart():
+    turns = make_dialogue(share=0.5).turns
+    near = dataclasses.replace(turns[1], offer=turns[0].offer + 4)
+    close = dataclasses.replace(
+        make_dialogue(share=0.5), turns=(turns[0], near), outcome="ongoing", final_value=None
+    )
+    far = dataclasses.replace(close, turns=(turns[0], dataclasses.replace(near, offer=900.0)))
+    assert num_otherwise_under([close, far], "upstream") == 1

@@ -15,6 +15,7 @@ import numpy as np
 
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.bootstrap import bootstrap_ci
+from emodistill.negotiation.mediator import replay
 from emodistill.offline.rewards import Scores, is_truncated, savings
 from emodistill.records import Trajectory
 
@@ -172,6 +173,21 @@ def num_unread_offers(trajectory: Trajectory) -> int:
     """
     return sum(
         turn.offer is None and re.search(r"\d", turn.text) is not None for turn in trajectory.turns
+    )
+
+
+def num_otherwise_under(trajectories: Sequence[Trajectory], rule: str) -> int:
+    """Dialogues that `rule` would have ended otherwise: sooner, at another value, or not at all."""
+    return sum(
+        replay(
+            t.turns,
+            domain=t.domain,
+            focal_target=t.focal_target,
+            counterparty_anchor=t.counterparty_anchor,
+            rule=rule,
+        )
+        != (t.outcome, t.final_value)
+        for t in trajectories
     )
 
 

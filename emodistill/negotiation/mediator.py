@@ -94,6 +94,28 @@ def mediate(
     return Verdict("accepted", last.offer)
 
 
+def replay(
+    turns: Sequence[Turn],
+    *,
+    domain: str,
+    focal_target: float,
+    counterparty_anchor: float,
+    rule: str,
+) -> Verdict:
+    """How a recorded dialogue ends under `rule`: the first verdict that is no `ongoing`."""
+    for number in range(1, len(turns) + 1):
+        verdict = mediate(
+            turns[:number],
+            domain=domain,
+            focal_target=focal_target,
+            counterparty_anchor=counterparty_anchor,
+            rule=rule,
+        )
+        if verdict.outcome != "ongoing":
+            return verdict
+    return ONGOING
+
+
 class _Standing(NamedTuple):
     offer: float
     text: str

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.evaluation.metrics import data_quality
+from emodistill.evaluation.metrics import data_quality, num_otherwise_under
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports.tables import Evaluations
 from emodistill.runs import MANIFEST, Manifest, read_manifest
@@ -63,6 +63,9 @@ def counted(
     if played:
         facts.append(("Evaluation", f"{_dialogues(played)}; {_models(played)}"))
         facts.append(("Offers unread in the evaluation", _unread(played)))
+        other = "upstream" if {t.agreement_rule for t in played} == {"stand"} else "stand"
+        text = f"{num_otherwise_under(played, other):,} of {len(played):,} dialogues"
+        facts.append((f"The rule `{other}` would have ended otherwise", text))
         if num_failed:
             text = f"{num_failed:,}, refused by a server or never answered; in none of the tables"
             facts.append(("Dialogues of the evaluation that failed", text))

@@ -10,7 +10,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
 from emodistill.offline.judging import scores_by_turn
 from emodistill.records import Judgement, Trajectory
-from emodistill.reports import facts, figures, writers
+from emodistill.reports import costs, facts, figures, writers
 from emodistill.reports.dialogues import typical_pair
 from emodistill.reports.tables import (
     STUDENT,
@@ -24,7 +24,7 @@ from emodistill.reports.tables import (
 )
 from emodistill.reports.viewer import CAVEAT, Page, render
 
-PARTS = ("table-1", "differences", "utility", "figure-1", "training-curves", "page")
+PARTS = ("table-1", "differences", "utility", "figure-1", "training-curves", "cost", "page")
 """What `only` can name."""
 
 
@@ -69,12 +69,14 @@ def write_report(
     evaluations = {domain: by_method for domain, by_method in evaluations.items() if by_method}
     rankings = _rankings(trajectories, judgements, seed, num_resamples)
     curves = [figures.read_curve(path) for path in sorted(metrics_files)]
+    used = costs.read_costs(run_dir)
     available = {
         "table-1": bool(evaluations),
         "differences": bool(evaluations),
         "utility": bool(evaluations),
         "figure-1": bool(rankings),
         "training-curves": bool(curves),
+        "cost": bool(used),
         "page": bool(evaluations or rankings or curves),
     }
     if not available[only or "page"]:
@@ -106,6 +108,11 @@ def write_report(
             _write(out_dir / "differences.md", writers.differences_markdown(differences, caveat)),
             _write(out_dir / "differences.csv", writers.differences_csv(differences)),
             _write(out_dir / "differences.tex", writers.differences_latex(differences, caveat)),
+        ]
+    if "cost" in wanted:
+        written += [
+            _write(out_dir / "cost.md", writers.cost_markdown(costs.lines(used), caveat)),
+            _write(out_dir / "cost.csv", writers.cost_csv(used)),
         ]
     draw = {
         "utility": lambda: figures.utility_by_method(rows),

@@ -10,7 +10,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from emodistill.reports import paper
+from emodistill.llm.client import Usage
+from emodistill.reports import costs, paper
 from emodistill.reports.tables import TITLES, Difference, Row, percent, signed
 
 NOTE_TABLE_1 = (
@@ -132,6 +133,20 @@ def differences_csv(differences: Sequence[Difference]) -> str:
             (d.domain, d.method, d.baseline, d.num_scenarios, d.mean, d.low, d.high)
             for d in differences
         ],
+    )
+
+
+def cost_markdown(lines: Sequence[Sequence[str]], caveat: str = "") -> str:
+    """The cost table, a row a stage, with its sums."""
+    parts = ["# Cost of the calls", *_notes(costs.NOTE, caveat), _markdown(costs.HEAD, lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def cost_csv(found: Sequence[costs.Cost]) -> str:
+    """One line a count, every number in full."""
+    return _csv(
+        ["domain", "stage", "name", *Usage._fields],
+        [(cost.domain, cost.stage, cost.name, *cost.usage) for cost in found],
     )
 
 
