@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 LINE_EVERY_S = 5.0
+QUIET_LINE_EVERY_S = 30.0
 
 
 class Progress:
@@ -55,6 +56,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self._note)
         elif time.monotonic() - self._last_line_s >= LINE_EVERY_S:
+            self._line()
+
+    def tick(self, note: str) -> None:
+        """Nothing is done yet; show what is going on, a line once in a while off a terminal."""
+        self._note = note
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
+        elif time.monotonic() - self._last_line_s >= QUIET_LINE_EVERY_S:
             self._line()
 
     def say(self, text: str) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer, fault, negotiating, ok
 
+from emodistill import progress
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm import ChatClient, Price, Provider
+from emodistill.offline import workers
 from emodistill.offline.budget import read_usage
 from emodistill.offline.store import read_scenarios, read_trajectories
 from emodistill.offline.sweep import plan_sweep, planned_emotions, run_sweep
@@ -262,6 +264,7 @@ def test_nothing_to_train_on_is_said(tmp_path):
 
 JOB = """
 import asyncio, json, pathlib, sys
+from emodistill import progress
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.llm import ChatClient, get_provider
 from emodistill.offline.sweep import run_sweep
@@ -375,3 +378,16 @@ def test_what_failed_dialogues_cost_is_counted_over_restarts(tmp_path):
     (tmp_path / "failures.jsonl").unlink()
     capped, calls = sweep(tmp_path, refusing, price=1e5, max_cost_usd=made.cost_usd)
     assert capped.stopped == "cost" and not calls
+
+
+def test_while_nothing_finishes_it_says_what_is_going_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(workers, "TICK_S", 0.02)
+    monkeypatch.setattr(progress, "QUIET_LINE_EVERY_S", 0.1)
+
+    async def slow(call):
+        await asyncio.sleep(0.15)
+        return await negotiating(call)
+
+    sweep(tmp_path, slow, price=1e3, num_seeds=1, concurrency=5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if " 0 of 5 dialogues" in line]
+    assert lines and "M tokens, $" in lines[-1]

@@ -238,9 +238,12 @@ async def run_judging(
             advance()
 
         def advance() -> None:
+            bar.advance(1, note())
+
+        def note() -> str:
             spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
             unread = f"{len(given_up):,} unreadable" if given_up else ""
-            bar.advance(1, ", ".join(filter(None, (unread, client.health, spent))))
+            return ", ".join(filter(None, (unread, client.health, spent)))
 
         unit = "turns" if level == "turn" else "dialogues"
         with progress("judge", total=len(items), unit=unit, done=len(items) - len(todo)) as bar:
@@ -250,6 +253,7 @@ async def run_judging(
                 concurrency=concurrency,
                 on_failure=on_failure,
                 admits=budget.admits,
+                on_tick=lambda: bar.tick(note()),
             )
     rates = _failure_rates(items, scored, given_up, by_id)
     shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())

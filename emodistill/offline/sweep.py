@@ -242,9 +242,12 @@ async def play_all(
             ledger.tick()
             num_new += 1
             num_accepted += trajectory.outcome == "accepted"
+            bar.advance(1, note())
+
+        def note() -> str:
+            accepted = f"{num_accepted / num_new:.0%} accepted" if num_new else ""
             spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
-            notes = (f"{num_accepted / num_new:.0%} accepted", client.health, spent)
-            bar.advance(1, ", ".join(filter(None, notes)))
+            return ", ".join(filter(None, (accepted, client.health, spent)))
 
         def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
             failures.add(dialogue.trajectory_id)
@@ -267,6 +270,7 @@ async def play_all(
                 concurrency=concurrency,
                 on_failure=on_failure,
                 admits=budget.admits,
+                on_tick=lambda: bar.tick(note()),
             )
     planned_ids = {dialogue.trajectory_id for dialogue in planned}
     stopped = "interrupted" if not ran_through else "cost" if budget.is_spent else None

@@ -19,6 +19,7 @@ from emodistill.negotiation.speakers import EmptyReplyError
 log = logging.getLogger("emodistill.offline")
 
 NUM_FAILURES_IN_A_ROW = 20
+TICK_S = 5.0
 
 Job = TypeVar("Job")
 
@@ -30,13 +31,15 @@ async def run_bounded(
     concurrency: int,
     on_failure: Callable[[Job, ApiError], None],
     admits: Callable[[], bool] = lambda: True,
+    on_tick: Callable[[], None] = lambda: None,
 ) -> bool:
     """Do all jobs, `concurrency` at a time, each taken from `jobs` only when a worker is free.
 
     A job that the server refuses, or that gets no text, has failed for good: `on_failure`. One
     whose attempts are exhausted gets a second round after all others; then it has failed too.
     Other errors stop everything at once, as do many failures in a row. `admits` is asked before
-    each job; once it says no, what is in flight is finished and nothing more begun.
+    each job; once it says no, what is in flight is finished and nothing more begun. `on_tick` is
+    called every few seconds in which no worker has come to an end.
 
     Returns:
       False where SIGINT or SIGTERM cut it short; jobs in flight are then given up.
@@ -75,7 +78,7 @@ async def run_bounded(
         for is_last, queue in ((False, jobs), (True, deferred)):
             admitted = itertools.takewhile(lambda job: admits(), queue)
             drained = await _drain(
-                admitted, functools.partial(attempt, is_last=is_last), concurrency, stop
+                admitted, functools.partial(attempt, is_last=is_last), concurrency, stop, on_tick
             )
             if not drained:
                 return False
@@ -88,6 +91,7 @@ async def _drain(
     work: Callable[[Job], Awaitable[None]],
     concurrency: int,
     stop: asyncio.Event,
+    on_tick: Callable[[], None],
 ) -> bool:
     source = iter(jobs)
 
@@ -100,7 +104,11 @@ async def _drain(
     try:
         running = set(workers)
         while running and not stop.is_set():
-            done, _ = await asyncio.wait({*running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {*running, stopped}, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                on_tick()
             for task in done & running:
                 task.result()  # raises what went wrong there
             running -= done
