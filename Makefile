@@ -1,7 +1,7 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
 PYTHON ?= python
-.PHONY: help install check format test quickstart ci clean
+.PHONY: help install check format test slow quickstart ci clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -20,6 +20,9 @@ format:  ## put the code into shape
 
 test:  ## the default suite, under five minutes on two cores
 	$(PYTHON) -m pytest
+
+slow:  ## what the default suite leaves out
+	$(PYTHON) -m pytest -m slow
 
 quickstart:  ## the whole pipeline on the simulator
 	$(PYTHON) scripts/quickstart.py

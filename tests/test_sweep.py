@@ -276,8 +276,8 @@ async def main():
     async with ChatClient(provider, ()) as client:
         return await run_sweep(
             scenarios, out_dir=pathlib.Path(sys.argv[2]), client=client, pack=load_pack(),
-            focal_model="echo-focal", counterparty_model="echo-counterparty", num_seeds=8,
-            concurrency=4,
+            focal_model="echo-focal", counterparty_model="echo-counterparty",
+            num_seeds=int(sys.argv[3]), concurrency=4,
         )
 
 print(asyncio.run(main()).summary)
@@ -301,9 +301,9 @@ def server(tmp_path_factory):
         process.wait()
 
 
-def start(server, out_dir):
+def start(server, out_dir, num_seeds=8):
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, server, str(out_dir)],
+        [sys.executable, "-c", JOB, server, str(out_dir), str(num_seeds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -317,22 +317,28 @@ def wait_for_lines(out_dir, count, process):
         time.sleep(0.005)
 
 
-def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(server, tmp_path):
-    moments = random.Random(0)
-    for kill in range(3):
-        process = start(server, tmp_path / "killed")
-        wait_for_lines(tmp_path / "killed", 7 * (kill + 1), process)
+@pytest.mark.parametrize(
+    ("num_kills", "num_seeds"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)]
+)
+def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(
+    server, tmp_path, num_kills, num_seeds
+):
+    moments, planned = random.Random(0), 5 * num_seeds
+    for kill in range(num_kills):
+        process = start(server, tmp_path / "killed", num_seeds)
+        goal = planned * (kill + moments.random()) / (num_kills + 1)
+        wait_for_lines(tmp_path / "killed", goal, process)
         time.sleep(moments.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
     with (tmp_path / "killed" / "trajectories.jsonl").open("ab") as file:
         file.write(b'{"schema": 1, "trajectory_id": "crad/debt_0')  # as a kill within write would
-    out, err = start(server, tmp_path / "killed").communicate(timeout=120)
-    assert "40 of 40 dialogues finished" in out, err
-    sweep(tmp_path / "whole", num_seeds=8)
+    out, err = start(server, tmp_path / "killed", num_seeds).communicate(timeout=120)
+    assert f"{planned} of {planned} dialogues finished" in out, err
+    sweep(tmp_path / "whole", num_seeds=num_seeds)
     found = ids(tmp_path / "killed")
-    assert len(found) == len(set(found)) == 40
+    assert len(found) == len(set(found)) == planned
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
