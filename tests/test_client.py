@@ -362,6 +362,34 @@ def test_a_forbidden_first_call_is_an_error_of_the_settings():
     assert len(calls) == 3
 
 
+# What OpenAI's guide to error codes lists: status, body, how many calls it takes, what is raised.
+OPENAI_ERRORS = [
+    (401, "Incorrect API key provided", "invalid_api_key", 1, "no API key is left"),
+    (401, "You must be a member of an organization to use the API", None, 1, "no API key is left"),
+    (403, "Country, region, or territory not supported", "unsupported_country", 1, "may use this"),
+    (429, "Rate limit reached for requests", "rate_limit_exceeded", 8, "add keys"),
+    (429, "You exceeded your current quota", "insufficient_quota", 1, "no API key is left"),
+    (500, "The server had an error while processing your request", None, 8, "start again later"),
+    (503, "The engine is currently overloaded, please try again later", None, 8, "again later"),
+    (404, "The model `m` does not exist", "model_not_found", 1, "Check the model's name"),
+    (
+        400,
+        "This model's maximum context length is 4097 tokens",
+        "context_length_exceeded",
+        1,
+        "4097",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "message", "code", "num_calls", "words"), OPENAI_ERRORS)
+def test_the_errors_that_openai_documents(status, message, code, num_calls, words):
+    body = {"error": {"message": message, "type": "x", "param": None, "code": code}}
+    error, calls = ask_and_count(scripted(lambda: web.json_response(body, status=status)))
+    assert message.split(" `")[0] in str(error) and words in str(error)
+    assert len(calls) == num_calls
+
+
 # Limits
 
 

@@ -37,6 +37,8 @@ BYTES_PER_TOKEN = 4
 NUM_FIRST_CONTACTS = 3
 DEAD_KEY_STATUSES = {401, 402}
 FORBIDDEN_STATUS = 403
+NO_MONEY_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
+"""With a 429: the account has nothing left, and waiting does not help."""
 MISPLACED_STATUSES = {404, 405}
 TROUBLE_STATUSES = {408, 429}
 FINAL_KINDS = ("refused", "forbidden", "misplaced")
@@ -401,7 +403,9 @@ class ChatClient:
         detail = f"HTTP {status}"
         if words := self._detail(content):
             detail += f": {words}"
-        if status in DEAD_KEY_STATUSES:
+        if status in DEAD_KEY_STATUSES or (
+            status == 429 and _error_code(content) in NO_MONEY_CODES
+        ):
             return _FaultError("dead", detail, status)
         if status == FORBIDDEN_STATUS:
             return _FaultError("forbidden", detail, status)
@@ -437,6 +441,14 @@ class ChatClient:
         if is_alien or fault.kind in ("forbidden", "misplaced", "unreachable"):
             return ApiError(message)
         return ExhaustedError(message)
+
+
+def _error_code(content: bytes) -> str | None:
+    try:
+        error = json.loads(content)["error"]
+        return str(error.get("code") or error.get("type"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
