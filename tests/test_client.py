@@ -474,7 +474,7 @@ def test_keys_appear_nowhere(caplog):
         assert len(texts) > 6
         return "\n".join(texts)
 
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="emodistill"):
         text = run(respond, job, keys=KEYS)
     assert "your key is <key …" in caplog.text
     assert "secret" not in text and "secret" not in caplog.text

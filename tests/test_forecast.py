@@ -22,9 +22,9 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
 ):
     (tmp_path / "providers.toml").write_text(PRICES)
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "providers.toml"))
-    shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 6, "concurrency": 16}
+    shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 4, "concurrency": 16}
     out = stages.plan(PlanConfig(**shared))
-    assert "for 480 dialogues, from a pilot of 160" in capsys.readouterr().out
+    assert "for 320 dialogues, from a pilot of 160" in capsys.readouterr().out
     assert not read_manifest(out.parent).is_finished
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
     found = json.loads(out.read_text())

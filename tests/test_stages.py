@@ -108,17 +108,15 @@ def test_config_yaml_makes_the_same_configuration_again(run):
     assert cli.make_config(SFTConfig, "sft", settings, where="") == SFTConfig(run=run, **TINY)
 
 
-def test_config_yaml_of_a_cell_leads_back_to_the_cell(run, tmp_path):
-    copy = copy_of(run, tmp_path / "copy")
-    preset = tmp_path / "preset.yaml"
-    write_config(preset, "sft", SFTConfig(run=copy, **TINY))
-    args = ["--config", str(preset), "--learning-rate", "0.002"]
+def test_config_yaml_of_a_cell_leads_back_to_the_cell(tmp_path):
+    write_config(tmp_path / "preset.yaml", "sft", SFTConfig(run=tmp_path, **TINY))
+    args = ["--config", str(tmp_path / "preset.yaml"), "--learning-rate", "0.002"]
     config, base = cli.parse_cell(SFTConfig, "sft", description="", args=args)
-    stages.sft(config, base)
-    (path,) = (copy / "crad/sft").glob("learning_rate=*/config.yaml")
-    again = cli.parse_cell(SFTConfig, "sft", description="", args=["--config", str(path)])
+    write_config(tmp_path / "cell" / "config.yaml", "sft", config, base)
+    args = ["--config", str(tmp_path / "cell" / "config.yaml")]
+    again = cli.parse_cell(SFTConfig, "sft", description="", args=args)
     assert again == (config, base)
-    assert stages.sft(*again).path == path.parent / "adapter"
+    assert cell(*again) == cell(config, base) != "default"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_
 def test_a_signal_of_whole_dialogues_gets_them_judged(tmp_path):
     stages.sweep(SweepConfig(run=tmp_path, **SMALL))
     config = SFTConfig(run=tmp_path, **(TINY | {"signal": "episode-judge"}))
-    stages.sft(config)
+    missing.prepare(config, "judge")
     levels = {j.turn_index for j in read_judgements(tmp_path / "crad/judge/sim-judge.jsonl")}
     assert levels == {None}
 
