@@ -26,7 +26,7 @@ from emodistill.stages import missing
 from emodistill.stages.files import cell, command, model_hashes, write_config
 
 SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
-TINY = {"max_tokens": 1024, "max_steps": 2, "learning_rate": 1e-3}
+TINY = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
