@@ -409,7 +409,7 @@ class SimulatorConfig:
     faults: tuple[str, ...] | None = None
     """What goes wrong, as shares of the calls: `429=0.1 cut hang=0.01`; without any, everything."""
     log: Path | None = None
-    """A file that gets a line for every call while there are faults."""
+    """A file that gets a line for every call."""
     seed: int = 0
     """Of the faults."""
 

@@ -15,9 +15,7 @@ def main() -> None:
     from emodistill.simulator.faults import Faults, open_log, parse_faults
     from emodistill.simulator.server import run_server
 
-    if config.faults is None:
-        return run_server(config.host, config.port)
-    shares = parse_faults(config.faults)
+    shares = {} if config.faults is None else parse_faults(config.faults)
     log = open_log(config.log) if config.log is not None else None
     run_server(config.host, config.port, Faults(shares, seed=config.seed, log=log))
 

@@ -42,7 +42,6 @@ ANSWER = {
     "usage": {"prompt_tokens": 120, "completion_tokens": 8, "total_tokens": 128},
 }
 SETTINGS: dict[str, Any] = {"model": "m", "temperature": 0.7, "max_tokens": 160, "seed": 5}
-PEERS = ("openai", "litellm")
 
 
 def run(config: BenchSweepConfig) -> None:
@@ -51,7 +50,6 @@ def run(config: BenchSweepConfig) -> None:
     shares: dict[str, list[float]] = {name: [] for name in names}
     cpu_ms: dict[str, list[float]] = {name: [] for name in names}
     failed: dict[str, int] = dict.fromkeys(names, 0)
-    rss: dict[str, Any] = {}
     with subprocess.Popen(
         [sys.executable, "-m", "emodistill.bench.sweep", "serve", str(config.latency_s)],
         stdin=subprocess.PIPE,

@@ -104,11 +104,12 @@ def _selectors(config: EvaluateConfig, selector_dir: Path | None, pack: PromptPa
     return lambda dialogue: selector
 
 
-def student_temperature(config: EvaluateConfig) -> float:
-    """The sampling temperature of `config`'s student."""
+def focal_temperature(config: EvaluateConfig) -> float:
+    """The sampling temperature of whoever writes for the focal side."""
     if config.focal_temperature is not None:
         return config.focal_temperature
-    return EMBEDDED_TEMPERATURE if config.student == EMBEDDED else TEMPERATURE
+    is_student = get_method(config.method).writer == "student"
+    return EMBEDDED_TEMPERATURE if is_student and config.student == EMBEDDED else TEMPERATURE
 
 
 @asynccontextmanager
@@ -116,8 +117,7 @@ async def _writer(
     config: EvaluateConfig, client: ChatClient, focal_model: str | None, adapter_dir: Path | None
 ) -> AsyncIterator[Speaker]:
     if focal_model is not None:
-        temperature = TEMPERATURE if config.focal_temperature is None else config.focal_temperature
-        yield ApiSpeaker(client, focal_model, temperature, config.max_reply_tokens)
+        yield ApiSpeaker(client, focal_model, focal_temperature(config), config.max_reply_tokens)
         return
     from emodistill.model import Generator, load_adapter
     from emodistill.train.student import load_student
@@ -130,7 +130,7 @@ async def _writer(
         Generator(student.model),
         student.tokenizer,
         model=config.student,
-        temperature=student_temperature(config),
+        temperature=focal_temperature(config),
         max_reply_tokens=config.max_reply_tokens,
         max_prompt_tokens=room,
     ) as speaker:

@@ -267,8 +267,6 @@ class ChatClient:
         return completion
 
     async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
-        barred: set[ApiKey] = set()
-        forbidden: _FaultError | None = None
         attempts = stamina.retry_context(
             on=self._pause_after,
             attempts=self._max_attempts,
@@ -280,30 +278,33 @@ class ChatClient:
         try:
             async for attempt in attempts:
                 with attempt:
-                    while True:
-                        key = await self.keys.acquire(sticky, num_tokens, without=barred)
-                        if key is None:
-                            raise forbidden or RuntimeError("no key, and none was refused.")
-                        try:
-                            completion = await self._attempt(key, data, model)
-                        except _FaultError as fault:
-                            fault.attempt = attempt.num
-                            if fault.kind == "dead":
-                                self.keys.drop(key, fault.detail)
-                            elif fault.kind == "forbidden":
-                                barred.add(key)
-                                forbidden = fault
-                            else:
-                                self._rest(key, fault)
-                                raise
-                            continue
-                        if forbidden is not None:
-                            for other in barred:  # the same request passes with this key
-                                self.keys.drop(other, forbidden.detail)
-                        return completion
+                    return await self._with_some_key(data, model, sticky, num_tokens, attempt.num)
         except _FaultError as fault:
             last = fault
         raise self._error(last, model)  # out here, so that the error has no context to show
+
+    async def _with_some_key(
+        self, data: bytes, model: str, sticky: str, num_tokens: float, number: int
+    ) -> Completion:
+        """The `number`-th attempt; it goes on to another key where one is dead or may not."""
+        forbidden: dict[ApiKey, _FaultError] = {}
+        while (key := await self.keys.acquire(sticky, num_tokens, without=forbidden)) is not None:
+            try:
+                completion = await self._attempt(key, data, model)
+            except _FaultError as fault:
+                fault.attempt = number
+                if fault.kind == "dead":
+                    self.keys.drop(key, fault.detail)
+                elif fault.kind == "forbidden":
+                    forbidden[key] = fault
+                else:
+                    self._rest(key, fault)
+                    raise
+            else:
+                for other, fault in forbidden.items():  # the same request passes with this key
+                    self.keys.drop(other, fault.detail)
+                return completion
+        raise next(reversed(forbidden.values()))
 
     def _rest(self, key: ApiKey, fault: _FaultError) -> None:
         """Cool the key where the server limits it, and let fewer calls into a server in trouble."""

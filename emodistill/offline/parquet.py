@@ -49,7 +49,7 @@ def _schema(pa: Any) -> Any:
     ]
     usage = [(name, count) for name in ("calls", "prompt_tokens", "completion_tokens")]
     columns = [
-        *((name, count) for name in ("schema",)),
+        ("schema", count),
         *((name, text) for name in ("trajectory_id", "domain", "scenario_id")),
         *(("seed", count), ("split", text)),
         *(("focal_target", number), ("counterparty_anchor", number), ("unit", text)),
