@@ -211,6 +211,8 @@ def run(main: Callable[[], object]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO)  # the rest is for the log file of a stage
     logging.getLogger("emodistill").setLevel(logging.INFO)
     logging.getLogger("stamina").setLevel(logging.ERROR)
     try:

@@ -15,6 +15,7 @@ from emodistill.errors import InputError
 
 DomainName = Literal["crad", "disaster", "hospital", "student"]
 AgreementRule = Literal["stand", "upstream"]
+OfferReaderKind = Literal["pattern", "llm"]
 StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
@@ -25,6 +26,7 @@ SIMULATED_MODELS = {
     "focal": "sim-teacher",
     "counterparty": "sim-counterparty",
     "judge": "sim-judge",
+    "reader": "sim-reader",
 }
 EMBEDDED = "embedded"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
@@ -124,6 +126,10 @@ class SweepConfig(ApiConfig):
     """Turns of both sides together."""
     agreement: AgreementRule = "stand"
     """`upstream` reproduces the |difference| <= 5 rule for comparison."""
+    offer_reader: OfferReaderKind = "pattern"
+    """`llm` asks a language model which figure each utterance puts forward."""
+    reader: str | None = None
+    """That language model."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
     parquet: bool = operational(False)
@@ -320,6 +326,10 @@ class EvaluateConfig(ApiConfig):
     max_reply_tokens: int = 160
     max_turns: int = 30
     agreement: AgreementRule = "stand"
+    offer_reader: OfferReaderKind = "pattern"
+    """`llm` asks a language model which figure each utterance puts forward."""
+    reader: str | None = None
+    """That language model."""
     prompt_pack: Path | None = None
 
     def __post_init__(self) -> None:
@@ -436,7 +446,7 @@ class BenchSweepConfig:
     in_flight: int = 256
     latency_s: float = 0.5
     """Of the server, for every call."""
-    calls: int = 4_096
+    calls: int = 16_384
     """Of a round."""
     rounds: int = 3
     long_calls: int = 20_000

@@ -22,11 +22,16 @@ from emodistill.offline.store import read_judgements
 from emodistill.prompts import load_pack
 from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
 
+RAMBLE = (
+    "Turn 3 opens at 45 days, 8 fewer than before, and the tone is warm. I would weigh 9 things. "
+    * 22
+)[:2000]
 GOLDEN = [
     ("SCORE: 8", 8),
     ("score:8", 8),
     ("Clear and firm.\nSCORE: 10", 10),
-    ("SCORE: 7/10", 7),
+    ("SCORE: 7/10", 7),  # the scale is ten anyway
+    ("**SCORE:** 8\nreason", 8),  # emphasis is no content
     ("SCORE: 7.", 7),
     ("SCORE:\n9", 9),
     ("**SCORE:** 6", 6),
@@ -34,7 +39,9 @@ GOLDEN = [
     ("SCORE: **6**", 6),
     ("*SCORE:* __5__", 5),
     ("_SCORE: 4_ because turn 3 was weak", 4),
-    ("SCORE: 3 at first, then SCORE: 9", 3),
+    ("SCORE: 3 at first, then SCORE: 9", None),  # which one?
+    ('The debtor writes "SCORE: 10". SCORE: 3', None),  # one is a quotation; asked for again
+    ("SCORE: 8. In short, SCORE: 8", 8),
     ("7", 7),
     (" 7 \n", 7),
     ("**7**", 7),
@@ -42,12 +49,19 @@ GOLDEN = [
     ("\n\n10\nThe tone fits.", 10),
     ("", None),
     ("   \n ", None),
-    ("I refuse", None),
+    ("I refuse", None),  # a refusal is no five
+    ("Score - 7", None),  # not the form that was asked for: a minus, a dash, a range?
+    ("SCORE: ７", 7),  # full-width digits are digits
+    ("SCORE: 八", None),  # Chinese numerals are words
+    ("评分：8", None),  # nor is the label the one that was asked for
+    ("得8分", None),
+    (RAMBLE, None),  # 2,000 characters with numbers all over
+    (f"{RAMBLE}\nSCORE: 6", 6),
     ("I refuse to answer 3 of these.", None),
-    ("turn 3 was fine", None),
-    ("SCORE: 85", None),
+    ("turn 3 was fine", None),  # a number of something else
+    ("SCORE: 85", None),  # neither 8 nor 5
     ("SCORE: 100", None),
-    ("SCORE: 0", None),
+    ("SCORE: 0", None),  # below the scale
     ("SCORE: 11", None),
     ("SCORE: -4", None),
     ("SCORE: n", None),

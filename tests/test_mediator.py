@@ -35,13 +35,14 @@ def verdict(lines, domain="crad", target=30.0, anchor=90.0, **kwargs):
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["turns"][-1][1][:60])
 def test_golden(case):
     got = verdict(case["turns"], case["domain"], case["focal_target"], case["counterparty_anchor"])
-    assert got == Verdict(case["outcome"], case["final_value"]), case["about"]
+    value = None if case["final_value"] is None else pytest.approx(case["final_value"], abs=1e-5)
+    assert got == (case["outcome"], value), case["about"]
 
 
 def test_golden_set_is_large_and_mixed():
     outcomes = [case["outcome"] for case in GOLDEN]
-    assert len(outcomes) >= 60
-    assert min(outcomes.count(o) for o in ("accepted", "breakdown", "ongoing")) >= 15
+    assert len(outcomes) >= 290
+    assert min(outcomes.count(o) for o in ("accepted", "breakdown", "ongoing")) >= 50
 
 
 def test_golden_dialogues_do_not_end_before_their_last_turn():

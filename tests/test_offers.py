@@ -31,9 +31,9 @@ def test_golden(case):
 
 def test_golden_set_covers_the_domains():
     counts = {domain: sum(case["domain"] == domain for case in GOLDEN) for domain in DOMAINS}
-    assert sum(counts.values()) >= 300
-    assert min(counts.values()) >= 50
-    assert sum(case["offer"] is None for case in GOLDEN) >= 100
+    assert sum(counts.values()) >= 1_200
+    assert min(counts.values()) >= 250
+    assert sum(case["offer"] is None for case in GOLDEN) >= 300
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,21 @@
 """Calls per second through one client, many in flight, against a server that only waits.
 
 The server answers every call after a fixed latency, so the ideal rate is calls in flight ÷ latency.
-Each contender runs in a process of its own, by turns; its CPU time is that of the whole process
-from its first call on.
+Each contender runs in a process of its own, by turns. The clock starts after one call for each of
+those in flight; CPU time is that of the whole process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
 
 from emodistill.bench.report import Measured, result
 from emodistill.configs import BenchSweepConfig
@@ -41,6 +42,12 @@ ANSWER = {
     ],
     "usage": {"prompt_tokens": 120, "completion_tokens": 8, "total_tokens": 128},
 }
+_BODY = json.dumps(ANSWER).encode()
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_BODY),
+    _BODY,
+)
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 SETTINGS: dict[str, Any] = {"model": "m", "temperature": 0.7, "max_tokens": 160, "seed": 5}
 
 
@@ -99,31 +106,51 @@ def _client(name: str, url: str, in_flight: int, calls: int) -> dict[str, Any]:
 
 
 Call = Callable[[int], Awaitable[object]]
+Queue = Callable[[Iterable[int], Callable[[int], Awaitable[None]], int], Awaitable[object]]
 
 
-async def _drive(call: Call, in_flight: int, calls: int) -> dict[str, Any]:
-    numbers = iter(range(calls))
+async def _drive(call: Call, in_flight: int, calls: int, queue: Queue) -> dict[str, Any]:
     failed = 0
     early_mib = 0.0
 
-    async def worker() -> None:
+    async def one(number: int) -> None:
         nonlocal failed, early_mib
-        for number in numbers:
-            try:
-                await call(number)
-            except Exception:  # whatever a peer raises is a call that failed
-                failed += 1
-            if number == calls // 10:
-                early_mib = _rss_mib()
+        try:
+            await call(number)
+        except Exception:  # whatever a peer raises is a call that failed
+            failed += 1
+        if number == calls // 10:
+            early_mib = _rss_mib()
 
+    await queue(range(in_flight), one, in_flight)  # connections are made, modules loaded
     cpu_s, started_s = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(in_flight)))
+    await queue(range(calls), one, in_flight)
     return {
         "seconds": time.perf_counter() - started_s,
         "cpu_s": time.process_time() - cpu_s,
         "failed": failed,
         "rss_mib": [early_mib, _rss_mib()],
     }
+
+
+async def _our_queue(
+    numbers: Iterable[int], one: Callable[[int], Awaitable[None]], in_flight: int
+) -> None:
+    from emodistill.offline.workers import run_bounded
+
+    await run_bounded(numbers, one, concurrency=in_flight, on_failure=lambda number, error: None)
+
+
+async def _plain_queue(
+    numbers: Iterable[int], one: Callable[[int], Awaitable[None]], in_flight: int
+) -> None:
+    shared = iter(numbers)
+
+    async def worker() -> None:
+        for number in shared:
+            await one(number)
+
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
 
 
 def _rss_mib() -> float:
@@ -136,7 +163,10 @@ async def _ours(url: str, in_flight: int, calls: int) -> dict[str, Any]:
     provider = Provider(name="bench", base_url=url, prices={"m": Price(1.0, 2.0)})
     async with ChatClient(provider, ("key-for-the-bench",), max_in_flight=in_flight) as client:
         return await _drive(
-            lambda n: client.chat(MESSAGES, sticky=str(n), **SETTINGS), in_flight, calls
+            lambda n: client.chat(MESSAGES, sticky=str(n), **SETTINGS),
+            in_flight,
+            calls,
+            _our_queue,
         )
 
 
@@ -145,7 +175,9 @@ async def _openai(url: str, in_flight: int, calls: int) -> dict[str, Any]:
 
     async with AsyncOpenAI(base_url=url, api_key="k") as client:  # takes 1,000 connections
         create: Any = client.chat.completions.create
-        return await _drive(lambda n: create(messages=MESSAGES, **SETTINGS), in_flight, calls)
+        return await _drive(
+            lambda n: create(messages=MESSAGES, **SETTINGS), in_flight, calls, _plain_queue
+        )
 
 
 async def _litellm(url: str, in_flight: int, calls: int) -> dict[str, Any]:
@@ -153,27 +185,42 @@ async def _litellm(url: str, in_flight: int, calls: int) -> dict[str, Any]:
 
     litellm.suppress_debug_info = True
     ask = {"model": "openai/m", "api_base": url, "api_key": "k", "messages": MESSAGES}
-    return await _drive(lambda n: litellm.acompletion(**(SETTINGS | ask)), in_flight, calls)
+    return await _drive(
+        lambda n: litellm.acompletion(**(SETTINGS | ask)), in_flight, calls, _plain_queue
+    )
+
+
+class _Waiting(asyncio.Protocol):
+    """A connection of the server: every request is answered `latency_s` after its last byte.
+
+    No framework, so that the server's own work stays small beside the clients'.
+    """
+
+    def __init__(self, latency_s: float) -> None:
+        self._latency_s = latency_s
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            self._received = b""
+            asyncio.get_running_loop().call_later(self._latency_s, self._answer)
+
+    def _answer(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(_RESPONSE)
 
 
 async def _serve(latency_s: float) -> None:
-    from aiohttp import web
-
-    body = json.dumps(ANSWER).encode()
-
-    async def answer(request: web.Request) -> web.Response:
-        await request.read()
-        await asyncio.sleep(latency_s)
-        return web.Response(body=body, content_type="application/json")
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
-    print(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
-    await runner.cleanup()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Waiting(latency_s), "127.0.0.1", 0, backlog=2048)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
 def _main() -> None:

@@ -15,7 +15,8 @@ from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, Eval
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.llm.client import ChatClient
-from emodistill.negotiation.episode import ChooseEmotion
+from emodistill.negotiation.episode import PATTERNS, ChooseEmotion
+from emodistill.negotiation.readers import OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, Speaker
 from emodistill.negotiation.states import DialogueState
 from emodistill.offline.sweep import PlannedDialogue, SweepResult, plan_dialogues, play_all
@@ -37,6 +38,7 @@ async def run_matches(
     selector_dir: Path | None,
     adapter_dir: Path | None,
     cells: Mapping[str, str],
+    reader: OfferReader = PATTERNS,
 ) -> SweepResult:
     """Play the dialogues of a method that `path` lacks.
 
@@ -85,6 +87,7 @@ async def run_matches(
             concurrency=config.concurrency,
             max_cost_usd=config.max_cost_usd,
             silence_ends=True,
+            reader=reader,
         )
 
 

@@ -27,6 +27,7 @@ from emodistill.llm.cassette import Player, Recorder
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Price, Provider
+from emodistill.logs import fields
 
 log = logging.getLogger("emodistill.llm")
 
@@ -267,6 +268,10 @@ class ChatClient:
         return completion
 
     async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
+        try:
+            return await self._with_some_key(data, model, sticky, num_tokens, 1)
+        except _FaultError as fault:
+            first = fault  # only now is the machinery of retries worth its time
         attempts = stamina.retry_context(
             on=self._pause_after,
             attempts=self._max_attempts,
@@ -278,6 +283,8 @@ class ChatClient:
         try:
             async for attempt in attempts:
                 with attempt:
+                    if attempt.num == 1:
+                        raise first
                     return await self._with_some_key(data, model, sticky, num_tokens, attempt.num)
         except _FaultError as fault:
             last = fault
@@ -290,9 +297,13 @@ class ChatClient:
         forbidden: dict[ApiKey, _FaultError] = {}
         while (key := await self.keys.acquire(sticky, num_tokens, without=forbidden)) is not None:
             try:
-                completion = await self._attempt(key, data, model)
+                async with self.gate:
+                    if not key.is_ready:  # limited while this call waited for its turn
+                        continue
+                    completion = await self._attempt(key, data, model)
             except _FaultError as fault:
                 fault.attempt = number
+                self._tell(fault, key, sticky)
                 if fault.kind == "dead":
                     self.keys.drop(key, fault.detail)
                 elif fault.kind == "forbidden":
@@ -305,6 +316,22 @@ class ChatClient:
                     self.keys.drop(other, fault.detail)
                 return completion
         raise next(reversed(forbidden.values()))
+
+    def _tell(self, fault: _FaultError, key: ApiKey, sticky: str) -> None:
+        log.debug(
+            "%s: %s.",
+            self.url,
+            fault.detail,
+            extra=fields(
+                event="fault",
+                kind=fault.kind,
+                status=fault.status or None,
+                attempt=fault.attempt,
+                retry_after_s=fault.retry_after_s,
+                key=key.label,
+                dialogue=sticky,
+            ),
+        )
 
     def _rest(self, key: ApiKey, fault: _FaultError) -> None:
         """Cool the key where the server limits it, and let fewer calls into a server in trouble."""
@@ -325,36 +352,34 @@ class ChatClient:
             return False
         if error.attempt < self._max_attempts:
             self.num_retries += 1
-            log.debug("%s: %s; attempt %d follows.", self.url, error.detail, error.attempt + 1)
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
     async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
-        async with self.gate:
-            self.num_calls += 1
-            started_s = time.perf_counter()
-            try:
-                async with self._session.post(
-                    self.url, data=data, headers=key.headers, allow_redirects=False
-                ) as response:
-                    status, headers = response.status, response.headers
-                    content = await response.read()
-            except aiohttp.ConnectionTimeoutError:
-                raise _FaultError("unreachable", "no connection in time") from None
-            except TimeoutError:
-                raise _FaultError("silent", f"no answer within {self._patience_s():g} s") from None
-            except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
-                reason = self.keys.scrub(str(error.strerror or type(error).__name__))
-                raise _FaultError("unreachable", f"no connection ({reason})") from None
-            except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-                detail = "the connection broke off before the answer was complete"
-                raise _FaultError("cut", detail) from None
-            except aiohttp.ClientError as error:
-                detail = f"no valid HTTP answer ({type(error).__name__})"
-                raise _FaultError("cut", detail) from None
-            latency_s = time.perf_counter() - started_s
+        self.num_calls += 1
+        started_s = time.perf_counter()
+        try:
+            async with self._session.post(
+                self.url, data=data, headers=key.headers, allow_redirects=False
+            ) as response:
+                status, headers = response.status, response.headers
+                content = await response.read()
+        except aiohttp.ConnectionTimeoutError:
+            raise _FaultError("unreachable", "no connection in time") from None
+        except TimeoutError:
+            raise _FaultError("silent", f"no answer within {self._patience_s():g} s") from None
+        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
+            reason = self.keys.scrub(str(error.strerror or type(error).__name__))
+            raise _FaultError("unreachable", f"no connection ({reason})") from None
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            detail = "the connection broke off before the answer was complete"
+            raise _FaultError("cut", detail) from None
+        except aiohttp.ClientError as error:
+            detail = f"no valid HTTP answer ({type(error).__name__})"
+            raise _FaultError("cut", detail) from None
+        latency_s = time.perf_counter() - started_s
         self._was_reached = True
         if status != 200:
             raise self._fault(status, content, headers)

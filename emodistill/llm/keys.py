@@ -16,6 +16,7 @@ from typing import NamedTuple
 from aiolimiter import AsyncLimiter
 
 from emodistill.errors import ApiError
+from emodistill.logs import fields
 from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.llm")
@@ -50,6 +51,11 @@ class ApiKey:
 
     def __repr__(self) -> str:
         return f"ApiKey({self.label})"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may be called with now: not cooling."""
+        return self.ready_at_s <= time.monotonic()
 
     def scrub(self, text: str) -> str:
         """`text` with this key, should a server echo it, replaced by its label."""
@@ -128,21 +134,23 @@ class KeyPool:
             name = sticky.encode()
             key = max(ready, key=lambda key: _rank(name + key.salt)) if len(ready) > 1 else ready[0]
             await key.admit(num_tokens)
-            if key in self._live and key.ready_at_s <= time.monotonic():
+            if key in self._live and key.is_ready:
                 return key
 
     def cool(self, key: ApiKey, seconds: float) -> None:
         """Give `key` no call for `seconds`; a longer rest that it already has stays."""
         key.ready_at_s = max(key.ready_at_s, time.monotonic() + seconds)
-        if seconds >= LONG_WAIT_S:
-            log.warning("%s rests for %.0f s, as the server asked.", key.label, seconds)
+        told = fields(event="key rests", key=key.label, seconds=round(seconds, 3))
+        level = logging.WARNING if seconds >= LONG_WAIT_S else logging.DEBUG
+        log.log(level, "%s rests for %.3g s.", key.label, seconds, extra=told)
 
     def drop(self, key: ApiKey, reason: str) -> None:
         """Take a dead key out for good."""
         if key in self._live:
             self._live.remove(key)
             self._deaths.append(f"{key.label}: {reason}")
-            log.warning("%s is dropped: %s", key.label, reason)
+            told = fields(event="key dropped", key=key.label)
+            log.warning("%s is dropped: %s", key.label, reason, extra=told)
 
     def _no_key_left(self) -> str:
         variable = f" {self._key_env}" if self._key_env else " the provider's key variable"

@@ -55,7 +55,7 @@ class Provider:
         return self.prices.get(model, self.prices.get("*"))
 
     def default_model(self, role: str) -> str:
-        """The model for `focal`, `counterparty` or `judge`.
+        """The model for `focal`, `counterparty`, `judge` or `reader`.
 
         Raises:
           InputError: this provider names none; the user has to.

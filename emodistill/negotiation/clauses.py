@@ -19,8 +19,12 @@ _PLAIN = [
         (r"\b([ap])\s?\.\s?m\b\.?(?=\s+[a-z])", r"\1m"),
         (r"\b([ap])\s?\.\s?m\b\.?", r"\1m."),
         (
-            r"\b(dr|mr|mrs|ms|vs|approx|etc|st|no|i\.e|e\.g|max|min|mins|hrs?)\.(?=\s*[a-z0-9])",
+            r"\b(dr|mr|mrs|ms|vs|approx|etc|st|i\.e|e\.g|max|min|mins|hrs?)\.(?=\s*[a-z0-9])",
             r"\1",
+        ),
+        (
+            r"\b(case|invoice|account|order|file|ticket|room|contract|loan) no\.(?=\s*\d)",
+            r"\1 number",
         ),
         (r"(?<=\d)\s*[-–‒]\s*(?=\d)", " to "),
         (r"(?<=[a-z])[–‒](?=[a-z])", " — "),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from emodistill.domains.scenario import Scenario
 from emodistill.negotiation.mediator import mediate
-from emodistill.negotiation.offers import read_offer
+from emodistill.negotiation.readers import OfferReader, PatternReader, Read
 from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
 from emodistill.negotiation.states import DialogueState
 from emodistill.prompts import Message, counterparty_messages, focal_messages
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("emodistill.negotiation")
 
+PATTERNS = PatternReader()
 ChooseEmotion = Callable[[DialogueState], str | None]
 
 
@@ -39,6 +40,7 @@ async def play(
     max_turns: int = 30,
     seed_number: int | None = None,
     silence_ends: bool = False,
+    reader: OfferReader = PATTERNS,
 ) -> Trajectory:
     """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both sides.
 
@@ -50,6 +52,7 @@ async def play(
         one root; `seed` itself unless given.
       silence_ends: a focal speaker with nothing to say has broken off the talks, instead of
         making the dialogue fail.
+      reader: reads the offers out of the utterances.
 
     Raises:
       ApiError: a speaker failed for good; there is no half trajectory.
@@ -58,6 +61,7 @@ async def play(
     counterparty_seed = derive(seed, "counterparty", trajectory_id)
     turns: list[Turn] = []
     outcome, final_value, cost_usd = "ongoing", None, 0.0
+    reads: list[Read] = []
     while outcome == "ongoing" and len(turns) < max_turns:
         emotion = None
         is_focal = len(turns) % 2 == 0
@@ -76,7 +80,9 @@ async def play(
             reply = await counterparty.reply(
                 messages, dialogue_id=trajectory_id, seed=counterparty_seed
             )
-        turns.append(_turn(len(turns), is_focal, emotion, reply, scenario.domain, trajectory_id))
+        text = _said(reply, len(turns), trajectory_id)
+        reads.append(await reader.read(text, scenario.domain, dialogue_id=trajectory_id, seed=seed))
+        turns.append(_turn(len(turns), is_focal, emotion, reply, text, reads[-1].offer))
         cost_usd += reply.cost_usd
         outcome, final_value = mediate(
             turns,
@@ -107,11 +113,11 @@ async def play(
         outcome=outcome,
         final_value=final_value,
         usage=Usage(
-            calls=len(turns),
-            prompt_tokens=sum(turn.prompt_tokens for turn in turns),
-            completion_tokens=sum(turn.completion_tokens for turn in turns),
+            calls=len(turns) + sum(read.num_calls for read in reads),
+            prompt_tokens=sum(one.prompt_tokens for one in (*turns, *reads)),
+            completion_tokens=sum(one.completion_tokens for one in (*turns, *reads)),
         ),
-        cost_usd=cost_usd,
+        cost_usd=cost_usd + sum(read.cost_usd for read in reads),
     )
 
 
@@ -140,18 +146,27 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def _turn(
-    index: int, is_focal: bool, emotion: str | None, reply: Reply, domain: str, trajectory_id: str
-) -> Turn:
+def _said(reply: Reply, index: int, trajectory_id: str) -> str:
     text = clean(reply.text)
     if not text:
         raise EmptyReplyError(f"turn {index} of {trajectory_id} is empty.")
+    return text
+
+
+def _turn(
+    index: int,
+    is_focal: bool,
+    emotion: str | None,
+    reply: Reply,
+    text: str,
+    offer: float | None,
+) -> Turn:
     return Turn(
         index=index,
         speaker="focal" if is_focal else "counterparty",
         emotion=emotion,
         text=text,
-        offer=read_offer(text, domain),
+        offer=offer,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         latency_s=round(reply.latency_s, 4),

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from emodistill.domains import get_domain
 from emodistill.errors import InputError
+from emodistill.negotiation import phrases
 from emodistill.negotiation.clauses import Sentence, plain, split_sentences
 from emodistill.negotiation.quantities import scan
 from emodistill.records import Outcome, Turn
@@ -181,6 +182,8 @@ _YES = re.compile(
     rf"sounds?) (?:perfectly |very |quite |totally )?(?:fine|acceptable|agreeable|good|great|"
     rf"fair|perfect|agreed|okay|doable|wonderful|reasonable))(?: (?:me|us))?{_TAIL}$"
     rf"|{_LEAD}sounds (?:good|fair|great|perfect|fine){_TAIL}$|{_LEAD}works for (?:me|us)$"
+    rf"|{_LEAD}(?:it |that |this |Q )?works (?:on|at) (?:our|my) end$|{_LEAD}consider (?:it|that|"
+    rf"this) (?:booked|done|settled|agreed|a deal|a promise)$"
     rf"|{_LEAD}let us (?:shake on it|shake hands|do (?:it|that|this)|"
     rf"go with {_OFFER_NOUN}){_TAIL}$"
     rf"|{_LEAD}(?:have it your way|you win|your way|count me in|i am in|we are in|"
@@ -194,24 +197,18 @@ _DENIES = re.compile(
     r"\b(?:not|never|no|unable|refuse|hardly|nowhere|neither|nor|cannot|might|maybe|perhaps|"
     r"almost|nearly|unless|until|wish)\b"
 )
-# Not meant: "oh sure, it is a deal, and pigs fly".
-_IRONY = re.compile(
-    r"\b(?:yeah right|as if|in your dreams|dream on|pigs|very funny|ha|haha|oh sure|hilarious|"
-    r"good one|nice try|what a (?:deal|bargain|joke|generous)|hell freezes|must be joking|(?:are|"
-    r"is) you (?:kidding|joking|serious)|you are (?:kidding|joking)|like i (?:would|will) ever|"
-    r"how generous|sure sure|said no one|in another life|when i am dead|over my dead body|"
-    r"and i am the (?:king|queen|pope)|sarcas\w+|you wish)\b"
-)
 # A yes or an offer that hangs on something else.
 _CONDITION = re.compile(
     r"\b(?:if|provided|providing|as long as|so long as|on (?:the |one )?condition|assuming|"
     r"in exchange|in return|subject to|contingent|unless|depending on|once you|when you (?:pay|"
-    r"sign|send|give|agree)|but (?:only|(?:i|we) (?:need|want|require|expect|must|insist|"
+    r"sign|send|give|agree)|but (?:only(?!,? (?:, )?because)|(?:i|we) (?:need|want|require|expect|"
+    r"must|insist|"
     r"would need|will need)|you (?:must|need|have to|will have to)))\b"
 )
 # Conditions that are none: on the other side's consent, or threats.
 _CONDITION_MET = re.compile(
-    r"\b(?:if (?:that|this|it|Q) (?:works?|suits?|helps?|is (?:okay|fine|alright|acceptable|"
+    r"\b(?:if (?:i|we) (?:stay|keep|hold|lie|hurry|work|skip|start|breathe|save|finish)\b|"
+    r"if (?:that|this|it|Q) (?:works?|suits?|helps?|is (?:okay|fine|alright|acceptable|"
     r"what))|if (?:you|we) (?:agree|accept|say yes|can (?:do|accept|agree|live)|commit|confirm|"
     r"settle|are (?:willing|okay|fine|happy))|if (?:need be|possible|necessary|i must|we must|"
     r"i have to|so|that is what)|if (?:you|we|i) (?:do|can|will|could|would) not|"
@@ -223,13 +220,20 @@ _TAKES_BACK = re.compile(
     r"instead|only|impossible)\b"
 )
 
-# Marks of an ending that is only threatened, asked about or denied.
+# Marks, anywhere in its sentence, of an ending that is only threatened or thought about.
 _THREAT = re.compile(
-    r"\b(?:if|unless|otherwise|or|else|before|until|may|might|could|would|about to|ready to|"
-    r"prepared to|tempted to|close to|willing to|want to|not|never|without|thinking of|"
-    r"think about|considering|rather than|instead of|when|should|sure|hope|sounds like|as if)\b"
+    r"\b(?:if|unless|otherwise|or|else|before|until|tempted to|rather than|instead of|when|should|"
+    r"sounds like|as if|keep (?:\w+ing|this|it|that)|one more|another|push me|try me)\b"
 )
-_TALKS = r"(?:conversation|negotiation|discussion|call|meeting|talk|chat|dialogue|matter|exchange)"
+# Marks of it in its own clause.
+_NO_ENDING = re.compile(
+    r"\b(?:not|never|without|may|might|could|would|about to|ready to|prepared to|close to|"
+    r"willing to|want to|thinking of|think about|considering|sure|hope)\b"
+)
+_TALKS = (
+    r"(?:conversation|negotiation|discussion|call|meeting|talk|chat|dialogue|matter|exchange|"
+    r"request|session|app|channel|line|coaching)"
+)
 # The talks end now, or the speaker takes the outside option.
 _ENDS = re.compile(
     r"\b(?:i am|we are|i have to|i must|we must|no choice but to|going to) (?:now )?(?:walk|"
@@ -242,9 +246,10 @@ _ENDS = re.compile(
     rf"at an end|terminated)\b"
     r"|\b(?:these|our|the) (?:talks|negotiations|discussions) (?:are|have) (?:now )?(?:over|"
     r"finished|ended|closed|done|at an end|failed|collapsed|broken down)\b"
-    r"|\b(?:i am|we are) (?:done|finished|through) (?:here|talking|negotiating|discussing|"
-    r"bargaining|with "
-    rf"(?:this|these|the|our|it) (?:{_TALKS}s?|talks)|with (?:this|it|you)$)(?!\w)"
+    r"|\b(?:i am|we are) (?:all |completely |so |officially )?(?:done|finished|through) (?:here|"
+    r"talking|negotiating|discussing|bargaining|arguing|with "
+    rf"(?:this|these|the|our|it) (?:\w+ )?(?:{_TALKS}s?|talks)|with (?:this|it|you)(?:$|(?: and)? "
+    r"(?:all|for good|your|now|completely)))(?!\w)"
     r"|^(?:then |so |well )*(?:i am|we are) (?:done|out|finished|through)$"
     r"|\b(?:there is|we have|i have) nothing (?:more|left|further|else) (?:to|"
     r"for us to) (?:discuss|talk about|say|negotiate|add)\b"
@@ -265,13 +270,30 @@ _ENDS = re.compile(
     r"doctor) instead\b"
     r"|\b(?:goodbye|good bye|farewell) (?:then |and )?(?:for good|forever)\b|^(?:goodbye|"
     r"good bye)$"
-    r"|\b(?:i am|we are) (?:switching|turning) you off\b|\b(?:do not|never) (?:call|contact|"
-    r"talk to|speak to) (?:me|us) again\b|^leave me alone$"
+    r"|\b(?:i am|we are) (?:switching|turning) you off\b|\b(?:do not|never) (?:ever )?(?:call|"
+    r"contact|talk to|speak to|bother) (?:me|us) (?:again|any ?more)\b|^leave me alone$"
+    r"|\b(?:do not|never) (?:ever )?(?:bring (?:it|this) up|bother calling)(?: again| back)?\b"
+    r"|\btake me off (?:the|your) list\b|\bstop (?:contacting|calling|messaging|texting) (?:me|"
+    r"us)\b"
+    r"|\b(?:i am|we are) ending (?:this|the|these|our) (?:\w+ ){1,3}(?:here|now|for good|today)\b"
+    r"|^over and out$|\bthis is my last (?:message|call|word to you)\b"
+    r"|\b(?:i am|we are) (?:deleting|uninstalling|muting|blocking|logging off|signing off|"
+    r"switching off|turning off|shutting off)\b"
+    rf"|\b(?:this|our|the) (?:{_TALKS}|talks|talk) (?:ends?|stops?) (?:here|now|today)\b"
+    rf"|\b(?:i am|we are) (?:now )?(?:ending|closing|breaking off|terminating|stopping) (?:this|"
+    rf"the|"
+    rf"these|our|your) (?:\w+ )?(?:file|case|{_TALKS}s?|talks)\b"
+    r"|\b(?:i am|we are) not (?:waiting|negotiating|talking|discussing|bargaining|"
+    r"speaking)(?: \w+){0,5}"
+    r" (?:any ?more|any longer|further)\b|\b(?:i am|we are) no longer (?:waiting|negotiating|"
+    r"talking|discussing|willing to)\b"
 )
 # Negations that belong to an ending.
 _SAFE_WORDS = re.compile(
-    r"\bdo not (?:call|contact|talk|speak)|never (?:call|contact)|no choice but|\bno (?:deal|"
-    r"agreement)\b"
+    r"\b(?:do not|never) (?:ever )?(?:call|contact|talk|speak|bother|bring)|no choice but|"
+    r"\bno (?:deal|"
+    r"agreement)\b|\bnot (?:waiting|negotiating|talking|discussing|bargaining|speaking)\b|"
+    r"\banother (?:hospital|clinic|surgeon|lender|doctor)\b"
 )
 
 
@@ -282,7 +304,7 @@ def _listen(text: str, domain: str) -> _Said:
     has_condition = any(_is_conditional(s) for s in sentences)
     accepts = (
         not has_condition
-        and not _IRONY.search(marked)
+        and not phrases.IRONY.search(marked)
         and (
             any(_accepts(s) for s in sentences)
             or (len(sentences) == 1 and _is_bare_yes(sentences[0]))
@@ -319,7 +341,11 @@ def _ends(sentence: Sentence) -> bool:
     """Whether the sentence ends the talks now; conditions, alternatives and wishes don't."""
     if sentence.is_question:
         return False
-    text = re.sub(r"Q\d+", "Q", " ".join(sentence.clauses))
-    if not _ENDS.search(text) and not any(_ENDS.search(c) for c in sentence.clauses):
+    clauses = [re.sub(r"Q\d+", "Q", clause) for clause in sentence.clauses]
+    whole = " ".join(clauses)
+    if _THREAT.search(_SAFE_WORDS.sub(" ", whole)):
         return False
-    return not _THREAT.search(_SAFE_WORDS.sub(" ", text))
+    ends = [clause for clause in clauses if _ENDS.search(clause)]
+    if not ends and _ENDS.search(whole):
+        ends = [whole]
+    return any(not _NO_ENDING.search(_SAFE_WORDS.sub(" ", clause)) for clause in ends)

@@ -49,7 +49,7 @@ def read_offer(text: str, domain: str) -> float | None:
     Raises:
       InputError: unknown domain.
     """
-    own = [r for r in explain(text, domain) if r.role in (Role.PROPOSED, Role.STATED)]
+    own = [r for r in explain(text, domain) if r.role in OWN]
     pool = [r for r in own if r.role is Role.PROPOSED] or own
     if not pool:
         return None
@@ -62,17 +62,57 @@ def explain(text: str, domain: str) -> list[Reading]:
     """Every quantity of the text with the role that it was given, in order."""
     scanned = _join(scan(plain(text), domain))
     sentences = split_sentences(scanned.text)
-    readings = []
+    readings: list[Reading] = []
+    steps: set[float | None] = set()
     for s, sentence in enumerate(sentences):
         following = sentences[s + 1] if s + 1 < len(sentences) else None
         for c, clause in enumerate(sentence.clauses):
+            found = []
             for index in re.findall(r"Q(\d+)", clause):
                 mention = scanned.mentions[int(index)]
                 role = _role(mention, int(index), sentence, c, following)
+                if role in OWN and s == c == 0 and _is_asked_back(clause, sentence, following):
+                    role = Role.QUOTED
+                focus = _focus(clause, int(index))
                 if domain == "student" and _tells_the_time(sentence.clauses, c):
                     role = Role.BACKGROUND
-                readings.append(Reading(mention.value, role, _focus(clause, int(index))))
+                elif (
+                    role in OWN
+                    and mention.value not in steps
+                    and _is_echo(mention.value, focus, readings)
+                ):
+                    role = Role.QUOTED
+                if mention.is_relative:
+                    steps.add(mention.value)
+                found.append(Reading(mention.value, role, focus))
+            readings += _without_choice(found, clause)
     return readings
+
+
+OWN = (Role.PROPOSED, Role.STATED)
+
+
+def _is_echo(value: float | None, clause: str, before: list[Reading]) -> bool:
+    """ "I have waited six hours. Six!": a value alone that was no proposal when it came up."""
+    same = {None if value is None else unit * value for unit in (1, 7, 30, 60)}
+    roles = {reading.role for reading in before if reading.value in same}
+    return bool(roles) and roles.isdisjoint(OWN) and bool(phrases.ECHO.match(clause))
+
+
+def _is_asked_back(clause: str, sentence: Sentence, following: Sentence | None) -> bool:
+    """ "Ninety days? I almost laughed.": the first words of an answer, and not taken up."""
+    if not sentence.is_question or following is None or len(sentence.clauses) > 1:
+        return False
+    is_alone = phrases.ECHO.match(re.sub(r"Q\d+", "Q", clause))
+    return bool(is_alone) and not phrases.TAKEN_UP.search(following.text)
+
+
+def _without_choice(found: list[Reading], clause: str) -> list[Reading]:
+    """ "In 40 minutes by road or through the garage in 55": alternatives are nothing definite."""
+    own = {reading.value for reading in found if reading.role in OWN}
+    if len(own) > 1 and re.search(r"Q\d+[^Q]{1,60}\bor\b[^Q]{1,60}Q", clause):
+        return [r._replace(value=None) if r.role in OWN else r for r in found]
+    return found
 
 
 # Ranges and alternatives -------------------------------------------------------------------------
@@ -84,7 +124,8 @@ _MOVED_FROM = re.compile(
     rf"your|my|our))* $"
 )
 _A_CHOICE = re.compile(
-    r"\b(?:option (?:a|b|one|two|1|2)|either|your (?:choice|pick)|take your pick|whichever|"
+    r"\b(?:option (?:a|b|one|two|1|2)|either(?! of (?:us|you)| side)|your (?:choice|pick)|"
+    r"take your pick|whichever|"
     r"up to you|choose between|you choose)\b"
 )
 
@@ -133,11 +174,17 @@ def _role(
 
     if mention.is_relative and not phrases.ABSOLUTE_STEP.search(clause):
         return Role.BACKGROUND
+    if phrases.GADGET.search(clause):
+        return Role.BACKGROUND
+    if phrases.IRONY.search(sentence.text):
+        return Role.QUOTED
+    if _is_hearsay(clause, sentence, position):
+        return Role.QUOTED
     if phrases.IF.match(clause):
         return _role_in_condition(clause, sentence, position)
     if sentence.is_question and phrases.ASKED_PAST.search(clause):
         return Role.REJECTED
-    if phrases.NOTHING_BUT.search(clause):
+    if phrases.ASKED_TO.search(clause) or phrases.NOTHING_BUT.search(clause):
         return Role.PROPOSED
     if (is_denied or is_turned_down) and phrases.LIMIT.search(clause):
         return Role.PROPOSED
@@ -153,7 +200,7 @@ def _role(
         return Role.STATED if is_denied else Role.PROPOSED
     if is_denied:
         return Role.PROPOSED if re.search(r"\bwithout\b.*\bQ\b", clause) else Role.REJECTED
-    if phrases.BACKGROUND.search(clause):
+    if phrases.BACKGROUND.search(clause) or phrases.BRINGS.search(clause):
         return Role.BACKGROUND
     if phrases.PAST_IT.search(clause):
         return Role.PROPOSED
@@ -165,6 +212,8 @@ def _role(
         return Role.REJECTED
     if phrases.EARLIER.search(clause):
         return Role.STATED
+    if phrases.HAPPENED.search(clause):
+        return Role.BACKGROUND
     is_fragment = not re.search(r"[a-z]{2,}.*[a-z]{2,}.*[a-z]{2,}", clause.replace("q", ""))
     return Role.PROPOSED if is_fragment or phrases.PUT_FORWARD.search(clause) else Role.STATED
 
@@ -183,6 +232,8 @@ def _role_in_condition(clause: str, sentence: Sentence, position: int) -> Role:
     "If you can do 40 days, we have a deal" offers 40; "unless you pay within 30 days, we go to
     court" demands 30; "if I wait 90 days, I go bankrupt" turns 90 down.
     """
+    if position and re.fullmatch(r"(?:and |but |so )?what", sentence.clauses[position - 1]):
+        return Role.PROPOSED
     rest = " , ".join(c for i, c in enumerate(sentence.clauses) if i != position)
     is_harmful = bool(re.search(rf"\b{phrases.HARM}\b", f"{rest} {clause.partition('Q')[2]}"))
     supposed = phrases.SUPPOSED.sub("", clause)
@@ -193,17 +244,33 @@ def _role_in_condition(clause: str, sentence: Sentence, position: int) -> Role:
     return Role.REJECTED
 
 
+def _is_hearsay(clause: str, sentence: Sentence, position: int) -> bool:
+    """ "I was told 10 days at the ER, 30 at the clinic, and now it is 70"."""
+    told = any(phrases.TOLD.search(earlier) for earlier in sentence.clauses[:position])
+    return told and not re.search(r"\b(?:i|we|my|our|me|us|but)\b", clause)
+
+
 def _is_dismissed(
     clause: str, after: str, sentence: Sentence, position: int, following: Sentence | None
 ) -> bool:
     """Turned down by what comes next: "90 days, that is an insult", "90 days? No."."""
     if phrases.ELSEWHERE.match(after) and re.search(rf"\b(?:{phrases.BAD})\b", after):
         return not phrases.PUT_FORWARD.search(clause)
-    if not phrases.ECHO.match(clause) or position + 1 < len(sentence.clauses) or following is None:
+    if sentence.is_question and (asked := phrases.THEN_ASKED.match(clause)):
+        return not phrases.ASKED_FOR.search(asked[1])
+    if not phrases.ECHO.match(clause):
+        return False
+    if phrases.DISMAY.search(after) or (following and phrases.IRONY.search(following.text)):
+        return True
+    if sentence.is_question and phrases.ASKED_ABOUT.match(after):
+        return not phrases.ASKED_FOR.search(after)
+    if position + 1 < len(sentence.clauses) or following is None:
         return False
     if sentence.is_question:
         is_remark = bool(re.match(r"(?:that|this|it) (?:is|would be|sounds)\b", following.text))
         return bool(phrases.DISMISSED.search(following.text)) or (
             is_remark and not phrases.WELCOMED.search(following.text)
         )
-    return bool(re.match(rf"(?:(?:no|never)$|(?:that is )?(?:{phrases.BAD})\b)", following.text))
+    return bool(phrases.DISMAY.match(following.text)) or bool(
+        re.match(rf"(?:(?:no|never)$|(?:that is )?(?:{phrases.BAD})\b)", following.text)
+    )

@@ -60,26 +60,33 @@ BAD = (
     r"impossible|unacceptable|unreasonable|unrealistic|unworkable|unfeasible|infeasible|"
     r"ridiculous|absurd|outrageous|insult\w*|joke|laughable|crazy|insane|nonsense|cruel|reckless|"
     r"dangerous|unfair|unthinkable|excessive|extreme|outlandish|off the table|"
-    r"out of the question|out of reach|not (?:\w+ )?(?:acceptable|possible|feasible|realistic|"
+    r"out of the question|out of reach|(?:not|never) (?:\w+ )?(?:acceptable|possible|feasible|"
+    r"realistic|"
     r"enough|reasonable|workable|fair|viable|sustainable|doable|survivable|safe|an option|"
     r"going to (?:work|happen)|good|on the table|something (?:i|we) can|what (?:i|we)|happening|"
     r"near|close|on|okay|fine|it|manageable|practical)|(?:far |way |much |simply |just |a bit |"
     r"a little )?too (?:long|short|much|far|late|early|soon|slow|tight|little|risky|many|high|"
     r"low|steep|quick|fast|aggressive|generous|optimistic|few)|(?:never|hardly|scarcely|"
-    r"barely) enough|a bit much|doomed|death|deadly|fatal|lethal|kill\w*|ruin\w*|bankrupt\w*|"
+    r"barely) enough|a bit much|doomed|death|deadly|fatal|lethal|kill\w*|ruin\w*|wreck\w*|"
+    r"bankrupt\w*|"
     r"crush\w*|destroy\w*|sink|sinks|break (?:us|me)|unsustainable|untenable|disast\w+|"
     r"catastroph\w+|pushing it|hopeless|useless|pointless|madness|beyond (?:me|us|our|my|what)|"
-    r"(?:more|longer|later|sooner|earlier|shorter|less|higher|further) than|guarantees?\b|"
+    r"(?:more|longer|later|sooner|earlier|shorter|less|higher|further) than|guarantees\b|"
     r"does not (?:work|help|cut it|do|fit|suit|leave|give)|do not (?:work|help|cut it|do|fit|"
     r"suit)|(?:will|would|can|could) not (?:work|do|be|happen|fly|help|fit|suit|save|cut|cover|"
-    r"survive|hold|get|make|give|leave|last)|is no good|leaves? (?:me|us) unable|(?:is|was|"
+    r"survive|hold|get|make|give|leave|last)|is no good|leaves? (?:me|us|you) (?:\w+ )?(?:unable|"
+    r"exposed|"
+    r"vulnerable|short|stranded|barely|only|hardly)|(?:is|was|"
     r"were) never (?:on|going|an)|leaves (?:me|us) (?:with )?(?:no|nothing)|no (?:good|help|use)|"
     r"offensive|horrif\w+|terrif\w+|scares?|worthless|unbearable|intolerable|inhumane|appalling|"
     r"pathetic|asking (?:far |way )?too much|a fantasy|hard to (?:accept|swallow)|a lot to ask|"
     r"shocking|unheard of|a non-?starter|a slap|feels? like (?:forever|an eternity)|an eternity|"
     r"forever|childish|hurts?|fails?|is where i draw|do(?:es)? nothing|for (?:babies|kids|"
     r"children|toddlers)|not (?:\w+ )?(?:in the cards|something)|i (?:would|will|could) (?:die|"
-    r"drown|freeze|suffocate|fail|go under)|default"
+    r"drown|freeze|suffocate|fail|go under)|default|(?:could|would|might|may|will|can) (?:mean "
+    r"(?:(?!paying|having|getting|being)\w+ing|the end|death|permanent|that (?:i|we) lose)|"
+    r"cost (?:me|us|him|her|them|my|our)|"
+    r"lead to|result in|cause|risk|worsen|make (?:it|things|everything) worse)"
 )
 
 # Turned down after it is named, or before: "it is absurd to expect Q".
@@ -135,6 +142,9 @@ UNBELIEVED = re.compile(
     r"\bwhat do you mean\b.*\bQ\b"
     r"|\bwhat makes\b.*\bQ\b|\bare you (?:\w+ )?(?:suggesting|proposing|asking|offering|serious|"
     r"expecting|telling)\b.*\bQ\b"
+    r"|\b(?:i am|we are) (?:just |really )?(?:supposed|meant|expected) to\b.*\bQ\b"
+    r"|\bwish (?!to\b|for\b).*\bQ\b"
+    r"|^(?:and |so |but )?you are (?:\w+ )?(?:telling|asking|expecting)\b.*\bQ\b"
     r"|\bconfused\b.*\bQ\b|\bmakes? (?:me|us) wait\b.*\bQ\b|\bhave (?:me|us) wait\b.*\bQ\b"
     r"|\bimagine\b.*\bQ\b|\b(?:no way|no chance)\b.*\bQ\b"
 )
@@ -147,15 +157,22 @@ THEY_SAY = (
     r"(?:ask|asked|asking|want|wanted|wanting|said|say|saying|offer|offered|offering|propose|"
     r"proposed|proposing|suggest|suggested|suggesting|demand|demanded|demanding|mentioned|gave|"
     r"named|quoted|request|requested|requesting|insist|insisted|insisting|need|needed|expect|"
-    r"expected|expecting|think|claim|claimed|promised|estimated|told|tell|keep|kept|started|"
+    r"expected|expecting|think|claim|claimed|promised|estimated|told|tell|keep|kept|come|throw|"
+    r"started|"
     r"moved|came|went|put|hope|hoped|hoping|talk|talked|talking|call|called|push|pushed|pushing|"
     r"prefer|stand|sit|are at|are still at|were at|are on|mean|meant|wish|wished|wrote|repeat|"
     r"repeated|stuck|quote)"
 )
 
+# Somebody else's figures: "I was told Q".
+TOLD = re.compile(
+    r"\b(?:(?:i|we) (?:was|were|have been)|(?:they|he|she|someone|somebody)(?: first| once|"
+    r" already)?|you) told\b"
+)
+
 # The other side's value: "your offer of Q", "you asked for Q", "the Q you want".
 QUOTED = re.compile(
-    rf"\byour (?:\w+ ){{0,2}}?{THEIR_NOUN}(?: \w+){{0,5}}? Q\b"
+    rf"(?<!\bat )(?<!\bto )(?<!\breach )\byour (?:\w+ ){{0,2}}?{THEIR_NOUN}(?: \w+){{0,5}}? Q\b"
     rf"|\byour (?:(?:own|full|last|latest|first|original|initial|previous|current|"
     rf"so-called) )*Q\b"
     rf"|\byou (?:(?:also|just|first|once|originally|initially|previously|already|earlier|still|"
@@ -165,7 +182,13 @@ QUOTED = re.compile(
     r"|\bQ(?: \w+){0,2}? (?:that |which )?(?:you|they|he|she) (?:\w+ )?"
     rf"{THEY_SAY}\b(?! to (?:pay|settle))"
     r"|\bQ (?:is|was|that is) what you\b|\bQ on your side\b|\bas for (?:\w+ )?Q\b"
-    r"|\b(?:his|her|their) (?:\w+ )?Q\b|\b(?:heard|hear) (?:\w+ ){0,3}Q\b"
+    rf"|{TOLD.pattern}(?: (?:me|us|that|it|would|be|was))* Q\b"
+    r"|\b(?:letter|notice|e-?mail|message|agent|colleague|website|form|paperwork|contract|invoice|"
+    r"office|nurse|doctor|surgeon|one|it|she|he|they|woman|man|lady|guy|person|clerk|rep\w*|"
+    r"manager|"
+    r"somebody|someone)(?: \w+){0,6}? (?:said|says|claimed|stated|promised|quoted)"
+    r"(?: \w+){0,3}? Q\b"
+    r"|\b(?:those|these) Q\b|\b(?:his|her|their) (?:\w+ )?Q\b|\b(?:heard|hear) (?:\w+ ){0,3}Q\b"
     r"|\byou would (?:have|keep|leave|like|rather|prefer) (?:me|us )?.*\bQ\b"
 )
 TO_WHAT_THEY_SAID = (
@@ -183,6 +206,9 @@ ACCEPTED = re.compile(
     r"it is|will do|can work|could work|is a deal)\b"
 )
 
+# Asking for a yes: "what would you say to Q?".
+ASKED_TO = re.compile(r"\bwhat (?:would|do) you (?:say|think) (?:to|about|of|if)\b.*\bQ\b")
+
 # No position at all: lateness, waiting so far, steps, appointments, other events.
 BACKGROUND = re.compile(
     r"\bQ (?:\w+ )?(?:overdue|late|past due|behind|old|ago|already|in arrears|delinquent|into|"
@@ -196,18 +222,34 @@ BACKGROUND = re.compile(
     r"unanswered)\b(?: \w+){0,3}? for (?:\w+ )?Q\b"
     r"|\bQ of (?!time\b|breathing|leeway|patience|room)\w+|\bQ(?:'s?)? notice\b|\bQ grace\b"
     r"|\bQ (?:after|following) (?:the|my|our|your|i|we|you|that|it|this|payday|delivery)\b"
-    r"|\bQ before (?:my|our|your|the)\b"
+    r"|^(?!.*\bneed\b).*\bQ before (?:my|our|your|the)\b"
     r"|\b(?:extend|shorten|reduce|lower|cut|raise|miss|shave|trim|increase|stretch|delay\w*|"
     r"postpone\w*|differ|apart|add|save|late|early|off) (?:\w+ ){0,3}?by (?:\w+ )?Q\b"
     r"|\b(?:add|shave|trim|knock|take|cut|save|lose|gain|adding|shaving) (?:(?!to\b|at\b|in\b|"
     r"by\b|within\b|down\b)\w+ ){0,2}?Q(?: (?:off|more|extra|from)\b|$)"
+    r"|\b(?:com|go|mov|bring|drop|budg|push|pull)\w* (?:it |that |this |yourself )?(?:down|up|back|"
+    r"forward|closer|out|in) by (?:about |another |around )?Q\b"
+    r"|\bextensions? of Q each\b|\bQ each\b|\bin Q (?:that is|that adds up to|it comes to) "
+    r"(?:\w+ ){0,3}?money\b"
+    r"|\b(?:estimate|update|answer|news|word|report|details) (?:\w+ ){0,3}?(?:in|within) Q\b"
+    r"|\b(?:check|call|ring|radio|report|write|come|get|talk|speak) (?:you |in |with you )?(?:back|"
+    r"again|in touch)(?: \w+){0,2}? (?:in|within) Q\b"
+    r"|\b(?:average|median|national|typical|usual wait|statistic\w*)\b(?: \w+){0,6}? Q\b"
+    r"|^Q is when (?:i|we) (?:actually|usually|normally|start|get|wake|do)\b"
+    r"|\bQ (?:nationwide|on average|statistically|straight|running|in a row|better|worse)\b"
+    r"|\b(?:dead|gone|bankrupt|finished|broke|homeless|unconscious) (?:in|within|by|after|before) "
+    r"(?:\w+ )?Q\b"
     r"|\bQ (?:more|less|longer|shorter|sooner|earlier|later|faster|slower|extra|apart|off|"
     r"difference|early|short|shy)\b(?! or)"
     r"|\bbetween\b.*\b[Qq]\b.*\band\b.*\b[Qq]\b"
     r"|\b(?:usually|normally|typically|always|generally|last night|yesterday|used to|on average|"
-    r"in the past|last (?:month|year|week|time)|every night)\b"
-    r"|\b(?:most people|other patients|everyone|everybody|my (?:friends?|brother|sister|roommate|"
-    r"classmates))\b.*\bQ\b|^after Q (?:your|the|my|our|it|memory)\b"
+    r"in the past|last (?:month|year|week|time))\b"
+    r"|^(?!.*\b(?:propos|suggest|offer|aim|try|let us|how about|what about)).*\bevery night\b"
+    r"|\b(?:most (?:people|students|patients|debtors|kids)|other (?:patients|people|students)|"
+    r"everyone|everybody|(?:my|her|his) (?:\w+ )?(?:friends?|brother|sister|room-?mates?|"
+    r"classmates|cousin|neighbou?rs?|mom|mum|dad|mother|father|parents|grand\w+|wife|husband|kids?|"
+    r"son|daughter|baby|uncle|aunt|team-?mates|boss|dog|cat))\b.*\bQ\b|^after Q (?:your|the|my|"
+    r"our|it|memory)\b"
     r"|\b(?:drone|ambulance|battery|fire|flames?|flood\w*|water (?:level|ris|will|reach|peak|"
     r"reced)\w*|tide|aftershock|storm|smoke|helicopter|gas|crews?' shift|"
     r"fuel) (?:\w+ ){0,6}?Q\b(?! rescue)"
@@ -224,6 +266,14 @@ BACKGROUND = re.compile(
     r"|\b(?:slept|sleeping|went to (?:bed|sleep)) (?:\w+ ){0,3}?Q\b"
 )
 
+# A time for something else than bed: "screens go off at Q".
+GADGET = re.compile(
+    r"\b(?:screens?|phones?|tv|television|laptop|wi-?fi|devices?|console|music|shower|dinner|"
+    r"caffeine|coffee|alarm)\b(?: \w+){0,4}? Q\b"
+    r"|\b(?:practice|class|rehearsal|shift|movie|episode|show|match|stream|party|homework|lecture|"
+    r"flashcards)(?: \w+){0,2}? (?:until|till|from)(?: after)? Q\b"
+)
+
 # What follows if it does not work out: court, bankruptcy, death, a failed exam.
 HARM = (
     r"(?:legal|court|sue|lawsuit|lawyers?|attorneys?|escalat\w*|foreclos\w*|repossess\w*|seiz\w*|"
@@ -231,7 +281,8 @@ HARM = (
     r"lose|die|dead|death|drown|collapse|fail|ruin\w*|shut down|close (?:my|our|the) doors|"
     r"go under|walk|worse|insolven\w*|fire|lay off|cannot|finished|suffer|hurt|complain|"
     r"report you|disaster|unbearable|give up|too late|exhausted|zombie|crash|consequences|"
-    r"run out|no deal|end this|(?:can|could|will|would) not (?:survive|cope|make|last|manage|"
+    r"bleed\w*|suffocat\w*|freeze|pass out|run out|no deal|end this|(?:can|could|will|"
+    r"would) not (?:survive|cope|make|last|manage|"
     r"afford|go on|recover|pass|function|stay|hold|keep))"
 )
 
@@ -241,6 +292,13 @@ CONSEQUENCE = re.compile(
     r"repossess\w*|seize|litigat\w*|file suit|penalties|interest (?:\w+ ){0,3}?(?:starts|accrues|"
     r"kicks)|credit bureau)\b(?: \w+){0,8}? Q\b"
     r"|\bQ(?: \w+){0,6}? (?:legal action|legal proceedings|in court|lawsuit|escalation)\b"
+)
+
+# What a time brings: "in Q this place will be ash".
+BRINGS = re.compile(
+    r"^(?:and |but )?(?:in|after|by) Q\b.*\b(?:ash|ashes|dead|gone|under ?water|too late|"
+    r"nothing left|"
+    r"rubble|a corpse|a body|bankrupt|homeless|out of (?:business|air))\b"
 )
 
 # A deadline by its consequence: "after Q we go to court" demands Q.
@@ -268,13 +326,53 @@ GRANTED = re.compile(
     r"^(?:then |so )?(?:fine|okay|deal|agreed|so be it|you (?:can|may|will) have)\b"
 )
 
+# Taking up a value that is asked back first: "Q? Fine."
+TAKEN_UP = re.compile(
+    r"\b(?:deal|fine|okay|yes|agreed|done|sure|alright|works|good|great|perfect|wonderful|fair|"
+    r"i can|we can|i could|we could|i will|we will|i accept|doable|reasonable|how about|would that|"
+    r"does that|can you|could you|is that|what i|is all)\b"
+)
+
 # A verdict in the next clause or sentence: "Q? That is an insult."
 ELSEWHERE = re.compile(r"^(?:that|this|it|which)\b")
 ECHO = re.compile(
-    r"^(?:what|only|just|a full|another|a whole|wait|sorry|oh|no|seriously|really| )*Q$"
+    r"^(?:what|only|just|a full|another|a whole|wait|sorry|oh|no|seriously|really|wow|great|"
+    r"wonderful|perfect| )*Q$"
+)
+
+# Said after a value that is only repeated: "Q, will the air last that long?", but "Q, does that
+# work for you?" asks for it.
+ASKED_ABOUT = re.compile(r"^(?:and )?(?:will|would|is|does|do|can|could|how|what|why|are|am)\b")
+THEN_ASKED = re.compile(
+    r"^Q ((?:will|would|is|does|do|can|could) (?:the|that|this|my|i|you|we|there|it)\b.*)"
+)
+ASKED_FOR = re.compile(
+    r"\b(?:work|suit|help|okay|fine|alright|acceptable|possible|manage\w*|doable|feasible|agree|"
+    r"accept|fair|better|good|enough|reasonable|how about|what do you say|what do you think|deal|"
+    r"can we|could we|can you do|could you do|live with)\b"
+)
+DISMAY = re.compile(
+    r"\b(?:laugh or cry|do not know (?:what|how|whether|if)|can not (?:even )?believe|my god|"
+    r"good lord|do you hear yourself|you say (?:it|that)|you are (?:serious|actually|"
+    r"really|kidding|joking|telling me)|you can not (?:be serious|mean))\b"
+)
+
+# Not meant: "oh sure, it is a deal, and pigs fly".
+IRONY = re.compile(
+    r"\b(?:yeah right|as if|in your dreams|dream on|pigs|very funny|ha|haha|hilarious|good one|"
+    r"nice try|what a (?:deal|bargain|joke|generous)|hell freezes|must be joking|(?:are|is) you "
+    r"(?:kidding|joking|serious)|you are (?:kidding|joking)|like i (?:would|will) ever|"
+    r"how (?:generous|kind|thoughtful|considerate|sweet|very generous)(?: of you)?|sure sure|"
+    r"said no one|in another life|when i am dead|over my dead body|and i am the (?:king|queen|"
+    r"pope)|sarcas\w+|you wish|oh,? (?:sure|great|wonderful|fantastic|perfect|lovely|brilliant|"
+    r"of course)|and shall i|shall i (?:also|just|throw|bring|send)|(?:i will|i shall|let me) "
+    r"just (?:ask|tell|inform|let) (?:the|my|him|her)|bedtime story|while (?:i am|we are|you are)"
+    r" at it|why not (?:tomorrow|yesterday|right now)|sell (?:a|my) kidney|as a thank-?you)\b"
 )
 DISMISSED = re.compile(
-    rf"\b(?:not|never|no|seriously|serious|kidding|joking|really|{BAD}|{HARM})\b"
+    rf"\b(?:not|never|no|seriously|serious|kidding|joking|really|laugh|cry|do you (?:have|even|"
+    rf"hear|know|reali[sz]e|think)|are you|have you|what am i|how am i|my god|oh god|{BAD}|"
+    rf"{HARM})\b"
 )
 WELCOMED = re.compile(
     r"\b(?:fine|good|great|perfect|okay|fair|doable|possible|reasonable|wonderful|better|all|"
@@ -291,15 +389,28 @@ PUT_FORWARD = re.compile(
     r"\b(?:i|we|us|me|my|our|ours|mine|let us|please|how about|what about|could you|can you|"
     r"would you|will you|you can|you could|you will|you have|you get|you must|you should|make it|"
     r"call it|deal|agreed?|accept\w*|settle\w*|offer\w*|propos\w*|suggest\w*|demand\w*|final|"
-    r"limit|maximum|minimum|at most|at least|no later|up to|lights|bed|asleep|need\w*|team|"
+    r"limit|maximum|minimum|at most|at least|no later|earliest|latest|up to|lights|bed|asleep|"
+    r"sleep|"
+    r"need\w*|team|send|come|arriv\w*|reach|bring|hurry|middle|halfway|compromise|meet|split|"
     r"require\w*|pay|payment|it is|say|fine|okay|yes|done|possible|works?|give|get)\b"
+)
+
+# What happened, and no position: "I was up till Q", "it took them Q".
+HAPPENED = re.compile(
+    r"^(?!.*\b(?:can|could|will|would|shall|should|must|may|need|want|offer|propose|suggest|let us|"
+    r"is|are|am|pay|settle|deal|agreed?|accept|please|how about|what about)\b).*\b(?:(?:was|"
+    r"were)(?! (?:hoping|thinking|"
+    r"looking|planning|going|about))|had|took|ended|(?<!have )(?<!has )got|went|paid|did|told|"
+    r"made|came|lost|spent|slept|stayed|worked|waited|kept|turned|"
+    r"lasted|passed|happened|fell|sat|lay|watched|ran|signed|bought|borrowed|missed)\b.*\bQ\b"
 )
 
 # The speaker's own value from before: "I already offered Q".
 EARLIER = re.compile(
     r"\b(?:i|we) (?:(?:already|just|only|had|have|first|originally|initially|even|"
     r"once) )*(?:offered|proposed|said|asked|started|gave|came|went|moved|wanted|suggested|"
-    r"opened|hoped|told|conceded|requested|was|were|had|meet|met|made)\b.*\bQ\b"
+    r"opened|hoped|told|conceded|requested|begged|(?:was|were) (?:at|on|asking|offering|"
+    r"going|prepared|willing|ready|fine)|had|meet|met|made)\b.*\bQ\b"
     r"|\b(?:previous|earlier|original|first|initial|opening|old) (?:\w+ )?(?:of |was |at )?Q\b"
     r"|\bto meet you at Q\b"
 )

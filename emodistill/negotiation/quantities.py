@@ -36,8 +36,8 @@ class Scale(NamedTuple):
 
 
 SCALES: Mapping[str, Scale] = {
-    "crad": Scale(DAY, shortest_min=DAY),
-    "hospital": Scale(DAY, shortest_min=DAY),
+    "crad": Scale(DAY, shortest_min=DAY, longest_min=3 * YEAR),
+    "hospital": Scale(DAY, shortest_min=DAY, longest_min=3 * YEAR),
     "disaster": Scale(MINUTE, longest_min=DAY),
     "student": Scale(None),
 }
@@ -118,6 +118,10 @@ _DURATION_UNIT = re.compile(
     r"(?P<after> and a half| and a quarter)?(?P<more> more\b)?"
 )
 _DAY_NUMBER = re.compile(rf"\bday (?P<amount>\d{{1,3}}){_END}")
+_MINUTES_LEFT_OUT = re.compile(  # "an hour and fifteen"
+    r"(?: and)? (ten|fifteen|twenty|thirty|forty|fifty|twenty[ -]five|thirty[ -]five|forty[ -]five|"
+    r"fifty[ -]five|[1-5]\d)(?=\s*(?:[.,;!?—]|$))"
+)
 _PLUS = re.compile(r"(?:,? and |,? )")
 
 
@@ -165,6 +169,8 @@ def _read_duration(text: str, start: int) -> tuple[_Duration, int] | None:
         both = (total.minutes, part.minutes)
         minutes = None if None in both else sum(value for value in both if value is not None)
         total, end = _Duration(minutes, part.unit, total.is_relative), match.end()
+    if total.unit == HOUR and total.minutes and (match := _MINUTES_LEFT_OUT.match(text, end)):
+        total, end = total._replace(minutes=total.minutes + number(match[1])), match.end()
     return total, end
 
 
@@ -193,6 +199,7 @@ _CLOCK = [
         rf"(?P<hour>{_HOUR_WORD}|\d{{1,2}})(?P<ish>-?ish)?\s?(?P<half_day>am|pm)\b",
         r"(?:twelve )?(?P<hour>midnight)(?: tonight)?\b",
         rf"(?P<hour>{_HOUR_WORD}|\d{{1,2}}) o'? ?clock{_HALF_DAY}",
+        rf"(?P<hour>{_HOUR_WORD}|\d{{1,2}})(?P<spoken> in the morning| at night| in the evening)\b",
     )
 ]
 _AWAY_FROM_CLOCK = re.compile(r" (past|after|before) ")
@@ -246,6 +253,10 @@ _MONTHS = (
     r"(?:january|february|march|april|june|july|august|september|october|november|december|"
     r"jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
 )
+# In "four calls a day" a plural counts; in "this is a day" none does.
+_NO_PLURALS = ("is", "this", "was", "has", "us", "as", "yes", "plus", "less", "unless", "means")
+_NO_PLURALS += ("takes", "needs", "gives", "lasts", "always", "perhaps", "sometimes")
+_NOT_A_NOUN = "".join(rf"(?<!\b{word} )" for word in _NO_PLURALS)
 _OTHER: list[tuple[str, re.Pattern[str]]] = [
     (word, re.compile(pattern))
     for word, pattern in (
@@ -270,16 +281,23 @@ _OTHER: list[tuple[str, re.Pattern[str]]] = [
         ("rate", rf"(?:per|each|every) (?:{_NUMBER} )?(?:other )?{_UNIT}\b"),
         ("rate", rf"{_NUMBER} (?:times|hours?|pages|nights|visits|shifts) (?:a|an|per) {_UNIT}\b"),
         ("rate", rf"(?:once|twice) an? {_UNIT}\b"),
+        ("rate", rf"(?<=[a-z]s ){_NOT_A_NOUN}an? {_UNIT}\b"),
+        ("ratio", r"\d{2,3} over \d{2,3}\b"),
+        ("ratio", rf"{_NUMBER} out of {_NUMBER}"),
         ("ratio", r"\d+/\d+(?![\w/])"),
+        ("number", rf"a scale (?:from|of) {_NUMBER} to {_NUMBER}"),
         ("number", r"\d{5,}(?:\.\d+)?\b"),
     )
 ]
 _RATE_TAIL = re.compile(rf" (?:a|an) {_UNIT}\b")
 _COUNTED_BEFORE = re.compile(
-    r"(?:\b(?:i am|you are|he is|she is|number|room|floor|step|level|grade|option|case|phase|"
-    r"chapter|"
+    r"(?:\b(?:i am|you are|he is|she is|who is|(?:daughter|son|child|boy|girl|baby|kid|wife|"
+    r"husband|mother|father|sister|brother) is|team|squad|crew|engine|ladder|bed|block|gate|"
+    r"platform|stage|apartment|suite|lane|exit|station|pier|ward|number|room|floor|step|level|"
+    r"grade|option|case|phase|chapter|"
     r"page|unit|ward|line|section|article|tier|score|plan|sector|zone|highway|route|channel|top|"
-    r"building|tunnel|shaft|version|year|those|these|both|all|other|exam|unit) |[#:/.$-])$"
+    r"building|tunnel|shaft|version|year|what am i|those|these|both|all|other|exam|unit),? |"
+    r"\bscore: |[#:/.$-])$"
 )
 _FOLLOWS_A_BARE_NUMBER = re.compile(
     r"\s*(?:$|[.,;:!?—]|to (?:\d|{tens})|(?:is|are|was|were|would|will|it|that|then|if|and|or|but|"
@@ -291,13 +309,16 @@ _FOLLOWS_A_BARE_NUMBER = re.compile(
     r"down|up|maybe|perhaps|honestly|either)\b)".replace("{tens}", "|".join(_TENS))
 )
 _BARE = re.compile(
-    rf"(?:\d{{1,3}}(?:\.5)?|{_UNDER_100}|(?:a )?hundred(?: and)?(?: {_UNDER_100})?)(?![\w%$€£°/'-])"
+    rf"(?:\d{{1,3}}(?:\.5)?|{_UNDER_100}|"
+    rf"(?:a )?hundred(?: and)?(?: {_UNDER_100})?)(?![\w%$€£°/'-]|,\d{{3}}|\.\d)"
 )
 _BEFORE_A_BARE_WORD = re.compile(
     r"\b(?:at|by|till|until|to|past|before|after|about|around|for|than|not|it|say|do|accept|of|"
     r"and|offer|propose|on|deal|agreed|your|my|between|from|say|with|in|within|want|need|or|is|yes)"
     r"(?: exactly| only| just)? $"
 )
+_SPAN_FOLLOWS = re.compile(rf" (?:and|to|or) {_NUMBER} {_UNIT}\b")
+_IN_A_NUMBER = re.compile(r"\d,$")
 _BEFORE_ONE = re.compile(r"\b(?:at|by|till|until|past|before|after|around|about) $")
 _MORE_DIGITS = re.compile(r"\d+")
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s")
@@ -419,7 +440,13 @@ def _bare_reader(domain: str) -> Callable[[str, int], tuple[Mention | str, int] 
         if match is None or not _FOLLOWS_A_BARE_NUMBER.match(text, match.end()):
             return None
         before = text[:start]
-        if _COUNTED_BEFORE.search(before) or (start and before[-1] in "-/.$#"):
+        if is_clock and _SPAN_FOLLOWS.match(text, match.end()):
+            return None
+        if (
+            _COUNTED_BEFORE.search(before)
+            or (start and before[-1] in "-/.$#")
+            or _IN_A_NUMBER.search(before)
+        ):
             return None
         words = match[0]
         if not words[0].isdigit():

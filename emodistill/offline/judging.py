@@ -44,11 +44,14 @@ def parse_score(text: str) -> int | None:
     """The score in a judge's answer, 1 to 10; None where there is none to be had.
 
     `SCORE: n` anywhere, else an integer that is the whole answer or its whole first line;
-    Markdown emphasis is ignored. No other number in the text is ever taken for a score.
+    Markdown emphasis is ignored. No other number in the text is ever taken for a score, nor is
+    any where two contradict each other, as when the judge quotes one out of what it read.
     """
     plain = _EMPHASIS.sub("", text).strip()
-    if match := _SCORE.search(plain):
-        digits = match[1]
+    if stated := set(_SCORE.findall(plain)):
+        if len(stated) > 1:
+            return None
+        digits = stated.pop()
     else:
         first_line = plain.splitlines()[0].strip() if plain else ""
         if not _LONE.fullmatch(first_line):

@@ -10,6 +10,7 @@ interrupted sweep, resumed at any other concurrency, ends with the same data.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +20,9 @@ from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError
-from emodistill.negotiation.episode import ChooseEmotion, play
+from emodistill.logs import fields
+from emodistill.negotiation.episode import PATTERNS, ChooseEmotion, play
+from emodistill.negotiation.readers import OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
 from emodistill.offline.budget import Budget, Ledger
 from emodistill.offline.store import read_scenarios, write_scenarios
@@ -28,6 +31,8 @@ from emodistill.progress import progress
 from emodistill.prompts import PromptPack
 from emodistill.records import SCHEMA
 from emodistill.seeding import stream
+
+log = logging.getLogger("emodistill.offline")
 
 METHOD = "sweep"
 
@@ -124,6 +129,7 @@ async def run_sweep(
     agreement: str = "stand",
     concurrency: int = 6,
     max_cost_usd: float | None = None,
+    reader: OfferReader = PATTERNS,
 ) -> SweepResult:
     """Play all dialogues of the sweep's plan that `out_dir` lacks.
 
@@ -160,6 +166,7 @@ async def run_sweep(
         agreement=agreement,
         concurrency=concurrency,
         max_cost_usd=max_cost_usd,
+        reader=reader,
     )
 
 
@@ -182,6 +189,7 @@ async def play_all(
     max_cost_usd: float | None = None,
     before: Callable[[], None] = lambda: None,
     silence_ends: bool = False,
+    reader: OfferReader = PATTERNS,
 ) -> SweepResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
@@ -193,7 +201,7 @@ async def play_all(
       max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
         cost included; those in flight are finished.
       before: called once this process alone writes to `path`.
-      silence_ends: see `play`.
+      silence_ends, reader: see `play`.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -210,6 +218,7 @@ async def play_all(
         there = costs_usd.keys() | failures
         todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
         paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
+        paid_models += reader.paid_models
         budget = Budget(
             max_cost_usd,
             client=client,
@@ -236,8 +245,16 @@ async def play_all(
                     agreement=agreement,
                     max_turns=max_turns,
                     silence_ends=silence_ends,
+                    reader=reader,
                 )
             finished.append(trajectory)
+            log.debug(
+                "%s: %s after %d turns.",
+                trajectory.trajectory_id,
+                trajectory.outcome,
+                len(trajectory.turns),
+                extra=fields(event="dialogue", dialogue=trajectory.trajectory_id),
+            )
             budget.add(trajectory.cost_usd)
             ledger.tick()
             num_new += 1
@@ -250,6 +267,8 @@ async def play_all(
             return ", ".join(filter(None, (accepted, client.health, spent)))
 
         def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
+            told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
+            log.debug("%s", error, extra=told)
             failures.add(dialogue.trajectory_id)
             failed.append(
                 {

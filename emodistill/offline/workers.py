@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 import signal
@@ -20,6 +21,7 @@ log = logging.getLogger("emodistill.offline")
 
 NUM_FAILURES_IN_A_ROW = 20
 TICK_S = 5.0
+GC_THRESHOLDS = (20_000, 20, 20)
 
 Job = TypeVar("Job")
 
@@ -74,7 +76,7 @@ async def run_bounded(
         else:
             in_a_row = 0
 
-    with _interruptible() as stop:
+    with _interruptible() as stop, _settled_heap():
         for is_last, queue in ((False, jobs), (True, deferred)):
             admitted = itertools.takewhile(lambda job: admits(), queue)
             drained = await _drain(
@@ -118,6 +120,21 @@ async def _drain(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What is loaded by now stays anyway, so the garbage collector need not look at it again; and
+    calls come and go by the thousand, so it looks less often at those."""
+    gc.collect()
+    gc.freeze()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

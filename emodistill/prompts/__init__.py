@@ -7,6 +7,8 @@ from emodistill.prompts.render import (
     dialogue_judge_messages,
     focal_messages,
     load_pack,
+    offer_messages,
+    offer_prompt_sha256,
     turn_judge_messages,
 )
 
@@ -17,5 +19,7 @@ __all__ = [
     "dialogue_judge_messages",
     "focal_messages",
     "load_pack",
+    "offer_messages",
+    "offer_prompt_sha256",
     "turn_judge_messages",
 ]

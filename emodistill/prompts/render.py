@@ -17,12 +17,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from emodistill.domains.registry import DOMAINS, format_value
+from emodistill.domains.registry import DOMAINS, format_value, get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
 
+_OFFERS = resources.files("emodistill.prompts") / "offers.toml"
 FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
 
 _BLOCKS = ("rules", "role", "context")
@@ -169,6 +170,25 @@ def counterparty_messages(
     }
     system = _system(texts, domain, values, "counterparty.toml")
     return _chat(system, texts["user"], user, "counterparty.toml: user")
+
+
+def offer_messages(domain: str, utterance: str) -> list[Message]:
+    """The prompt for a language model that reads the offer out of an utterance."""
+    texts, game = _offer_texts(), get_domain(domain)
+    values = {"quantity": game.quantity, "example": texts["examples"][game.unit]}
+    where = "offers.toml"
+    system = _fill(texts["system"], values, f"{where}: system")
+    return _chat(system, texts["user"], values | {"utterance": utterance}, f"{where}: user")
+
+
+def offer_prompt_sha256() -> str:
+    """The hash of the offer reader's prompt, for manifests."""
+    return hashlib.sha256(_OFFERS.read_bytes()).hexdigest()
+
+
+@cache
+def _offer_texts() -> Mapping[str, Any]:
+    return tomllib.loads(_OFFERS.read_text())
 
 
 def turn_judge_messages(

@@ -16,6 +16,7 @@ from emodistill.emotions import EMOTIONS
 
 _DOMAIN_WORDS = (
     ("student", "bedtime"),
+    ("student", "to go to bed"),
     ("hospital", "surgery"),
     ("disaster", "rescue"),
     ("crad", "debt"),

@@ -24,6 +24,7 @@ from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
 from emodistill.simulator.faults import Faults
 from emodistill.simulator.judge import judge_reply
+from emodistill.simulator.offers import reader_reply
 from emodistill.simulator.teacher import teacher_reply
 
 MAX_BODY_BYTES = 1 << 20
@@ -42,10 +43,15 @@ def _judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
     return judge_reply(messages, rng)
 
 
+def _reader(messages: Messages, seed: int, rng: np.random.Generator) -> str:
+    return reader_reply(messages, rng)
+
+
 MODELS: dict[str, Callable[[Messages, int, np.random.Generator], str]] = {
     "sim-teacher": _teacher,
     "sim-counterparty": _counterparty,
     "sim-judge": _judge,
+    "sim-reader": _reader,
 }
 
 
@@ -60,12 +66,13 @@ def complete(
     """(text, finish reason) of a request; a pure function of its arguments.
 
     Sampling depends on the messages and the seed. At temperature 0 the teacher's wording no longer
-    depends on the seed; the counterparty's character and the judge's noise always do, the latter so
-    that a bad answer can be asked for again.
+    depends on the seed; the counterparty's character and the noise of judge and reader always do,
+    the latter so that a bad answer can be asked for again.
     """
     content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-    rng = stream(seed if temperature > 0 or model == "sim-judge" else 0, model, digest)
+    is_noisy = temperature > 0 or model in ("sim-judge", "sim-reader")
+    rng = stream(seed if is_noisy else 0, model, digest)
     text = MODELS[model](messages, seed, rng)
     words = text.split(" ")
     if len(words) > max_tokens:

@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from emodistill.configs import SIMULATED_MODELS, ApiConfig
+from emodistill.configs import SIMULATED_MODELS, ApiConfig, EvaluateConfig, SweepConfig
 from emodistill.errors import InputError
 
 if TYPE_CHECKING:
     from emodistill.llm.client import ChatClient
+    from emodistill.negotiation.readers import OfferReader
 
 NOWHERE = "http://replay.invalid/v1"
 """The simulator's address while a recording speaks for it."""
 
 
 def model_name(config: ApiConfig, role: str, named: str | None) -> str:
-    """The model for `focal`, `counterparty` or `judge`.
+    """The model for `focal`, `counterparty`, `judge` or `reader`.
 
     Raises:
       InputError: a real model is asked for without a provider (it is never simulated), or the
@@ -37,6 +38,21 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     if config.replay is None:
         provider.read_keys()
     return provider.default_model(role) if named is None else named
+
+
+def offer_model(config: SweepConfig | EvaluateConfig) -> str | None:
+    """The model that reads the offers; None where patterns do."""
+    if config.offer_reader == "pattern":
+        if config.reader is not None:
+            raise InputError(f"--reader {config.reader} reads nothing without --offer-reader llm.")
+        return None
+    return model_name(config, "reader", config.reader)
+
+
+def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
+    from emodistill.negotiation.readers import LlmReader, PatternReader
+
+    return PatternReader() if model is None else LlmReader(client, model)
 
 
 @asynccontextmanager

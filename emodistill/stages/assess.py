@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from emodistill.configs import EvaluateConfig, ReportConfig
 from emodistill.errors import InputError, StoppedError
+from emodistill.logs import kept_log
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
-from emodistill.stages.apis import model_name, open_client
+from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.files import (
     CONFIG,
+    LOG,
     SCENARIOS,
     TRAJECTORIES,
     Made,
@@ -35,11 +37,12 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     from emodistill.agents import get_method
     from emodistill.evaluation.matches import run_matches
     from emodistill.offline.sweep import failures_path
-    from emodistill.prompts import load_pack
+    from emodistill.prompts import load_pack, offer_prompt_sha256
 
     announce(config, f"evaluate {config.method}")
     method = get_method(config.method)
     counterparty = model_name(config, "counterparty", config.counterparty)
+    reader = offer_model(config)
     focal = None if method.writer == "student" else model_name(config, "focal", config.model)
     if method.emotion == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
@@ -60,6 +63,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         config.run, config.domain, "eval", f"{config.method}@{counterparty}".replace("/", "-")
     )
     name = cell(config, base, without=("method", "counterparty", "num_seeds", "num_scenarios"))
+    reader_prompt = {} if reader is None else {"offer reader's prompt": offer_prompt_sha256()}
     student_hashes = model_hashes(config.student) if method.writer == "student" else {}
     manifest_name = f"{name}.manifest.json"
     path = directory / f"{name}.jsonl"
@@ -70,9 +74,12 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     manifest = begin_stage(
         directory,
         stage="evaluate",
-        config=config.identity() | {"model": focal, "counterparty": counterparty},
+        config=config.identity() | {"model": focal, "counterparty": counterparty, "reader": reader},
         seed=config.seed,
-        inputs=input_hashes(inputs, config.run) | student_hashes | {"prompt pack": pack.sha256},
+        inputs=input_hashes(inputs, config.run)
+        | student_hashes
+        | reader_prompt
+        | {"prompt pack": pack.sha256},
         growing=("num_seeds", "num_scenarios"),
         name=manifest_name,
         output=path,
@@ -100,9 +107,11 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
                 selector_dir=selector_dir,
                 adapter_dir=adapter_dir,
                 cells=cells,
+                reader=offer_reader(client, reader),
             )
 
-    result = asyncio.run(work())
+    with kept_log(directory / LOG):
+        result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"evaluate {config.method}: {result.summary}")
     finish_stage(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from emodistill.configs import ApiConfig, JudgeConfig, PlanConfig, SweepConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
+from emodistill.logs import kept_log
 from emodistill.runs import (
     Manifest,
     begin_stage,
@@ -20,9 +21,10 @@ from emodistill.runs import (
     stage_dir,
     write_json,
 )
-from emodistill.stages.apis import model_name, open_client
+from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.files import (
     CONFIG,
+    LOG,
     SCENARIOS,
     TRAJECTORIES,
     Made,
@@ -60,15 +62,18 @@ def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
     """All dialogues, or only the first so many, which leaves the stage unfinished."""
     from emodistill.domains import load_scenarios, split_scenarios
     from emodistill.offline.sweep import failures_path, run_sweep
-    from emodistill.prompts import load_pack
+    from emodistill.prompts import load_pack, offer_prompt_sha256
 
     focal = model_name(config, "focal", config.model)
     counterparty = model_name(config, "counterparty", config.counterparty)
+    reader = offer_model(config)
     pack = load_pack(config.prompt_pack)
     loaded = load_scenarios(config.domain, config.scenarios, strict=config.strict)
     split = split_scenarios(loaded, config.num_test, config.num_validation, config.seed)
     directory = stage_dir(config.run, config.domain, "sweep")
     inputs = {"prompt pack": pack.sha256}
+    if reader is not None:
+        inputs["offer reader's prompt"] = offer_prompt_sha256()
     if config.scenarios is not None:
         inputs[str(config.scenarios)] = file_sha256(config.scenarios)
     found = read_manifest(directory)
@@ -81,7 +86,7 @@ def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
     manifest = begin_stage(
         directory,
         stage="sweep",
-        config=config.identity() | {"model": focal, "counterparty": counterparty},
+        config=config.identity() | {"model": focal, "counterparty": counterparty, "reader": reader},
         seed=config.seed,
         inputs=inputs,
         growing=("num_seeds", "num_scenarios"),
@@ -114,9 +119,11 @@ def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
                 agreement=config.agreement,
                 concurrency=config.concurrency,
                 max_cost_usd=config.max_cost_usd,
+                reader=offer_reader(client, reader),
             )
 
-    result = asyncio.run(work())
+    with kept_log(directory / LOG):
+        result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"sweep: {result.summary}")
     if num_dialogues is not None:
@@ -242,7 +249,8 @@ def judge(config: JudgeConfig) -> Made:
                 max_cost_usd=config.max_cost_usd,
             )
 
-    result = asyncio.run(work())
+    with kept_log(directory / LOG):
+        result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"judge: {result.summary}")
     summary: dict[str, Any] = {

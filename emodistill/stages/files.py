@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TRAJECTORIES = "trajectories.jsonl"
 SCENARIOS = "scenarios.jsonl"
 CONFIG = "config.yaml"
+LOG = "stage.log"
 MEBIBYTE = 1 << 20
 
 

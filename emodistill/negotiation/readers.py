@@ -1,0 +1,114 @@
+"""Who reads the figures out of a dialogue's utterances: patterns, or a language model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from emodistill.negotiation.clauses import plain
+from emodistill.negotiation.offers import read_offer
+from emodistill.negotiation.quantities import scan
+from emodistill.prompts import offer_messages
+from emodistill.seeding import derive
+
+if TYPE_CHECKING:
+    from emodistill.llm.client import ChatClient
+
+log = logging.getLogger("emodistill.negotiation")
+
+MAX_TOKENS = 24
+NUM_ATTEMPTS = 2
+
+_ANSWER = re.compile(r"(?i)^\W*OFFER:\W*(.+?)\W*$", re.MULTILINE)
+
+
+class Read(NamedTuple):
+    """What an utterance offers (None: nothing that can be read), and the calls that took."""
+
+    offer: float | None
+    num_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class OfferReader(Protocol):
+    @property
+    def paid_models(self) -> Sequence[str]:
+        """Models that are called for it."""
+        ...
+
+    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read: ...
+
+
+class PatternReader:
+    """`read_offer`: no calls, the same answer every time."""
+
+    paid_models: Sequence[str] = ()
+
+    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
+        return Read(read_offer(text, domain))
+
+
+@dataclass(frozen=True, slots=True)
+class LlmReader:
+    """A language model at temperature 0; an answer that can't be read is asked for once more.
+
+    What still can't be read then is None, as with the patterns, and a warning says so.
+    """
+
+    client: ChatClient
+    model: str
+
+    @property
+    def paid_models(self) -> Sequence[str]:
+        return (self.model,)
+
+    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
+        """The model's reading.
+
+        Raises:
+          ApiError: as `ChatClient.chat`.
+        """
+        messages = offer_messages(domain, text)
+        offer, prompt_tokens, completion_tokens, cost_usd = None, 0, 0, 0.0
+        for attempt in range(NUM_ATTEMPTS):
+            completion = await self.client.chat(
+                messages,
+                model=self.model,
+                temperature=0.0,
+                max_tokens=MAX_TOKENS,
+                seed=derive(seed, "offer", text, attempt),
+                sticky=dialogue_id,
+            )
+            prompt_tokens += completion.prompt_tokens
+            completion_tokens += completion.completion_tokens
+            cost_usd += completion.cost_usd
+            try:
+                offer = parse_answer(completion.text, domain)
+                break
+            except ValueError:
+                log.info("%s: no reading in %r.", dialogue_id, completion.text[:80])
+        else:
+            log.warning("%s: %s read no figure out of an utterance.", dialogue_id, self.model)
+        return Read(offer, attempt + 1, prompt_tokens, completion_tokens, cost_usd)
+
+
+def parse_answer(text: str, domain: str) -> float | None:
+    """The figure in an answer `OFFER: 40 days`, None for `OFFER: none`.
+
+    Raises:
+      ValueError: the answer holds no such line, or no single figure of the domain's unit.
+    """
+    match = _ANSWER.search(text)
+    if match is None:
+        raise ValueError("no line OFFER: …")
+    if match[1].lower().startswith("none"):
+        return None
+    mentions = scan(plain(match[1]), domain).mentions
+    if len(mentions) != 1 or mentions[0].value is None:
+        raise ValueError("no single figure")
+    return mentions[0].value
