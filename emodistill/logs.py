@@ -40,6 +40,12 @@ class _JsonFormatter(logging.Formatter):
 class _QuietHandler(logging.FileHandler):
     """A log that can't be written must not end the work that it tells of."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening it
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         self.setLevel(logging.CRITICAL + 1)
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections import Counter
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from aiohttp import web
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.errors import InputError
 from emodistill.llm import ChatClient, Provider
+from emodistill.logs import kept_log
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import run_sweep
 from emodistill.prompts import load_pack
@@ -19,6 +21,7 @@ from emodistill.simulator.faults import RETRY_AFTER_S, SHARES, Faults, open_log,
 from emodistill.simulator.server import make_app
 
 KEYS = tuple(f"sk-secret-{word}-{n}{n}{n}{n}" for n, word in enumerate(("a", "b", "c", "d")))
+UNDER_WAY_S = 0.2
 SHARE = {"429": 0.3, "500": 0.03, "hang": 0.002, "cut": 0.02, "empty": 0.01}
 SHARE |= {"non-json": 0.02, "content-type": 0.02, "dead-key": 1.0}
 
@@ -54,9 +57,11 @@ def bad_day(tmp_path_factory):
         await runner.cleanup()
         return result
 
-    result = asyncio.run(main())
+    with kept_log(folder / "stage.log"):
+        result = asyncio.run(main())
     calls = [json.loads(line) for line in log.getvalue().splitlines()]
-    return SimpleNamespace(folder=folder, calls=calls, result=result)
+    told = [json.loads(line) for line in (folder / "stage.log").read_text().splitlines()]
+    return SimpleNamespace(folder=folder, calls=calls, told=told, result=result)
 
 
 def test_no_dialogue_is_lost_and_none_comes_twice(bad_day):
@@ -70,13 +75,15 @@ def test_every_fault_has_happened(bad_day):
 
 
 def test_a_key_that_has_to_rest_gets_no_call(bad_day):
-    """But for those that were under way when it was limited."""
-    resting_from = {}
-    for call in bad_day.calls:
-        since_s = call["time_s"] - resting_from.get(call["key"], -1e9)
-        assert not 0.5 < since_s < RETRY_AFTER_S, call
-        if call["fault"] == "429":
-            resting_from[call["key"]] = call["time_s"]
+    """But for those that were under way when it was limited. The server's log says when it was
+    called, the client's when a key began to rest and for how long."""
+    rests = [line for line in bad_day.told if line.get("event") == "key rests"]
+    assert max(line["seconds"] for line in rests) == RETRY_AFTER_S and len(rests) > 20
+    for line in rests:
+        from_s = datetime.fromisoformat(line["time"]).timestamp()
+        for call in bad_day.calls:
+            if line["key"].endswith(call["key"]):
+                assert not UNDER_WAY_S < call["time_s"] - from_s < line["seconds"], (line, call)
 
 
 def test_a_dead_key_is_left_alone_once_it_is_known(bad_day):
@@ -84,9 +91,21 @@ def test_a_dead_key_is_left_alone_once_it_is_known(bad_day):
     assert len(died) >= 1 and max(died) - min(died) < 1.0
 
 
-def test_no_key_is_in_any_file(bad_day):
+def test_no_part_of_a_key_but_its_last_four_characters_is_in_any_file(bad_day):
     files = [path for path in bad_day.folder.rglob("*") if path.is_file()]
-    assert files and not any(b"secret" in path.read_bytes() for path in files)
+    assert {path.name for path in files} >= {"stage.log", "trajectories.jsonl", "failures.jsonl"}
+    parts = {key[i : i + 5] for key in KEYS for i in range(len(key) - 4)}
+    for path in files:
+        text = path.read_text()
+        assert not [part for part in parts if part in text], path
+    assert "key …0000" in "".join(line.get("key", "") for line in bad_day.told)
+
+
+def test_the_log_names_every_kind_of_trouble(bad_day):
+    faults = [line for line in bad_day.told if line.get("event") == "fault"]
+    assert {line["kind"] for line in faults} >= {"limited", "broken", "cut", "alien", "dead"}
+    assert all(line["dialogue"].startswith("crad/") and line["attempt"] >= 1 for line in faults)
+    assert sum(line.get("event") == "dialogue" for line in bad_day.told) == 200
 
 
 def test_shares_as_they_are_typed():

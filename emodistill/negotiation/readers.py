@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from emodistill.logs import fields
 from emodistill.negotiation.clauses import plain
 from emodistill.negotiation.offers import read_offer
 from emodistill.negotiation.quantities import scan
@@ -36,6 +37,9 @@ class Read(NamedTuple):
 
 
 class OfferReader(Protocol):
+    num_unread: int
+    """Utterances that it has given up on."""
+
     @property
     def paid_models(self) -> Sequence[str]:
         """Models that are called for it."""
@@ -48,20 +52,22 @@ class PatternReader:
     """`read_offer`: no calls, the same answer every time."""
 
     paid_models: Sequence[str] = ()
+    num_unread = 0
 
     async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
         return Read(read_offer(text, domain))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LlmReader:
     """A language model at temperature 0; an answer that can't be read is asked for once more.
 
-    What still can't be read then is None, as with the patterns, and a warning says so.
+    What still can't be read then is None, as with the patterns, and counted.
     """
 
     client: ChatClient
     model: str
+    num_unread: int = 0
 
     @property
     def paid_models(self) -> Sequence[str]:
@@ -91,9 +97,10 @@ class LlmReader:
                 offer = parse_answer(completion.text, domain)
                 break
             except ValueError:
-                log.info("%s: no reading in %r.", dialogue_id, completion.text[:80])
+                told = fields(event="no reading", dialogue=dialogue_id, attempt=attempt + 1)
+                log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
         else:
-            log.warning("%s: %s read no figure out of an utterance.", dialogue_id, self.model)
+            self.num_unread += 1
         return Read(offer, attempt + 1, prompt_tokens, completion_tokens, cost_usd)
 
 

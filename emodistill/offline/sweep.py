@@ -264,7 +264,8 @@ async def play_all(
         def note() -> str:
             accepted = f"{num_accepted / num_new:.0%} accepted" if num_new else ""
             spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
-            return ", ".join(filter(None, (accepted, client.health, spent)))
+            unread = f"{reader.num_unread:,} utterances unread" if reader.num_unread else ""
+            return ", ".join(filter(None, (accepted, unread, client.health, spent)))
 
         def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
             told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
