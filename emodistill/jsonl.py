@@ -84,6 +84,11 @@ class JsonlAppender:
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
             self.sync()
 
+    def clear(self) -> None:
+        """Drop all lines."""
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         os.fsync(self._fd)

@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "emodistill"
 
 LAYERS = (
-    *("errors", "emotions", "seeding", "records", "jsonl", "logs", "runs", "progress", "configs", "cli"),
+    *("errors", "emotions", "seeding", "records", "jsonl", "logs", "runs", "progress"),
+    *("configs", "cli"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors", "agents"),
     *("evaluation", "reports", "stages", "pipeline", "bench"),

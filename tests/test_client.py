@@ -436,6 +436,21 @@ def test_trouble_lowers_the_calls_in_flight_and_success_raises_them_again():
     assert limits[1] < limits[4] <= limits[-1] == 20
 
 
+def test_a_server_that_breaks_now_and_then_is_not_slowed_down_for_it():
+    async def respond(call):
+        return fault(500) if call.number % 30 == 7 else ok("Hi.")
+
+    async def job(client, server):
+        limits = []
+        for _ in range(8):
+            await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(40)))
+            limits.append(client.gate.limit)
+        return limits, client.num_retries
+
+    limits, num_retries = run(respond, job, max_in_flight=20)
+    assert limits == [20] * 8 and num_retries >= 10
+
+
 def test_a_cancelled_caller_leaves_its_place():
     async def main():
         gate = Gate(1)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import aiohttp
 import stamina
@@ -79,6 +79,14 @@ class Completion(NamedTuple):
     cost_usd: float
 
 
+class Memory(Protocol):
+    """Answers that a dialogue (`sticky`) has got before, by the bytes of the request."""
+
+    def take(self, dialogue: str, body: bytes) -> Completion | None: ...
+
+    def keep(self, dialogue: str, body: bytes, completion: Completion) -> None: ...
+
+
 class _FaultError(Exception):
     """What went wrong with an attempt."""
 
@@ -123,7 +131,8 @@ class ChatClient:
       recorder: keeps every call that is finished.
       player: answers every call; nothing is ever connected to.
 
-    `usage` counts what has happened so far.
+    `usage` counts what has happened so far. `memory`, where it is set, is asked before the server
+    and told what that answers.
     """
 
     def __init__(
@@ -148,6 +157,7 @@ class ChatClient:
             limits=provider.limits,
         )
         self.gate = Gate(max_in_flight)
+        self.memory: Memory | None = None
         self.url = f"{provider.base_url}/chat/completions"
         self.num_calls = 0
         self.num_retries = 0
@@ -241,9 +251,19 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
-        num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
+        if self.memory is None:
+            return await self._answer(data, model, max_tokens, sticky)
+        completion = self.memory.take(sticky, data)
+        if completion is None:
+            completion = await self._answer(data, model, max_tokens, sticky)
+            self.memory.keep(sticky, data, completion)
+        return completion
+
+    async def _answer(self, data: bytes, model: str, max_tokens: int, sticky: str) -> Completion:
+        """From a recording, or from the server and into one."""
         if self._player is not None:
             return self._replayed(await self._player.play(sticky, data))
+        num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
         try:
             completion = await self._call(data, model, sticky, num_tokens)
         except (RefusedError, ExhaustedError) as error:

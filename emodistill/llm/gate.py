@@ -9,6 +9,10 @@ from types import TracebackType
 
 BACK_OFF = 0.7
 """What a sign of overload leaves of the limit."""
+TOLERATED = 0.1
+"""A server that breaks under fewer of its calls than this is merely unreliable: slowing down would
+cost time and mend nothing."""
+WEIGHT = 1 / 32
 
 
 class Gate:
@@ -29,6 +33,7 @@ class Gate:
         self.num_in_flight = 0
         self._pause_s = pause_s
         self._cut_at_s = -pause_s
+        self._share_troubled = 0.0  # of the last thirty calls or so
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
@@ -55,13 +60,15 @@ class Gate:
 
     def went_well(self) -> None:
         """A call was answered: one more call in flight for every `limit` of these."""
+        self._share_troubled *= 1.0 - WEIGHT
         self.limit = min(float(self.ceiling), self.limit + 1.0 / self.limit)
         self._wake()
 
     def overloaded(self) -> None:
         """The server limited a call, broke under it, or stayed silent."""
+        self._share_troubled += WEIGHT * (1.0 - self._share_troubled)
         now = time.monotonic()
-        if now - self._cut_at_s >= self._pause_s:
+        if self._share_troubled >= TOLERATED and now - self._cut_at_s >= self._pause_s:
             self._cut_at_s = now
             self.limit = max(1.0, self.limit * BACK_OFF)
 

@@ -84,6 +84,7 @@ class Budget:
       max_usd: None for no ceiling.
       ledger: knows what has been spent.
       before_usd: what each finished job of earlier runs has cost.
+      unfinished_usd: what jobs that go on have cost already.
       models: whose prices must be known, if there is a ceiling.
 
     Raises:
@@ -98,13 +99,14 @@ class Budget:
         ledger: Ledger,
         models: Iterable[str],
         before_usd: Iterable[float] = (),
+        unfinished_usd: float = 0.0,
     ) -> None:
         self.max_usd = max_usd
         self.is_spent = False
         self._ledger = ledger
         costs = list(before_usd)
         self._done_usd = sum(costs)
-        self._lost_usd = max(0.0, ledger.before.cost_usd - self._done_usd)
+        self._lost_usd = max(0.0, ledger.before.cost_usd - self._done_usd - unfinished_usd)
         self._num_done = len(costs)
         self._num_running = 0
         if max_usd is not None:

@@ -4,6 +4,8 @@
     sweep/trajectories.jsonl   finished dialogues, each appended whole
     sweep/failures.jsonl       dialogues that failed for good, with the reason
 
+and, while there are dialogues that have begun and not ended, their answers (`unfinished`).
+
 The emotions are a plan that depends on the seed and the dialogue's id alone, so that an
 interrupted sweep, resumed at any other concurrency, ends with the same data.
 """
@@ -11,7 +13,8 @@ interrupted sweep, resumed at any other concurrency, ends with the same data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +29,7 @@ from emodistill.negotiation.readers import OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
 from emodistill.offline.budget import Budget, Ledger
 from emodistill.offline.store import read_scenarios, write_scenarios
+from emodistill.offline.unfinished import Unfinished, unfinished_path
 from emodistill.offline.workers import run_bounded
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack
@@ -211,11 +215,14 @@ async def play_all(
         JsonlAppender(path) as finished,
         JsonlAppender(failures_path(path)) as failed,
         Ledger(path, client) as ledger,
+        ExitStack() as stack,
     ):
         before()
         costs_usd = _finished_costs_usd(path)
         failures = _failed_ids(failed.path) - costs_usd.keys()
         there = costs_usd.keys() | failures
+        unfinished = stack.enter_context(Unfinished(unfinished_path(path), there))
+        stack.enter_context(_remembering(client, unfinished))
         todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
         paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
         paid_models += reader.paid_models
@@ -225,11 +232,13 @@ async def play_all(
             ledger=ledger,
             models=paid_models,
             before_usd=costs_usd.values(),
+            unfinished_usd=unfinished.cost_usd,
         )
         num_accepted = num_new = 0
 
         async def run_one(dialogue: PlannedDialogue) -> None:
             nonlocal num_new, num_accepted
+            unfinished.begin(dialogue.trajectory_id)
             with budget.running():
                 trajectory = await play(
                     dialogue.scenario,
@@ -248,6 +257,7 @@ async def play_all(
                     reader=reader,
                 )
             finished.append(trajectory)
+            unfinished.forget(trajectory.trajectory_id)
             log.debug(
                 "%s: %s after %d turns.",
                 trajectory.trajectory_id,
@@ -271,6 +281,7 @@ async def play_all(
             told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
             log.debug("%s", error, extra=told)
             failures.add(dialogue.trajectory_id)
+            unfinished.forget(dialogue.trajectory_id)
             failed.append(
                 {
                     "schema": SCHEMA,
@@ -304,6 +315,15 @@ async def play_all(
         trajectories_path=path,
         failures_path=failed.path,
     )
+
+
+@contextmanager
+def _remembering(client: ChatClient, unfinished: Unfinished) -> Iterator[None]:
+    client.memory = unfinished
+    try:
+        yield
+    finally:
+        client.memory = None
 
 
 def failures_path(path: Path) -> Path:

@@ -1,0 +1,119 @@
+"""The answers that dialogues have got so far, so that a stop loses no call but those in flight.
+
+    sweep/trajectories.unfinished      one answer a line, of dialogues that are not finished
+
+A dialogue is written whole when it ends. Until then its answers are kept here: whoever starts again
+hears them at once, as does a dialogue that is put off and played once more. An answer belongs to
+the SHA-256 of its request, so that no other settings ever meet it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from emodistill.errors import InputError
+from emodistill.jsonl import JsonlAppender, read_lines
+from emodistill.llm.client import Completion
+
+NUM_STALE_LINES = 5_000
+"""Lines of finished dialogues that the file may hold before it is written anew."""
+
+
+class _Answer(NamedTuple):
+    request: str
+    completion: Completion
+
+
+class Unfinished:
+    """A context manager; `play_all` has the client ask it before it asks a server.
+
+    Args:
+      path: of the file; deleted at the end where nothing is unfinished.
+      done: dialogues whose answers are of no more use.
+
+    Raises:
+      InputError: the file holds something else, or another process writes to it.
+    """
+
+    def __init__(self, path: Path, done: Container[str]) -> None:
+        self._lines = JsonlAppender(path)
+        self._answers: dict[str, list[_Answer]] = {}
+        self._known: dict[tuple[str, str], deque[Completion]] = {}
+        self._num_stale = 0
+        for value, where in read_lines(path):
+            dialogue, answer = _read(value, where)
+            if dialogue in done:
+                self._num_stale += 1
+            else:
+                self._answers.setdefault(dialogue, []).append(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lines.close()
+        if not self._answers:
+            self._lines.path.unlink(missing_ok=True)
+
+    @property
+    def cost_usd(self) -> float:
+        """What the answers have cost."""
+        return sum(a.completion.cost_usd for answers in self._answers.values() for a in answers)
+
+    def begin(self, dialogue: str) -> None:
+        """The dialogue is played from its opening: what it has heard, it hears again."""
+        answers = self._answers.get(dialogue, [])
+        for request, _ in answers:
+            self._known[dialogue, request] = deque()
+        for request, completion in answers:
+            self._known[dialogue, request].append(completion)
+
+    def take(self, dialogue: str, body: bytes) -> Completion | None:
+        """The answer that this request has got before, None where it has got none."""
+        known = self._known.get((dialogue, _sha256(body)))
+        return known.popleft() if known else None
+
+    def keep(self, dialogue: str, body: bytes, completion: Completion) -> None:
+        answer = _Answer(_sha256(body), completion)
+        self._answers.setdefault(dialogue, []).append(answer)
+        self._write(dialogue, answer)
+
+    def forget(self, dialogue: str) -> None:
+        """The dialogue is finished, or has failed for good."""
+        answers = self._answers.pop(dialogue, [])
+        for request, _ in answers:
+            self._known.pop((dialogue, request), None)
+        self._num_stale += len(answers)
+        if self._num_stale >= NUM_STALE_LINES:
+            self._lines.clear()
+            for name, kept in self._answers.items():
+                for answer in kept:
+                    self._write(name, answer)
+            self._num_stale = 0
+
+    def _write(self, dialogue: str, answer: _Answer) -> None:
+        answered = answer.completion._asdict()
+        self._lines.append({"dialogue": dialogue, "request": answer.request, "answer": answered})
+
+
+def unfinished_path(path: Path) -> Path:
+    """`trajectories.unfinished` beside `trajectories.jsonl`."""
+    return path.with_suffix(".unfinished")
+
+
+def _read(value: Any, where: str) -> tuple[str, _Answer]:
+    try:
+        return value["dialogue"], _Answer(value["request"], Completion(**value["answer"]))
+    except (LookupError, TypeError):
+        raise InputError(
+            f"{where}: no answer of an unfinished dialogue. Delete the file; those dialogues are "
+            "then played from their opening."
+        ) from None
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
