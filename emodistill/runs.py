@@ -90,8 +90,13 @@ def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk doesn't say where
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_tensors(

@@ -75,7 +75,10 @@ class SweepResult(NamedTuple):
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
         if self.stopped == "interrupted":
-            text += ". Stopped as asked; what is finished is kept, start again to go on"
+            text += (
+                ". Stopped as asked: what is finished is kept, and what was under way will go on "
+                "where it was; start again to go on"
+            )
         elif self.stopped == "cost":
             text += ". Stopped by --max-cost-usd; raise it and start again to go on"
         return f"{text}. They are in {self.trajectories_path}."
