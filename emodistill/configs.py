@@ -171,6 +171,8 @@ class JudgeConfig(ApiConfig):
     level: Literal["turn", "dialogue"] = "turn"
     repeats: int = 1
     """Independent scores per item."""
+    retry_unanswered: bool = operational(False)
+    """Ask once more for the items that a server refused or never answered."""
     compare: str | None = operational(None)
     """Ask nothing; say how far the scores there are from those of this other judge."""
     prompt_pack: Path | None = None

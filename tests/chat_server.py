@@ -45,6 +45,8 @@ class ChatServer:
         await self._runner.cleanup()
 
     async def _handle(self, request):
+        if request.path.endswith("/num_calls"):
+            return web.Response(text=str(len(self.calls)))
         if not request.path.endswith("/v1/chat/completions"):
             return web.json_response({"error": {"message": f"no {request.path}"}}, status=404)
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -38,7 +38,7 @@ async def play(client, out_dir, *, concurrency=6, num_seeds=2):
 def record(folder, out_dir, respond=negotiating):
     async def main():
         async with ChatServer(respond) as server:
-            with Recorder(folder) as recorder:
+            with Recorder(folder, "run") as recorder:
                 client = ChatClient(
                     provider(server.base_url), (), backoff_s=0.001, recorder=recorder
                 )
@@ -115,7 +115,7 @@ def test_what_was_never_asked_is_said(tmp_path):
 def test_keys_are_not_recorded(tmp_path):
     async def main():
         async with ChatServer(negotiating) as server:
-            with Recorder(tmp_path / "tape") as recorder:
+            with Recorder(tmp_path / "tape", "run") as recorder:
                 keys = ("sk-secret-AAAA1111",)
                 async with ChatClient(provider(server.base_url), keys, recorder=recorder) as client:
                     await play(client, tmp_path / "a", num_seeds=1)
@@ -140,7 +140,7 @@ def test_the_same_request_twice_gets_both_answers_in_order(tmp_path):
 
     async def main():
         async with ChatServer(counting) as server:
-            with Recorder(tmp_path) as recorder:
+            with Recorder(tmp_path, "run") as recorder:
                 async with ChatClient(provider(server.base_url), (), recorder=recorder) as client:
                     first = [(await client.chat([], **ask)).text for _ in range(2)]
         async with ChatClient(provider(NOWHERE), (), player=Player(tmp_path)) as client:
@@ -148,3 +148,11 @@ def test_the_same_request_twice_gets_both_answers_in_order(tmp_path):
 
     first, second = asyncio.run(main())
     assert first == second == ["answer 0", "answer 1"]
+
+
+def test_a_folder_holds_the_recording_of_one_run(tmp_path):
+    record(tmp_path / "tape", tmp_path / "a")
+    with Recorder(tmp_path / "tape", "run"):
+        pass  # which may go on
+    with pytest.raises(InputError, match=r"holds the recording of run; .* Name an empty one"):
+        Recorder(tmp_path / "tape", "another")

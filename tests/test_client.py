@@ -15,9 +15,10 @@ from chat_server import CUT, ChatServer, fault, ok, scripted
 
 from emodistill.errors import ApiError, InputError
 from emodistill.llm import ChatClient, ExhaustedError, Price, Provider, RefusedError, get_provider
-from emodistill.llm.client import retry_after_s
+from emodistill.llm import keys as llm_keys
+from emodistill.llm.client import CeilingError, retry_after_s
 from emodistill.llm.gate import Gate
-from emodistill.llm.keys import UNLIMITED, KeyPool, Limits
+from emodistill.llm.keys import UNLIMITED, ApiKey, KeyPool, Limits
 from emodistill.llm.providers import load_providers
 
 KEYS = ("sk-secret-one-AAAA1111", "sk-secret-two-BBBB2222", "sk-secret-three-CCCC3333")
@@ -26,7 +27,7 @@ FAST = {"backoff_s": 0.01, "max_backoff_s": 0.02}
 QUICK = {**FAST, "timeout_s": 5.0}
 
 
-def run(respond, job, *, keys=KEYS[:1], limits=UNLIMITED, **settings):
+def run(respond, job, *, keys=KEYS[:1], limits=UNLIMITED, dead_codes=(), **settings):
     """Run `job(client, server)` against a server that answers by `respond`."""
 
     async def main():
@@ -37,6 +38,7 @@ def run(respond, job, *, keys=KEYS[:1], limits=UNLIMITED, **settings):
                 key_env="TEST_KEY",
                 prices={"m": Price(1.0, 2.0)},
                 limits=limits,
+                dead_codes=dead_codes,
             )
             async with ChatClient(provider, keys, **(QUICK | settings)) as client:
                 return await job(client, server)
@@ -385,9 +387,150 @@ OPENAI_ERRORS = [
 @pytest.mark.parametrize(("status", "message", "code", "num_calls", "words"), OPENAI_ERRORS)
 def test_the_errors_that_openai_documents(status, message, code, num_calls, words):
     body = {"error": {"message": message, "type": "x", "param": None, "code": code}}
-    error, calls = ask_and_count(scripted(lambda: web.json_response(body, status=status)))
+    codes = get_provider("openai").dead_codes
+    respond = scripted(lambda: web.json_response(body, status=status))
+    error, calls = ask_and_count(respond, dead_codes=codes)
     assert message.split(" `")[0] in str(error) and words in str(error)
     assert len(calls) == num_calls
+
+
+# What DashScope's list of error codes gives in its compatible mode: its "insufficient_quota" is a
+# limit of tokens per minute, and an unpaid account comes as a 400.
+DASHSCOPE_ERRORS = [
+    (429, "You exceeded your current quota", "insufficient_quota", 8, "add keys"),
+    (429, "Requests rate limit exceeded", "limit_requests", 8, "add keys"),
+    (400, "Access denied, make sure your account is in good standing", "Arrearage", 1, "balance"),
+    (401, "Incorrect API key provided", "invalid_api_key", 1, "no API key is left"),
+    (404, "The model `m` does not exist", "model_not_found", 1, "Check the model's name"),
+]
+
+
+@pytest.mark.parametrize(("status", "message", "code", "num_calls", "words"), DASHSCOPE_ERRORS)
+def test_the_errors_that_dashscope_documents(status, message, code, num_calls, words):
+    body = {"error": {"message": message, "type": code, "param": None, "code": code}}
+    codes = get_provider("dashscope").dead_codes
+    respond = scripted(lambda: web.json_response(body, status=status))
+    error, calls = ask_and_count(respond, dead_codes=codes)
+    assert message.split(" `")[0] in str(error) and words in str(error)
+    assert len(calls) == num_calls
+
+
+# As a llama.cpp server (llama-cpp-python 0.3.36 with SmolLM2-135M) has answered.
+LLAMA_ANSWER = {
+    "id": "chatcmpl-8d3c7b4e",
+    "object": "chat.completion",
+    "created": 1764041524,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"content": "Hello there! I'm here to help", "role": "assistant"},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ],
+    "usage": {"prompt_tokens": 33, "completion_tokens": 8, "total_tokens": 41},
+}
+LLAMA_TOO_LONG = {
+    "error": {
+        "message": "This model's maximum context length is 2048 tokens. However, you requested "
+        "4039 tokens (4031 in the messages, 8 in the completion). Please reduce the length of "
+        "the messages or completion.",
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
+}
+LLAMA_LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+
+
+def test_the_answers_of_a_llama_cpp_server():
+    completion, _ = ask_and_count(scripted(lambda: web.json_response(LLAMA_ANSWER)))
+    assert completion.text == "Hello there! I'm here to help"
+    assert (completion.prompt_tokens, completion.completion_tokens) == (33, 8)
+    error, calls = ask_and_count(scripted(lambda: web.json_response(LLAMA_TOO_LONG, status=400)))
+    assert type(error) is RefusedError and "2048 tokens" in str(error) and len(calls) == 1
+    completion, calls = ask_and_count(
+        scripted(
+            lambda: web.json_response(LLAMA_LOADING, status=503),
+            lambda: web.json_response(LLAMA_ANSWER),
+        )
+    )
+    assert completion.completion_tokens == 8 and len(calls) == 2
+
+
+def test_a_key_that_a_server_quotes_is_told_by_its_last_four_characters_at_most(caplog):
+    """OpenAI blots out the middle; others quote it whole, or a part of it."""
+    caplog.set_level("DEBUG", logger="emodistill")
+    key = "sk-qv8sHJq2mVxT4HW9Z"
+    for quoted in (key, "sk-qv8sH************HW9Z", key[:11], key[6:]):
+        respond = scripted(lambda: fault(401, f"Incorrect API key provided: {quoted}."))  # noqa: B023
+        error, _ = ask_and_count(respond, keys=(key,))
+        told = f"{error} {caplog.text} {[record.__dict__ for record in caplog.records]}"
+        assert "Incorrect API key provided" in told and "HW9Z" in told
+        assert not [key[i : i + 5] for i in range(len(key) - 4) if key[i : i + 5] in told], quoted
+
+
+def test_calls_that_wait_for_their_turn_leave_a_dead_key_alone():
+    async def respond(call):
+        await asyncio.sleep(0.01)
+        return fault(401, "dead") if call.key == KEYS[0] else ok("Hi.")
+
+    async def job(client, server):
+        await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(20)))
+        return [call.key for call in server.calls].count(KEYS[0])
+
+    assert run(respond, job, keys=KEYS[:2], max_in_flight=1) == 1
+
+
+def test_a_call_that_waits_while_its_key_is_limited_takes_another():
+    async def respond(call):
+        await asyncio.sleep(0.01)
+        return fault(429, **{"Retry-After": "30"}) if call.key == KEYS[0] else ok("Hi.")
+
+    async def job(client, server):
+        await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(20)))
+        return [call.key for call in server.calls].count(KEYS[0])
+
+    assert run(respond, job, keys=KEYS[:2], max_in_flight=1) == 1
+
+
+def test_a_request_larger_than_a_periods_share_of_tokens_waits_for_several(monkeypatch):
+    monkeypatch.setattr(llm_keys, "PERIOD_S", 0.1)
+
+    async def main():
+        key = ApiKey("sk-secret-AAAA1111", 0, Limits(tokens_per_minute=60_000))
+        started_s = time.monotonic()
+        await key.admit(350)  # 100 at once, then 1,000 a second
+        return time.monotonic() - started_s
+
+    assert 0.2 <= asyncio.run(main()) < 5
+
+
+def test_cached_prompt_tokens_have_their_own_price():
+    price = Price(1.0, 2.0, 0.1)
+    assert price.cost_usd(1_000_000, 0, 600_000) == pytest.approx(0.46)
+    assert Price(1.0, 2.0).cost_usd(1_000_000, 0, 600_000) == pytest.approx(1.0)
+    for cached in (
+        {"prompt_tokens_details": {"cached_tokens": 600}},
+        {"prompt_cache_hit_tokens": 600},
+    ):
+        usage = {"prompt_tokens": 1_000, "completion_tokens": 500} | cached
+        body = LLAMA_ANSWER | {"usage": usage}
+        completion, _ = ask_and_count(scripted(lambda: web.json_response(body)))  # noqa: B023
+        assert completion.cost_usd == pytest.approx(0.002)  # this price knows no cache
+
+
+def test_nothing_is_asked_beyond_the_ceiling():
+    async def job(client, server):
+        client.ceiling_usd = 0.0029
+        for _ in range(2):
+            await ask(client)  # 0.002 each
+        with pytest.raises(CeilingError, match="are spent"):
+            await ask(client)
+        return len(server.calls)
+
+    assert run(scripted(lambda: ok("Hi.", 1_000, 500)), job) == 2
 
 
 # Limits

@@ -21,7 +21,7 @@ from emodistill.simulator.faults import RETRY_AFTER_S, SHARES, Faults, open_log,
 from emodistill.simulator.server import make_app
 
 KEYS = tuple(f"sk-secret-{word}-{n}{n}{n}{n}" for n, word in enumerate(("a", "b", "c", "d")))
-UNDER_WAY_S = 0.2
+UNDER_WAY_S = 0.15
 SHARE = {"429": 0.3, "500": 0.03, "hang": 0.002, "cut": 0.02, "empty": 0.01}
 SHARE |= {"non-json": 0.02, "content-type": 0.02, "dead-key": 1.0}
 
@@ -40,7 +40,7 @@ def bad_day(tmp_path_factory):
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         provider = Provider(name="test", base_url=url, key_env="TEST_KEY")
         client = ChatClient(
-            provider, KEYS, timeout_s=2.0, backoff_s=0.02, max_backoff_s=0.1, max_in_flight=32
+            provider, KEYS, timeout_s=2.0, backoff_s=0.3, max_backoff_s=0.6, max_in_flight=32
         )
         async with client:
             result = await run_sweep(

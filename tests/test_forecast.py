@@ -12,6 +12,7 @@ from emodistill.errors import InputError
 from emodistill.llm.keys import Limits
 from emodistill.offline.budget import read_usage
 from emodistill.offline.forecast import forecast
+from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
 
 PRICES = '[simulator]\nprices = { "*" = [1.0, 2.0] }\n'
@@ -44,9 +45,12 @@ def pilot_of(size):
 
 
 def test_hours_are_what_the_slowest_bound_allows():
-    pilot, judged = pilot_of(4), [JUDGEMENT] * 6
+    pilot, judged = (
+        pilot_of(4),
+        [dataclasses.replace(JUDGEMENT, trajectory_id="0", turn_index=0, repeat=0)] * 6,
+    )
     busy_s = sum(turn.latency_s for t in pilot for turn in t.turns)
-    calls = sum(len(t.turns) for t in pilot)
+    calls = sum(t.usage.calls for t in pilot)
     size = {"num_dialogues": 400, "concurrency": 2}
     free = forecast(pilot, judged, **size)
     assert free.sweep.num_calls == 100 * calls and free.judge.num_calls == 600
@@ -54,6 +58,31 @@ def test_hours_are_what_the_slowest_bound_allows():
     slow = forecast(pilot, judged, **size, num_keys=3, limits=Limits(requests_per_minute=0.5))
     assert slow.sweep.hours == pytest.approx(100 * calls / 1.5 / 60)
     assert free.error == 0
+
+
+def test_only_the_pilots_own_first_scores_of_turns_count():
+    pilot = pilot_of(2)
+    own = dataclasses.replace(JUDGEMENT, trajectory_id="1", turn_index=0, repeat=0)
+    others = [
+        dataclasses.replace(own, trajectory_id="elsewhere"),
+        dataclasses.replace(own, turn_index=None),
+        dataclasses.replace(own, repeat=1),
+    ]
+    found = forecast(pilot, [own, *others], num_dialogues=20, concurrency=1)
+    assert found.judge.num_calls == 10
+
+
+def test_a_pilot_of_a_sweep_that_is_there_judges_itself_alone(tmp_path, capsys):
+    shared = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 6, "offer_reader": "llm"}
+    stages.sweep(SweepConfig(**shared))
+    out = stages.plan(PlanConfig(**shared, pilot=3))
+    judged = list(read_judgements(tmp_path / "crad/judge/sim-judge.jsonl"))
+    assert len({j.trajectory_id for j in judged}) == 3
+    found = json.loads(out.read_text())
+    used = read_usage(tmp_path / "crad/sweep/trajectories.jsonl")
+    assert found["sweep"]["num_calls"] == pytest.approx(used.num_calls, rel=0.5)
+    settings = tmp_path / "crad/sweep/config.yaml"
+    assert f"go on with python scripts/sweep.py --config {settings}" in capsys.readouterr().out
 
 
 def test_one_dialogue_is_no_pilot():

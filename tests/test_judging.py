@@ -71,6 +71,9 @@ GOLDEN = [
     ("0", None),
     ("-5", None),
     ("7.5", None),
+    ("SCORE: 7.5", None),  # no integer, and neither 7 nor 8
+    ("SCORE: 7-8", None),
+    ("On the SCORE: 1-10 scale I give 8", None),
     ("8/10", None),
     ("8 out of 10", None),
     ("1. The offer is clear.", None),
@@ -216,6 +219,17 @@ def test_what_stays_unreadable_is_failed_and_no_mean_moves(path, answer):
     assert result.failure_rates == {"sweep": 0.5}
     again, calls = judge(path, respond)
     assert calls == [] and again.num_failed == NUM_TURNS // 2
+
+
+def test_what_was_refused_is_asked_for_again_where_one_says_so(path):
+    async def refusing(call):
+        return fault(400, "no") if asks_about(call, "in sweep 1") else ok("no score here")
+
+    judge(path, refusing, DIALOGUES)
+    again, calls = judge(path, trajectories=DIALOGUES, retry_unanswered=True)
+    assert len(calls) == NUM_TURNS // 2, "an answer without a score has been an answer"
+    assert again.num_scored == again.num_failed == NUM_TURNS // 2
+    assert judge(path, trajectories=DIALOGUES, retry_unanswered=True)[1] == []
 
 
 def test_failure_rates_are_told_apart_by_arm(path, capsys):

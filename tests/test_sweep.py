@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from emodistill.prompts import load_pack
 
 SCENARIOS = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
 NUM_SEEDS = 3
+CONCURRENCY = 4
+PRICE_OF_A_CALL = 0.015  # 15 tokens at a thousand dollars a million
 N = 15
 PACK = load_pack()
 SERVER = Path(__file__).with_name("chat_server.py")
@@ -235,10 +238,33 @@ def test_a_ceiling_on_the_cost_stops_cleanly_and_later_goes_on(tmp_path):
     assert result.stopped == "cost" and "--max-cost-usd" in result.summary
     assert 0 < result.num_finished < N
     spent_usd = sum(t.cost_usd for t in read_trajectories(tmp_path / "trajectories.jsonl"))
-    assert result.cost_usd == pytest.approx(spent_usd)
+    assert spent_usd <= result.cost_usd <= 0.3 + 2 * PRICE_OF_A_CALL
     again, calls = sweep(tmp_path, price=1e3, max_cost_usd=spent_usd)
     assert calls == [] and again.stopped == "cost"
     assert sweep(tmp_path, price=1e3)[0].num_finished == N
+
+
+def test_a_ceiling_holds_before_any_dialogue_has_ended(tmp_path):
+    """All begin at once, and nobody knows yet what one costs."""
+    result, calls = sweep(tmp_path, price=1e3, max_cost_usd=0.1, concurrency=12)
+    assert result.stopped == "cost" and result.num_finished < N
+    assert 0.1 <= result.cost_usd <= 0.1 + 12 * PRICE_OF_A_CALL
+    assert result.cost_usd == pytest.approx(len(calls) * PRICE_OF_A_CALL)
+    whole, more = sweep(tmp_path, price=1e3, concurrency=12)
+    assert whole.num_finished == N and whole.stopped is None
+    num_calls = sum(t.usage.calls for t in read_trajectories(tmp_path / "trajectories.jsonl"))
+    assert len(calls) + len(more) == num_calls, "nothing was paid twice"
+
+
+def test_what_a_kill_has_kept_from_the_ledger_is_counted_from_the_dialogues(tmp_path):
+    sweep(tmp_path, price=1e3, num_seeds=1)
+    whole = read_usage(tmp_path / "trajectories.jsonl")
+    (tmp_path / "trajectories.usage.json").write_text(
+        json.dumps(whole._replace(num_calls=1, prompt_tokens=3, cost_usd=0.0)._asdict())
+    )
+    result, calls = sweep(tmp_path, price=1e3, num_seeds=1)
+    assert calls == [] and result.cost_usd == pytest.approx(whole.cost_usd)
+    assert read_usage(tmp_path / "trajectories.jsonl") == pytest.approx(whole)
 
 
 def test_other_scenarios_in_the_same_place_are_refused(tmp_path):
@@ -310,6 +336,12 @@ def start(server, out_dir, num_seeds=8):
     )
 
 
+def num_calls_of(server):
+    """How many calls the server process has got so far."""
+    with urllib.request.urlopen(f"{server}/num_calls") as response:
+        return int(response.read())
+
+
 def wait_for_lines(out_dir, count, process):
     path = out_dir / "trajectories.jsonl"
     while not path.exists() or path.read_bytes().count(b"\n") < count:
@@ -324,6 +356,7 @@ def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(
     server, tmp_path, num_kills, num_seeds
 ):
     moments, planned = random.Random(0), 5 * num_seeds
+    before = num_calls_of(server)
     for kill in range(num_kills):
         process = start(server, tmp_path / "killed", num_seeds)
         goal = planned * (kill + moments.random()) / (num_kills + 1)
@@ -340,6 +373,8 @@ def test_killed_at_any_moment_it_ends_with_exactly_the_planned_dialogues(
     found = ids(tmp_path / "killed")
     assert len(found) == len(set(found)) == planned
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    num_calls = sum(t.usage.calls for t in read_trajectories(tmp_path / "whole/trajectories.jsonl"))
+    assert num_calls_of(server) - before <= num_calls + CONCURRENCY * num_kills
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

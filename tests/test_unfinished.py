@@ -67,7 +67,7 @@ def test_other_requests_are_not_answered_from_memory(tmp_path):
         assert memory.take("d", b"a request") is None
         memory.begin("d")
         assert memory.take("d", b"a request") == ANSWER
-        assert memory.cost_usd == 0.25
+        assert memory.usage.cost_usd == 0.25
 
 
 def test_answers_of_finished_dialogues_are_dropped(tmp_path, monkeypatch):

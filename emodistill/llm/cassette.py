@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import heapq
+import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, read_lines
 
 CALLS = "calls.jsonl"
+OWNER = "recording.json"
 NUM_IDLE_TICKS = 50
 
 Call = Mapping[str, Any]
@@ -29,10 +31,22 @@ Call = Mapping[str, Any]
 
 
 class Recorder:
-    """Appends calls to a folder; a context manager."""
+    """Appends calls to a folder; a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+      owner: the run that is recorded; a folder holds one.
+
+    Raises:
+      InputError: the folder holds the recording of another run.
+    """
+
+    def __init__(self, folder: Path, owner: str) -> None:
         self._lines = JsonlAppender(folder / CALLS)
+        try:
+            _claim(folder, owner)
+        except BaseException:
+            self._lines.close()
+            raise
 
     def __enter__(self) -> Recorder:
         return self
@@ -44,6 +58,17 @@ class Recorder:
         """Keep a finished call."""
         request = hashlib.sha256(body).hexdigest()
         self._lines.append({"dialogue": dialogue, "request": request, **call})
+
+
+def _claim(folder: Path, owner: str) -> None:
+    label = folder / OWNER
+    if (folder / CALLS).stat().st_size == 0 or not label.exists():
+        label.write_text(json.dumps({"run": owner}) + "\n")
+    elif (found := json.loads(label.read_text()).get("run")) != owner:
+        raise InputError(
+            f"--record {folder} holds the recording of {found}; two runs in one folder could not "
+            "be told apart. Name an empty one."
+        )
 
 
 class Player:

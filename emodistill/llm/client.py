@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import aiohttp
 import stamina
 
-from emodistill.errors import ApiError
+from emodistill.errors import ApiError, EmodistillError
 from emodistill.llm.cassette import Player, Recorder
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
@@ -38,11 +38,12 @@ BYTES_PER_TOKEN = 4
 NUM_FIRST_CONTACTS = 3
 DEAD_KEY_STATUSES = {401, 402}
 FORBIDDEN_STATUS = 403
-NO_MONEY_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
-"""With a 429: the account has nothing left, and waiting does not help."""
 MISPLACED_STATUSES = {404, 405}
 TROUBLE_STATUSES = {408, 429}
 FINAL_KINDS = ("refused", "forbidden", "misplaced")
+
+_MASKED = re.compile(r"\S*\*{3,}\S*")
+"""A key with its middle blotted out, as OpenAI's own messages quote it."""
 
 Message = Mapping[str, object]
 
@@ -53,6 +54,10 @@ class RefusedError(ApiError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class CeilingError(EmodistillError):
+    """The money that may be spent is spent; nothing was asked."""
 
 
 class ExhaustedError(ApiError):
@@ -132,7 +137,7 @@ class ChatClient:
       player: answers every call; nothing is ever connected to.
 
     `usage` counts what has happened so far. `memory`, where it is set, is asked before the server
-    and told what that answers.
+    and told what that answers. Once `ceiling_usd` is spent, every call raises CeilingError.
     """
 
     def __init__(
@@ -158,6 +163,7 @@ class ChatClient:
         )
         self.gate = Gate(max_in_flight)
         self.memory: Memory | None = None
+        self.ceiling_usd = math.inf
         self.url = f"{provider.base_url}/chat/completions"
         self.num_calls = 0
         self.num_retries = 0
@@ -176,6 +182,7 @@ class ChatClient:
         self._session: aiohttp.ClientSession | None = None
         self._recorder = recorder
         self._player = player
+        self._first_call_s: float | None = None
         self._was_reached = False
         self._has_answered = False
 
@@ -192,7 +199,7 @@ class ChatClient:
 
     @property
     def health(self) -> str:
-        """What a progress line should say of the API: trouble, tokens and money so far."""
+        """What a progress line should say of the API: trouble, calls per second, tokens so far."""
         parts = []
         if self.num_retries:
             parts.append(f"{self.num_retries:,} of {self.num_calls:,} calls repeated")
@@ -200,8 +207,10 @@ class ChatClient:
             parts.append(f"{cooling} of {self.keys.num_live} keys cooling")
         if self.gate.limit < self.gate.ceiling:
             parts.append(f"at most {int(self.gate.limit)} in flight")
-        if self.spent_usd:
-            num_tokens = self.prompt_tokens + self.completion_tokens
+        if self._first_call_s is not None:
+            elapsed_s = max(time.monotonic() - self._first_call_s, 1e-3)
+            parts.append(f"{self.num_calls / elapsed_s:,.1f} calls/s")
+        if num_tokens := self.prompt_tokens + self.completion_tokens:
             parts.append(f"{num_tokens / 1e6:.2f} M tokens")
         return ", ".join(parts)
 
@@ -263,6 +272,8 @@ class ChatClient:
         """From a recording, or from the server and into one."""
         if self._player is not None:
             return self._replayed(await self._player.play(sticky, data))
+        if self.spent_usd >= self.ceiling_usd:
+            raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
         try:
             completion = await self._call(data, model, sticky, num_tokens)
@@ -379,6 +390,8 @@ class ChatClient:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
         self.num_calls += 1
+        if self._first_call_s is None:
+            self._first_call_s = time.monotonic()
         started_s = time.perf_counter()
         try:
             async with self._session.post(
@@ -432,8 +445,10 @@ class ChatClient:
             raise _FaultError("alien", detail) from None
         if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
             text = text.encode("utf-8", "replace").decode("utf-8")
-        price = self._price(model)
-        cost_usd = price.cost_usd(prompt_tokens, completion_tokens) if price else 0.0
+        cost_usd = 0.0
+        if price := self._price(model):
+            cached_tokens = min(prompt_tokens, _cached_tokens(usage))
+            cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         self.spent_usd += cost_usd
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
@@ -449,9 +464,7 @@ class ChatClient:
         detail = f"HTTP {status}"
         if words := self._detail(content):
             detail += f": {words}"
-        if status in DEAD_KEY_STATUSES or (
-            status == 429 and _error_code(content) in NO_MONEY_CODES
-        ):
+        if status in DEAD_KEY_STATUSES or _error_code(content) in self.provider.dead_codes:
             return _FaultError("dead", detail, status)
         if status == FORBIDDEN_STATUS:
             return _FaultError("forbidden", detail, status)
@@ -470,7 +483,7 @@ class ChatClient:
             text = str(error.get("message") if isinstance(error, dict) else error)
         except (ValueError, LookupError, TypeError):
             pass
-        text = " ".join(self.keys.scrub(text).split())
+        text = " ".join(_MASKED.sub("…", self.keys.scrub(text)).split())
         return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
 
     def _error(self, fault: _FaultError, model: str) -> ApiError:
@@ -487,6 +500,14 @@ class ChatClient:
         if is_alien or fault.kind in ("forbidden", "misplaced", "unreachable"):
             return ApiError(message)
         return ExhaustedError(message)
+
+
+def _cached_tokens(usage: Mapping[str, Any]) -> int:
+    """Prompt tokens out of the provider's cache, by OpenAI's or DeepSeek's name for them."""
+    details = usage.get("prompt_tokens_details")
+    count = details.get("cached_tokens") if isinstance(details, dict) else None
+    count = usage.get("prompt_cache_hit_tokens") if count is None else count
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _error_code(content: bytes) -> str | None:

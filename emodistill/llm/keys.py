@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.llm")
 
+NUM_SHOWN_CHARS = 4
 LONG_WAIT_S = 30.0
 PERIOD_S = 6.0
 """Limits per minute are kept in tenths, so that no minute sees twice its share."""
@@ -43,7 +45,9 @@ class ApiKey:
 
     def __init__(self, secret: str, index: int, limits: Limits = UNLIMITED) -> None:
         self._secret = secret
-        self.label = f"key …{secret[-4:]}" if len(secret) >= 8 else f"key number {index + 1}"
+        self.label = (
+            f"key …{secret[-NUM_SHOWN_CHARS:]}" if len(secret) >= 8 else f"key number {index + 1}"
+        )
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.salt = f"\x1f{index}".encode()
         self.ready_at_s = 0.0
@@ -58,14 +62,24 @@ class ApiKey:
         return self.ready_at_s <= time.monotonic()
 
     def scrub(self, text: str) -> str:
-        """`text` with this key, should a server echo it, replaced by its label."""
-        return text.replace(self._secret, f"<{self.label}>") if self._secret else text
+        """`text` with this key, should a server echo it or a part of it, replaced by its label."""
+        if len(self._secret) <= NUM_SHOWN_CHARS:
+            return text.replace(self._secret, f"<{self.label}>") if self._secret else text
+        spans = [
+            (start, start + NUM_SHOWN_CHARS + 1)
+            for start in range(len(text) - NUM_SHOWN_CHARS)
+            if text[start : start + NUM_SHOWN_CHARS + 1] in self._secret
+        ]
+        for start, end in reversed(_merged(spans)):
+            text = f"{text[:start]}<{self.label}>{text[end:]}"
+        return text
 
     async def admit(self, num_tokens: float) -> None:
         """Wait until the key's limits allow a request of so many tokens."""
         for limiter, amount in zip(self._limiters, (1.0, num_tokens), strict=True):
-            if limiter is not None:
+            while limiter is not None and amount > 0:  # a large request waits for several periods
                 await limiter.acquire(min(amount, limiter.max_rate))
+                amount -= limiter.max_rate
 
 
 class KeyPool:
@@ -148,6 +162,7 @@ class KeyPool:
         """Take a dead key out for good."""
         if key in self._live:
             self._live.remove(key)
+            key.ready_at_s = math.inf
             self._deaths.append(f"{key.label}: {reason}")
             told = fields(event="key dropped", key=key.label)
             log.warning("%s is dropped: %s", key.label, reason, extra=told)
@@ -167,6 +182,17 @@ def _limiter(per_minute: float | None) -> AsyncLimiter | None:
         return None
     in_period = per_minute * PERIOD_S / 60.0
     return AsyncLimiter(max(1.0, in_period), PERIOD_S * max(1.0, 1.0 / in_period))
+
+
+def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Overlapping and touching spans, in order, as one each."""
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _rank(name: bytes) -> bytes:

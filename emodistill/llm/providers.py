@@ -19,13 +19,21 @@ OVERRIDE_ENV = "EMODISTILL_PROVIDERS"
 
 
 class Price(NamedTuple):
-    """USD per million tokens."""
+    """USD per million tokens; input from the provider's prompt cache costs `cached_usd`."""
 
     input_usd: float
     output_usd: float
+    cached_usd: float | None = None
 
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
+        """Of a call; `cached_tokens` are among its `prompt_tokens`."""
+        cached_usd = self.input_usd if self.cached_usd is None else self.cached_usd
+        fresh_tokens = prompt_tokens - cached_tokens
+        return (
+            fresh_tokens * self.input_usd
+            + cached_tokens * cached_usd
+            + completion_tokens * self.output_usd
+        ) / 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,7 @@ class Provider:
     limits: Limits = UNLIMITED
     max_tokens_field: str = "max_tokens"
     extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dead_codes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.key not in ("required", "optional", "none"):
@@ -139,16 +148,23 @@ def _provider(name: str, table: Mapping[str, Any], path: Path | None) -> Provide
         raise InputError(f"{where} lacks base_url.")
     try:
         prices = {
-            model: Price(float(pair[0]), float(pair[1]))
-            for model, pair in table.get("prices", {}).items()
+            model: Price(float(entry[0]), *map(float, entry[1:]))
+            for model, entry in table.get("prices", {}).items()
         }
     except (TypeError, ValueError, IndexError, AttributeError):
-        raise InputError(f"{where}: prices are USD per million tokens, [input, output].") from None
+        raise InputError(
+            f"{where}: prices are USD per million tokens, [input, output] or [input, output, "
+            "cached input]."
+        ) from None
     limits = table.get("limits", {})
     is_good = isinstance(limits, dict) and set(limits) <= set(Limits._fields)
     if not is_good or not all(isinstance(n, int | float) and n > 0 for n in limits.values()):
         raise InputError(f"{where}: limits may hold {' and '.join(Limits._fields)}, above 0.")
-    return Provider(name=name, **{**table, "prices": prices, "limits": Limits(**limits)})
+    codes = table.get("dead_codes", [])
+    if not isinstance(codes, list) or not all(isinstance(code, str) for code in codes):
+        raise InputError(f'{where}: dead_codes is a list of texts, e.g. ["insufficient_quota"].')
+    parsed = {"prices": prices, "limits": Limits(**limits), "dead_codes": tuple(codes)}
+    return Provider(name=name, **{**table, **parsed})
 
 
 def _checked_url(url: str, where: str) -> str:

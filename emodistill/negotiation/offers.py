@@ -53,7 +53,9 @@ def read_offer(text: str, domain: str) -> float | None:
     pool = [r for r in own if r.role is Role.PROPOSED] or own
     if not pool:
         return None
-    if len({r.value for r in pool}) > 1 and _A_CHOICE.search(plain(text)):
+    if len({r.value for r in pool}) > 1 and (
+        _A_CHOICE.search(plain(text)) or _TWO_BOUNDS.search(plain(text))
+    ):
         return None
     return pool[-1].value
 
@@ -127,6 +129,13 @@ _A_CHOICE = re.compile(
     r"\b(?:option (?:a|b|one|two|1|2)|either(?! of (?:us|you)| side)|your (?:choice|pick)|"
     r"take your pick|whichever|"
     r"up to you|choose between|you choose)\b"
+)
+
+
+_TWO_BOUNDS = re.compile(
+    r"\bno (?:more|longer|later) than\b.*\bno (?:fewer|less|sooner|earlier) than\b"
+    r"|\bno (?:fewer|less|sooner|earlier) than\b.*\bno (?:more|longer|later) than\b"
+    r"|\bat least\b.*\bat most\b|\bat most\b.*\bat least\b"
 )
 
 
@@ -246,7 +255,10 @@ def _role_in_condition(clause: str, sentence: Sentence, position: int) -> Role:
 
 def _is_hearsay(clause: str, sentence: Sentence, position: int) -> bool:
     """ "I was told 10 days at the ER, 30 at the clinic, and now it is 70"."""
-    told = any(phrases.TOLD.search(earlier) for earlier in sentence.clauses[:position])
+    earlier = [re.sub(r"Q\d+", "Q", before) for before in sentence.clauses[:position]]
+    if phrases.NOW_ANOTHER.search(clause) and any(phrases.QUOTED.search(e) for e in earlier):
+        return True
+    told = any(phrases.TOLD.search(before) for before in earlier)
     return told and not re.search(r"\b(?:i|we|my|our|me|us|but)\b", clause)
 
 

@@ -170,6 +170,9 @@ TOLD = re.compile(
     r" already)?|you) told\b"
 )
 
+# "You said q yesterday, and now it is Q?"
+NOW_ANOTHER = re.compile(r"^(?:and |but )?(?:now|suddenly) (?:it is|you)\b.*\bQ\b")
+
 # The other side's value: "your offer of Q", "you asked for Q", "the Q you want".
 QUOTED = re.compile(
     rf"(?<!\bat )(?<!\bto )(?<!\breach )\byour (?:\w+ ){{0,2}}?{THEIR_NOUN}(?: \w+){{0,5}}? Q\b"

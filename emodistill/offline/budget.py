@@ -40,6 +40,10 @@ class Ledger:
     def __exit__(self, *exc_info: object) -> None:
         self.save()
 
+    def at_least(self, found: Usage) -> None:
+        """What the results show was used before; a kill may have cost the ledger a second."""
+        self.before = Usage._make(max(pair) for pair in zip(self.before, found, strict=True))
+
     @property
     def total(self) -> Usage:
         """Over all runs of the stage."""
@@ -78,7 +82,8 @@ def read_usage(path: Path) -> Usage:
 
 
 class Budget:
-    """Admits a job as long as it, and those in flight, will probably fit under the ceiling.
+    """Admits a job as long as it, and those in flight, will probably fit under the ceiling; where
+    they don't after all, the client makes no further call.
 
     Args:
       max_usd: None for no ceiling.
@@ -102,7 +107,7 @@ class Budget:
         unfinished_usd: float = 0.0,
     ) -> None:
         self.max_usd = max_usd
-        self.is_spent = False
+        self._refused = False
         self._ledger = ledger
         costs = list(before_usd)
         self._done_usd = sum(costs)
@@ -110,6 +115,7 @@ class Budget:
         self._num_done = len(costs)
         self._num_running = 0
         if max_usd is not None:
+            client.ceiling_usd = client.spent_usd + max_usd - max(ledger.before.cost_usd, 0.0)
             for model in models:
                 if client.provider.price(model) is None:
                     raise InputError(
@@ -123,6 +129,11 @@ class Budget:
         """Every call of this run and of earlier ones."""
         return max(self._ledger.total.cost_usd, self._done_usd)
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether a job was refused, or a call for one, since the ceiling is reached."""
+        return self._refused or (self.max_usd is not None and self.spent_usd >= self.max_usd)
+
     def admits(self) -> bool:
         """Whether one more job may begin; once False, `is_spent` says so."""
         if self.max_usd is None:
@@ -131,8 +142,8 @@ class Budget:
         in_flight_usd = (self._num_running + 1) * mean_usd
         probable_usd = self._done_usd + self._lost_usd + in_flight_usd
         if max(probable_usd, self.spent_usd) > self.max_usd:
-            self.is_spent = True
-        return not self.is_spent
+            self._refused = True
+        return not self._refused
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -67,7 +67,7 @@ def forecast(
     """Scale a pilot up; a judge call is taken to last as long as the mean call of the pilot.
 
     Args:
-      judgements: of the pilot's turns, failed and repeated calls included.
+      judgements: among them those of the pilot's turns, failed and repeated calls included.
       limits, num_keys: what each key may within a minute, and how many there are.
 
     Raises:
@@ -76,6 +76,12 @@ def forecast(
     if len(pilot) < MIN_PILOT:
         raise InputError(f"a pilot of {len(pilot)} dialogues says nothing; --pilot 160 is plenty.")
     scale = num_dialogues / len(pilot)
+    ids = {t.trajectory_id for t in pilot}
+    judgements = [
+        j
+        for j in judgements
+        if j.trajectory_id in ids and j.turn_index is not None and j.repeat == 0
+    ]
     num_turns = np.array([len(t.turns) for t in pilot], float)
     turns = [turn for t in pilot for turn in t.turns]
     mean_latency_s = float(np.mean([turn.latency_s for turn in turns]))
@@ -96,9 +102,9 @@ def forecast(
         len(pilot),
         need(
             "sweep",
-            len(turns),
-            sum(turn.prompt_tokens for turn in turns),
-            sum(turn.completion_tokens for turn in turns),
+            sum(t.usage.calls for t in pilot),
+            sum(t.usage.prompt_tokens for t in pilot),
+            sum(t.usage.completion_tokens for t in pilot),
             sum(t.cost_usd for t in pilot),
             sum(turn.latency_s for turn in turns),
         ),

@@ -31,12 +31,13 @@ log = logging.getLogger("emodistill.offline")
 
 MAX_TOKENS = 64
 LAST_ATTEMPT = 1
+NO_ANSWER = "[no answer: "
 
 Level = Literal["turn", "dialogue"]
 ScoreKey = tuple[str, int | None]
 
 _EMPHASIS = re.compile(r"(?<![^\W_])[*_]+(?=\S)|(?<=\S)[*_]+(?![^\W_])")
-_SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d)")
+_SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d|[.,]\d|\s*[-–]\s*\d)")
 _LONE = re.compile(r"\d{1,2}")
 
 
@@ -141,6 +142,7 @@ async def run_judging(
     judge: str,
     level: Level = "turn",
     repeats: int = 1,
+    retry_unanswered: bool = False,
     seed: int = 0,
     concurrency: int = 6,
     max_cost_usd: float | None = None,
@@ -151,6 +153,7 @@ async def run_judging(
 
     Args:
       path: see `judge_path`.
+      retry_unanswered: ask again where an earlier run got no answer at all.
       seed: the API seed of a call derives from it, the item and the attempt.
 
     Raises:
@@ -173,7 +176,7 @@ async def run_judging(
         scored = {_item(line) for line in earlier if line.status == "scored"}
         last_failed: dict[JudgeItem, int] = {}
         for line in earlier:
-            if line.status == "failed":
+            if line.status == "failed" and not (retry_unanswered and _is_unanswered(line)):
                 last_failed[_item(line)] = max(line.attempt, last_failed.get(_item(line), 0))
         given_up = {item for item, attempt in last_failed.items() if attempt >= LAST_ATTEMPT}
         given_up -= scored
@@ -236,7 +239,7 @@ async def run_judging(
         def on_failure(item: JudgeItem, error: ApiError) -> None:
             status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
             log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
-            write(item, f"[no answer: {status}]", LAST_ATTEMPT, (0, 0, 0.0))
+            write(item, f"{NO_ANSWER}{status}]", LAST_ATTEMPT, (0, 0, 0.0))
             given_up.add(item)
             advance()
 
@@ -261,7 +264,8 @@ async def run_judging(
     rates = _failure_rates(items, scored, given_up, by_id)
     shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    stopped = "interrupted" if not ran_through else "cost" if budget.is_spent else None
+    is_open = any(item not in scored and item not in given_up for item in items)
+    stopped = "interrupted" if not ran_through else "cost" if is_open and budget.is_spent else None
     return JudgingResult(
         num_items=len(items),
         num_scored=sum(item in scored for item in items),
@@ -282,6 +286,10 @@ def _messages(
             pack, scenario, trajectory.turns, trajectory.outcome, trajectory.final_value
         )
     return turn_judge_messages(pack, scenario, trajectory.turns, item.turn_index)
+
+
+def _is_unanswered(line: Judgement) -> bool:
+    return line.status == "failed" and line.raw.startswith(NO_ANSWER)
 
 
 def _item(line: Judgement) -> JudgeItem:

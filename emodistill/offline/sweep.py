@@ -22,7 +22,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
-from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
 from emodistill.negotiation.episode import PATTERNS, ChooseEmotion, play
 from emodistill.negotiation.readers import OfferReader
@@ -221,10 +221,13 @@ async def play_all(
         ExitStack() as stack,
     ):
         before()
-        costs_usd = _finished_costs_usd(path)
+        costs_usd, usage = _finished(path)
         failures = _failed_ids(failed.path) - costs_usd.keys()
         there = costs_usd.keys() | failures
-        unfinished = stack.enter_context(Unfinished(unfinished_path(path), there))
+        unfinished = stack.enter_context(
+            Unfinished(unfinished_path(path), there, on_keep=ledger.tick)
+        )
+        ledger.at_least(Usage._make(map(sum, zip(usage, unfinished.usage, strict=True))))
         stack.enter_context(_remembering(client, unfinished))
         todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
         paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
@@ -235,7 +238,7 @@ async def play_all(
             ledger=ledger,
             models=paid_models,
             before_usd=costs_usd.values(),
-            unfinished_usd=unfinished.cost_usd,
+            unfinished_usd=unfinished.usage.cost_usd,
         )
         num_accepted = num_new = 0
 
@@ -280,6 +283,10 @@ async def play_all(
             unread = f"{reader.num_unread:,} utterances unread" if reader.num_unread else ""
             return ", ".join(filter(None, (accepted, unread, client.health, spent)))
 
+        def on_tick() -> None:
+            ledger.tick()
+            bar.tick(note())
+
         def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
             told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
             log.debug("%s", error, extra=told)
@@ -304,14 +311,17 @@ async def play_all(
                 concurrency=concurrency,
                 on_failure=on_failure,
                 admits=budget.admits,
-                on_tick=lambda: bar.tick(note()),
+                on_tick=on_tick,
             )
     planned_ids = {dialogue.trajectory_id for dialogue in planned}
-    stopped = "interrupted" if not ran_through else "cost" if budget.is_spent else None
+    num_finished = len(planned_ids & costs_usd.keys()) + num_new
+    num_failed = len(planned_ids & failures)
+    is_open = num_finished + num_failed < len(planned_ids)
+    stopped = "interrupted" if not ran_through else "cost" if is_open and budget.is_spent else None
     return SweepResult(
         num_planned=len(planned),
-        num_finished=len(planned_ids & costs_usd.keys()) + num_new,
-        num_failed=len(planned_ids & failures),
+        num_finished=num_finished,
+        num_failed=num_failed,
         num_new=num_new,
         cost_usd=budget.spent_usd,
         stopped=stopped,
@@ -353,15 +363,21 @@ def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
         )
 
 
-def _finished_costs_usd(path: Path) -> dict[str, float]:
-    """`{trajectory_id: cost_usd}` of what is there, without building the records."""
+def _finished(path: Path) -> tuple[dict[str, float], Usage]:
+    """`{trajectory_id: cost_usd}` of what is there, and what all that used."""
     costs_usd: dict[str, float] = {}
+    num_calls = prompt_tokens = completion_tokens = 0
     for value, where in read_lines(path):
         name = _id_of(value, where)
         if name in costs_usd:
             raise InputError(f"{where}: trajectory_id {name!r} is there twice; delete one line.")
         costs_usd[name] = float(value.get("cost_usd") or 0.0)
-    return costs_usd
+        used = value.get("usage") or {}
+        num_calls += int(used.get("calls") or 0)
+        prompt_tokens += int(used.get("prompt_tokens") or 0)
+        completion_tokens += int(used.get("completion_tokens") or 0)
+    spent_usd = sum(costs_usd.values())
+    return costs_usd, Usage(num_calls, 0, prompt_tokens, completion_tokens, spent_usd)
 
 
 def _failed_ids(path: Path) -> set[str]:

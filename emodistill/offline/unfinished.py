@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, read_lines
-from emodistill.llm.client import Completion
+from emodistill.llm.client import Completion, Usage
 
 NUM_STALE_LINES = 5_000
 """Lines of finished dialogues that the file may hold before it is written anew."""
@@ -34,12 +34,16 @@ class Unfinished:
     Args:
       path: of the file; deleted at the end where nothing is unfinished.
       done: dialogues whose answers are of no more use.
+      on_keep: called after every new answer.
 
     Raises:
       InputError: the file holds something else, or another process writes to it.
     """
 
-    def __init__(self, path: Path, done: Container[str]) -> None:
+    def __init__(
+        self, path: Path, done: Container[str], on_keep: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_keep = on_keep
         self._lines = JsonlAppender(path)
         self._answers: dict[str, list[_Answer]] = {}
         self._known: dict[tuple[str, str], deque[Completion]] = {}
@@ -60,9 +64,15 @@ class Unfinished:
             self._lines.path.unlink(missing_ok=True)
 
     @property
-    def cost_usd(self) -> float:
-        """What the answers have cost."""
-        return sum(a.completion.cost_usd for answers in self._answers.values() for a in answers)
+    def usage(self) -> Usage:
+        """What the answers have used."""
+        heard = [answer.completion for answers in self._answers.values() for answer in answers]
+        return Usage(
+            num_calls=len(heard),
+            prompt_tokens=sum(completion.prompt_tokens for completion in heard),
+            completion_tokens=sum(completion.completion_tokens for completion in heard),
+            cost_usd=sum(completion.cost_usd for completion in heard),
+        )
 
     def begin(self, dialogue: str) -> None:
         """The dialogue is played from its opening: what it has heard, it hears again."""
@@ -81,6 +91,7 @@ class Unfinished:
         answer = _Answer(_sha256(body), completion)
         self._answers.setdefault(dialogue, []).append(answer)
         self._write(dialogue, answer)
+        self._on_keep()
 
     def forget(self, dialogue: str) -> None:
         """The dialogue is finished, or has failed for good."""

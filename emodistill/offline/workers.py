@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from emodistill.errors import ApiError
-from emodistill.llm.client import ExhaustedError, RefusedError
+from emodistill.llm.client import CeilingError, ExhaustedError, RefusedError
 from emodistill.negotiation.speakers import EmptyReplyError
 
 log = logging.getLogger("emodistill.offline")
@@ -66,6 +66,8 @@ async def run_bounded(
         except (RefusedError, EmptyReplyError) as error:
             on_failure(job, error)
             fail(error)
+        except CeilingError:
+            pass  # `admits` says so too; what the job has got so far is kept
         except ExhaustedError as error:
             if is_last:
                 on_failure(job, error)

@@ -78,7 +78,7 @@ def counted(
         rules = sorted({t.agreement_rule for t in both})
         facts.append(("Agreement rule", ", ".join(rules)))
     cost = sum(t.cost_usd for t in both) + sum(j.cost_usd for j in judged)
-    facts.append(("Cost of all calls", f"{cost:.2f} USD"))
+    facts.append(("Cost of these dialogues and scores", f"{cost:.2f} USD"))
     return facts
 
 

@@ -139,11 +139,13 @@ async def _misbehave(kind: str, request: web.Request, handler: Handler) -> web.S
         return web.Response(text='{"choices": [{"mess', content_type="application/json")
     if kind == "content-type":
         return web.Response(text="<h1>One moment, please</h1>", content_type="text/html")
+    key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    quoted = f"{key[:8]}{'*' * 12}{key[-4:]} ({key})"  # real servers quote keys, masked and not
     status, message = {
         "429": (429, "Rate limit reached for requests."),
         "429-bare": (429, "Rate limit reached for requests."),
         "500": (500, "The server had an error while processing your request."),
-        "dead-key": (401, "Incorrect API key provided."),
+        "dead-key": (401, f"Incorrect API key provided: {quoted}."),
         "400": (400, "The messages were flagged."),
     }[kind]
     headers = {"Retry-After": str(RETRY_AFTER_S)} if kind == "429" else None

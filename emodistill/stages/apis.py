@@ -74,7 +74,7 @@ async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
 
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
-            recorder = stack.enter_context(Recorder(config.record))
+            recorder = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
         client = ChatClient(
             get_provider(name, base_url=base_url),
             keys,

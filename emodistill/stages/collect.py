@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -152,15 +153,16 @@ def plan(config: PlanConfig) -> Path:
     planned = plan_sweep(
         split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
-    _sweep(_part(SweepConfig, config), min(config.pilot, len(planned)))
-    scores = judge(_part(JudgeConfig, config)).path
+    pilot = {dialogue.trajectory_id for dialogue in planned[: config.pilot]}
+    _sweep(_part(SweepConfig, config), len(pilot))
+    scores = _judge(_part(JudgeConfig, config), pilot).path
     keys: dict[str, Any] = {}
     if not config.is_simulated:
         provider = get_provider(config.provider, base_url=config.base_url)
         keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
     trajectories, _ = read_sweep(config.run, config.domain)
     found = forecast(
-        trajectories,
+        [t for t in trajectories if t.trajectory_id in pilot],
         read_judgements(scores),
         num_dialogues=len(planned),
         concurrency=config.concurrency,
@@ -169,7 +171,8 @@ def plan(config: PlanConfig) -> Path:
     out = stage_dir(config.run, config.domain, "sweep") / "forecast.json"
     write_json(out, found._asdict() | {n: getattr(found, n)._asdict() for n in ("sweep", "judge")})
     say(f"plan: {config.domain}\n{found.text}")
-    say(f"plan: forecast in {out}; go on with {command('sweep', config)}")
+    settings = stage_dir(config.run, config.domain, "sweep") / CONFIG
+    say(f"plan: forecast in {out}; go on with python scripts/sweep.py --config {settings}")
     return out
 
 
@@ -202,6 +205,11 @@ def _judged_part(path: Path, found: Manifest | None) -> dict[str, Any]:
 
 def judge(config: JudgeConfig) -> Made:
     """Stage 2: score what the sweep has and the judge has not seen."""
+    return _judge(config)
+
+
+def _judge(config: JudgeConfig, only: Container[str] | None = None) -> Made:
+    """All dialogues, or those of some ids, which leaves the stage unfinished."""
     from emodistill.offline.agreement import repeat_spread
     from emodistill.offline.judging import judge_path, run_judging
     from emodistill.offline.store import read_judgements
@@ -228,7 +236,7 @@ def judge(config: JudgeConfig) -> Made:
         output=path,
     )
     made = Made(path, f"{command('train_iql', config)}; {command('train_sft', config)}")
-    if manifest.is_finished:
+    if manifest.is_finished and not config.retry_unanswered:
         say(f"judge: finished before, {manifest.summary.get('text', '')}")
         return made
     write_config(directory / f"{path.stem}.{config.level}.{CONFIG}", "judge", config)
@@ -236,7 +244,7 @@ def judge(config: JudgeConfig) -> Made:
     async def work() -> Any:
         async with open_client(config) as client:
             return await run_judging(
-                trajectories,
+                [t for t in trajectories if only is None or t.trajectory_id in only],
                 scenarios,
                 path=path,
                 client=client,
@@ -244,6 +252,7 @@ def judge(config: JudgeConfig) -> Made:
                 judge=name,
                 level=config.level,
                 repeats=config.repeats,
+                retry_unanswered=config.retry_unanswered,
                 seed=config.seed,
                 concurrency=config.concurrency,
                 max_cost_usd=config.max_cost_usd,
@@ -253,12 +262,20 @@ def judge(config: JudgeConfig) -> Made:
         result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"judge: {result.summary}")
+    if only is not None:
+        return made
     summary: dict[str, Any] = {
         "text": result.summary,
         "failure_rates": dict(result.failure_rates),
     }
     if config.repeats > 1:
-        spread = repeat_spread(read_judgements(path))
+        ids = {trajectory.trajectory_id for trajectory in trajectories}
+        is_whole = config.level == "dialogue"
+        spread = repeat_spread(
+            line
+            for line in read_judgements(path)
+            if (line.turn_index is None) == is_whole and line.trajectory_id in ids
+        )
         summary["repeats"] = dataclasses.asdict(spread)
         say(
             f"judge: {spread.num_items:,} items scored more than once; variance of an item's "
