@@ -57,7 +57,8 @@ NOTHING_BUT = re.compile(
 
 # Verdicts on a value: "Q is unacceptable", "Q will not work", "Q would ruin me".
 BAD = (
-    r"impossible|unacceptable|unreasonable|unrealistic|unworkable|unfeasible|infeasible|"
+    r"impossible|unacceptable|unreasonable|unrealistic|a punishment|torture|a nightmare|a prison|"
+    r"unworkable|unfeasible|infeasible|"
     r"ridiculous|absurd|outrageous|insult\w*|joke|laughable|crazy|insane|nonsense|cruel|reckless|"
     r"dangerous|unfair|unthinkable|excessive|extreme|outlandish|off the table|"
     r"out of the question|out of reach|(?:not|never) (?:\w+ )?(?:acceptable|possible|feasible|"
@@ -80,7 +81,8 @@ BAD = (
     r"were) never (?:on|going|an)|leaves (?:me|us) (?:with )?(?:no|nothing)|no (?:good|help|use)|"
     r"offensive|horrif\w+|terrif\w+|scares?|worthless|unbearable|intolerable|inhumane|appalling|"
     r"pathetic|asking (?:far |way )?too much|a fantasy|hard to (?:accept|swallow)|a lot to ask|"
-    r"shocking|unheard of|a non-?starter|a slap|feels? like (?:forever|an eternity)|an eternity|"
+    r"shocking|still puts? (?:me|us)|puts? (?:me|us) (?:right )?back|unheard of|a non-?starter|"
+    r"a slap|feels? like (?:forever|an eternity)|an eternity|"
     r"forever|childish|hurts?|fails?|is where i draw|do(?:es)? nothing|for (?:babies|kids|"
     r"children|toddlers)|not (?:\w+ )?(?:in the cards|something)|i (?:would|will|could) (?:die|"
     r"drown|freeze|suffocate|fail|go under)|default|(?:could|would|might|may|will|can) (?:mean "
@@ -187,10 +189,10 @@ QUOTED = re.compile(
     r"|\bQ (?:is|was|that is) what you\b|\bQ on your side\b|\bas for (?:\w+ )?Q\b"
     rf"|{TOLD.pattern}(?: (?:me|us|that|it|would|be|was))* Q\b"
     r"|\b(?:letter|notice|e-?mail|message|agent|colleague|website|form|paperwork|contract|invoice|"
-    r"office|nurse|doctor|surgeon|one|it|she|he|they|woman|man|lady|guy|person|clerk|rep\w*|"
-    r"manager|"
-    r"somebody|someone)(?: \w+){0,6}? (?:said|says|claimed|stated|promised|quoted)"
+    r"office|nurse|doctor|surgeon|one|(?<!if )it|she|he|they|woman|man|lady|guy|person|clerk|"
+    r"rep\w*|manager|somebody|someone)(?: \w+){0,6}? (?:said|says|claimed|stated|promised|quoted)"
     r"(?: \w+){0,3}? Q\b"
+    r"|\bthat Q (?:figure|number|offer|proposal|deadline|idea|plan|mark)\b"
     r"|\b(?:those|these) Q\b|\b(?:his|her|their) (?:\w+ )?Q\b|\b(?:heard|hear) (?:\w+ ){0,3}Q\b"
     r"|\byou would (?:have|keep|leave|like|rather|prefer) (?:me|us )?.*\bQ\b"
 )
@@ -203,14 +205,18 @@ TO_WHAT_THEY_SAID = (
 
 # Their value taken up: "I can live with your Q", "your Q works for me".
 ACCEPTED = re.compile(
-    rf"\b{TO_WHAT_THEY_SAID} (?!that Q)(?:\w+ ){{0,4}}?Q\b"
+    rf"\b{TO_WHAT_THEY_SAID} (?!that Q|below|under|better)(?:\w+ ){{0,4}}?Q\b"
     r"|\bQ(?: \w+){0,4}? (?:works?|will work|is (?:fine|acceptable|okay|good|doable|agreed|fair|"
     r"reasonable|settled|manageable|perfect)|sounds (?:good|fair|fine|okay|reasonable)|suits|"
     r"it is|will do|can work|could work|is a deal)\b"
 )
 
 # Asking for a yes: "what would you say to Q?".
-ASKED_TO = re.compile(r"\bwhat (?:would|do) you (?:say|think) (?:to|about|of|if)\b.*\bQ\b")
+ASKED_TO = re.compile(
+    r"\b(?:what (?:would|do) you (?:say|think) (?:to|about|of|if)\b.*\bQ|"
+    r"how (?:does|would|do) Q "
+    r"(?:sound|work|suit|feel|look|fit))\b"
+)
 
 # No position at all: lateness, waiting so far, steps, appointments, other events.
 BACKGROUND = re.compile(
@@ -238,6 +244,10 @@ BACKGROUND = re.compile(
     r"|\b(?:check|call|ring|radio|report|write|come|get|talk|speak) (?:you |in |with you )?(?:back|"
     r"again|in touch)(?: \w+){0,2}? (?:in|within) Q\b"
     r"|\b(?:average|median|national|typical|usual wait|statistic\w*)\b(?: \w+){0,6}? Q\b"
+    r"|\b[Qq] is (?:(?:more|less|longer|shorter) than|over|nearly|almost|about) [Qq]\b"
+    r"|\bQ (?:you|i|we|they) (?:are|have been) (?:already )?(?:behind|late|overdue)\b"
+    r"|^at Q i would still\b"
+    r"|\b(?:milligrams|mg|pills|tablets|doses|cups|cigarettes)\b(?: \w+){0,3} Q\b"
     r"|^Q is when (?:i|we) (?:actually|usually|normally|start|get|wake|do)\b"
     r"|\bQ (?:nationwide|on average|statistically|straight|running|in a row|better|worse)\b"
     r"|\b(?:dead|gone|bankrupt|finished|broke|homeless|unconscious) (?:in|within|by|after|before) "
@@ -260,7 +270,8 @@ BACKGROUND = re.compile(
     r"warranty|lease|loan term|probation|trial|contract) (?:\w+ ){0,5}?Q\b"
     r"|\b(?:exam|class|classes|school|practice|bus|train|alarm|quiz|test|paper|essay|homework|"
     r"project|lecture|shift|game|match|breakfast|assignment|report|flight|rehearsal|interview|"
-    r"dinner|movie|show|stream|party|presentation)(?: \w+){0,4}? (?:is|starts?|begins?|opens|"
+    r"dinner|movie|show(?! up)|stream|party|presentation)(?: \w+){0,4}? (?:is|starts?|begins?|"
+    r"opens|"
     r"leaves|ends?|at|due|by|set for|rings|goes off)(?: \w+){0,2}? Q\b(?! lights)"
     r"|\bdue (?:\w+ ){0,2}?Q\b|\b(?:wake|waking|woke|get up|up again|alarm|"
     r"rise)(?: \w+){0,4}? Q\b"
@@ -272,7 +283,7 @@ BACKGROUND = re.compile(
 # A time for something else than bed: "screens go off at Q".
 GADGET = re.compile(
     r"\b(?:screens?|phones?|tv|television|laptop|wi-?fi|devices?|console|music|shower|dinner|"
-    r"caffeine|coffee|alarm)\b(?: \w+){0,4}? Q\b"
+    r"caffeine|coffee|alarm|remind|nudge|ping|check in)\b(?: \w+){0,4}? Q\b"
     r"|\b(?:practice|class|rehearsal|shift|movie|episode|show|match|stream|party|homework|lecture|"
     r"flashcards)(?: \w+){0,2}? (?:until|till|from)(?: after)? Q\b"
 )
@@ -322,7 +333,7 @@ HELD_IF = re.compile(
 )
 
 # "If you gave us Q": nothing was given, so this is not quoted.
-SUPPOSED = re.compile(r"^.*?\b(?:if|unless|provided) (?:you\b)?")
+SUPPOSED = re.compile(r"^.*?\b(?:if|unless|provided) (?:you\b|it\b)?")
 
 # "If you need Q, fine.": their value taken up.
 GRANTED = re.compile(
@@ -401,9 +412,9 @@ PUT_FORWARD = re.compile(
 # What happened, and no position: "I was up till Q", "it took them Q".
 HAPPENED = re.compile(
     r"^(?!.*\b(?:can|could|will|would|shall|should|must|may|need|want|offer|propose|suggest|let us|"
-    r"is|are|am|pay|settle|deal|agreed?|accept|please|how about|what about)\b).*\b(?:(?:was|"
-    r"were)(?! (?:hoping|thinking|"
-    r"looking|planning|going|about))|had|took|ended|(?<!have )(?<!has )got|went|paid|did|told|"
+    r"is|are|am|pay|settle|deal|agreed?|accept|please|how about|what about|suppose|if)\b).*\b(?:"
+    r"(?:was|were)(?! (?:hoping|thinking|looking|planning|going|about))|had|took|ended|"
+    r"(?<!have )(?<!has )got|went|paid|did|told|"
     r"made|came|lost|spent|slept|stayed|worked|waited|kept|turned|"
     r"lasted|passed|happened|fell|sat|lay|watched|ran|signed|bought|borrowed|missed)\b.*\bQ\b"
 )

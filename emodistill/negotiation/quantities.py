@@ -313,7 +313,7 @@ _BARE = re.compile(
     rf"(?:a )?hundred(?: and)?(?: {_UNDER_100})?)(?![\w%$€£°/'-]|,\d{{3}}|\.\d)"
 )
 _BEFORE_A_BARE_WORD = re.compile(
-    r"\b(?:at|by|till|until|to|past|before|after|about|around|for|than|not|it|say|do|accept|of|"
+    r"\b(?:roughly|approximately|maybe|perhaps|another|at|by|till|until|to|past|before|after|about|around|for|than|not|it|say|do|accept|of|"
     r"and|offer|propose|on|deal|agreed|your|my|between|from|say|with|in|within|want|need|or|is|yes)"
     r"(?: exactly| only| just)? $"
 )
