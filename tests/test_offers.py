@@ -15,10 +15,13 @@ from emodistill.negotiation.offers import Role, explain
 from emodistill.negotiation.quantities import scan
 from emodistill.seeding import stream
 
-GOLDEN = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "golden" / "offers.jsonl").read_text().splitlines()
-]
+
+def read_cases(name):
+    path = Path(__file__).parent / "golden" / name
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+GOLDEN = read_cases("offers.jsonl")
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['domain']}: {case['text'][:60]}")
@@ -27,6 +30,18 @@ def test_golden(case):
     assert read == (case["offer"] if case["offer"] is None else pytest.approx(case["offer"])), [
         f"{r.role.value} {r.value}: {r.clause}" for r in explain(case["text"], case["domain"])
     ]
+
+
+def test_at_least_97_percent_of_what_the_reader_was_never_mended_for():
+    """Written without sight of the reader, and read once. Whoever mends what this set shows takes
+    it over into the golden one, and has a new one written in its place (docs/notes.md)."""
+    held_back = read_cases("offers_held_back.jsonl")
+    wrong = [
+        (case["text"], case["offer"], read)
+        for case in held_back
+        if (read := read_offer(case["text"], case["domain"])) != pytest.approx(case["offer"])
+    ]
+    assert len(held_back) >= 300 and len(wrong) <= 0.03 * len(held_back), wrong
 
 
 def test_golden_set_covers_the_domains():

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from emodistill import stages
 from emodistill.configs import EvaluateConfig, SweepConfig
 from emodistill.domains import DOMAINS, get_domain, load_scenarios
 from emodistill.errors import InputError, StaleInputError
@@ -119,6 +120,12 @@ def test_a_reader_is_named_only_where_one_reads():
     with pytest.raises(InputError, match="--reader gpt needs a --provider"):
         offer_model(SweepConfig(offer_reader="llm", reader="gpt"))
     assert offer_model(SweepConfig()) is None
+
+
+def test_evaluation_refuses_an_unknown_reader_before_it_makes_anything(tmp_path):
+    with pytest.raises(InputError, match="--reader gpt needs a --provider"):
+        stages.evaluate(EvaluateConfig(run=tmp_path, offer_reader="llm", reader="gpt"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_simulated_reader_answers_the_same_request_the_same_way():

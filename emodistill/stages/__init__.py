@@ -22,7 +22,7 @@ from emodistill.configs import (
 )
 from emodistill.prompts import load_pack
 from emodistill.stages import assess, collect, learn
-from emodistill.stages.apis import model_name
+from emodistill.stages.apis import model_name, offer_model
 from emodistill.stages.files import Made, model_hashes, say
 from emodistill.stages.learn import student_base
 from emodistill.stages.missing import base_jpo_cell, prepare
@@ -101,6 +101,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     method = get_method(config.method)
     model_name(config, "focal", config.model)
     model_name(config, "counterparty", config.counterparty)
+    offer_model(config)
     load_pack(config.prompt_pack)
     if method.writer == "student":
         model_hashes(config.student)
