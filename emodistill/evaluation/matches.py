@@ -15,8 +15,8 @@ from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, Eval
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.llm.client import ChatClient
-from emodistill.negotiation.episode import PATTERNS, ChooseEmotion
-from emodistill.negotiation.readers import OfferReader
+from emodistill.negotiation.episode import ChooseEmotion
+from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, Speaker
 from emodistill.negotiation.states import DialogueState
 from emodistill.offline.sweep import PlannedDialogue, SweepResult, plan_dialogues, play_all

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from emodistill.domains.scenario import Scenario
 from emodistill.negotiation.mediator import mediate
-from emodistill.negotiation.readers import OfferReader, PatternReader, Read
+from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
 from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
 from emodistill.negotiation.states import DialogueState
 from emodistill.prompts import Message, counterparty_messages, focal_messages
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("emodistill.negotiation")
 
-PATTERNS = PatternReader()
 ChooseEmotion = Callable[[DialogueState], str | None]
 
 

@@ -58,6 +58,9 @@ class PatternReader:
         return Read(read_offer(text, domain))
 
 
+PATTERNS = PatternReader()
+
+
 @dataclass(slots=True)
 class LlmReader:
     """A language model at temperature 0; an answer that can't be read is asked for once more.

@@ -115,7 +115,7 @@ class Budget:
         self._num_done = len(costs)
         self._num_running = 0
         if max_usd is not None:
-            client.ceiling_usd = client.spent_usd + max_usd - max(ledger.before.cost_usd, 0.0)
+            client.ceiling_usd = client.spent_usd + max_usd - ledger.before.cost_usd
             for model in models:
                 if client.provider.price(model) is None:
                     raise InputError(

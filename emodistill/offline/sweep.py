@@ -24,8 +24,8 @@ from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
-from emodistill.negotiation.episode import PATTERNS, ChooseEmotion, play
-from emodistill.negotiation.readers import OfferReader
+from emodistill.negotiation.episode import ChooseEmotion, play
+from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
 from emodistill.offline.budget import Budget, Ledger
 from emodistill.offline.store import read_scenarios, write_scenarios

@@ -50,9 +50,9 @@ def offer_model(config: SweepConfig | EvaluateConfig) -> str | None:
 
 
 def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
-    from emodistill.negotiation.readers import LlmReader, PatternReader
+    from emodistill.negotiation.readers import PATTERNS, LlmReader
 
-    return PatternReader() if model is None else LlmReader(client, model)
+    return PATTERNS if model is None else LlmReader(client, model)
 
 
 @asynccontextmanager
