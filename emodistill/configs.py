@@ -21,6 +21,8 @@ IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
 RatioKind = Literal["mean-token", "sequence", "token"]
+Remat = Literal["none", "full", "dots"]
+Quantization = Literal["int8", "nf4"]
 
 SIMULATED_MODELS = {
     "focal": "sim-teacher",
@@ -29,6 +31,7 @@ SIMULATED_MODELS = {
     "reader": "sim-reader",
 }
 EMBEDDED = "embedded"
+AUTO = "auto"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
 
 
@@ -210,6 +213,38 @@ class IQLConfig(ExperimentConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeshShape:
+    """How many devices each axis of the mesh has (docs/scale.md)."""
+
+    data: int = 1
+    """Copies of the weights, each with rows of its own."""
+    fsdp: int = 1
+    """Weights and rows are split over these."""
+    tensor: int = 1
+    """Heads, MLP columns and a row's tokens are split over these."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            require(size >= 1, f"mesh {self}: {name}={size} must be at least 1.")
+
+    @classmethod
+    def parse(cls, text: str) -> MeshShape:
+        """Read `DATAxFSDPxTENSOR`, such as 1x2x4."""
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise InputError(f"mesh={text!r} must be DATAxFSDPxTENSOR, such as 1x2x4.")
+        return cls(**dict(zip(("data", "fsdp", "tensor"), map(int, parts), strict=True)))
+
+    @property
+    def size(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.fsdp}x{self.tensor}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig(ExperimentConfig):
     """What SFT and JPO share: the student, its LoRA, the optimiser (Appendix F)."""
 
@@ -235,10 +270,44 @@ class AdapterConfig(ExperimentConfig):
     max_grad_norm: float = 1.0
     max_tokens: int = 2048
     """Prompt and reply together; longer prompts lose their oldest turns."""
+    quantize: Quantization | None = None
+    """Hold the frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
+    mesh: str | None = operational(None)
+    """DATAxFSDPxTENSOR devices, such as 1x2x4; all there are along fsdp without it."""
+    remat: Remat | None = operational(None)
+    """What the backward pass computes again: none (CPU), full (elsewhere), all but dots."""
+    max_micro_tokens: int | None = operational(None)
+    """Tokens of a micro-batch on each device; what suits the kind of device without it."""
     save_every: int = operational(25)
     """Steps between checkpoints."""
+    keep: int = operational(2)
+    """Newest checkpoints that stay."""
+    keep_every: int | None = operational(None)
+    """Also keep the checkpoints of every this many steps."""
+    coordinator: str | None = operational(None)
+    """HOST:PORT of the first of several processes; `auto` on Slurm, Open MPI and TPU pods."""
+    num_processes: int | None = operational(None)
+    process_id: int | None = operational(None)
+
+    def mesh_shape(self, num_devices: int) -> MeshShape:
+        """The mesh to train on."""
+        return MeshShape.parse(self.mesh) if self.mesh else MeshShape(fsdp=num_devices)
 
     def __post_init__(self) -> None:
+        if self.mesh is not None:
+            MeshShape.parse(self.mesh)
+        for name in ("keep", "keep_every", "max_micro_tokens", "save_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value} must be at least 1.")
+        has_both = None not in (self.num_processes, self.process_id)
+        require(
+            self.coordinator in (None, AUTO) or has_both,
+            f"--coordinator {self.coordinator} takes --num-processes and --process-id beside it.",
+        )
+        require(
+            self.coordinator is not None or (self.num_processes, self.process_id) == (None, None),
+            "--num-processes and --process-id take --coordinator HOST:PORT beside them.",
+        )
         require(self.lora_rank >= 1, f"lora_rank={self.lora_rank} must be at least 1.")
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be > 0.")
         require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1.")

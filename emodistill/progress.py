@@ -17,8 +17,11 @@ QUIET_LINE_EVERY_S = 30.0
 class Progress:
     """A context manager; see `progress`."""
 
-    def __init__(self, name: str, *, total: int | None, unit: str, done: int = 0) -> None:
+    def __init__(
+        self, name: str, *, total: int | None, unit: str, done: int = 0, is_shown: bool = True
+    ) -> None:
         self.name = name
+        self.is_shown = is_shown
         self.total = total
         self.unit = unit
         self.done = done
@@ -31,7 +34,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started_s = self._last_line_s = time.monotonic()
-        if sys.stderr.isatty():
+        if self.is_shown and sys.stderr.isatty():
             self._open_bar()
         elif self.done:
             self.say(f"{self.name}: {self._count()} are there already")
@@ -70,7 +73,7 @@ class Progress:
         """Print a line without tearing the bar."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif self.is_shown:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self) -> None:
@@ -113,12 +116,15 @@ class Progress:
         )
 
 
-def progress(name: str, *, total: int | None, unit: str, done: int = 0) -> Progress:
+def progress(
+    name: str, *, total: int | None, unit: str, done: int = 0, is_shown: bool = True
+) -> Progress:
     """`with progress("sweep", total=8_000, unit="dialogues") as p: p.advance(note="$0.12")`.
 
-    `done` is what an earlier run has left, `total=None` an unknown amount.
+    `done` is what an earlier run has left, `total=None` an unknown amount; `is_shown=False` is
+    for processes that another one speaks for.
     """
-    return Progress(name, total=total, unit=unit, done=done)
+    return Progress(name, total=total, unit=unit, done=done, is_shown=is_shown)
 
 
 def duration(seconds: float) -> str:

@@ -66,7 +66,7 @@ def test_query_blocks_equal_hf(make_hf_checkpoint, monkeypatch):
     model = load_qwen2(folder, dtype=jnp.float32)
     for block, most in ((32, 8), (32, 2)):  # blocks of 32, 32, 16 and of 40, 40
         monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-        monkeypatch.setattr(attention, "MAX_QUERY_BLOCKS", most)
+        monkeypatch.setattr(attention, "MAX_SEGMENTS", most)
         assert relative_error(run(model, tokens_BT), expected) < 1e-5
         lengths_B = jnp.array([80, 50])
         padded = run(model, tokens_BT, lengths_B=lengths_B)
@@ -154,8 +154,8 @@ def test_remat_changes_no_gradient(model):
         jaxpr = str(jax.make_jaxpr(gradient)(params))
         return gradient(params), "remat" in jaxpr or "checkpoint" in jaxpr
 
-    plain, is_plain_remat = gradients(False)
-    rematted, is_remat = gradients(True)
+    plain, is_plain_remat = gradients("none")
+    rematted, is_remat = gradients("full")
     assert (is_plain_remat, is_remat) == (False, True)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)

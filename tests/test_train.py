@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -261,6 +262,13 @@ def without_times(rows):
 
 class KilledError(Exception):
     """Stands for whatever ends a process in the middle of a run."""
+
+
+def die_once_saved(cell_dir, step):
+    """SIGKILL, as soon as the checkpoint of `step` is whole."""
+    while not (cell_dir / "checkpoints" / str(step)).is_dir():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TestLoop:
@@ -529,7 +537,7 @@ class TestStages:
         code = (
             "import os, signal, sys; from pathlib import Path; from test_train import *\n"
             "cell, base, words = map(Path, sys.argv[1:]); pack = load_pack(words)\n"
-            f"{start[stage]}, on_step=lambda n: n == 3 and os.kill(os.getpid(), signal.SIGKILL))"
+            f"{start[stage]}, on_step=lambda n: n == 3 and die_once_saved(cell, 2))"
         )
         cut = tmp_path / "run" / stage / "cut"
         done = subprocess.run(

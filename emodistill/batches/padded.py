@@ -82,6 +82,7 @@ class PaddedBatches:
       batch_size: samples per optimiser step.
       seed, num_epochs: of the order.
       max_micro_tokens: bound of rows × row length of a micro-batch (a longer row stands alone).
+      row_multiple: what the number of rows must be divisible by, for a mesh that splits them.
       advantages: Ã per sample, for JPO.
 
     Raises:
@@ -97,6 +98,7 @@ class PaddedBatches:
         seed: int,
         num_epochs: int,
         max_micro_tokens: int = 1024,
+        row_multiple: int = 1,
         advantages: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         if not examples:
@@ -129,7 +131,7 @@ class PaddedBatches:
         num_reply_tokens = -(-longest // REPLY_MULTIPLE) * REPLY_MULTIPLE
         self.shapes = tuple(
             RowShape(
-                max(1, min(batch_size, max_micro_tokens // length)),
+                max(1, min(batch_size, max_micro_tokens // length) // row_multiple) * row_multiple,
                 length,
                 min(num_reply_tokens, length),
             )

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from emodistill import runs
@@ -22,7 +21,9 @@ from emodistill.errors import InputError
 from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig
 from emodistill.model.fingerprint import base_fingerprint
 from emodistill.model.lora import LoRA, LoRAParam, add_lora, target_layers
+from emodistill.model.processes import is_first, to_host
 from emodistill.model.qwen2 import Qwen2
+from emodistill.model.sharding import place_like
 from emodistill.model.weights import open_safetensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -45,7 +46,7 @@ _PLAIN_OPTIONS: Mapping[str, Any] = {
 
 
 def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None:
-    """Write `model`'s LoRA into `folder`.
+    """Write `model`'s LoRA into `folder`; of several processes, the first one does.
 
     Args:
       base_model_name: what PEFT and vLLM are to load below it, a folder or a hub name.
@@ -56,14 +57,15 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
     if model.lora is None:
         raise InputError("the model has no LoRA to save; add_lora or load_adapter comes first.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for target, lora in _loras(model):
-        a_LRI, b_LOR = np.asarray(lora.a[...]), np.asarray(lora.b[...])
+        a_LRI, b_LOR = to_host(lora.a[...]), to_host(lora.b[...])
         for layer in range(model.config.num_layers):
             tensors[_name(layer, target, "A")] = np.ascontiguousarray(a_LRI[layer], np.float32)
             tensors[_name(layer, target, "B")] = np.ascontiguousarray(b_LOR[layer], np.float32)
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
+    if not is_first():
+        return
     runs.write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     alpha = model.lora.alpha
     config = {
@@ -112,8 +114,8 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
             f"{folder} is {config}, but the model has {model.lora}; load the base model again."
         )
     for target, lora in _loras(model):
-        lora.a = LoRAParam(jnp.asarray(values[target, "A"]))
-        lora.b = LoRAParam(jnp.asarray(values[target, "B"]))
+        lora.a = LoRAParam(place_like(values[target, "A"], lora.a[...]))
+        lora.b = LoRAParam(place_like(values[target, "B"], lora.b[...]))
 
 
 def _loras(model: Qwen2) -> Iterator[tuple[str, LoRA]]:

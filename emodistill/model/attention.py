@@ -14,10 +14,12 @@ import jax.numpy as jnp
 # Far below any score, but finite: a query without any key gives a mean, not NaN.
 MASKED = -1e30
 
-# Queries are taken in blocks, and the keys after a block are never touched: nearly half of the
-# scores are saved. Each block costs compile time, hence the bound on their number.
+# Queries are taken in segments, and the keys after a segment are never touched: nearly half of the
+# scores are saved. Each segment costs compile time, hence the bound on their number; long ones are
+# worked off in blocks by a loop, so that few scores are alive at once (256 MiB in float32).
 QUERY_BLOCK = 256
-MAX_QUERY_BLOCKS = 8
+MAX_SEGMENTS = 8
+MAX_SCORES = 2**26
 
 
 class Rope(NamedTuple):
@@ -46,7 +48,13 @@ def rotate(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
 
 
 def causal_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: jax.Array | None = None
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    remat: bool = False,
+    max_scores: int = MAX_SCORES,
 ) -> jax.Array:
     """Attention of every position to itself and what comes before.
 
@@ -54,20 +62,55 @@ def causal_attention(
       q_BTNH: queries, already scaled.
       mask: bool; [B, T] leaves out keys (padding) beside the causal rule, [B, T, T] replaces the
         causal rule by itself; None is the causal rule alone.
+      remat: compute the scores again in the backward pass instead of keeping them.
+      max_scores: scores of all rows and heads that are alive at once.
 
     Returns: [B, T, N, H] in the values' dtype.
     """
     num_tokens = q_BTNH.shape[1]
     if mask is not None and mask.ndim == 3:
         return _attend(q_BTNH, k_BTKH, v_BTKH, mask)
-    block = max(QUERY_BLOCK, math.ceil(num_tokens / MAX_QUERY_BLOCKS))
+    segment = max(QUERY_BLOCK, math.ceil(num_tokens / MAX_SEGMENTS))
     outputs = []
-    for start in range(0, num_tokens, block):
-        end = min(start + block, num_tokens)
-        visible_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-        visible = visible_TS[None] if mask is None else visible_TS[None] & mask[:, None, :end]
-        outputs.append(_attend(q_BTNH[:, start:end], k_BTKH[:, :end], v_BTKH[:, :end], visible))
+    for start in range(0, num_tokens, segment):
+        end = min(start + segment, num_tokens)
+        keys = k_BTKH[:, :end], v_BTKH[:, :end], None if mask is None else mask[:, :end]
+        outputs.append(_causal_segment(q_BTNH[:, start:end], start, *keys, remat, max_scores))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _causal_segment(
+    q_BTNH: jax.Array,
+    start: int,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BS: jax.Array | None,
+    remat: bool,
+    max_scores: int,
+) -> jax.Array:
+    """The queries at `start`, `start + 1`, … over all keys up to the last of them."""
+    B, T, N, _ = q_BTNH.shape
+    S = k_BSKH.shape[1]
+
+    def attend(q_BTNH: jax.Array, first: jax.Array | int) -> jax.Array:
+        queries_T = first + jnp.arange(q_BTNH.shape[1])
+        visible = (queries_T[:, None] >= jnp.arange(S)[None, :])[None]
+        if mask_BS is not None:
+            visible = visible & mask_BS[:, None]
+        return _attend(q_BTNH, k_BSKH, v_BSKH, visible)
+
+    if remat:
+        attend = jax.checkpoint(attend)
+    block = max(1, max_scores // (B * N * S))
+    if block >= T:
+        return attend(q_BTNH, start)
+    num_blocks = math.ceil(T / block)
+    block = math.ceil(T / num_blocks)
+    padded = jnp.pad(q_BTNH, ((0, 0), (0, num_blocks * block - T), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(padded.reshape(B, num_blocks, block, N, -1), 1, 0)
+    firsts = start + block * jnp.arange(num_blocks)
+    out = jax.lax.map(lambda block: attend(*block), (blocks, firsts))
+    return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * block, N, -1)[:, :T]
 
 
 def _attend(

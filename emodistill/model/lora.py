@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from emodistill import seeding
 from emodistill.errors import InputError
 from emodistill.model.config import ATTENTION_TARGETS, MLP_TARGETS, TARGETS, LoRAConfig
 from emodistill.model.qwen2 import Linear, Qwen2
+from emodistill.model.sharding import param_sharding
 
 
 class LoRAParam(nnx.Variable):
@@ -23,15 +25,31 @@ class LoRAParam(nnx.Variable):
 
 
 class LoRA(nnx.Module):
-    """The factors of one linear layer: `a` [L, R, I] and `b` [L, O, R], as PEFT lays them out."""
+    """The factors of one linear layer: `a` [L, R, I] and `b` [L, O, R], as PEFT lays them out.
 
-    def __init__(self, weight_LOI: jax.Array, config: LoRAConfig, key: jax.Array) -> None:
-        L, O, I = weight_LOI.shape  # noqa: E741
+    They lie on the mesh like the weight that they adapt.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        config: LoRAConfig,
+        key: jax.Array,
+        mesh: Mesh | None,
+    ) -> None:
+        L, O, I = shape  # noqa: E741
         # PEFT's start: kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(I); B = 0 is identity.
         bound = I**-0.5
-        a_LRI = jax.random.uniform(key, (L, config.rank, I), jnp.float32, -bound, bound)
-        self.a = LoRAParam(a_LRI)
-        self.b = LoRAParam(jnp.zeros((L, O, config.rank), jnp.float32))
+
+        def start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            a_LRI = jax.random.uniform(key, (L, config.rank, I), jnp.float32, -bound, bound)
+            return a_LRI, jnp.zeros((L, O, config.rank), jnp.float32)
+
+        shapes = {"a": (L, config.rank, I), "b": (L, O, config.rank)}
+        places = tuple(param_sharding((name, "lora", k), shapes[k], mesh) for k in ("a", "b"))
+        a_LRI, b_LOR = jax.jit(start, out_shardings=places)(key)
+        self.a, self.b = LoRAParam(a_LRI), LoRAParam(b_LOR)
         self.scale = config.scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -74,5 +92,6 @@ def add_lora(
     layers = target_layers(model)
     for name in config.targets:
         key = jax.random.fold_in(rng, TARGETS.index(name))
-        layers[name].lora = LoRA(layers[name].weight[...], config, key)
+        shape = layers[name].weight.shape
+        layers[name].lora = LoRA(name, shape, config, key, model.mesh)
     model.lora = config

@@ -14,12 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
-from emodistill.model.attention import Rope, causal_attention, rope_angles, rotate
+from emodistill.model import sharding
+from emodistill.model.attention import MAX_SCORES, Rope, causal_attention, rope_angles, rotate
 from emodistill.model.config import LoRAConfig, Qwen2Config
+from emodistill.model.quantization import dequantized
 
 INITIAL_STD = 0.02
+_KEPT_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 ParamPath = tuple[str, ...]
 """Where a parameter is, such as ("layers", "mlp", "up_proj", "weight")."""
@@ -53,7 +58,8 @@ class Linear(nnx.Module):
         self.lora: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        weight_OI = dequantized(self.weight.get_value(), x.dtype)
+        y = jnp.einsum("...i,oi->...o", x, weight_OI)
         if self.bias is not None:
             y = y + _along(self.bias[...], y)
         if self.lora is not None:
@@ -121,8 +127,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm transformer layer, cut in two so that attention can be any function."""
 
-    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any, mesh: Mesh | None = None):
         shape = (config.num_layers, config.hidden_size)
+        self.mesh = mesh
         self.input_layernorm = RMSNorm(shape, config.norm_eps, dtype)
         self.self_attn = Attention(config, keys, dtype)
         self.post_attention_layernorm = RMSNorm(shape, config.norm_eps, dtype)
@@ -132,12 +139,15 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, rope: Rope
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values of the layer's input."""
-        return self.self_attn.queries_keys_values(self.input_layernorm(x_BTD), rope)
+        normed_BTD = sharding.into_projection(self.input_layernorm(x_BTD), self.mesh)
+        return self.self_attn.queries_keys_values(normed_BTD, rope)
 
     def after_attention(self, x_BTD: jax.Array, attended_BTNH: jax.Array) -> jax.Array:
         """The layer's output from its input and what the heads gathered."""
-        x_BTD = x_BTD + self.self_attn.o_proj(attended_BTNH.reshape(*x_BTD.shape[:2], -1))
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        gathered_BTO = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
+        x_BTD = x_BTD + sharding.between_layers(self.self_attn.o_proj(gathered_BTO), self.mesh)
+        normed_BTD = sharding.into_projection(self.post_attention_layernorm(x_BTD), self.mesh)
+        return x_BTD + sharding.between_layers(self.mlp(normed_BTD), self.mesh)
 
 
 class Embedding(nnx.Module):
@@ -157,8 +167,12 @@ class Qwen2(nnx.Module):
     its two halves, for losses that need the head at few positions only.
 
     Attributes:
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again instead of keeping it: nothing (`none`), the
+        whole of each layer (`full`), or each layer but its matrix products (`dots`).
+      mesh: over which the arrays are spread; None on a single device.
       lora: rank, scale and targets of the adapter, None without one (see `lora.add_lora`).
+      quantization, fingerprint: how the frozen projections are held, and what they were made from,
+        where `weights.load_qwen2` was told to quantize; else None.
     """
 
     def __init__(
@@ -167,17 +181,21 @@ class Qwen2(nnx.Module):
         *,
         key: jax.Array,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
+        mesh: Mesh | None = None,
     ):
         keys = _Keys(key)
         self.config = config
         self.embed_tokens = Embedding(config, keys, dtype)
-        self.layers = Block(config, keys, dtype)
+        self.layers = Block(config, keys, dtype, mesh)
         self.norm = RMSNorm((config.hidden_size,), config.norm_eps, dtype)
         head = (config.vocab_size, config.hidden_size)
         self.lm_head = nnx.data(None if config.is_tied else Linear(head, keys, dtype))
-        self.remat = remat
+        self.remat: Remat = remat
+        self.mesh = mesh
         self.lora: LoRAConfig | None = None
+        self.quantization: Quantization | None = None
+        self.fingerprint: str | None = None
 
     @property
     def dtype(self) -> Any:
@@ -234,16 +252,19 @@ class Qwen2(nnx.Module):
         if positions_BT is None:
             positions_BT = jnp.arange(T)[None, :]
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        max_scores = MAX_SCORES * (1 if self.mesh is None else self.mesh.size)
+        remat = self.remat != "none"
 
         def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            q_BTNH, k_BTKH, v_BTKH = block.before_attention(x_BTD, rope)
+            heads = sharding.split_heads(*block.before_attention(x_BTD, rope), self.mesh)
             if attend is None:
-                attended_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, mask)
+                attended_BTNH = causal_attention(*heads, mask, remat=remat, max_scores=max_scores)
             else:
-                attended_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
+                attended_BTNH = attend(*heads)
             return block.after_attention(x_BTD, attended_BTNH), None
 
-        x_BTD, _ = self.scan_layers(layer, self.embed_tokens(tokens_BT))
+        embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))
+        x_BTD, _ = self.scan_layers(layer, sharding.between_layers(embedded_BTD, self.mesh))
         return self.norm(x_BTD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -262,8 +283,9 @@ class Qwen2(nnx.Module):
             layer_state, extra = inputs
             return step(nnx.merge(graphdef, layer_state), carry, extra)
 
-        if self.remat:
-            body = jax.checkpoint(body)
+        if self.remat != "none":
+            policy = _KEPT_DOTS if self.remat == "dots" else None
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)
 
 

@@ -1,16 +1,40 @@
-"""Where each parameter lives on a mesh with (some of) the axes `data`, `fsdp` and `tensor`."""
+"""Where every array lives on a mesh with the axes `data`, `fsdp` and `tensor`: all specs are here.
+
+Rows of a batch are split over `data` and `fsdp`. Frozen weights, LoRA factors and their optimiser
+state are split over `fsdp` and `tensor` and whole along `data`. Within a layer `tensor` splits
+heads and MLP columns; between layers it splits the tokens of a row, so that what the backward
+pass keeps is split too. The vocabulary is split over `fsdp` and `tensor`, and every device scores
+all replies against its part, so neither table is ever gathered.
+
+An axis that does not divide a dimension leaves it whole: correct, only less split.
+"""
 
 from __future__ import annotations
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+import math
+from collections.abc import Sequence
+from typing import Any
 
-# Layouts are [out, in] behind the layer axis: columns first split over `tensor` in the layers
-# that widen (q, k, v, gate, up), rows in those that narrow (o, down), so that the pair needs one
-# reduction.
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from emodistill.configs import MeshShape
+from emodistill.errors import InputError
+
+Axis = str | tuple[str, ...] | None
+"""What splits a dimension: an axis of the mesh, several, or none."""
+
+ROWS = ("data", "fsdp")
+VOCABULARY = ("fsdp", "tensor")
+
+# Of a weight [out, in]. Columns first in the layers that widen, rows in those that narrow, so
+# that the pair needs one reduction.
 _WIDENING = ("tensor", "fsdp")
 _NARROWING = ("fsdp", "tensor")
-_AXES = {
+_AXES: dict[str, tuple[Axis, Axis]] = {
     "q_proj": _WIDENING,
     "k_proj": _WIDENING,
     "v_proj": _WIDENING,
@@ -18,27 +42,152 @@ _AXES = {
     "up_proj": _WIDENING,
     "o_proj": _NARROWING,
     "down_proj": _NARROWING,
-    "embed_tokens": _WIDENING,
-    "lm_head": _WIDENING,
+    "embed_tokens": (VOCABULARY, None),
+    "lm_head": (VOCABULARY, None),
 }
 
 
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of that shape over `devices` (all there are, or the first ones that suffice).
+
+    Raises:
+      InputError: there are too few devices, or some of another process would be left out.
+    """
+    devices = jax.devices() if devices is None else devices
+    is_short = len(devices) > shape.size and jax.process_count() > 1
+    if len(devices) < shape.size or is_short:
+        raise InputError(
+            f"mesh {shape} takes {shape.size} devices, but there are {len(devices)}; choose "
+            "--mesh DATAxFSDPxTENSOR with that product."
+        )
+    return jax.make_mesh(
+        (shape.data, shape.fsdp, shape.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=list(devices[: shape.size]),
+    )
+
+
+def num_row_shards(mesh: Mesh | None) -> int:
+    """By how much the rows of a micro-batch must be divisible."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def _spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSpec:
+    """`axes` along the last dimensions of `shape`, those left out that do not divide theirs."""
+
+    def fitting(axis: Axis, size: int) -> Axis:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        while names and size % math.prod(mesh.shape.get(name, 1) for name in names):
+            names = names[:-1]
+        kept = tuple(name for name in names if name in mesh.shape)
+        return kept[0] if len(kept) == 1 else kept or None
+
+    leading = (None,) * (len(shape) - len(axes))
+    return PartitionSpec(*map(fitting, (*leading, *axes), shape))
+
+
 def param_sharding(
-    path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | None
+    path: tuple[str, ...], shape: Sequence[int], mesh: Mesh | None
 ) -> jax.sharding.Sharding:
     """The sharding of the parameter at `path`, e.g. ("layers", "mlp", "up_proj", "weight").
 
-    An axis that the mesh lacks, or that does not divide the dimension, leaves it whole; norms
-    are replicated. Without a mesh everything lives on the first device.
+    LoRA factors, `(…, "lora", "a" | "b")`, are split like the weight that they adapt; norms are
+    whole everywhere. Without a mesh everything lives on the first device.
     """
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
-    axes: tuple[str | None, ...] = _AXES.get(path[-2], ())
-    if path[-1] == "bias":
-        axes = axes[:1]
-    leading = (None,) * (len(shape) - len(axes))
-    spec = [
-        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip((*leading, *axes), shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    *_, module, leaf = path if path[-2] != "lora" else (*path[:-2], path[-1])
+    out_axis, in_axis = _AXES.get(module, (None, None))
+    axes: dict[str, tuple[Axis, ...]] = {
+        "weight": (out_axis, in_axis) if module in _AXES else (),
+        "bias": (out_axis,),
+        "a": (None, in_axis),
+        "b": (out_axis, None),
+    }
+    return NamedSharding(mesh, _spec(mesh, shape, axes[leaf]))
+
+
+def state_sharding(state: nnx.State, mesh: Mesh | None) -> Any:
+    """The shardings of a model's (or an adapter's) variables, in a tree of the form of `state`."""
+
+    def place(path: tuple[Any, ...], variable: Any) -> Any:
+        names = tuple(map(str, path))
+        value = variable.get_value()
+        return variable.replace(jax.tree.map(lambda x: param_sharding(names, x.shape, mesh), value))
+
+    return nnx.from_flat_state([(path, place(path, v)) for path, v in nnx.to_flat_state(state)])
+
+
+def replicated(mesh: Mesh | None) -> jax.sharding.Sharding | None:
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`; scalars everywhere."""
+    axes = (ROWS, *(None,) * (len(shape) - 1)) if shape else ()
+    return NamedSharding(mesh, _spec(mesh, shape, axes))
+
+
+def place_batch(batch: Any, mesh: Mesh | None) -> Any:
+    """A batch of NumPy arrays on the mesh; each process hands over its own rows only."""
+    if mesh is None:
+        return batch
+
+    def place(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        sharding = batch_sharding(array.shape, mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, batch)
+
+
+def place_like(values: np.ndarray, array: jax.Array) -> jax.Array:
+    """`values`, which every process holds whole, where `array` lies."""
+    return jax.make_array_from_callback(
+        array.shape, array.sharding, lambda index: values[index].astype(array.dtype)
+    )
+
+
+def _constrain(x: jax.Array, mesh: Mesh | None, *axes: Axis) -> jax.Array:
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(mesh, x.shape, axes)))
+
+
+def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Whole on every device."""
+    return _constrain(x, mesh)
+
+
+def between_layers(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The residual stream: tokens over `tensor`."""
+    return _constrain(x_BTD, mesh, ROWS, "tensor", None)
+
+
+def into_projection(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """All tokens of a row together, for layers whose columns are split."""
+    return _constrain(x_BTD, mesh, ROWS, None, None)
+
+
+def into_head(x_BUD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """States at the replies' positions, for a vocabulary that is split."""
+    return _constrain(x_BUD, mesh, "data", None, None)
+
+
+def split_heads(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Heads over `tensor`; key-value heads are repeated until every shard has one of its own.
+
+    Query heads that `tensor` does not divide stay whole, and keys and values with them.
+    """
+    if mesh is None:
+        return q_BTNH, k_BTKH, v_BTKH
+    num_shards, num_kv_heads = mesh.shape.get("tensor", 1), k_BTKH.shape[2]
+    axes = (ROWS, None, "tensor" if q_BTNH.shape[2] % num_shards == 0 else None, None)
+    if axes[2] and num_kv_heads % num_shards:
+        repeats = num_shards // math.gcd(num_kv_heads, num_shards)
+        k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
+    q_BTNH, k_BTKH, v_BTKH = (_constrain(x, mesh, *axes) for x in (q_BTNH, k_BTKH, v_BTKH))
+    return q_BTNH, k_BTKH, v_BTKH

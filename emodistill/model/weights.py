@@ -6,10 +6,12 @@ Parameter names map mechanically: `model.layers.3.self_attn.q_proj.weight` is sl
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,35 +20,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from safetensors import SafetensorError, safe_open
 
 from emodistill import runs
+from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
 from emodistill.model.config import Qwen2Config
+from emodistill.model.fingerprint import fingerprint_of_sums, rounded_sums
+from emodistill.model.quantization import is_quantizable, quantized
 from emodistill.model.qwen2 import ParamPath, Qwen2, flat_state
 from emodistill.model.sharding import param_sharding
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4 * 10**9
+MAX_GROUP_BYTES = 2**28
+"""Of a stacked parameter that are read at once."""
 
 _READABLE_DTYPES = ("F32", "F16", "BF16")
 _FOREIGN_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt", "*.msgpack", "*.h5")
 
 
 def load_qwen2(
-    path: Path | str, mesh: Mesh | None = None, dtype: Any = jnp.bfloat16, *, remat: bool = False
+    path: Path | str,
+    mesh: Mesh | None = None,
+    dtype: Any = jnp.bfloat16,
+    *,
+    remat: Remat = "none",
+    quantize: Quantization | None = None,
 ) -> Qwen2:
     """Load a checkpoint folder (config.json and one or many .safetensors files).
 
-    One parameter is read at a time, and of it only what a device holds, straight from the
-    memory-mapped files.
+    A few layers of one parameter are read at a time, and of them only what this process's devices
+    hold, straight from the memory-mapped files: beside the model itself the host never holds more
+    than the largest of its tensors.
 
     Args:
       mesh: spread the parameters over its axes `fsdp` and `tensor` (see `sharding`); one device
         without it.
       dtype: of the weights in memory; bfloat16 on accelerators, float32 on CPUs.
+      remat: what the backward pass computes again (see `Qwen2`).
+      quantize: hold the projections of all layers in 8 or 4 bits (see `quantization`).
 
     Raises:
       InputError: something is missing, truncated, of a wrong shape, unexpected or of another
@@ -54,24 +69,44 @@ def load_qwen2(
     """
     folder = Path(path)
     config = Qwen2Config.from_pretrained(folder)
-    shapes = nnx.eval_shape(lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat))
+    shapes = nnx.eval_shape(
+        lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat, mesh=mesh)
+    )
     graphdef, state = nnx.split(shapes)
     leaves = flat_state(state)
+    arrays, sums = {}, {}
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         _check_tensors(folder, files, _expected_shapes(config, leaves))
-        arrays = [
-            (place, leaf.replace(_read_param(place, leaf.shape, config, files, mesh, dtype)))
-            for place, leaf in leaves.items()
-        ]
-    return nnx.merge(graphdef, nnx.from_flat_state(arrays))
+        for place, leaf in leaves.items():
+            parts = _read_groups(place, leaf.shape, config, files, mesh, dtype)
+            if quantize is not None:
+                parts = _noting_sums(parts, sums.setdefault(place, []))
+                if is_quantizable(place):
+                    parts = ((first, quantized(part, quantize)) for first, part in parts)
+            arrays[place] = _stack_groups(place, leaf.shape, parts, mesh)
+    values = [(place, leaf.replace(arrays[place])) for place, leaf in leaves.items()]
+    model = nnx.merge(graphdef, nnx.from_flat_state(values))
+    if quantize is not None:
+        model.quantization = quantize
+        model.fingerprint = fingerprint_of_sums(
+            config, {place: (leaf.shape, sums[place]) for place, leaf in leaves.items()}
+        )
+    return model
 
 
 def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str] = ()) -> None:
     """Write `model`'s base weights (no LoRA) as a checkpoint folder in Hugging Face layout.
 
     `extra_files` (tokenizer, generation config) are copied beside. Files over 4 GB are split.
+
+    Raises:
+      InputError: the weights are quantized, so that the real ones are not there to be written.
     """
+    if model.quantization is not None:
+        raise InputError(
+            f"a model held in {model.quantization} can't be saved; load it without quantize."
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(model))
@@ -211,30 +246,79 @@ def _some(names: list[str]) -> str:
     return f"{shown}{rest} {'is' if len(names) == 1 else 'are'}"
 
 
-def _read_param(
+Groups = Iterator[tuple[int, Any]]
+"""(first layer, arrays of it and the next ones)."""
+
+
+def _read_groups(
     place: ParamPath,
     shape: tuple[int, ...],
     config: Qwen2Config,
     files: Mapping[str, Any],
     mesh: Mesh | None,
     dtype: Any,
-) -> jax.Array:
+) -> Groups:
+    """The parameter at `place`, a few layers at a time, each where it belongs."""
     tensors = _tensors(config, place)
+    if place[0] != "layers":
+        name, _ = tensors[0]
+        part = param_sharding(place, shape, mesh)
+        yield 0, _read(shape, part, dtype, lambda index: files[name].get_slice(name)[index])
+        return
+    layer_bytes = math.prod(shape[1:]) * jnp.dtype(dtype).itemsize
+    size = max(1, MAX_GROUP_BYTES // layer_bytes)
+    for first in range(0, shape[0], size):
+        group = tensors[first : first + size]
 
-    def read(index: Any) -> np.ndarray:
-        """What one device holds: a slice of each of its layers."""
-        if place[0] != "layers":
-            name, _ = tensors[0]
-            return files[name].get_slice(name)[index].astype(dtype)
-        chosen = tensors[index[0]]
-        sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
-        out = np.empty(sizes, dtype)
-        for i, (name, _) in enumerate(chosen):
-            out[i] = files[name].get_slice(name)[index[1:]]
-        return out
+        def read(index: Any, group: Any = group) -> np.ndarray:
+            rows = [files[name].get_slice(name)[index[1:]] for name, _ in group[index[0]]]
+            return np.stack([row.astype(dtype) for row in rows])
 
-    sharding = param_sharding(place, shape, mesh)
-    return jax.make_array_from_callback(tuple(shape), sharding, read, dtype=dtype)
+        part_shape = (len(group), *shape[1:])
+        yield first, _read(part_shape, param_sharding(place, part_shape, mesh), dtype, read)
+
+
+def _read(
+    shape: tuple[int, ...], where: Sharding, dtype: Any, read: Callable[[Any], np.ndarray]
+) -> jax.Array:
+    return jax.make_array_from_callback(
+        shape, where, lambda index: read(index).astype(dtype, copy=False), dtype=dtype
+    )
+
+
+def _noting_sums(parts: Groups, sums: list[np.ndarray]) -> Groups:
+    """Pass `parts` on, their checksums kept: the fingerprint is that of the file's weights."""
+    for first, part in parts:
+        sums.append(rounded_sums(part, first))
+        yield first, part
+
+
+def _stack_groups(
+    place: ParamPath, shape: tuple[int, ...], parts: Groups, mesh: Mesh | None
+) -> Any:
+    """One array (or quantized array) of all layers, filled in place where it lies."""
+    whole = None
+    for first, part in parts:
+        if place[0] != "layers" or part.shape[0] == shape[0]:
+            return part
+        if whole is None:
+            whole = jax.tree.map(
+                lambda x: jnp.zeros(
+                    (full := (shape[0], *x.shape[1:])),
+                    x.dtype,
+                    device=param_sharding(place, full, mesh),
+                ),
+                part,
+            )
+        whole = _fill(whole, part, jnp.int32(first))
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fill(whole: Any, part: Any, first: jax.Array) -> Any:
+    return jax.tree.map(
+        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, first, axis=0), whole, part
+    )
 
 
 def _num_bytes(leaf: jax.Array, layer: int | None) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from emodistill import cli
 from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
+from emodistill.model import joined
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import (
     CONFIG,
@@ -100,13 +101,20 @@ def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
 
 def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
     """Stage 4a: train the SFT adapter."""
-    _announce_student(config, "sft")
-    return _train_adapter(config, base, "sft", sft_dir=None)
+    with joined(config):
+        _announce_student(config, "sft")
+        return _train_adapter(config, base, "sft", sft_dir=None)
 
 
 def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
     """Stage 4b: train the JPO adapter."""
-    _announce_student(config, "jpo")
+    with joined(config):
+        _announce_student(config, "jpo")
+        return _train_adapter(config, base, "jpo", sft_dir=_snapshot(config))
+
+
+def _snapshot(config: JPOConfig) -> Path | None:
+    """The SFT cell that JPO starts from, None where it starts from the base model."""
     sft_dir = None
     if config.reference == "sft":
         sft_dir = stage_dir(config.run, config.domain, "sft", config.sft_cell)
@@ -122,12 +130,13 @@ def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
                 f"with emotion_free={found.config['emotion_free']}; name a fitting one with "
                 "--sft-cell."
             )
-    return _train_adapter(config, base, "jpo", sft_dir=sft_dir)
+    return sft_dir
 
 
 def _train_adapter(
     config: SFTConfig | JPOConfig, base: AdapterConfig | None, stage: str, *, sft_dir: Path | None
 ) -> Made:
+    from emodistill.model import agree, is_first
     from emodistill.prompts import load_pack
 
     scores_file = judge_file(config.run, config.domain, config.judge)
@@ -137,19 +146,25 @@ def _train_adapter(
     if sft_dir is not None:
         inputs += sorted((sft_dir / "adapter").iterdir())
     hashes = input_hashes(inputs, config.run) | {"prompt pack": pack.sha256}
-    manifest = begin_stage(
-        directory,
-        stage=stage,
-        config=config.identity(),
-        seed=config.seed,
-        inputs=hashes | model_hashes(config.model),
-        output=directory / METRICS,
-    )
+    hashes |= model_hashes(config.model)
+
+    def is_finished() -> bool:
+        manifest = begin_stage(
+            directory,
+            stage=stage,
+            config=config.identity(),
+            seed=config.seed,
+            inputs=hashes,
+            output=directory / METRICS,
+        )
+        if not manifest.is_finished:
+            write_config(directory / CONFIG, stage, config, base)
+        return manifest.is_finished
+
     made = Made(directory / "adapter", _evaluation(config, stage, directory))
-    if manifest.is_finished:
+    if agree(is_finished):
         say(f"{stage}: finished before, adapter in {directory / 'adapter'}")
         return made
-    write_config(directory / CONFIG, stage, config, base)
     trajectories, scenarios = read_sweep(config.run, config.domain)
     common: dict[str, Any] = {
         "cell_dir": directory,
@@ -175,7 +190,8 @@ def _train_adapter(
         "num_dropped": result.num_dropped,
         "metrics": dict(result.metrics),
     }
-    finish_stage(directory, summary=summary)
+    if is_first():
+        finish_stage(directory, summary=summary)
     say(
         f"{stage}: {result.num_steps} steps on {result.num_samples:,} turns; adapter in "
         f"{result.adapter_dir}"

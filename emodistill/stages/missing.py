@@ -41,6 +41,7 @@ SHARED_BY_ADAPTERS = (
     "lora_rank",
     "lora_alpha",
     "lora_targets",
+    "quantize",
 )
 """Settings that JPO takes over from the SFT that it starts from."""
 
@@ -69,8 +70,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
     is.
 
     Raises:
-      InputError: a provider is named, or what is there came from one, and a stage is missing; the
-        message has the commands that make it.
+      InputError: a stage is missing, and a provider is named, what is there came from one, or
+        several processes train together; the message has the commands that make it.
     """
     lacking = [stage for stage in stages if not _is_there(config, stage)]
     if not lacking:
@@ -78,7 +79,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
     commands = [command(_needed(stage).script, config) for stage in lacking]
     if "judge" in lacking and judge_level(config) == "dialogue":
         commands[lacking.index("judge")] += " --level dialogue"
-    if not config.is_simulated or not _was_simulated(config):
+    is_alone = getattr(config, "coordinator", None) is None
+    if not config.is_simulated or not _was_simulated(config) or not is_alone:
         raise InputError(
             f"{config.run / config.domain} lacks {', '.join(lacking)}. Run first:\n  "
             + "\n  ".join(commands)

@@ -1,84 +1,154 @@
-"""Checkpoints of a training run (orbax): LoRA, optimiser state and step; the two newest.
+"""Checkpoints of a training run (orbax): LoRA, optimiser state, step, place in the data, metrics.
 
-The order of the data follows from the step alone, and metrics after the step are dropped when the
-run goes on, so nothing else needs keeping. A checkpoint appears under its final name only once it
-is whole.
+A checkpoint is copied to the host, then written while training goes on; it appears under its
+final name only once it is whole, and is checked against its own checksums when it is read. Arrays
+come back on whatever mesh the run has now. No step draws random numbers: the order of the data
+follows from seed and step, both of which are kept and compared.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from emodistill.errors import StaleInputError
+from emodistill.errors import InputError, StaleInputError
+from emodistill.model.fingerprint import bit_checksums
 from emodistill.runs import canonical_json
 
-State = TypeVar("State")
-KEPT = 2
+Result = TypeVar("Result")
+
+
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    state: Any
+    data: Mapping[str, Any]
+    """The place in the data, as `save` was given it; empty at the start."""
 
 
 class Checkpoints:
     """The checkpoints in `directory` of the run that `identity` (JSON values) describes.
 
-    Saving waits until the files are there: a step donates its state, so it must not be read later.
+    Args:
+      keep: how many of the newest stay.
+      keep_every: the checkpoints of every this many steps stay as well.
     """
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        identity: Mapping[str, Any],
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+    ) -> None:
         logging.getLogger("absl").setLevel(logging.WARNING)
         self.directory = directory
         self._identity = json.loads(canonical_json(identity))
         self._manager = ocp.CheckpointManager(
             directory.resolve(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT,
-                enable_async_checkpointing=False,
+                max_to_keep=keep,
+                keep_period=keep_every,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
-            item_names=("state", "made_from"),
+            item_names=("state", "record"),
         )
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest checkpoint, None without one."""
+        """The step of the newest whole checkpoint, None without one."""
+        self._writing(self._manager.wait_until_finished)
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
-        """Write the state after `step` steps and drop all but the two newest checkpoints."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_arrays(state)),
-                made_from=ocp.args.JsonSave(self._identity | {"arrays": _shapes(state)}),
-            ),
-        )
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        data: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin to write the state after `step` steps; `state` may be donated once this returns.
 
-    def restore(self, state: State) -> State:
-        """The newest checkpoint's state in the form of `state`, or `state` itself without one.
+        Args:
+          data: where in the data the next step begins, JSON values.
+          metrics: of the step.
+
+        Raises:
+          InputError: this checkpoint, or the one before, could not be written.
+        """
+        arrays = _arrays(state)
+        record = {
+            "made_from": self._identity | {"arrays": _shapes(arrays)},
+            "checksums": bit_checksums(arrays),
+            "data": dict(data or {}),
+            "metrics": dict(metrics or {}),
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
+        )
+        self._writing(lambda: self._manager.save(step, args=args))
+
+    def restore(self, state: Any) -> Restored:
+        """The newest checkpoint in the form (and on the devices) of `state`; `state` without one.
 
         Raises:
           StaleInputError: the checkpoint was made with another setting, from other data or for
             another shape; the message names the first difference.
+          InputError: it is damaged, or no checkpoint of this program.
         """
         step = self.newest
         if step is None:
-            return state
-        read = self._manager.restore(
-            step, args=ocp.args.Composite(made_from=ocp.args.JsonRestore())
+            return Restored(state, {})
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._reading(step, lambda: self._manager.restore(step, args=args)["record"])
+        if not isinstance(record, dict) or not {"made_from", "checksums", "data"} <= record.keys():
+            raise self._unreadable(step, "it has no record of what it was made from")
+        arrays = _arrays(state)
+        self._compare(record["made_from"], self._identity | {"arrays": _shapes(arrays)}, step)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
+        found = self._reading(step, lambda: self._manager.restore(step, args=args)["state"])
+        for name, checksum in bit_checksums(found).items():
+            if checksum != record["checksums"].get(name):
+                raise self._unreadable(step, f"{name} is not what was written")
+        leaves = [found[name] for name in arrays]
+        return Restored(jax.tree.unflatten(jax.tree.structure(state), leaves), record["data"])
+
+    def _writing(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # orbax and its storage have no common error
+            raise InputError(
+                f"{self.directory}: a checkpoint could not be written ({_first_line(error)}). Free "
+                "space or rights, then start again; it goes on from "
+                f"{self._name(self._manager.latest_step())}."
+            ) from None
+
+    def _reading(self, step: int, read: Callable[[], Result]) -> Result:
+        try:
+            return read()
+        except Exception as error:  # as above
+            raise self._unreadable(step, _first_line(error)) from None
+
+    def _unreadable(self, step: int, reason: str) -> InputError:
+        older = [other for other in self._manager.all_steps() if other < step]
+        rest = self._name(max(older, default=None))
+        return InputError(
+            f"{self.directory / str(step)} is damaged or no checkpoint of this program ({reason}). "
+            f"Delete that folder to go on from {rest}."
         )
-        self._compare(read["made_from"], self._identity | {"arrays": _shapes(state)}, step)
-        leaves = _arrays(state)
-        read = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(leaves))
-        )
-        return jax.tree.unflatten(
-            jax.tree.structure(state), [read["state"][name] for name in leaves]
-        )
+
+    @staticmethod
+    def _name(step: int | None) -> str:
+        return "the start" if step is None else f"the checkpoint of step {step}"
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
         for name in sorted({*found, *wanted}):
@@ -96,8 +166,12 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._writing(self._manager.close)
+        except InputError:
+            if kind is None:  # else the error under way says more
+                raise
 
 
 def _arrays(state: Any) -> dict[str, jax.Array]:
@@ -108,5 +182,9 @@ def _arrays(state: Any) -> dict[str, jax.Array]:
     }
 
 
-def _shapes(state: Any) -> dict[str, str]:
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _arrays(state).items()}
+def _shapes(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -28,8 +28,8 @@ from emodistill.train.reference import reference_logprobs
 from emodistill.train.sft import ADAPTER
 from emodistill.train.student import (
     examples_of_rows,
-    load_student,
-    max_micro_tokens,
+    row_limits,
+    student_to_train,
     training_identity,
     training_trajectories,
 )
@@ -88,7 +88,7 @@ def train_jpo(
     table = rewards.focal_turn_table(trajectories, scores, max_turns=max_turns)
     signal = rewards.jpo_advantages(table, config.signal)
     rows = _rows(config, table, signal.values)
-    student = load_student(config.model)
+    student = student_to_train(config)
     samples = examples_of_rows(student, config, table, rows, trajectories, scenarios, pack)
     advantages = dict(zip((table.sample_id(row) for row in rows), signal.values[rows], strict=True))
     batches = PaddedBatches(
@@ -96,7 +96,7 @@ def train_jpo(
         batch_size=config.batch_size,
         seed=config.seed,
         num_epochs=config.num_epochs,
-        max_micro_tokens=max_micro_tokens(),
+        **row_limits(config, student.model),
         advantages=rewards.asymmetric(
             [advantages[example.sample_id] for example in samples.examples], config.kappa
         ),

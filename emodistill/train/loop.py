@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from emodistill.batches import Batch, PaddedBatches
 from emodistill.configs import AdapterConfig
-from emodistill.errors import DivergenceError
-from emodistill.model import LoRAParam, Qwen2
+from emodistill.errors import DivergenceError, StaleInputError
+from emodistill.model import LoRAParam, Qwen2, is_first, sharding
 from emodistill.progress import progress
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.losses import Metrics, token_logprobs
@@ -51,29 +52,34 @@ def response_logprobs(
     """log π of the reply's tokens, float32 [B, U]; what lies outside `mask_BU` means nothing.
 
     The head runs at the reply's positions alone, in chunks whose logits are made again in the
-    backward pass.
+    backward pass: no more than `logits_per_chunk` of them (or one position of each row) are alive
+    on a device.
     """
     hidden_BTD = model.hidden(batch.tokens_BT, lengths_B=batch.lengths_B)
     hidden_BUD = jnp.take_along_axis(hidden_BTD, batch.positions_BU[..., None], axis=1)
-    num_targets = batch.targets_BU.size
-    size = max(1, logits_per_chunk // model.config.vocab_size)
-    if num_targets <= size:
-        return token_logprobs(model.logits(hidden_BUD), batch.targets_BU)
+    hidden_BUD, targets_BU = sharding.into_head(hidden_BUD, model.mesh), batch.targets_BU
+    B, U = targets_BU.shape
+    if model.mesh is not None:
+        logits_per_chunk *= model.mesh.size
+    width = max(1, logits_per_chunk // (model.config.vocab_size * B))
+    if width >= U:
+        return token_logprobs(model.logits(hidden_BUD), targets_BU)
 
-    num_chunks = -(-num_targets // size)
-    size = -(-num_targets // num_chunks)
-    padding = num_chunks * size - num_targets
-    hidden = jnp.pad(hidden_BUD.reshape(num_targets, -1), ((0, padding), (0, 0)))
-    targets = jnp.pad(batch.targets_BU.reshape(num_targets), (0, padding))
+    num_chunks = -(-U // width)
+    width = -(-U // num_chunks)
+    padding = num_chunks * width - U
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, num_chunks, width, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def chunk(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden_CD, targets_C = inputs
-        return token_logprobs(model.logits(hidden_CD), targets_C)
+    def score(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden_BCD, targets_BC = inputs
+        return token_logprobs(model.logits(hidden_BCD), targets_BC)
 
-    shape = (num_chunks, size)
-    logp = jax.lax.map(chunk, (hidden.reshape(*shape, -1), targets.reshape(shape)))
-    return logp.reshape(-1)[:num_targets].reshape(batch.targets_BU.shape)
+    logp = jax.lax.map(score, (chunks(hidden_BUD), chunks(targets_BU)))
+    return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :U]
 
 
 def learning_rate_schedule(
@@ -97,12 +103,18 @@ class Trainer:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
       config: rates, clipping, warm-up.
       num_steps: length of the schedule.
+      mesh: over which the model is spread; state and gradients then lie like its LoRA.
     """
 
     def __init__(
-        self, graphdef: nnx.GraphDef, loss_fn: LossFn, config: AdapterConfig, num_steps: int
+        self,
+        graphdef: nnx.GraphDef,
+        loss_fn: LossFn,
+        config: AdapterConfig,
+        num_steps: int,
+        mesh: Mesh | None = None,
     ) -> None:
-        self._graphdef, self._loss_fn = graphdef, loss_fn
+        self._graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
         self._schedule = learning_rate_schedule(
             config.learning_rate, num_steps=num_steps, warmup_fraction=config.warmup_fraction
         )
@@ -112,14 +124,14 @@ class Trainer:
         )
         self.num_compilations = 0
         """Micro-batch shapes compiled so far."""
-        self._zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+        self._init = jax.jit(lambda lora: self._placed(self._init_fn(lora)))
+        self._zeros = jax.jit(lambda lora: self._like_lora(jax.tree.map(jnp.zeros_like, lora)))
         self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self._update = jax.jit(self._update_fn, donate_argnums=0)
 
     def init(self, lora: nnx.State) -> TrainState:
         """The state before the first step; it owns a copy of `lora`, since steps donate it."""
-        lora = jax.tree.map(jnp.copy, lora)
-        return TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
+        return self._init(lora)
 
     def gradients(
         self, lora: nnx.State, frozen: nnx.State, batches: Sequence[Batch]
@@ -127,7 +139,8 @@ class Trainer:
         """The step's gradient, and each micro-batch's share of its metrics."""
         grads, metrics = self._zeros(lora), []
         for batch in batches:
-            grads, shares = self._accumulate(lora, frozen, grads, batch)
+            placed = sharding.place_batch(batch, self._mesh)
+            grads, shares = self._accumulate(lora, frozen, grads, placed)
             metrics.append(shares)
         return grads, metrics
 
@@ -139,6 +152,47 @@ class Trainer:
         state, more = self._update(state, grads)
         return state, [*metrics, more]
 
+    def lower(
+        self, lora: nnx.State, frozen: nnx.State, batch: Batch
+    ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
+        state = jax.eval_shape(self._init_fn, lora)
+        if self._mesh is not None:
+            state = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                state,
+                self._places(state),
+            )
+        accumulate = self._accumulate.lower(lora, frozen, lora, batch)
+        return accumulate, self._update.lower(state, lora)
+
+    def _init_fn(self, lora: nnx.State) -> TrainState:
+        lora = jax.tree.map(jnp.copy, lora)
+        return TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
+
+    def _places(self, state: TrainState) -> Any:
+        """The shardings of `state`: moments lie like the factors that they belong to."""
+        whole: Any = sharding.replicated(self._mesh)
+        lora = sharding.state_sharding(state.lora, self._mesh)
+        opt_state = optax.tree.map_params(
+            self.optimizer,
+            lambda _, place: place,
+            state.opt_state,
+            lora,
+            transform_non_params=lambda _: whole,
+        )
+        return TrainState(lora, opt_state, whole)
+
+    def _placed(self, state: TrainState) -> TrainState:
+        if self._mesh is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, self._places(state))
+
+    def _like_lora(self, tree: nnx.State) -> nnx.State:
+        if self._mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, self._mesh))
+
     def _accumulate_fn(
         self, lora: nnx.State, frozen: nnx.State, grads: nnx.State, batch: Batch
     ) -> tuple[nnx.State, Metrics]:
@@ -149,7 +203,8 @@ class Trainer:
             return self._loss_fn(response_logprobs(model, batch), batch)
 
         own, metrics = jax.grad(loss, has_aux=True)(lora)
-        return jax.tree.map(jnp.add, grads, own), metrics
+        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
+        return self._like_lora(jax.tree.map(jnp.add, grads, own)), metrics
 
     def _update_fn(self, state: TrainState, grads: nnx.State) -> tuple[TrainState, Metrics]:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.lora)
@@ -158,7 +213,8 @@ class Trainer:
             "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
         }
         lora: Any = optax.apply_updates(state.lora, updates)
-        return TrainState(lora, opt_state, state.step + 1), metrics
+        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
+        return self._placed(TrainState(lora, opt_state, state.step + 1)), metrics
 
 
 def add_metrics(shares: Sequence[Metrics]) -> dict[str, float]:
@@ -197,8 +253,8 @@ def train(
 ) -> TrainingRun:
     """Train the LoRA of `model` in place, from the newest checkpoint in `cell_dir` if there is one.
 
-    Writes `checkpoints/` (two newest, every `config.save_every` steps) and `metrics.jsonl` with
-    a TensorBoard copy.
+    Writes `checkpoints/` (every `config.save_every` steps) and `metrics.jsonl` with a TensorBoard
+    copy.
 
     Args:
       stage: names the progress bar and the metric that is shown beside it.
@@ -208,21 +264,29 @@ def train(
     Raises:
       DivergenceError: a metric is not finite; names the step and its samples.
       StaleInputError: a checkpoint was made from something else.
+      InputError: a checkpoint is damaged, or can't be written.
     """
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    trainer = Trainer(graphdef, loss_fn, config, num_steps)
-    checkpoints = Checkpoints(cell_dir / "checkpoints", identity)
-    state = checkpoints.restore(trainer.init(lora))
+    trainer = Trainer(graphdef, loss_fn, config, num_steps, model.mesh)
+    checkpoints = Checkpoints(
+        cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
+    )
+    state, place = checkpoints.restore(trainer.init(lora))
     first = int(state.step)
+    if first and place != _place(batches, first):
+        raise StaleInputError(
+            f"{checkpoints.directory / str(first)} would go on with other samples than these. "
+            f"Delete {cell_dir} to train again."
+        )
     shown = "sft/loss" if stage == "sft" else "policy/surrogate"
     pending: deque[_Pending] = deque()
     last: dict[str, float] = {}
 
     with (
         checkpoints,
-        MetricsLog(cell_dir, num_steps=first) as log,
-        progress(stage, total=num_steps, unit="steps", done=first) as bar,
+        MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as log,
+        progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
         last, clock = log.last, time.monotonic()
 
@@ -244,11 +308,21 @@ def train(
             settle(STEPS_AHEAD)
             if (number + 1) % config.save_every == 0 or number + 1 == num_steps:
                 settle(0)
-                checkpoints.save(number + 1, state)
+                place = _place(batches, number + 1)
+                checkpoints.save(number + 1, state, data=place, metrics=last)
             if on_step is not None:
                 on_step(number + 1)
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
+
+
+def _place(batches: PaddedBatches, step: int) -> dict[str, Any]:
+    """Where in the data `step` begins: what a checkpoint before it says comes next."""
+    is_over = step >= batches.num_steps
+    return {
+        "seed": batches.seed,
+        "next_samples": [] if is_over else list(batches.sample_ids(step)),
+    }
 
 
 def _check_finite(

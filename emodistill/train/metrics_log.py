@@ -13,25 +13,32 @@ METRICS = "metrics.jsonl"
 class MetricsLog:
     """Appends `{"step": n, name: value, …}`; lines after step `num_steps` are dropped on opening.
 
+    With `is_writer=False`, for processes that another one writes for, it only reads.
+
     Attributes:
       last: the values of the newest line that was kept, empty without one.
     """
 
-    def __init__(self, cell_dir: Path, *, num_steps: int) -> None:
+    def __init__(self, cell_dir: Path, *, num_steps: int, is_writer: bool = True) -> None:
+        path = cell_dir / METRICS
+        kept = _lines_until(path, num_steps)
+        self.last = {key: value for key, value in kept[-1].items() if key != "step"} if kept else {}
+        self._file = self._board = None
+        if not is_writer:
+            return
         from tensorboardX import SummaryWriter
 
         cell_dir.mkdir(parents=True, exist_ok=True)
-        path = cell_dir / METRICS
-        kept = _lines_until(path, num_steps)
         partial = path.with_name(f".{METRICS}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(path)
-        self.last = {key: value for key, value in kept[-1].items() if key != "step"} if kept else {}
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(cell_dir / "tensorboard"), purge_step=num_steps + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of `step`, counted from 1."""
+        if self._file is None or self._board is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -40,8 +47,9 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:

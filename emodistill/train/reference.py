@@ -20,7 +20,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from emodistill.batches import Batch, PaddedBatches
-from emodistill.model import Qwen2
+from emodistill.errors import InputError
+from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
 from emodistill.runs import canonical_json, write_tensors
 from emodistill.train.loop import STEPS_AHEAD, response_logprobs
@@ -51,16 +52,20 @@ def reference_logprobs(
         **made_from,
         "shapes": [list(shape) for shape in batches.shapes],
         "dtype": str(jnp.dtype(model.dtype)),
+        "quantization": str(model.quantization),
         "backend": jax.default_backend(),
     }
     key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
     path = directory / f"{key}.safetensors"
     shape = (len(batches.examples), batches.num_reply_tokens)
-    found = _read(path, key, shape)
-    if found is not None:
+    if agree(lambda: _read(path, key, shape) is not None):
+        found = _read(path, key, shape)
+        if found is None:
+            raise InputError(f"{path} can't be read here; all processes must see the same files.")
         return Reference(found, path, True)
     logp_NU = _compute(model, batches, shape)
-    write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
+    if is_first():
+        write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
     return Reference(logp_NU, path, False)
 
 
@@ -84,11 +89,11 @@ def _compute(model: Qwen2, batches: PaddedBatches, shape: tuple[int, int]) -> np
     @jax.jit
     def logprobs(state: nnx.State, batch: Batch) -> jax.Array:
         logp_BU = response_logprobs(nnx.merge(graphdef, state), batch)
-        return jnp.where(batch.mask_BU, logp_BU, 0.0)
+        return sharding.everywhere(jnp.where(batch.mask_BU, logp_BU, 0.0), model.mesh)
 
     logp_NU = np.zeros(shape, np.float32)
     pending: deque[tuple[np.ndarray, jax.Array]] = deque()
-    with progress("jpo reference", total=shape[0], unit="samples") as bar:
+    with progress("jpo reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
 
         def settle(num_left: int) -> None:
             while len(pending) > num_left:
@@ -97,7 +102,8 @@ def _compute(model: Qwen2, batches: PaddedBatches, shape: tuple[int, int]) -> np
                 bar.advance(len(rows))
 
         for rows, batch in batches.all_rows():
-            pending.append((rows, logprobs(state, batch)))
+            placed = sharding.place_batch(batch, model.mesh)
+            pending.append((rows, logprobs(state, placed)))
             settle(STEPS_AHEAD)
         settle(0)
     return logp_NU

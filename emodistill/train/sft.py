@@ -24,8 +24,8 @@ from emodistill.train.loop import train
 from emodistill.train.losses import Metrics, sft_loss
 from emodistill.train.student import (
     examples_of_rows,
-    load_student,
-    max_micro_tokens,
+    row_limits,
+    student_to_train,
     training_identity,
     training_trajectories,
 )
@@ -76,14 +76,14 @@ def train_sft(
     table = rewards.focal_turn_table(trajectories, scores, max_turns=max_turns)
     quality = rewards.sft_quality(table, config.signal).values
     rows = np.sort(rewards.top_fraction(quality, config.top_fraction))
-    student = load_student(config.model)
+    student = student_to_train(config)
     samples = examples_of_rows(student, config, table, rows, trajectories, scenarios, pack)
     batches = PaddedBatches(
         samples.examples,
         batch_size=config.batch_size,
         seed=config.seed,
         num_epochs=config.num_epochs,
-        max_micro_tokens=max_micro_tokens(),
+        **row_limits(config, student.model),
     )
     add_lora(
         student.model,
@@ -95,7 +95,7 @@ def train_sft(
     run = train(
         student.model,
         batches,
-        _loss,
+        sft_loss_of_batch,
         config,
         stage="sft",
         cell_dir=cell_dir,
@@ -113,5 +113,6 @@ def train_sft(
     )
 
 
-def _loss(logp_BU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+def sft_loss_of_batch(logp_BU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """The loss of a micro-batch."""
     return sft_loss(logp_BU, batch.mask_BU, num_tokens=batch.num_tokens)

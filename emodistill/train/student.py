@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from emodistill.batches import ExampleSet, build_examples
-from emodistill.configs import EMBEDDED, AdapterConfig
+from emodistill.configs import EMBEDDED, AdapterConfig, Quantization, Remat
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import (
@@ -24,6 +25,8 @@ from emodistill.model import (
     keep_programs,
     load_qwen2,
     load_tokenizer,
+    make_mesh,
+    num_row_shards,
     template_sha256,
 )
 from emodistill.offline.rewards import FocalTurnTable
@@ -44,22 +47,51 @@ class Student(NamedTuple):
     template_sha256: str
 
 
-def load_student(name: str) -> Student:
+def load_student(
+    name: str,
+    *,
+    mesh: Mesh | None = None,
+    remat: Remat | None = None,
+    quantize: Quantization | None = None,
+) -> Student:
     """Load `embedded` or the checkpoint folder `name`: float32 on CPU, bfloat16 elsewhere.
 
-    Layers are recomputed in the backward pass on accelerators, where memory is what runs out.
+    Layers are recomputed in the backward pass on accelerators, where memory is what runs out,
+    unless `remat` says otherwise.
     """
     keep_programs()
     folder = embedded_path() if name == EMBEDDED else Path(name)
     on_cpu = jax.default_backend() == "cpu"
-    model = load_qwen2(folder, dtype=jnp.float32 if on_cpu else jnp.bfloat16, remat=not on_cpu)
+    model = load_qwen2(
+        folder,
+        mesh,
+        jnp.float32 if on_cpu else jnp.bfloat16,
+        remat=remat or ("none" if on_cpu else "full"),
+        quantize=quantize,
+    )
     tokenizer = load_tokenizer(folder)
     return Student(model, tokenizer, base_fingerprint(model), template_sha256(tokenizer))
 
 
-def max_micro_tokens() -> int:
-    """Tokens of a micro-batch: enough to fill this kind of device, little enough for its memory."""
-    return 640 if jax.default_backend() == "cpu" else 8192
+def student_to_train(config: AdapterConfig) -> Student:
+    """The student of `config`, spread over the mesh that it asks for."""
+    mesh = make_mesh(config.mesh_shape(jax.device_count()))
+    return load_student(config.model, mesh=mesh, remat=config.remat, quantize=config.quantize)
+
+
+class RowLimits(TypedDict):
+    """What bounds the rows of a micro-batch (see `PaddedBatches`)."""
+
+    max_micro_tokens: int
+    row_multiple: int
+
+
+def row_limits(config: AdapterConfig, model: Qwen2) -> RowLimits:
+    """Tokens of a micro-batch: enough to fill the devices, little enough for their memory."""
+    on_cpu = jax.default_backend() == "cpu"
+    per_device = config.max_micro_tokens or (640 if on_cpu else 8192)
+    num_shards = num_row_shards(model.mesh)
+    return {"max_micro_tokens": per_device * num_shards, "row_multiple": num_shards}
 
 
 def training_trajectories(trajectories: Iterable[Trajectory]) -> list[Trajectory]:

@@ -1,0 +1,64 @@
+"""Frozen projections in 8 or 4 bits: integers or QLoRA's NormalFloat codes, scaled by blocks.
+
+Weights only: a layer's projections become full numbers again just before they are used, so the
+arithmetic is that of the model's dtype. Embedding, head, norms and biases stay as they are. The
+work is qwix's (extra `quantize`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from emodistill.configs import Quantization
+from emodistill.errors import InputError
+
+if TYPE_CHECKING:
+    from emodistill.model.qwen2 import ParamPath
+
+BLOCK = 64
+"""Inputs that share a scale, as in QLoRA (arXiv 2305.14314)."""
+
+
+def is_quantizable(place: ParamPath) -> bool:
+    """Whether the parameter at `place` is a projection's weight."""
+    return place[0] == "layers" and place[-2].endswith("_proj") and place[-1] == "weight"
+
+
+def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
+    """A qwix.QArray of `weight_LOI`: same shape, a scale for every (up to) 64 inputs.
+
+    Raises:
+      InputError: the extra `quantize` is not installed.
+    """
+    try:
+        import qwix  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            f"quantize={kind!r} takes the extra `quantize`: pip install 'emodistill[quantize]'."
+        ) from None
+    return _quantize(weight_LOI, kind)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _quantize(weight_LOI: jax.Array, kind: Quantization) -> Any:
+    import qwix
+
+    return qwix.quantize(
+        weight_LOI,
+        kind,
+        channelwise_axes=(0, 1),
+        tiled_axes={2: math.gcd(weight_LOI.shape[2], BLOCK)},
+    )
+
+
+def dequantized(weight: Any, dtype: Any) -> jax.Array:
+    """Full numbers again; arrays that are none of qwix's pass through."""
+    if isinstance(weight, jax.Array):
+        return weight
+    import qwix
+
+    return qwix.dequantize(weight).astype(dtype)

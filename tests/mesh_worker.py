@@ -1,0 +1,164 @@
+"""Losses, gradients and short runs on meshes; a process of its own, since devices are counted once.
+
+python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [HOST:PORT NUM ID]
+python mesh_worker.py CELL train MESH NUM_STEPS [HOST:PORT NUM ID]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from test_batches import lengths_to_examples
+
+from emodistill.batches import PaddedBatches
+from emodistill.configs import JPOConfig, MeshShape, SFTConfig
+from emodistill.model import (
+    LoRAParam,
+    Qwen2,
+    Qwen2Config,
+    add_lora,
+    is_first,
+    joined,
+    make_mesh,
+    num_row_shards,
+    sharding,
+    to_host,
+)
+from emodistill.seeding import jax_key, stream
+from emodistill.train.jpo import loss_of
+from emodistill.train.loop import Trainer, add_metrics, train
+from emodistill.train.sft import sft_loss_of_batch
+
+MANY_HEADS = Qwen2Config(
+    vocab_size=208,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,  # fewer than tensor shards
+    head_dim=8,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    max_positions=512,
+    is_tied=False,
+)
+ODD = dataclasses.replace(MANY_HEADS, num_heads=6, vocab_size=203, is_tied=True)
+MODELS = {"many": MANY_HEADS, "odd": ODD}
+LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6), (60, 4)]
+
+
+def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
+    """A random model with a LoRA that does something, the same on every mesh."""
+    model = Qwen2(config, key=jax_key(0, "model"), mesh=mesh)
+    model.embed_tokens.weight[...] *= 20
+    add_lora(model, rank=4, alpha=8)
+    graphdef, state = nnx.split(model)
+    rng = stream(0, "trained")
+
+    def place(path, variable):
+        value = to_host(variable.get_value())
+        if path[-1] == "b":
+            value = rng.normal(0, 0.1, value.shape).astype(np.float32)
+        where = sharding.param_sharding(tuple(map(str, path)), value.shape, mesh)
+        array = jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+        return variable.replace(array)
+
+    leaves = sorted(nnx.to_flat_state(state), key=lambda item: item[0])
+    return nnx.merge(graphdef, nnx.from_flat_state([(p, place(p, v)) for p, v in leaves]))
+
+
+def make_batches(mesh=None, **settings) -> PaddedBatches:
+    batches = PaddedBatches(
+        lengths_to_examples(LENGTHS * 2),
+        seed=0,
+        max_micro_tokens=512,
+        row_multiple=num_row_shards(mesh),
+        advantages=stream(0, "advantages").normal(size=2 * len(LENGTHS)),
+        **settings,
+    )
+    shape = len(batches.examples), batches.num_reply_tokens
+    batches.set_reference(stream(0, "ref").normal(-5, 0.1, shape).astype(np.float32))
+    return batches
+
+
+def assert_moments_lie_like_their_factors(state) -> None:
+    (adam,) = [part for part in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(part)]
+    for moments in (adam.mu, adam.nu):
+        for moment, factor in zip(
+            jax.tree.leaves(moments), jax.tree.leaves(state.lora), strict=True
+        ):
+            assert moment.sharding.is_equivalent_to(factor.sharding, moment.ndim)
+
+
+def is_adam(part) -> bool:
+    return isinstance(part, optax.ScaleByAdamState)
+
+
+def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
+    """The gradient of the first step by path, and its metrics."""
+    graphdef, lora, frozen = nnx.split(make_model(MODELS[name], mesh), LoRAParam, ...)
+    loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig(kl_coef=0.3))
+    trainer = Trainer(graphdef, loss_fn, SFTConfig(), num_steps=1, mesh=mesh)
+    if mesh is not None:
+        assert_moments_lie_like_their_factors(trainer.init(lora))
+    step = make_batches(mesh, batch_size=18, num_epochs=1).step(0)
+    grads, metrics = trainer.gradients(lora, frozen, step.batches)
+    found = {
+        "/".join(map(str, path)): to_host(leaf[...]) for path, leaf in nnx.to_flat_state(grads)
+    }
+    return found | {name: np.float32(value) for name, value in add_metrics(metrics).items()}
+
+
+def run(cell_dir: Path, mesh, num_steps: int, on_step=None) -> None:
+    """Train for `num_steps` of 8 steps, two micro-batches at least in each."""
+    config = SFTConfig(learning_rate=1e-2, save_every=1)
+    batches = make_batches(mesh, batch_size=9, num_epochs=4)
+
+    def stop(step: int) -> None:
+        if step == num_steps:
+            raise SystemExit
+        if on_step is not None:
+            on_step(step)
+
+    model = make_model(MANY_HEADS, mesh)
+    train(
+        model,
+        batches,
+        loss_of(JPOConfig(kl_coef=0.3)),
+        config,
+        stage="jpo",
+        cell_dir=cell_dir,
+        identity={},
+        on_step=stop if num_steps < batches.num_steps else on_step,
+    )
+
+
+def main(out: Path, command: str, *args: str) -> None:
+    if command == "gradients":
+        found = {
+            f"{shape} {name} {stage}:{key}": value
+            for shape, name, stage in json.loads(args[0])
+            for key, value in gradients(name, stage, make_mesh(MeshShape.parse(shape))).items()
+        }
+        if is_first():
+            np.savez(out, **found)
+    else:
+        run(out, make_mesh(MeshShape.parse(args[0])), int(args[1]))
+
+
+if __name__ == "__main__":
+    number = 4 if sys.argv[2] == "gradients" else 5
+    where = sys.argv[number:]
+    names = ("coordinator", "num_processes", "process_id")
+    values = dict(
+        zip(names, (where[0], int(where[1]), int(where[2])) if where else (), strict=False)
+    )
+    with joined(SFTConfig(**values)):
+        main(Path(sys.argv[1]), *sys.argv[2:number])

@@ -1,0 +1,212 @@
+"""A mesh computes what one device computes: eight virtual devices, and two processes of four."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mesh_worker
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from mesh_worker import gradients
+from test_train import lines, without_times
+
+from emodistill.configs import MeshShape, SFTConfig
+from emodistill.errors import InputError
+from emodistill.model import Qwen2, add_lora, sharding
+from emodistill.model.config import Qwen2Config
+from emodistill.seeding import jax_key
+
+SHAPES = [
+    f"{data}x{fsdp}x{8 // data // fsdp}"
+    for data, fsdp in itertools.product((1, 2, 4, 8), repeat=2)
+    if data * fsdp <= 8
+]
+
+
+def start(*args, num_devices):
+    """mesh_worker.py as a process of its own with so many devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
+    return subprocess.Popen(
+        [sys.executable, mesh_worker.__file__, *map(str, args)],
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes):
+    errors = [process.communicate(timeout=900)[1] for process in processes]
+    for process, error in zip(processes, errors, strict=True):
+        assert process.returncode == 0, error
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_two(*args):
+    """Two processes of four devices each."""
+    address = f"127.0.0.1:{free_port()}"
+    return [start(*args, address, 2, number, num_devices=4) for number in range(2)]
+
+
+def assert_as_on_one_device(path, cases):
+    found = np.load(path)
+    for shape, name, stage in cases:
+        expected = gradients(name, stage)
+        assert len(expected) > 8
+        for key, value in expected.items():
+            got = found[f"{shape} {name} {stage}:{key}"]
+            tolerance = 1e-5 * max(np.abs(value).max(), 1e-3)
+            np.testing.assert_allclose(got, value, rtol=0, atol=tolerance, err_msg=f"{shape} {key}")
+
+
+def test_every_mesh_of_eight_gives_one_device_s_losses_and_gradients(tmp_path):
+    assert len(SHAPES) == 10
+    cases = [(shape, "many", "jpo") for shape in SHAPES]
+    cases += [("1x2x4", "odd", "sft")]
+    finish(start(tmp_path / "out.npz", "gradients", json.dumps(cases), num_devices=8))
+    assert_as_on_one_device(tmp_path / "out.npz", cases)
+
+
+@pytest.mark.slow
+def test_every_mesh_model_and_stage(tmp_path):
+    cases = list(itertools.product(SHAPES, ("many", "odd"), ("sft", "jpo")))
+    finish(start(tmp_path / "out.npz", "gradients", json.dumps(cases), num_devices=8))
+    assert_as_on_one_device(tmp_path / "out.npz", cases)
+    finish(*start_two(tmp_path / "two.npz", "gradients", json.dumps(cases)))
+    assert_as_on_one_device(tmp_path / "two.npz", cases)
+
+
+def test_two_processes_give_one_s_losses_and_gradients(tmp_path):
+    cases = [("2x2x2", "many", "jpo")]
+    finish(*start_two(tmp_path / "out.npz", "gradients", json.dumps(cases)))
+    assert_as_on_one_device(tmp_path / "out.npz", cases)
+
+
+def assert_same_run(cell, other, rtol):
+    rows, expected = without_times(lines(cell)), without_times(lines(other))
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    for row, want in zip(rows, expected, strict=True):
+        assert row.keys() == want.keys()
+        for name, value in want.items():
+            np.testing.assert_allclose(row[name], value, rtol=rtol, atol=1e-5, err_msg=name)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_on_eight_devices_and_on_one(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    mesh_worker.run(whole, None, 8)
+    finish(*start_two(cut, "train", "1x2x4", 3))
+    assert [row["step"] for row in lines(cut)][-1] < 8
+    finish(start(cut, "train", "2x2x2", 5, num_devices=8))
+    mesh_worker.run(cut, None, 8)
+    assert_same_run(cut, whole, rtol=1e-4)
+
+
+SEVEN_B = Qwen2Config(
+    vocab_size=152_064,
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    max_positions=32_768,
+    is_tied=False,
+)
+
+
+def abstract_mesh(data, fsdp, tensor):
+    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+
+
+def specs(config, mesh):
+    """The PartitionSpec of every parameter and LoRA factor, by path."""
+
+    def make():
+        model = Qwen2(config, key=jax_key(0, "test"))
+        add_lora(model, targets=("q_proj", "o_proj"))
+        return model
+
+    state = nnx.state(nnx.eval_shape(make))
+    return {
+        ".".join(map(str, path)): sharding.param_sharding(
+            tuple(map(str, path)), variable.shape, mesh
+        ).spec
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def test_7b_is_split_over_eight_devices_and_lora_like_its_base():
+    found = specs(SEVEN_B, abstract_mesh(1, 2, 4))
+    expected = {
+        "embed_tokens.weight": PartitionSpec(("fsdp", "tensor"), None),
+        "lm_head.weight": PartitionSpec(("fsdp", "tensor"), None),
+        "layers.self_attn.q_proj.weight": PartitionSpec(None, "tensor", "fsdp"),
+        "layers.self_attn.q_proj.bias": PartitionSpec(None, "tensor"),
+        "layers.self_attn.q_proj.lora.a": PartitionSpec(None, None, "fsdp"),
+        "layers.self_attn.q_proj.lora.b": PartitionSpec(None, "tensor", None),
+        "layers.self_attn.o_proj.weight": PartitionSpec(None, "fsdp", "tensor"),
+        "layers.self_attn.o_proj.lora.a": PartitionSpec(None, None, "tensor"),
+        "layers.self_attn.o_proj.lora.b": PartitionSpec(None, "fsdp", None),
+        "layers.mlp.down_proj.weight": PartitionSpec(None, "fsdp", "tensor"),
+        "layers.input_layernorm.weight": PartitionSpec(None, None),
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_what_an_axis_does_not_divide_stays_whole():
+    odd = specs(mesh_worker.ODD, abstract_mesh(2, 2, 4))
+    assert odd["embed_tokens.weight"] == PartitionSpec(None, None)  # 203 rows
+    assert odd["layers.self_attn.q_proj.weight"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs(mesh_worker.ODD, abstract_mesh(1, 1, 5))["layers.mlp.up_proj.weight"] == (
+        PartitionSpec(None, None, "fsdp")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8", "mesh='8' must be DATAxFSDPxTENSOR, such as 1x2x4"),
+        ("1x2", "must be DATAxFSDPxTENSOR"),
+        ("axbxc", "must be DATAxFSDPxTENSOR"),
+        ("1x0x8", "fsdp=0 must be at least 1"),
+    ],
+)
+def test_mesh_shapes_that_mean_nothing_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        SFTConfig(mesh=text)
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
+    with pytest.raises(InputError, match="mesh 1x2x4 takes 8 devices, but there are 1; choose"):
+        sharding.make_mesh(MeshShape.parse("1x2x4"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coordinator": "host:1"}, "takes --num-processes and --process-id"),
+        ({"num_processes": 2}, "take --coordinator HOST:PORT"),
+        ({"keep": 0}, "keep=0 must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        SFTConfig(**settings)
