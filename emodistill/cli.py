@@ -42,6 +42,7 @@ STAGES = (
     "quickstart",
     "pretrain",
     "simulator",
+    "memory",
     "bench",
 )
 PRESETS = ("quickstart", "fast", "embedded_full")

@@ -365,6 +365,34 @@ class JPOConfig(AdapterConfig):
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} must be >= 0; the paper uses 0.04.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """What a training step needs on each device, without weights and without the device."""
+
+    model: str = "qwen2.5-7b"
+    """qwen2.5-0.5b, -1.5b, -3b, -7b, -14b, -32b, -72b, `embedded`, or a checkpoint folder."""
+    stage: Literal["sft", "jpo"] = "jpo"
+    mesh: str = "1x1x1"
+    """DATAxFSDPxTENSOR devices."""
+    topology: str | None = None
+    """TPUs to compile for (extra `tpu-aot`), such as v6e:1x1 or v5e:2x4; CPUs without it."""
+    tokens: int = 4_096
+    """Of a row; every device that has rows of its own has one."""
+    fit_gb: float | None = None
+    """Also find the longest row that takes at most so many GB (1e9 bytes) on each device."""
+    lora_rank: int = 16
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    remat: Remat = "full"
+    """What the backward pass computes again: none, full, all but dots."""
+    quantize: Quantization | None = None
+    """Hold the frozen projections in 8 or 4 bits."""
+
+    def __post_init__(self) -> None:
+        MeshShape.parse(self.mesh)
+        require(self.tokens >= 1, f"tokens={self.tokens} must be at least 1.")
+        require(self.fit_gb is None or self.fit_gb > 0, f"fit_gb={self.fit_gb} must be positive.")
+
+
 METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
 """Those of Table 1, in its order."""
 
@@ -525,3 +553,29 @@ class BenchSweepConfig:
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1 and self.calls >= self.in_flight >= 1, "there is nothing to do.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchLoadConfig:
+    """A random checkpoint on its way from files to devices."""
+
+    peers: tuple[str, ...] = ("transformers",)
+    """Libraries to measure beside it."""
+    model: str = "qwen2.5-7b"
+    """Whose shapes (see `plan.py memory`)."""
+    num_layers: int | None = None
+    """All without it, or as many as disk and memory have room for."""
+    rounds: int = 3
+    dir: Path | None = None
+    """Where to put the checkpoint for the time being; the system's temporary folder without it."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, f"rounds={self.rounds} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchMemoryConfig:
+    """Memory of a training step on one device and on eight, compiled ahead of time."""
+
+    model: str = "qwen2.5-7b"
+    """Whose shapes (see `plan.py memory`)."""

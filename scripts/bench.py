@@ -1,23 +1,31 @@
 """Benchmarks against the libraries that people would use instead (extra `bench`).
 
 python scripts/bench.py sweep
+python scripts/bench.py load --num-layers 8
+python scripts/bench.py memory
 """
 
+import importlib
 import sys
 
-from emodistill import cli
-from emodistill.configs import BenchSweepConfig
+from emodistill import cli, configs
 from emodistill.errors import InputError
+
+BENCHMARKS = {
+    "sweep": configs.BenchSweepConfig,
+    "load": configs.BenchLoadConfig,
+    "memory": configs.BenchMemoryConfig,
+}
 
 
 def main() -> None:
-    args = sys.argv[1:]
-    if args and not args[0].startswith("-") and args.pop(0) != "sweep":
-        raise InputError(f"bench.py {sys.argv[1]}: there is `sweep`.")
-    config = cli.parse(BenchSweepConfig, "bench", description=__doc__, args=args)
-    from emodistill.bench.sweep import run
-
-    run(config)
+    name, *args = sys.argv[1:] or ["--help"]
+    if name.startswith("-"):
+        name, args = "sweep", sys.argv[1:] or ["--help"]
+    if name not in BENCHMARKS:
+        raise InputError(f"bench.py {name}: there are {', '.join(BENCHMARKS)}.")
+    config = cli.parse(BENCHMARKS[name], "bench", description=__doc__, args=args)
+    importlib.import_module(f"emodistill.bench.{name}").run(config)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Losses, gradients and short runs on meshes; a process of its own, since devices are counted once.
 
 python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [HOST:PORT NUM ID]
-python mesh_worker.py CELL train MESH NUM_STEPS [HOST:PORT NUM ID]
+python mesh_worker.py CELL train STAGE MESH NUM_STEPS [HOST:PORT NUM ID]
+python mesh_worker.py CELL die STAGE MESH NUM_STEPS
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +54,7 @@ MANY_HEADS = Qwen2Config(
 )
 ODD = dataclasses.replace(MANY_HEADS, num_heads=6, vocab_size=203, is_tied=True)
 MODELS = {"many": MANY_HEADS, "odd": ODD}
+LOSSES = {"sft": sft_loss_of_batch, "jpo": loss_of(JPOConfig(kl_coef=0.3))}
 LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6), (60, 4)]
 
 
@@ -104,8 +108,7 @@ def is_adam(part) -> bool:
 def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     """The gradient of the first step by path, and its metrics."""
     graphdef, lora, frozen = nnx.split(make_model(MODELS[name], mesh), LoRAParam, ...)
-    loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig(kl_coef=0.3))
-    trainer = Trainer(graphdef, loss_fn, SFTConfig(), num_steps=1, mesh=mesh)
+    trainer = Trainer(graphdef, LOSSES[stage], SFTConfig(), num_steps=1, mesh=mesh)
     if mesh is not None:
         assert_moments_lie_like_their_factors(trainer.init(lora))
     step = make_batches(mesh, batch_size=18, num_epochs=1).step(0)
@@ -116,27 +119,34 @@ def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     return found | {name: np.float32(value) for name, value in add_metrics(metrics).items()}
 
 
-def run(cell_dir: Path, mesh, num_steps: int, on_step=None) -> None:
-    """Train for `num_steps` of 8 steps, two micro-batches at least in each."""
+def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", is_killed=False) -> None:
+    """Take up to `num_steps` of 8 steps, of several micro-batches each, and then end.
+
+    `trace.jsonl` gets the number and the samples of every step that was begun.
+    """
     config = SFTConfig(learning_rate=1e-2, save_every=1)
     batches = make_batches(mesh, batch_size=9, num_epochs=4)
+    assert all(len(batches.step(n).batches) > 1 for n in range(batches.num_steps)) or mesh
+    cell_dir.mkdir(parents=True, exist_ok=True)
 
-    def stop(step: int) -> None:
-        if step == num_steps:
+    def on_step(step: int) -> None:
+        if is_first():
+            with (cell_dir / "trace.jsonl").open("a") as file:
+                file.write(json.dumps([step, batches.sample_ids(step - 1)]) + "\n")
+        if step == num_steps < batches.num_steps:
+            if is_killed:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise SystemExit
-        if on_step is not None:
-            on_step(step)
 
-    model = make_model(MANY_HEADS, mesh)
     train(
-        model,
+        make_model(MANY_HEADS, mesh),
         batches,
-        loss_of(JPOConfig(kl_coef=0.3)),
+        LOSSES[stage],
         config,
-        stage="jpo",
+        stage=stage,
         cell_dir=cell_dir,
         identity={},
-        on_step=stop if num_steps < batches.num_steps else on_step,
+        on_step=on_step,
     )
 
 
@@ -150,11 +160,13 @@ def main(out: Path, command: str, *args: str) -> None:
         if is_first():
             np.savez(out, **found)
     else:
-        run(out, make_mesh(MeshShape.parse(args[0])), int(args[1]))
+        stage, shape, num_steps = args
+        mesh = make_mesh(MeshShape.parse(shape))
+        run(out, mesh, int(num_steps), stage=stage, is_killed=command == "die")
 
 
 if __name__ == "__main__":
-    number = 4 if sys.argv[2] == "gradients" else 5
+    number = 4 if sys.argv[2] == "gradients" else 6
     where = sys.argv[number:]
     names = ("coordinator", "num_processes", "process_id")
     values = dict(

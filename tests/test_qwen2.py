@@ -47,7 +47,10 @@ def relative_error(ours, theirs):
         ("qwen2", {"tie_word_embeddings": False}),
         ("qwen2", {"rope_theta": 1_000_000.0, "config_style": "hub", "num_key_value_heads": 6}),
         ("qwen2", {"rope_theta": 500.0, "num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
+        ("qwen2", {"num_key_value_heads": 3, "vocab_size": 203}),  # two query heads a key head
+        ("qwen2", {"num_attention_heads": 8, "num_key_value_heads": 2}),  # four
         ("llama", {"rope_theta": 50_000.0}),
+        ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
         ("qwen3", {"rope_theta": 1_000_000.0}),
     ],
     ids=str,

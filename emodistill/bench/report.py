@@ -39,16 +39,28 @@ def machine() -> str:
 
 
 def result(
-    name: str, unit: str, ours: Measured, peers: Sequence[Measured], extra: Mapping[str, Any]
+    name: str,
+    unit: str,
+    ours: Measured,
+    peers: Sequence[Measured],
+    extra: Mapping[str, Any],
+    *,
+    is_more_better: bool = True,
 ) -> str:
-    """The last line on stdout; `ratio` is ours ÷ peer, so that more is better."""
+    """The last line on stdout.
+
+    `ratio` is ours ÷ peer, or peer ÷ ours where little is good, so that more is always better.
+    """
+    ratios = {peer.name: ours.median / peer.median for peer in peers if peer.median > 0}
+    if not is_more_better:
+        ratios = {peer.name: peer.median / ours.median for peer in peers if ours.median > 0}
     return json.dumps(
         {
             "name": name,
             "unit": unit,
             "ours": ours.median,
             "peers": {peer.name: peer.median for peer in peers},
-            "ratio": {peer.name: ours.median / peer.median for peer in peers},
+            "ratio": ratios,
             "extra": dict(extra),
             "rounds": len(ours.rounds),
             "machine": machine(),

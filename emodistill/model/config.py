@@ -169,6 +169,37 @@ class Qwen2Config:
         return fields
 
 
+def _qwen25(
+    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int
+) -> Qwen2Config:
+    is_small = hidden_size <= 2_048
+    return Qwen2Config(
+        vocab_size=151_936 if is_small else 152_064,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=hidden_size // num_heads,
+        rope_theta=1_000_000.0,
+        norm_eps=1e-6,
+        max_positions=32_768,
+        is_tied=is_small,
+    )
+
+
+PUBLISHED: Mapping[str, Qwen2Config] = {
+    "qwen2.5-0.5b": _qwen25(896, 4_864, 24, 14, 2),
+    "qwen2.5-1.5b": _qwen25(1_536, 8_960, 28, 12, 2),
+    "qwen2.5-3b": _qwen25(2_048, 11_008, 36, 16, 2),
+    "qwen2.5-7b": _qwen25(3_584, 18_944, 28, 28, 4),
+    "qwen2.5-14b": _qwen25(5_120, 13_824, 48, 40, 8),
+    "qwen2.5-32b": _qwen25(5_120, 27_648, 64, 40, 8),
+    "qwen2.5-72b": _qwen25(8_192, 29_568, 80, 64, 8),
+}
+"""Sizes of the published family (arXiv 2412.15115), for planning without a checkpoint at hand."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRAConfig:
     """Rank, scale and place of an adapter."""

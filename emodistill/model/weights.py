@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from emodistill import runs
@@ -259,31 +259,33 @@ def _read_groups(
     dtype: Any,
 ) -> Groups:
     """The parameter at `place`, a few layers at a time, each where it belongs."""
-    tensors = _tensors(config, place)
+    names = [name for name, _ in _tensors(config, place)]
     if place[0] != "layers":
-        name, _ = tensors[0]
-        part = param_sharding(place, shape, mesh)
-        yield 0, _read(shape, part, dtype, lambda index: files[name].get_slice(name)[index])
+        read = functools.partial(_read_slice, files, names[0], dtype)
+        yield 0, jax.make_array_from_callback(shape, param_sharding(place, shape, mesh), read)
         return
     layer_bytes = math.prod(shape[1:]) * jnp.dtype(dtype).itemsize
     size = max(1, MAX_GROUP_BYTES // layer_bytes)
     for first in range(0, shape[0], size):
-        group = tensors[first : first + size]
-
-        def read(index: Any, group: Any = group) -> np.ndarray:
-            rows = [files[name].get_slice(name)[index[1:]] for name, _ in group[index[0]]]
-            return np.stack([row.astype(dtype) for row in rows])
-
-        part_shape = (len(group), *shape[1:])
-        yield first, _read(part_shape, param_sharding(place, part_shape, mesh), dtype, read)
+        group = names[first : first + size]
+        part = (len(group), *shape[1:])
+        read = functools.partial(_read_layers, files, group, part, dtype)
+        yield first, jax.make_array_from_callback(part, param_sharding(place, part, mesh), read)
 
 
-def _read(
-    shape: tuple[int, ...], where: Sharding, dtype: Any, read: Callable[[Any], np.ndarray]
-) -> jax.Array:
-    return jax.make_array_from_callback(
-        shape, where, lambda index: read(index).astype(dtype, copy=False), dtype=dtype
-    )
+def _read_slice(files: Mapping[str, Any], name: str, dtype: Any, index: Any) -> np.ndarray:
+    return files[name].get_slice(name)[index].astype(dtype, copy=False)
+
+
+def _read_layers(
+    files: Mapping[str, Any], names: list[str], shape: tuple[int, ...], dtype: Any, index: Any
+) -> np.ndarray:
+    """What one device holds of some layers, read into the array that it becomes."""
+    sizes = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
+    out = np.empty(sizes, dtype)
+    for i, name in enumerate(names[index[0]]):
+        out[i] = files[name].get_slice(name)[index[1:]]
+    return out
 
 
 def _noting_sums(parts: Groups, sums: list[np.ndarray]) -> Groups:

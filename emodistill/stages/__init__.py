@@ -25,6 +25,7 @@ from emodistill.stages import assess, collect, learn
 from emodistill.stages.apis import model_name, offer_model
 from emodistill.stages.files import Made, model_hashes, say
 from emodistill.stages.learn import student_base
+from emodistill.stages.memory import plan_memory
 from emodistill.stages.missing import base_jpo_cell, prepare
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "jpo",
     "judge",
     "plan",
+    "plan_memory",
     "report",
     "say",
     "say_next",

@@ -1,0 +1,306 @@
+"""What a training step needs on each device: the true step, compiled ahead of time, no weights.
+
+A step alternates between two programs, that of a micro-batch and that of the optimiser, beside
+what stays on the device throughout; the larger of the two decides. For TPUs the figures are those
+of the compiler (extra `tpu-aot`, no TPU needed). For CPUs they are as good for what is kept, but
+XLA's CPU compiler plans its temporaries generously.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from emodistill.batches import Batch
+from emodistill.configs import EMBEDDED, JPOConfig, MemoryConfig, MeshShape, SFTConfig
+from emodistill.errors import InputError
+from emodistill.model import LoRAParam, Qwen2, add_lora, embedded_path, sharding
+from emodistill.model.config import PUBLISHED, Qwen2Config
+from emodistill.model.quantization import quantize_abstractly
+from emodistill.train.jpo import loss_of
+from emodistill.train.loop import LossFn, Trainer, response_logprobs
+from emodistill.train.sft import sft_loss_of_batch
+
+REPLY_SHARE = 4
+"""One token in so many is part of a reply, as in rows of turns that share their prompts."""
+ROW_MULTIPLE = 256
+"""Row lengths are tried in steps of this."""
+
+
+class Memory(NamedTuple):
+    """Bytes on each device."""
+
+    weights: int
+    """Frozen, in the model's dtype or quantized."""
+    adapter: int
+    """LoRA in float32."""
+    optimizer: int
+    """Two moments of each LoRA weight."""
+    gradients: int
+    batch: int
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    temporaries: int
+    """All else that is alive at the worst moment."""
+    program: int
+    """The compiled code, where it lies beside the data."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Plan(NamedTuple):
+    """Of one row length."""
+
+    num_tokens: int
+    memory: Memory
+    trace_s: float
+    compile_s: float
+
+
+def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> Plan:
+    """Compile the step of `config.stage` for its mesh and read what it needs.
+
+    Args:
+      devices: what to compile for; those of `config.topology`, or CPUs, without it.
+
+    Raises:
+      InputError: the model, mesh or topology is unknown.
+    """
+    shape = MeshShape.parse(config.mesh)
+    mesh = sharding.make_mesh(shape, devices or target_devices(config.topology, shape.size))
+    graphdef, lora, frozen = _abstract_student(config, mesh)
+    batch = _abstract_batch(config, mesh)
+    loss_fn, settings = _stage(config)
+    trainer = Trainer(graphdef, loss_fn, settings, num_steps=100, mesh=mesh)
+    started = time.monotonic()
+    accumulate, update = trainer.lower(lora, frozen, batch)
+    traced = time.monotonic()
+    compiled = accumulate.compile()
+    compile_s = time.monotonic() - traced
+    step, end = _analysis(compiled), _analysis(update.compile())
+
+    adapter, batch_bytes = _bytes(lora), _bytes(batch)
+    # The arguments of a micro-batch: weights, LoRA, gradients, rows; of the optimiser: LoRA, its
+    # moments, gradients.
+    weights = step.argument_size_in_bytes - 2 * adapter - batch_bytes
+    optimizer = end.argument_size_in_bytes - 2 * adapter
+    kept = min(_kept_bytes(graphdef, loss_fn, lora, frozen, batch), step.temp_size_in_bytes)
+    temporaries = max(step.temp_size_in_bytes - kept, end.temp_size_in_bytes - kept)
+    memory = Memory(
+        weights=weights,
+        adapter=adapter,
+        optimizer=optimizer,
+        gradients=adapter,
+        batch=batch_bytes,
+        activations=kept,
+        temporaries=temporaries,
+        program=step.generated_code_size_in_bytes + end.generated_code_size_in_bytes,
+    )
+    return Plan(config.tokens, memory, traced - started, compile_s)
+
+
+def longest_row(
+    first: Plan, limit_bytes: float, plan: Callable[[int], Plan], max_tokens: int
+) -> tuple[int, list[Plan]]:
+    """The longest row (in multiples of 256 tokens) that takes at most `limit_bytes`.
+
+    What a step needs grows in proportion to the row, so that two lengths tell where to look; the
+    answer has been compiled itself. 0 where not even the shortest row fits.
+
+    Args:
+      first: a plan that is there already.
+      plan: makes one for another length.
+
+    Returns: the length, and all plans that were made.
+    """
+    known = {first.num_tokens: first}
+    low, high = 0, max_tokens // ROW_MULTIPLE + 1  # in multiples: fits, does not fit
+    guess = first.num_tokens // ROW_MULTIPLE
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        num_tokens = guess * ROW_MULTIPLE
+        if num_tokens not in known:
+            known[num_tokens] = plan(num_tokens)
+        if known[num_tokens].memory.total <= limit_bytes:
+            low = guess
+        else:
+            high = guess
+        guess = _next_guess(known, limit_bytes, guess)
+    return low * ROW_MULTIPLE, list(known.values())
+
+
+def _next_guess(known: dict[int, Plan], limit_bytes: float, guess: int) -> int:
+    """Where the line through the two plans nearest to the limit meets it."""
+    if len(known) == 1:
+        return 2 * guess
+    near = sorted(known.values(), key=lambda plan: abs(plan.memory.total - limit_bytes))[:2]
+    (x, y), (other_x, other_y) = ((plan.num_tokens, plan.memory.total) for plan in near)
+    slope = (other_y - y) / (other_x - x)
+    if slope <= 0:
+        return guess + 1
+    return math.floor((x + (limit_bytes - y) / slope) / ROW_MULTIPLE)
+
+
+def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
+    """The devices to compile for: of a TPU topology such as `v5e:2x4`, else virtual CPUs.
+
+    Raises:
+      InputError: there is no such topology, or the extra `tpu-aot` is missing.
+    """
+    if topology is None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", num_devices)
+        return jax.devices("cpu")
+    try:
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise InputError(
+            f"topology={topology!r} takes the extra `tpu-aot`: pip install 'emodistill[tpu-aot]'."
+        ) from None
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
+    kind, _, layout = topology.partition(":")
+    whole: dict[str, Any] = {}
+    if set(layout.split("x")) == {"1"}:
+        whole["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{layout}", **whole
+        )
+    except Exception as error:  # libtpu's errors have no common base
+        raise InputError(
+            f"topology={topology!r} is unknown ({str(error).strip().splitlines()[0]}); such as "
+            "v6e:1x1, v5e:2x4, v5p:2x2x2."
+        ) from None
+    return found.devices
+
+
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+"""Keeps libtpu from asking the cloud where it is."""
+
+
+def read_architecture(name: str) -> Qwen2Config:
+    """The sizes of `qwen2.5-7b` and its kin, of `embedded`, or of the checkpoint folder `name`."""
+    if name.lower() in PUBLISHED:
+        return PUBLISHED[name.lower()]
+    if name != EMBEDDED and not Path(name).is_dir():
+        raise InputError(
+            f"model={name!r} is neither a folder nor one of {', '.join((EMBEDDED, *PUBLISHED))}."
+        )
+    return Qwen2Config.from_pretrained(embedded_path() if name == EMBEDDED else name)
+
+
+def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
+    if config.stage == "sft":
+        return sft_loss_of_batch, SFTConfig()
+    return loss_of(JPOConfig()), JPOConfig()
+
+
+def _abstract_student(
+    config: MemoryConfig, mesh: Mesh
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model without weights: its graph, LoRA and frozen parts, shapes and places only."""
+    architecture = read_architecture(config.model)
+    dtype = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+
+    def make() -> Qwen2:
+        model = Qwen2(
+            architecture, key=jax.random.key(0), dtype=dtype, remat=config.remat, mesh=mesh
+        )
+        if config.quantize is not None:
+            quantize_abstractly(model, config.quantize)
+        add_lora(model, config.lora_rank, targets=config.lora_targets)
+        return model
+
+    graphdef, lora, frozen = nnx.split(nnx.eval_shape(make), LoRAParam, ...)
+    return graphdef, _placed(lora, mesh), _placed(frozen, mesh)
+
+
+def _placed(state: nnx.State, mesh: Mesh) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        state,
+        sharding.state_sharding(state, mesh),
+    )
+
+
+def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
+    """A row of `config.tokens` on every device that has rows of its own."""
+    B, T = sharding.num_row_shards(mesh), config.tokens
+    U = max(1, T // REPLY_SHARE)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(shape, mesh))
+
+    is_jpo = config.stage == "jpo"
+    return Batch(
+        tokens_BT=array(jnp.int32, B, T),
+        lengths_B=array(jnp.int32, B),
+        positions_BU=array(jnp.int32, B, U),
+        targets_BU=array(jnp.int32, B, U),
+        mask_BU=array(jnp.bool_, B, U),
+        num_samples=array(jnp.float32),
+        num_tokens=array(jnp.float32),
+        advantages_B=array(jnp.float32, B) if is_jpo else None,
+        ref_logp_BU=array(jnp.float32, B, U) if is_jpo else None,
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """On each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _analysis(compiled: jax.stages.Compiled) -> Any:
+    found = compiled.memory_analysis()
+    if found is None:
+        raise InputError("this compiler tells nothing about memory; choose another --topology.")
+    return found
+
+
+def _kept_bytes(
+    graphdef: nnx.GraphDef, loss_fn: LossFn, lora: nnx.State, frozen: nnx.State, batch: Batch
+) -> int:
+    """What the forward pass leaves for the backward pass beside its own arguments, per device.
+
+    All of it has the tokens of rows, which the mesh splits over all its axes.
+    """
+    sizes = []
+
+    def forward(lora: nnx.State, frozen: nnx.State, batch: Batch) -> jax.Array:
+        def loss(lora: nnx.State) -> jax.Array:
+            model = nnx.merge(graphdef, lora, frozen)
+            return loss_fn(response_logprobs(model, batch), batch)[0]
+
+        value, pull_back = jax.vjp(loss, lora)
+        given = {id(x) for x in jax.tree.leaves((lora, frozen, batch))}
+        kept = [x for x in jax.tree.leaves(pull_back) if id(x) not in given]
+        sizes.append(sum(x.size * x.dtype.itemsize for x in kept))
+        return value
+
+    jax.eval_shape(forward, lora, frozen, batch)
+    mesh = jax.tree.leaves(lora)[0].sharding.mesh
+    return sizes[0] // mesh.size

