@@ -407,6 +407,8 @@ class EvaluateConfig(ApiConfig):
     """The focal language model of `vanilla-llm`, `random` and `iql`."""
     student: str = EMBEDDED
     """`embedded`, or the folder of the student's base checkpoint."""
+    quantize: Quantization | None = None
+    """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
     counterparty: str | None = None
     num_scenarios: int | None = None
     """Held-out scenarios to play; all without it."""

@@ -3,6 +3,7 @@
 python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [HOST:PORT NUM ID]
 python mesh_worker.py CELL train STAGE MESH NUM_STEPS [HOST:PORT NUM ID]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
+python mesh_worker.py OUT.json load FOLDER MESH [HOST:PORT NUM ID]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -27,12 +29,15 @@ from emodistill.model import (
     Qwen2,
     Qwen2Config,
     add_lora,
+    base_fingerprint,
     is_first,
     joined,
+    load_qwen2,
     make_mesh,
     num_row_shards,
     sharding,
     to_host,
+    weights,
 )
 from emodistill.seeding import jax_key, stream
 from emodistill.train.jpo import loss_of
@@ -150,6 +155,31 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", is_killed=False) -
     )
 
 
+def load(folder: str, mesh) -> dict[str, object]:
+    """Load a checkpoint; what it is, and how many of its numbers this process has read."""
+    num_read = 0
+
+    def counting(read):
+        def wrapped(*args):
+            nonlocal num_read
+            out = read(*args)
+            num_read += out.size
+            return out
+
+        return wrapped
+
+    readers = {name: counting(getattr(weights, name)) for name in ("_read_slice", "_read_layers")}
+    with mock.patch.multiple(weights, **readers):
+        model = load_qwen2(folder, mesh, dtype=np.float32)
+    logits = jax.jit(lambda model, tokens: sharding.everywhere(model(tokens), mesh))
+    found = to_host(logits(model, np.arange(24, dtype=np.int32).reshape(2, 12)))
+    return {
+        "fingerprint": base_fingerprint(model),
+        "num_read": num_read,
+        "logits": found.tolist(),
+    }
+
+
 def main(out: Path, command: str, *args: str) -> None:
     if command == "gradients":
         found = {
@@ -159,6 +189,10 @@ def main(out: Path, command: str, *args: str) -> None:
         }
         if is_first():
             np.savez(out, **found)
+    elif command == "load":
+        folder, shape = args
+        found = load(folder, make_mesh(MeshShape.parse(shape)))
+        out.with_suffix(f".{jax.process_index()}.json").write_text(json.dumps(found))
     else:
         stage, shape, num_steps = args
         mesh = make_mesh(MeshShape.parse(shape))
@@ -166,7 +200,7 @@ def main(out: Path, command: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    number = 4 if sys.argv[2] == "gradients" else 6
+    number = {"gradients": 4, "load": 5}.get(sys.argv[2], 6)
     where = sys.argv[number:]
     names = ("coordinator", "num_processes", "process_id")
     values = dict(

@@ -117,6 +117,17 @@ def test_a_checkpoint_of_two_processes_goes_on_on_eight_devices_and_on_one(tmp_p
     assert_same_run(cut, whole, rtol=1e-4)
 
 
+def test_two_processes_each_read_their_part_of_a_checkpoint(tiny_checkpoint, tmp_path):
+    finish(*start_two(tmp_path / "out.json", "load", tiny_checkpoint, "1x2x4"))
+    found = [json.loads((tmp_path / f"out.{n}.json").read_text()) for n in range(2)]
+    whole = mesh_worker.load(str(tiny_checkpoint), None)
+    for part in found:
+        assert part["fingerprint"] == whole["fingerprint"]
+        np.testing.assert_allclose(part["logits"], whole["logits"], rtol=0, atol=1e-5)
+        # Half of the matrices; norms are whole everywhere, and four devices share a process.
+        assert part["num_read"] < 0.55 * whole["num_read"]
+
+
 SEVEN_B = Qwen2Config(
     vocab_size=152_064,
     hidden_size=3584,

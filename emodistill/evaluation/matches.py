@@ -125,7 +125,7 @@ async def _writer(
     from emodistill.model import Generator, load_adapter
     from emodistill.train.student import load_student
 
-    student = load_student(config.student)
+    student = load_student(config.student, quantize=config.quantize)
     if adapter_dir is not None:
         load_adapter(student.model, adapter_dir)
     room = student.model.config.max_positions - config.max_reply_tokens

@@ -8,6 +8,7 @@ comes next, it decides for all.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from emodistill.errors import InputError
 def joined(config: AdapterConfig) -> Iterator[None]:
     """Be one of the processes that `config` names; nothing happens where it names none.
 
-    Standard output of all but the first goes nowhere.
+    Standard output of all but the first goes nowhere, from here on.
 
     Raises:
       InputError: the others can't be found or don't answer.
@@ -40,11 +41,12 @@ def joined(config: AdapterConfig) -> Iterator[None]:
             "process the first one's HOST:PORT, --num-processes and its own --process-id; "
             "`auto` knows Slurm, Open MPI and TPU pods (docs/scale.md)."
         ) from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(jax.distributed.shutdown)
-        if not is_first():
-            stack.enter_context(contextlib.redirect_stdout(None))
+    if not is_first():
+        sys.stdout = None  # print and rich take this for nowhere
+    try:
         yield
+    finally:
+        jax.distributed.shutdown()
 
 
 def is_first() -> bool:

@@ -73,7 +73,7 @@ def dequantized(weight: Any, dtype: Any) -> jax.Array:
     """
     if isinstance(weight, jax.Array):
         return weight
-    values = weight.qvalue
+    values = jax.lax.optimization_barrier(weight.qvalue)  # one layer's at a time, never all
     if weight.qtype == "nf4":
         codes = values.astype(jnp.int32)
         values = functools.reduce(
@@ -81,9 +81,8 @@ def dequantized(weight: Any, dtype: Any) -> jax.Array:
             enumerate(_normal_float_table()),
             jnp.zeros(codes.shape, dtype),
         )
-    tiles = (*weight.scale.shape, weight.shape[-1] // weight.scale.shape[-1])
-    scaled = values.astype(dtype).reshape(tiles) * weight.scale.astype(dtype)[..., None]
-    return scaled.reshape(weight.shape)
+    width = weight.shape[-1] // weight.scale.shape[-1]
+    return values.astype(dtype) * jnp.repeat(weight.scale.astype(dtype), width, axis=-1)
 
 
 @functools.cache

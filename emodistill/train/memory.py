@@ -125,6 +125,8 @@ def longest_row(
     Returns: the length, and all plans that were made.
     """
     known = {first.num_tokens: first}
+    if first.memory.total - first.memory.activations - first.memory.temporaries > limit_bytes:
+        return 0, [first]
     low, high = 0, max_tokens // ROW_MULTIPLE + 1  # in multiples: fits, does not fit
     guess = first.num_tokens // ROW_MULTIPLE
     while high - low > 1:

@@ -1,0 +1,171 @@
+"""Planning memory: the true step compiled without weights, and the search for the longest row."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+from test_train import CONFIG, SFT, padded, sft, tiny_model
+
+from emodistill.configs import MemoryConfig
+from emodistill.errors import InputError
+from emodistill.model import LoRAParam, embedded_path, load_qwen2
+from emodistill.train.loop import Trainer, response_logprobs
+from emodistill.train.memory import Memory, Plan, longest_row, plan_memory, read_architecture
+
+SMALL = MemoryConfig(model="embedded", tokens=512, stage="sft")
+SCRIPT = Path(__file__).parents[1] / "scripts/plan.py"
+
+
+def plan(**changes):
+    return plan_memory(dataclasses.replace(SMALL, **changes), jax.devices()[:1])
+
+
+def test_what_is_kept_is_what_a_real_model_has():
+    found = plan().memory
+    model = load_qwen2(embedded_path(), dtype=jax.numpy.float32)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
+    assert found.weights == pytest.approx(weights, rel=0.01)
+    sizes, rank = model.config, 16
+    query, key = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+    factors = 4 * sizes.hidden_size + 2 * query + 2 * key  # of q, k, v, o
+    assert found.adapter == found.gradients == 4 * sizes.num_layers * rank * factors
+    assert found.optimizer == pytest.approx(2 * found.adapter, rel=0.01)
+    assert found.total == sum(found)
+
+
+def test_remat_keeps_less():
+    kept = {remat: plan(remat=remat).memory.activations for remat in ("none", "dots", "full")}
+    sizes = read_architecture("embedded")
+    layer_inputs = 4 * sizes.num_layers * SMALL.tokens * sizes.hidden_size
+    assert layer_inputs <= kept["full"] < 2 * layer_inputs
+    assert 2 * kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_few_bits_are_few_bytes():
+    full, int8 = plan().memory.weights, plan(quantize="int8").memory.weights
+    sizes = read_architecture("embedded")
+    tables = 4 * sizes.vocab_size * sizes.hidden_size
+    assert int8 - tables < 0.35 * (full - tables)  # a byte, and 4 bytes for every 64
+
+
+def test_longer_rows_need_more():
+    short, long = plan().memory, plan(tokens=1024).memory
+    assert long.weights == short.weights
+    assert long.activations == pytest.approx(2 * short.activations, rel=0.01)
+    assert long.total > short.total
+
+
+def fake(num_tokens, limit=10**9, base=15_000, slope=0.9):
+    return Plan(num_tokens, Memory(base, 0, 0, 0, 0, int(slope * num_tokens), 0, 0), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(16_000, 1024), (22_000, 7680), (15_100, 0), (10**9, 32_768)]
+)
+def test_the_longest_row_is_found_in_few_trials(limit, expected):
+    tried = []
+
+    def make(num_tokens):
+        tried.append(num_tokens)
+        return fake(num_tokens)
+
+    found, plans = longest_row(fake(4096), limit, make, 32_768)
+    assert found == expected
+    assert len(tried) <= 6 and len(set(tried)) == len(tried)
+    assert {each.num_tokens for each in plans} == {4096, *tried}
+
+
+def shapes_in(jaxpr):
+    """Every intermediate's shape, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield getattr(variable.aval, "shape", ())
+        for inner in jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+def test_no_array_of_all_tokens_by_all_words_exists():
+    """Neither forwards nor backwards; the largest logits are those of one chunk."""
+    graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+    batch = padded(batch_size=8).step(0).batches[0]
+    B, U = batch.targets_BU.shape
+    V, per_chunk = CONFIG.vocab_size, 2 * B * CONFIG.vocab_size
+
+    def loss(lora):
+        model = nnx.merge(graphdef, lora, frozen)
+        return response_logprobs(model, batch, logits_per_chunk=per_chunk).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(lora).jaxpr
+    logits = [shape for shape in shapes_in(jaxpr) if len(shape) > 2 and shape[-1] == V]
+    assert logits
+    assert max(jax.numpy.prod(jax.numpy.array(shape)) for shape in logits) <= per_chunk < B * U * V
+
+
+def test_the_program_that_is_planned_is_the_one_that_trains():
+    """`Trainer.lower` compiles what `Trainer.step` runs: nothing is compiled again."""
+    graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+    trainer = Trainer(graphdef, sft, SFT, num_steps=1)
+    batch = padded(batch_size=4).step(0).batches
+    trainer.lower(lora, frozen, batch[0])
+    assert trainer.num_compilations == 1
+    trainer.step(trainer.init(lora), frozen, batch)
+    assert trainer.num_compilations == 1
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "memory", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=600,
+    )
+
+
+def test_the_command_prints_a_table_for_a_mesh():
+    done = run("--model", "embedded", "--mesh", "1x2x2", "--tokens", "512")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("plan: jpo of embedded in float32, LoRA r = 16, on CPU, mesh 1x2x2")
+    kinds = [line.split("  ")[0] for line in lines[1:-2]]
+    assert kinds == ["tokens of a row", *Memory._fields, "all"]
+    assert lines[-2].startswith("trace and compile, s")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--model", "gpt2"), "model='gpt2' is neither a folder nor one of embedded, qwen2.5-0.5b"),
+        (("--mesh", "2x2"), "mesh='2x2' must be DATAxFSDPxTENSOR"),
+        (("--tokens", "0"), "tokens=0 must be at least 1"),
+        (("--model", "embedded", "--fit-gb", "0.001"), "no row fits into 0.001 GB; use more"),
+    ],
+)
+def test_wrong_input_is_named(args, message):
+    done = run(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(InputError, match=r"pip install 'emodistill\[tpu-aot\]'"):
+        plan_memory(dataclasses.replace(SMALL, topology="v6e:1x1"))
+
+
+def test_published_sizes_are_those_of_the_family():
+    """Parameters without embeddings, as the technical report counts them."""
+    for name, billions in (("0.5b", 0.36), ("1.5b", 1.31), ("7b", 6.53), ("72b", 70.0)):
+        sizes = read_architecture(f"qwen2.5-{name}")
+        query, key = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+        layer = sizes.hidden_size * (2 * query + 2 * key + 3 * sizes.intermediate_size)
+        assert sizes.num_layers * layer / 1e9 == pytest.approx(billions, abs=0.01 * billions + 5e-3)
