@@ -41,8 +41,9 @@ from emodistill.model import (
 )
 from emodistill.seeding import jax_key, stream
 from emodistill.train.jpo import loss_of
-from emodistill.train.loop import Trainer, add_metrics, train
+from emodistill.train.loop import train
 from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.trainer import Trainer, add_metrics
 
 MANY_HEADS = Qwen2Config(
     vocab_size=208,

@@ -27,8 +27,8 @@ from emodistill.model import (
 )
 from emodistill.model.quantization import dequantized, quantized
 from emodistill.seeding import stream
-from emodistill.train.loop import Trainer
 from emodistill.train.losses import token_logprobs
+from emodistill.train.trainer import Trainer
 
 # QLoRA's table (arXiv 2305.14314, Appendix E).
 NORMAL_FLOAT = [

@@ -33,15 +33,15 @@ from emodistill.prompts import load_pack
 from emodistill.seeding import jax_key, stream
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.jpo import loss_of, train_jpo
-from emodistill.train.loop import (
+from emodistill.train.loop import train
+from emodistill.train.losses import sft_loss
+from emodistill.train.sft import train_sft
+from emodistill.train.trainer import (
     Trainer,
     add_metrics,
     learning_rate_schedule,
     response_logprobs,
-    train,
 )
-from emodistill.train.losses import sft_loss
-from emodistill.train.sft import train_sft
 
 CONFIG = Qwen2Config(
     vocab_size=200,

@@ -21,6 +21,9 @@ ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 TARGETS = ATTENTION_TARGETS + MLP_TARGETS
 
+ParamPath = tuple[str, ...]
+"""Where a parameter is, such as ("layers", "mlp", "up_proj", "weight")."""
+
 # What older Llama-type configurations leave out, and the values that they then mean.
 _LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emodistill.model.config import Qwen2Config
+from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.lora import LoRAParam
 from emodistill.model.processes import to_host
-from emodistill.model.qwen2 import ParamPath, Qwen2, flat_state
+from emodistill.model.qwen2 import Qwen2, flat_state
 
 
 def base_fingerprint(model: Qwen2) -> str:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emodistill.configs import Quantization
 from emodistill.errors import InputError
-
-if TYPE_CHECKING:
-    from emodistill.model.qwen2 import ParamPath
+from emodistill.model.config import ParamPath
 
 BLOCK = 64
 """Inputs that share a scale, as in QLoRA (arXiv 2305.14314)."""

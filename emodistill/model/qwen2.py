@@ -20,14 +20,11 @@ from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
 from emodistill.model import sharding
 from emodistill.model.attention import MAX_SCORES, Rope, causal_attention, rope_angles, rotate
-from emodistill.model.config import LoRAConfig, Qwen2Config
+from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
 from emodistill.model.quantization import dequantized
 
 INITIAL_STD = 0.02
 _KEPT_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-
-ParamPath = tuple[str, ...]
-"""Where a parameter is, such as ("layers", "mlp", "up_proj", "weight")."""
 
 
 class _Keys:

@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from emodistill.configs import MeshShape
 from emodistill.errors import InputError
+from emodistill.model.config import ParamPath
 
 Axis = str | tuple[str, ...] | None
 """What splits a dimension: an axis of the mesh, several, or none."""
@@ -88,7 +89,7 @@ def _spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSp
 
 
 def param_sharding(
-    path: tuple[str, ...], shape: Sequence[int], mesh: Mesh | None
+    path: ParamPath, shape: Sequence[int], mesh: Mesh | None
 ) -> jax.sharding.Sharding:
     """The sharding of the parameter at `path`, e.g. ("layers", "mlp", "up_proj", "weight").
 

@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from emodistill import runs
 from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
-from emodistill.model.config import Qwen2Config
+from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.fingerprint import fingerprint_of_sums, rounded_sums
 from emodistill.model.quantization import is_quantizable, quantized
-from emodistill.model.qwen2 import ParamPath, Qwen2, flat_state
+from emodistill.model.qwen2 import Qwen2, flat_state
 from emodistill.model.sharding import param_sharding
 
 SINGLE_FILE = "model.safetensors"

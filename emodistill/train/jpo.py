@@ -22,7 +22,7 @@ from emodistill.offline import rewards
 from emodistill.prompts import PromptPack
 from emodistill.records import Trajectory
 from emodistill.seeding import jax_key
-from emodistill.train.loop import LossFn, train
+from emodistill.train.loop import train
 from emodistill.train.losses import Metrics, jpo_loss
 from emodistill.train.reference import reference_logprobs
 from emodistill.train.sft import ADAPTER
@@ -33,6 +33,7 @@ from emodistill.train.student import (
     training_identity,
     training_trajectories,
 )
+from emodistill.train.trainer import LossFn
 
 BASE_REFERENCE = "base"
 

@@ -1,8 +1,7 @@
-"""The training loop of SFT and JPO: jitted, donated steps over LoRA weights alone.
+"""The training loop of SFT and JPO: checkpoints, metrics, progress around a `Trainer`'s steps.
 
-A step sums the gradients of its micro-batches, whose losses are already divided by the step's
-totals, then clips and applies them once. The host runs two steps ahead of the device and reads
-metrics late, so the device never waits for it.
+The host runs two steps ahead of the device and reads metrics late, so the device never waits for
+it.
 """
 
 from __future__ import annotations
@@ -10,220 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
-from jax.sharding import Mesh
 
-from emodistill.batches import Batch, PaddedBatches
+from emodistill.batches import PaddedBatches
 from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError
-from emodistill.model import LoRAParam, Qwen2, is_first, sharding
+from emodistill.model import LoRAParam, Qwen2, is_first
 from emodistill.progress import progress
 from emodistill.train.checkpoints import Checkpoints
-from emodistill.train.losses import Metrics, token_logprobs
+from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
+from emodistill.train.trainer import LossFn, Trainer, add_metrics
 
-LossFn = Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]
-"""(log-probs of the replies [B, U], the batch) -> (its share of the step's loss, metrics)."""
-
-LOGITS_PER_CHUNK = 2**24
-"""Logits that are alive at once (64 MiB in float32)."""
 STEPS_AHEAD = 2
-
-
-class TrainState(NamedTuple):
-    """All that training changes."""
-
-    lora: nnx.State
-    opt_state: optax.OptState
-    step: jax.Array
-    """int32, optimiser steps taken."""
-
-
-def response_logprobs(
-    model: Qwen2, batch: Batch, *, logits_per_chunk: int = LOGITS_PER_CHUNK
-) -> jax.Array:
-    """log π of the reply's tokens, float32 [B, U]; what lies outside `mask_BU` means nothing.
-
-    The head runs at the reply's positions alone, in chunks whose logits are made again in the
-    backward pass: no more than `logits_per_chunk` of them (or one position of each row) are alive
-    on a device.
-    """
-    hidden_BTD = model.hidden(batch.tokens_BT, lengths_B=batch.lengths_B)
-    hidden_BUD = jnp.take_along_axis(hidden_BTD, batch.positions_BU[..., None], axis=1)
-    hidden_BUD, targets_BU = sharding.into_head(hidden_BUD, model.mesh), batch.targets_BU
-    B, U = targets_BU.shape
-    if model.mesh is not None:
-        logits_per_chunk *= model.mesh.size
-    width = max(1, logits_per_chunk // (model.config.vocab_size * B))
-    if width >= U:
-        return token_logprobs(model.logits(hidden_BUD), targets_BU)
-
-    num_chunks = -(-U // width)
-    width = -(-U // num_chunks)
-    padding = num_chunks * width - U
-
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, num_chunks, width, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def score(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden_BCD, targets_BC = inputs
-        return token_logprobs(model.logits(hidden_BCD), targets_BC)
-
-    logp = jax.lax.map(score, (chunks(hidden_BUD), chunks(targets_BU)))
-    return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :U]
-
-
-def learning_rate_schedule(
-    peak: float, *, num_steps: int, warmup_fraction: float
-) -> optax.Schedule:
-    """Linear warm-up over `warmup_fraction` of the steps, then a cosine towards 0.
-
-    Neither end is 0 itself: the first and the last step move the weights too.
-    """
-    warmup = max(1, round(warmup_fraction * num_steps))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup) + 1)
-    return lambda count: schedule(count + 1)
-
-
-class Trainer:
-    """The compiled programs of one stage: `step(state, frozen, batches) -> (state, metrics)`.
-
-    Compiles once per shape of a micro-batch, and the optimiser's part once.
-
-    Args:
-      graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
-      config: rates, clipping, warm-up.
-      num_steps: length of the schedule.
-      mesh: over which the model is spread; state and gradients then lie like its LoRA.
-    """
-
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        loss_fn: LossFn,
-        config: AdapterConfig,
-        num_steps: int,
-        mesh: Mesh | None = None,
-    ) -> None:
-        self._graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
-        self._schedule = learning_rate_schedule(
-            config.learning_rate, num_steps=num_steps, warmup_fraction=config.warmup_fraction
-        )
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm),
-            optax.adamw(self._schedule, b1=0.9, b2=0.95, weight_decay=0.0),
-        )
-        self.num_compilations = 0
-        """Micro-batch shapes compiled so far."""
-        self._init = jax.jit(lambda lora: self._placed(self._init_fn(lora)))
-        self._zeros = jax.jit(lambda lora: self._like_lora(jax.tree.map(jnp.zeros_like, lora)))
-        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
-        self._update = jax.jit(self._update_fn, donate_argnums=0)
-
-    def init(self, lora: nnx.State) -> TrainState:
-        """The state before the first step; it owns a copy of `lora`, since steps donate it."""
-        return self._init(lora)
-
-    def gradients(
-        self, lora: nnx.State, frozen: nnx.State, batches: Sequence[Batch]
-    ) -> tuple[nnx.State, list[Metrics]]:
-        """The step's gradient, and each micro-batch's share of its metrics."""
-        grads, metrics = self._zeros(lora), []
-        for batch in batches:
-            placed = sharding.place_batch(batch, self._mesh)
-            grads, shares = self._accumulate(lora, frozen, grads, placed)
-            metrics.append(shares)
-        return grads, metrics
-
-    def step(
-        self, state: TrainState, frozen: nnx.State, batches: Sequence[Batch]
-    ) -> tuple[TrainState, list[Metrics]]:
-        """One optimiser step; donates `state`. The metrics, on device, add up (`add_metrics`)."""
-        grads, metrics = self.gradients(state.lora, frozen, batches)
-        state, more = self._update(state, grads)
-        return state, [*metrics, more]
-
-    def lower(
-        self, lora: nnx.State, frozen: nnx.State, batch: Batch
-    ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
-        state = jax.eval_shape(self._init_fn, lora)
-        if self._mesh is not None:
-            state = jax.tree.map(
-                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                state,
-                self._places(state),
-            )
-        accumulate = self._accumulate.lower(lora, frozen, lora, batch)
-        return accumulate, self._update.lower(state, lora)
-
-    def _init_fn(self, lora: nnx.State) -> TrainState:
-        lora = jax.tree.map(jnp.copy, lora)
-        return TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
-
-    def _places(self, state: TrainState) -> Any:
-        """The shardings of `state`: moments lie like the factors that they belong to."""
-        whole: Any = sharding.replicated(self._mesh)
-        lora = sharding.state_sharding(state.lora, self._mesh)
-        opt_state = optax.tree.map_params(
-            self.optimizer,
-            lambda _, place: place,
-            state.opt_state,
-            lora,
-            transform_non_params=lambda _: whole,
-        )
-        return TrainState(lora, opt_state, whole)
-
-    def _placed(self, state: TrainState) -> TrainState:
-        if self._mesh is None:
-            return state
-        return jax.lax.with_sharding_constraint(state, self._places(state))
-
-    def _like_lora(self, tree: nnx.State) -> nnx.State:
-        if self._mesh is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, self._mesh))
-
-    def _accumulate_fn(
-        self, lora: nnx.State, frozen: nnx.State, grads: nnx.State, batch: Batch
-    ) -> tuple[nnx.State, Metrics]:
-        self.num_compilations += 1
-
-        def loss(lora: nnx.State) -> tuple[jax.Array, Metrics]:
-            model = nnx.merge(self._graphdef, lora, frozen)
-            return self._loss_fn(response_logprobs(model, batch), batch)
-
-        own, metrics = jax.grad(loss, has_aux=True)(lora)
-        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
-        return self._like_lora(jax.tree.map(jnp.add, grads, own)), metrics
-
-    def _update_fn(self, state: TrainState, grads: nnx.State) -> tuple[TrainState, Metrics]:
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.lora)
-        metrics = {
-            "optimizer/grad_norm": optax.tree.norm(grads),
-            "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
-        }
-        lora: Any = optax.apply_updates(state.lora, updates)
-        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
-        return self._placed(TrainState(lora, opt_state, state.step + 1)), metrics
-
-
-def add_metrics(shares: Sequence[Metrics]) -> dict[str, float]:
-    """A step's metrics on the host; waits for the device."""
-    total: dict[str, float] = {}
-    for share in jax.device_get(list(shares)):
-        for name, value in share.items():
-            total[name] = total.get(name, 0.0) + float(value)
-    return total
 
 
 class TrainingRun(NamedTuple):

@@ -27,8 +27,8 @@ from emodistill.model import LoRAParam, Qwen2, add_lora, embedded_path, sharding
 from emodistill.model.config import PUBLISHED, Qwen2Config
 from emodistill.model.quantization import quantize_abstractly
 from emodistill.train.jpo import loss_of
-from emodistill.train.loop import LossFn, Trainer, response_logprobs
 from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.trainer import LossFn, Trainer, response_logprobs
 
 REPLY_SHARE = 4
 """One token in so many is part of a reply, as in rows of turns that share their prompts."""

@@ -24,7 +24,8 @@ from emodistill.errors import InputError
 from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
 from emodistill.runs import canonical_json, write_tensors
-from emodistill.train.loop import STEPS_AHEAD, response_logprobs
+from emodistill.train.loop import STEPS_AHEAD
+from emodistill.train.trainer import response_logprobs
 
 ARRAY = "ref_logp"
 
