@@ -35,6 +35,7 @@ from emodistill.model import (
     load_qwen2,
     make_mesh,
     num_row_shards,
+    qwen2,
     sharding,
     to_host,
     weights,
@@ -65,8 +66,9 @@ LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 
 
 
 def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
-    """A random model with a LoRA that does something, the same on every mesh."""
-    model = Qwen2(config, key=jax_key(0, "model"), mesh=mesh)
+    """A random model with a LoRA that does something, the same numbers on every mesh."""
+    remat = "none" if mesh is None else "full"  # and in blocks, on every mesh
+    model = Qwen2(config, key=jax_key(0, "model"), mesh=mesh, remat=remat)
     model.embed_tokens.weight[...] *= 20
     add_lora(model, rank=4, alpha=8)
     graphdef, state = nnx.split(model)
@@ -201,6 +203,7 @@ def main(out: Path, command: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
+    qwen2.MLP_TOKENS, qwen2.MLP_BLOCKS, qwen2.MAX_SCORES = 0, 3, 2**13  # although rows are short
     number = {"gradients": 4, "load": 5}.get(sys.argv[2], 6)
     where = sys.argv[number:]
     names = ("coordinator", "num_processes", "process_id")

@@ -162,6 +162,25 @@ def test_the_missing_extra_is_named(monkeypatch):
         plan_memory(dataclasses.replace(SMALL, topology="v6e:1x1"))
 
 
+@pytest.mark.slow
+def test_tpu_compilers_say_what_they_need():
+    """Takes the extra `tpu-aot` and some minutes; no TPU."""
+    pytest.importorskip("libtpu")
+    one = run("--model", "embedded", "--topology", "v6e:1x1", "--tokens", "512")
+    eight = run(
+        *("--model", "embedded", "--topology", "v5e:2x4", "--mesh", "1x2x4", "--tokens", "512")
+    )
+    needed = []
+    for done in (one, eight):
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("all ")]
+        needed.append(float(line.split()[-1]))
+    assert needed[1] < needed[0] < 1
+    wrong = run("--model", "embedded", "--topology", "v9z:1x1")
+    assert wrong.returncode == 2
+    assert "topology='v9z:1x1' can't be compiled for" in wrong.stderr
+
+
 def test_published_sizes_are_those_of_the_family():
     """Parameters without embeddings, as the technical report counts them."""
     for name, billions in (("0.5b", 0.36), ("1.5b", 1.31), ("7b", 6.53), ("72b", 70.0)):

@@ -14,7 +14,7 @@ from flax import nnx
 
 from emodistill import seeding
 from emodistill.errors import InputError
-from emodistill.model import attention
+from emodistill.model import attention, qwen2
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.weights import load_qwen2
@@ -144,7 +144,14 @@ def test_head_at_few_positions_equals_head_everywhere(model):
     np.testing.assert_allclose(model.logits(hidden_BTD[0, 3]), few[0, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_remat_changes_no_gradient(model):
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("is_in_blocks", [False, True])
+def test_remat_changes_no_gradient(model, remat, is_in_blocks, monkeypatch):
+    """Nor do the blocks in which attention and MLP then work off long rows."""
+    if is_in_blocks:
+        monkeypatch.setattr(qwen2, "MAX_SCORES", 2 * 4 * 40 * 16)  # blocks of 16 queries
+        monkeypatch.setattr(qwen2, "MLP_TOKENS", 0)
+        monkeypatch.setattr(qwen2, "MLP_BLOCKS", 3)  # of 14, 14 and 12 tokens
     graphdef, params = nnx.split(model)
 
     def gradients(remat):
@@ -158,7 +165,7 @@ def test_remat_changes_no_gradient(model):
         return gradient(params), "remat" in jaxpr or "checkpoint" in jaxpr
 
     plain, is_plain_remat = gradients("none")
-    rematted, is_remat = gradients("full")
+    rematted, is_remat = gradients(remat)
     assert (is_plain_remat, is_remat) == (False, True)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)

@@ -16,10 +16,10 @@ MASKED = -1e30
 
 # Queries are taken in segments, and the keys after a segment are never touched: nearly half of the
 # scores are saved. Each segment costs compile time, hence the bound on their number; long ones are
-# worked off in blocks by a loop, so that few scores are alive at once (128 MiB in float32).
+# worked off in blocks by a loop, so that few scores are alive at once (256 MiB in float32).
 QUERY_BLOCK = 256
 MAX_SEGMENTS = 8
-MAX_SCORES = 2**25
+MAX_SCORES = 2**26
 
 
 class Rope(NamedTuple):

@@ -24,6 +24,9 @@ from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
 from emodistill.model.quantization import dequantized
 
 INITIAL_STD = 0.02
+MLP_TOKENS, MLP_BLOCKS = 4096, 8
+"""More tokens on a device than the first take the MLP in so many blocks, where the backward pass
+computes again: fewer of its columns are alive. Below, blocks would cost more than they save."""
 _KEPT_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
@@ -117,7 +120,17 @@ class MLP(nnx.Module):
         self.up_proj = Linear((L, F, D), keys, dtype)
         self.down_proj = Linear((L, D, F), keys, dtype)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, block: int | None = None) -> jax.Array:
+        """All tokens at once, or `block` of each row at a time, whose [B, block, F] arrays the
+        backward pass makes again."""
+        T = x_BTD.shape[1]
+        if block is None or block >= T:
+            return self._project(x_BTD)
+        project = jax.checkpoint(self._project)
+        parts = [project(x_BTD[:, start : start + block]) for start in range(0, T, block)]
+        return jnp.concatenate(parts, axis=1)
+
+    def _project(self, x_BTD: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
@@ -139,12 +152,14 @@ class Block(nnx.Module):
         normed_BTD = sharding.into_projection(self.input_layernorm(x_BTD), self.mesh)
         return self.self_attn.queries_keys_values(normed_BTD, rope)
 
-    def after_attention(self, x_BTD: jax.Array, attended_BTNH: jax.Array) -> jax.Array:
-        """The layer's output from its input and what the heads gathered."""
+    def after_attention(
+        self, x_BTD: jax.Array, attended_BTNH: jax.Array, mlp_block: int | None = None
+    ) -> jax.Array:
+        """The layer's output from its input and what the heads gathered (`MLP` has `block`)."""
         gathered_BTO = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
         x_BTD = x_BTD + sharding.between_layers(self.self_attn.o_proj(gathered_BTO), self.mesh)
         normed_BTD = sharding.into_projection(self.post_attention_layernorm(x_BTD), self.mesh)
-        return x_BTD + sharding.between_layers(self.mlp(normed_BTD), self.mesh)
+        return x_BTD + sharding.between_layers(self.mlp(normed_BTD, mlp_block), self.mesh)
 
 
 class Embedding(nnx.Module):
@@ -250,7 +265,10 @@ class Qwen2(nnx.Module):
             positions_BT = jnp.arange(T)[None, :]
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
         max_scores = MAX_SCORES * (1 if self.mesh is None else self.mesh.size)
-        remat = self.remat != "none"
+        remat, mlp_block = self.remat != "none", None
+        tokens_per_device = B * T // sharding.num_row_shards(self.mesh)
+        if self.remat == "full" and tokens_per_device > MLP_TOKENS:
+            mlp_block = -(-T // MLP_BLOCKS)
 
         def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
             heads = sharding.split_heads(*block.before_attention(x_BTD, rope), self.mesh)
@@ -258,11 +276,11 @@ class Qwen2(nnx.Module):
                 attended_BTNH = causal_attention(*heads, mask, remat=remat, max_scores=max_scores)
             else:
                 attended_BTNH = attend(*heads)
-            return block.after_attention(x_BTD, attended_BTNH), None
+            return block.after_attention(x_BTD, attended_BTNH, mlp_block), None
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))
         x_BTD, _ = self.scan_layers(layer, sharding.between_layers(embedded_BTD, self.mesh))
-        return self.norm(x_BTD)
+        return jax.checkpoint(self.norm)(x_BTD) if remat else self.norm(x_BTD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D] at any positions."""

@@ -185,13 +185,14 @@ def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
         )
     except Exception as error:  # libtpu's errors have no common base
         raise InputError(
-            f"topology={topology!r} is unknown ({str(error).strip().splitlines()[0]}); such as "
-            "v6e:1x1, v5e:2x4, v5p:2x2x2."
+            f"topology={topology!r} can't be compiled for ({str(error).strip().splitlines()[0]}); "
+            "there are v6e:1x1, v5e:2x4, v5p:2x2x2 and the like."
         ) from None
     return found.devices
 
 
 _NO_TPU_HERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -199,7 +200,7 @@ _NO_TPU_HERE = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-"""Keeps libtpu from asking the cloud where it is."""
+"""Keeps libtpu from asking the cloud where it is, and from locking out others: it only compiles."""
 
 
 def read_architecture(name: str) -> Qwen2Config:
