@@ -18,6 +18,7 @@ from emodistill.configs import (
     IQLConfig,
     JPOConfig,
     JudgeConfig,
+    MemoryConfig,
     PretrainConfig,
     QuickstartConfig,
     ReportConfig,
@@ -40,6 +41,7 @@ CONFIGS = {
     "quickstart": QuickstartConfig,
     "pretrain": PretrainConfig,
     "simulator": SimulatorConfig,
+    "memory": MemoryConfig,
     "bench": BenchSweepConfig,
 }
 

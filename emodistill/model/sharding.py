@@ -71,7 +71,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
 def num_row_shards(mesh: Mesh | None) -> int:
     """By how much the rows of a micro-batch must be divisible."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
 def _spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSpec:
