@@ -3,11 +3,13 @@
 python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [HOST:PORT NUM ID]
 python mesh_worker.py CELL train STAGE MESH NUM_STEPS [HOST:PORT NUM ID]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
+python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS HOST:PORT NUM ID
 python mesh_worker.py OUT.json load FOLDER MESH [HOST:PORT NUM ID]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +26,7 @@ from test_batches import lengths_to_examples
 
 from emodistill.batches import PaddedBatches
 from emodistill.configs import JPOConfig, MeshShape, SFTConfig
+from emodistill.errors import StoppedError
 from emodistill.model import (
     LoRAParam,
     Qwen2,
@@ -127,12 +130,13 @@ def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     return found | {name: np.float32(value) for name, value in add_metrics(metrics).items()}
 
 
-def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", is_killed=False) -> None:
+def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> None:
     """Take up to `num_steps` of 8 steps, of several micro-batches each, and then end.
 
+    By leaving (`train`), by SIGKILL (`die`), or, in the first process, by SIGTERM (`preempt`).
     `trace.jsonl` gets the number and the samples of every step that was begun.
     """
-    config = SFTConfig(learning_rate=1e-2, save_every=1)
+    config = SFTConfig(learning_rate=1e-2, save_every=100 if end == "preempt" else 1)
     batches = make_batches(mesh, batch_size=9, num_epochs=4)
     assert all(len(batches.step(n).batches) > 1 for n in range(batches.num_steps)) or mesh
     cell_dir.mkdir(parents=True, exist_ok=True)
@@ -141,10 +145,14 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", is_killed=False) -
         if is_first():
             with (cell_dir / "trace.jsonl").open("a") as file:
                 file.write(json.dumps([step, batches.sample_ids(step - 1)]) + "\n")
-        if step == num_steps < batches.num_steps:
-            if is_killed:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if step != num_steps or step == batches.num_steps:
+            return
+        if end == "train":
             raise SystemExit
+        if end == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if is_first():
+            signal.raise_signal(signal.SIGTERM)
 
     train(
         make_model(MANY_HEADS, mesh),
@@ -199,7 +207,8 @@ def main(out: Path, command: str, *args: str) -> None:
     else:
         stage, shape, num_steps = args
         mesh = make_mesh(MeshShape.parse(shape))
-        run(out, mesh, int(num_steps), stage=stage, is_killed=command == "die")
+        with contextlib.suppress(StoppedError):
+            run(out, mesh, int(num_steps), stage=stage, end=command)
 
 
 if __name__ == "__main__":

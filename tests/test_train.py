@@ -27,7 +27,7 @@ from emodistill.batches import PaddedBatches
 from emodistill.configs import JPOConfig, SFTConfig
 from emodistill.domains import load_scenarios
 from emodistill.emotions import EMOTIONS
-from emodistill.errors import DivergenceError, InputError, StaleInputError
+from emodistill.errors import DivergenceError, InputError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, Qwen2Config, add_lora, load_adapter, load_qwen2
 from emodistill.prompts import load_pack
 from emodistill.seeding import jax_key, stream
@@ -309,6 +309,33 @@ class TestLoop:
         again, _ = run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=first.append)
         assert len(first) == 6  # nothing was left to do
         assert again.metrics["sft/loss"] == whole.metrics["sft/loss"]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(self, number, tmp_path):
+        before = signal.getsignal(number)
+        config = dataclasses.replace(SFT, save_every=1000)
+        whole, _ = run_loop(tmp_path / "whole", config=config, num_epochs=5)
+
+        def ask(step):
+            if step == 3:
+                signal.raise_signal(number)
+
+        with pytest.raises(StoppedError, match="stopped after step 4 of 10, which is saved"):
+            run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=ask)
+        assert signal.getsignal(number) is before
+        steps = []
+        run, _ = run_loop(tmp_path / "cut", config=config, num_epochs=5, on_step=steps.append)
+        assert steps == [5, 6, 7, 8, 9, 10]
+        assert without_times(lines(tmp_path / "cut")) == without_times(lines(tmp_path / "whole"))
+        assert run.metrics["sft/loss"] == whole.metrics["sft/loss"]
+
+    def test_asked_to_stop_twice_it_stops_at_once(self, tmp_path):
+        def ask(step):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(tmp_path, on_step=ask)
 
     def test_a_loss_that_is_not_finite_names_the_samples_and_keeps_the_checkpoint(self, tmp_path):
         model = tiny_model()

@@ -84,6 +84,7 @@ def train_jpo(
         used.
       StaleInputError: `cell_dir` holds a checkpoint of other settings or data.
       DivergenceError: a metric was not finite.
+      StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
     trajectories = training_trajectories(trajectories)
     table = rewards.focal_turn_table(trajectories, scores, max_turns=max_turns)

@@ -17,12 +17,13 @@ from flax import nnx
 
 from emodistill.batches import PaddedBatches
 from emodistill.configs import AdapterConfig
-from emodistill.errors import DivergenceError, StaleInputError
+from emodistill.errors import DivergenceError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, is_first
 from emodistill.progress import progress
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
+from emodistill.train.stopping import StopRequest
 from emodistill.train.trainer import LossFn, Trainer, add_metrics
 
 STEPS_AHEAD = 2
@@ -67,6 +68,7 @@ def train(
       DivergenceError: a metric is not finite; names the step and its samples.
       StaleInputError: a checkpoint was made from something else.
       InputError: a checkpoint is damaged, or can't be written.
+      StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
@@ -86,6 +88,7 @@ def train(
     last: dict[str, float] = {}
 
     with (
+        StopRequest() as stop,
         checkpoints,
         MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as log,
         progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
@@ -108,12 +111,18 @@ def train(
             state, metrics = trainer.step(state, frozen, step.batches)
             pending.append(_Pending(number, step.sample_ids, metrics))
             settle(STEPS_AHEAD)
-            if (number + 1) % config.save_every == 0 or number + 1 == num_steps:
+            reached = number + 1
+            is_stopped = stop.is_due(reached)
+            if is_stopped or reached % config.save_every == 0 or reached == num_steps:
                 settle(0)
-                place = _place(batches, number + 1)
-                checkpoints.save(number + 1, state, data=place, metrics=last)
+                checkpoints.save(reached, state, data=_place(batches, reached), metrics=last)
             if on_step is not None:
-                on_step(number + 1)
+                on_step(reached)
+            if is_stopped and reached < num_steps:
+                raise StoppedError(
+                    f"{stage}: stopped after step {reached:,} of {num_steps:,}, which is saved; "
+                    "the same command goes on from there."
+                )
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
 

@@ -1,0 +1,50 @@
+"""Being asked to stop: Ctrl-C, or the SIGTERM with which schedulers announce a preemption."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a note; a second one acts as usual.
+
+    Of several processes any may be asked (by SIGTERM); JAX then tells all of them the step at
+    which to stop together.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._before: dict[int, Any] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether to stop after `step`; of several processes, all ask at every step."""
+        import jax
+
+        if jax.process_count() == 1:
+            return self._is_asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def __enter__(self) -> Self:
+        import jax
+
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._is_asked = True
+        self._release()
+
+    def _release(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
