@@ -166,16 +166,15 @@ def test_the_missing_extra_is_named(monkeypatch):
 def test_tpu_compilers_say_what_they_need():
     """Takes the extra `tpu-aot` and some minutes; no TPU."""
     pytest.importorskip("libtpu")
-    one = run("--model", "embedded", "--topology", "v6e:1x1", "--tokens", "512")
-    eight = run(
-        *("--model", "embedded", "--topology", "v5e:2x4", "--mesh", "1x2x4", "--tokens", "512")
-    )
+    small = ("--model", "qwen2.5-0.5b", "--tokens", "512")
+    one = run(*small, "--topology", "v6e:1x1")
+    eight = run(*small, "--topology", "v5e:2x4", "--mesh", "1x2x4")
     needed = []
     for done in (one, eight):
         assert done.returncode == 0, done.stderr
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("all ")]
         needed.append(float(line.split()[-1]))
-    assert needed[1] < needed[0] < 1
+    assert 5 * needed[1] < needed[0] < 2
     wrong = run("--model", "embedded", "--topology", "v9z:1x1")
     assert wrong.returncode == 2
     assert "topology='v9z:1x1' can't be compiled for" in wrong.stderr

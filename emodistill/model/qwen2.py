@@ -280,7 +280,7 @@ class Qwen2(nnx.Module):
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))
         x_BTD, _ = self.scan_layers(layer, sharding.between_layers(embedded_BTD, self.mesh))
-        return jax.checkpoint(self.norm)(x_BTD) if remat else self.norm(x_BTD)
+        return self.norm(x_BTD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D] at any positions."""
