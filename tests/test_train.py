@@ -271,6 +271,16 @@ def die_once_saved(cell_dir, step):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.fixture
+def usual_signals():
+    """What a program finds that is started at a terminal."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class TestLoop:
     def test_sft_learns_a_few_samples_by_heart(self, tmp_path):
         config = dataclasses.replace(SFT, learning_rate=3e-2, save_every=1000)
@@ -311,7 +321,9 @@ class TestLoop:
         assert again.metrics["sft/loss"] == whole.metrics["sft/loss"]
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(self, number, tmp_path):
+    def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(
+        self, number, usual_signals, tmp_path
+    ):
         before = signal.getsignal(number)
         config = dataclasses.replace(SFT, save_every=1000)
         whole, _ = run_loop(tmp_path / "whole", config=config, num_epochs=5)
@@ -329,13 +341,22 @@ class TestLoop:
         assert without_times(lines(tmp_path / "cut")) == without_times(lines(tmp_path / "whole"))
         assert run.metrics["sft/loss"] == whole.metrics["sft/loss"]
 
-    def test_asked_to_stop_twice_it_stops_at_once(self, tmp_path):
+    def test_asked_to_stop_twice_it_stops_at_once(self, usual_signals, tmp_path):
         def ask(step):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
         with pytest.raises(KeyboardInterrupt):
             run_loop(tmp_path, on_step=ask)
+
+    def test_an_ignored_signal_stays_ignored(self, usual_signals, tmp_path):
+        """As under nohup, or in the background of a shell."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        config = dataclasses.replace(SFT, max_steps=2)
+        run, _ = run_loop(
+            tmp_path, config=config, on_step=lambda _: signal.raise_signal(signal.SIGINT)
+        )
+        assert run.num_steps == 2
 
     def test_a_loss_that_is_not_finite_names_the_samples_and_keeps_the_checkpoint(self, tmp_path):
         model = tiny_model()

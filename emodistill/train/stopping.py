@@ -13,6 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a note; a second one acts as usual.
 
+    A signal that this process was started to ignore stays ignored.
+
     Of several processes any may be asked (by SIGTERM); JAX then tells all of them the step at
     which to stop together.
     """
@@ -35,7 +37,8 @@ class StopRequest:
         import jax
 
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
