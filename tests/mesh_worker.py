@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -145,6 +146,8 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
         if is_first():
             with (cell_dir / "trace.jsonl").open("a") as file:
                 file.write(json.dumps([step, batches.sample_ids(step - 1)]) + "\n")
+        if end == "preempt":
+            time.sleep(0.5)  # the notice reaches the other process long before the last step
         if step != num_steps or step == batches.num_steps:
             return
         if end == "train":

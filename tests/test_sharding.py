@@ -112,7 +112,7 @@ def test_a_preempted_run_of_two_processes_goes_on_on_eight_devices_and_on_one(tm
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     mesh_worker.run(whole, None, 8)
     finish(*start_two(cut, "preempt", "jpo", "1x2x4", 2))
-    assert 2 < [row["step"] for row in lines(cut)][-1] < 5
+    assert 2 <= [row["step"] for row in lines(cut)][-1] < 8
     finish(start(cut, "train", "jpo", "2x2x2", 5, num_devices=8))
     mesh_worker.run(cut, None, 8)
     assert_same_run(cut, whole, rtol=1e-4)
