@@ -1,10 +1,10 @@
 """Losses, gradients and short runs on meshes; a process of its own, since devices are counted once.
 
-python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [HOST:PORT NUM ID]
-python mesh_worker.py CELL train STAGE MESH NUM_STEPS [HOST:PORT NUM ID]
+python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [--at HOST:PORT NUM ID]
+python mesh_worker.py CELL train STAGE MESH NUM_STEPS [--at HOST:PORT NUM ID]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
-python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS HOST:PORT NUM ID
-python mesh_worker.py OUT.json load FOLDER MESH [HOST:PORT NUM ID]
+python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS --at HOST:PORT NUM ID
+python mesh_worker.py OUT.json load FOLDER MESH [--at HOST:PORT NUM ID]
 """
 
 from __future__ import annotations
@@ -216,11 +216,9 @@ def main(out: Path, command: str, *args: str) -> None:
 
 if __name__ == "__main__":
     qwen2.MLP_TOKENS, qwen2.MLP_BLOCKS, qwen2.MAX_SCORES = 0, 3, 2**13  # although rows are short
-    number = {"gradients": 4, "load": 5}.get(sys.argv[2], 6)
-    where = sys.argv[number:]
-    names = ("coordinator", "num_processes", "process_id")
-    values = dict(
-        zip(names, (where[0], int(where[1]), int(where[2])) if where else (), strict=False)
-    )
-    with joined(SFTConfig(**values)):
-        main(Path(sys.argv[1]), *sys.argv[2:number])
+    arguments, settings = sys.argv[1:], {}
+    if "--at" in arguments:
+        *arguments, _, address, num, number = arguments
+        settings = {"coordinator": address, "num_processes": int(num), "process_id": int(number)}
+    with joined(SFTConfig(**settings)):
+        main(Path(arguments[0]), *arguments[1:])

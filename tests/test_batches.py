@@ -260,6 +260,15 @@ class TestPadding:
             for i in rows:
                 assert row_of[i] == {(batch.tokens_BT.shape, batch.mask_BU.shape)}
 
+    def test_a_mesh_gets_rows_that_it_can_split(self):
+        for multiple in (1, 3, 8):
+            batches = self.batches(row_multiple=multiple)
+            found = [batch for step in range(3) for batch in batches.step(step).batches]
+            assert all(len(batch.tokens_BT) % multiple == 0 for batch in found)
+            assert sum(batch.mask_BU.any(axis=1).sum() for batch in found) == sum(
+                len(batches.indices(step)) for step in range(3)
+            )
+
     def test_the_reference_pass_sees_every_sample_once(self):
         found = np.concatenate([rows for rows, _ in self.batches().all_rows()])
         assert sorted(found) == list(range(50))

@@ -17,7 +17,8 @@ from test_train import CONFIG, SFT, padded, sft, tiny_model
 from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, embedded_path, load_qwen2
-from emodistill.train.memory import Memory, Plan, longest_row, plan_memory, read_architecture
+from emodistill.model.config import read_architecture
+from emodistill.train.memory import Memory, Plan, longest_row, plan_memory
 from emodistill.train.trainer import Trainer, response_logprobs
 
 SMALL = MemoryConfig(model="embedded", tokens=512, stage="sft")

@@ -21,7 +21,7 @@ from test_train import lines, without_times
 from emodistill.configs import MeshShape, SFTConfig
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, add_lora, sharding
-from emodistill.model.config import Qwen2Config
+from emodistill.model.config import PUBLISHED
 from emodistill.seeding import jax_key
 
 SHAPES = [
@@ -61,7 +61,7 @@ def free_port():
 def start_two(*args):
     """Two processes of four devices each."""
     address = f"127.0.0.1:{free_port()}"
-    return [start(*args, address, 2, number, num_devices=4) for number in range(2)]
+    return [start(*args, "--at", address, 2, number, num_devices=4) for number in range(2)]
 
 
 def assert_as_on_one_device(path, cases):
@@ -129,21 +129,6 @@ def test_two_processes_each_read_their_part_of_a_checkpoint(tiny_checkpoint, tmp
         assert part["num_read"] < 0.55 * whole["num_read"]
 
 
-SEVEN_B = Qwen2Config(
-    vocab_size=152_064,
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_layers=28,
-    num_heads=28,
-    num_kv_heads=4,
-    head_dim=128,
-    rope_theta=1e6,
-    norm_eps=1e-6,
-    max_positions=32_768,
-    is_tied=False,
-)
-
-
 def abstract_mesh(data, fsdp, tensor):
     return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
 
@@ -166,7 +151,7 @@ def specs(config, mesh):
 
 
 def test_7b_is_split_over_eight_devices_and_lora_like_its_base():
-    found = specs(SEVEN_B, abstract_mesh(1, 2, 4))
+    found = specs(PUBLISHED["qwen2.5-7b"], abstract_mesh(1, 2, 4))
     expected = {
         "embed_tokens.weight": PartitionSpec(("fsdp", "tensor"), None),
         "lm_head.weight": PartitionSpec(("fsdp", "tensor"), None),

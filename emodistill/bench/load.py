@@ -93,9 +93,9 @@ def write_checkpoint(folder: Path, model: str, num_layers: int) -> int:
     from flax import nnx
 
     from emodistill.model import Qwen2
+    from emodistill.model.config import read_architecture
     from emodistill.model.qwen2 import flat_state
     from emodistill.model.weights import INDEX_FILE, hf_name
-    from emodistill.train.memory import read_architecture
 
     architecture = dataclasses.replace(read_architecture(model), num_layers=num_layers)
     shapes = nnx.eval_shape(lambda: Qwen2(architecture, key=jax.random.key(0)))
@@ -140,7 +140,7 @@ def _layers_that_fit(config: BenchLoadConfig, folder: Path) -> int:
     Raises:
       InputError: there is no room for two.
     """
-    from emodistill.train.memory import read_architecture
+    from emodistill.model.config import read_architecture
 
     model = read_architecture(config.model)
     width, key_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim

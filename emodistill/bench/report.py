@@ -51,16 +51,18 @@ def result(
 
     `ratio` is ours ÷ peer, or peer ÷ ours where little is good, so that more is always better.
     """
-    ratios = {peer.name: ours.median / peer.median for peer in peers if peer.median > 0}
-    if not is_more_better:
-        ratios = {peer.name: peer.median / ours.median for peer in peers if ours.median > 0}
+
+    def ratio(peer: Measured) -> float | None:
+        over, under = (ours, peer) if is_more_better else (peer, ours)
+        return over.median / under.median if under.median else None
+
     return json.dumps(
         {
             "name": name,
             "unit": unit,
             "ours": ours.median,
             "peers": {peer.name: peer.median for peer in peers},
-            "ratio": ratios,
+            "ratio": {peer.name: ratio(peer) for peer in peers},
             "extra": dict(extra),
             "rounds": len(ours.rounds),
             "machine": machine(),

@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from emodistill.configs import EMBEDDED
 from emodistill.errors import InputError
 
 _HOMES = {
@@ -41,7 +42,7 @@ _HOMES = {
     "template_sha256": "tokenization",
 }
 
-__all__ = ["embedded_path", *_HOMES]
+__all__ = ["embedded_path", "student_folder", *_HOMES]
 
 
 def embedded_path() -> Path:
@@ -53,6 +54,11 @@ def embedded_path() -> Path:
             "scripts/pretrain_embedded.py, or name another model folder."
         )
     return path
+
+
+def student_folder(name: str) -> Path:
+    """The checkpoint folder that `name` means: itself, or the one that ships for `embedded`."""
+    return embedded_path() if name == EMBEDDED else Path(name)
 
 
 def __getattr__(name: str) -> Any:

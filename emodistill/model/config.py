@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from emodistill.configs import EMBEDDED
 from emodistill.errors import InputError
+from emodistill.model import student_folder
 
 Architecture = Literal["qwen2", "llama", "qwen3"]
 ARCHITECTURES: Mapping[Architecture, str] = {
@@ -201,6 +203,21 @@ PUBLISHED: Mapping[str, Qwen2Config] = {
     "qwen2.5-72b": _qwen25(8_192, 29_568, 80, 64, 8),
 }
 """Sizes of the published family (arXiv 2412.15115), for planning without a checkpoint at hand."""
+
+
+def read_architecture(name: str) -> Qwen2Config:
+    """The sizes of `qwen2.5-7b` and its kin, of `embedded`, or of the checkpoint folder `name`.
+
+    Raises:
+      InputError: it is none of these, or the folder's `config.json` can't be used.
+    """
+    if name.lower() in PUBLISHED:
+        return PUBLISHED[name.lower()]
+    if name != EMBEDDED and not Path(name).is_dir():
+        raise InputError(
+            f"model={name!r} is neither a folder nor one of {', '.join((EMBEDDED, *PUBLISHED))}."
+        )
+    return Qwen2Config.from_pretrained(student_folder(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

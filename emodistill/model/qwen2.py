@@ -204,10 +204,13 @@ class Qwen2(nnx.Module):
         head = (config.vocab_size, config.hidden_size)
         self.lm_head = nnx.data(None if config.is_tied else Linear(head, keys, dtype))
         self.remat: Remat = remat
-        self.mesh = mesh
         self.lora: LoRAConfig | None = None
         self.quantization: Quantization | None = None
         self.fingerprint: str | None = None
+
+    @property
+    def mesh(self) -> Mesh | None:
+        return self.layers.mesh
 
     @property
     def dtype(self) -> Any:

@@ -120,6 +120,13 @@ def state_sharding(state: nnx.State, mesh: Mesh | None) -> Any:
     return nnx.from_flat_state([(path, place(path, v)) for path, v in nnx.to_flat_state(state)])
 
 
+def abstract(tree: Any, places: Any) -> Any:
+    """Shapes and dtypes of `tree` at `places`, for compiling without arrays."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
+
+
 def replicated(mesh: Mesh | None) -> jax.sharding.Sharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 

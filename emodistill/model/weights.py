@@ -53,8 +53,8 @@ def load_qwen2(
     """Load a checkpoint folder (config.json and one or many .safetensors files).
 
     A few layers of one parameter are read at a time, and of them only what this process's devices
-    hold, straight from the memory-mapped files: beside the model itself the host never holds more
-    than the largest of its tensors.
+    hold, straight from the memory-mapped files: beside the model itself the host holds little
+    more than the largest of its tensors (`bench.py load`).
 
     Args:
       mesh: spread the parameters over its axes `fsdp` and `tensor` (see `sharding`); one device

@@ -177,10 +177,10 @@ def model_hashes(model: str) -> dict[str, str]:
     Raises:
       InputError: there is no such folder, or what is in it is no checkpoint.
     """
-    from emodistill.model import embedded_path
+    from emodistill.model import student_folder
     from emodistill.model.config import Qwen2Config
 
-    folder = embedded_path() if model == EMBEDDED else Path(model)
+    folder = student_folder(model)
     if not folder.is_dir():
         raise InputError(f"student {model}: there is no such folder; name a checkpoint's folder.")
     Qwen2Config.from_pretrained(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from emodistill import cli
 from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
-from emodistill.model import joined
+from emodistill.model import agree, is_first, joined
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import (
     CONFIG,
@@ -136,7 +136,6 @@ def _snapshot(config: JPOConfig) -> Path | None:
 def _train_adapter(
     config: SFTConfig | JPOConfig, base: AdapterConfig | None, stage: str, *, sft_dir: Path | None
 ) -> Made:
-    from emodistill.model import agree, is_first
     from emodistill.prompts import load_pack
 
     scores_file = judge_file(config.run, config.domain, config.judge)

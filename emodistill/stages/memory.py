@@ -21,6 +21,7 @@ def plan_memory(config: MemoryConfig) -> list[Plan]:
 
     Returns: the plans, in the order in which they were made.
     """
+    from emodistill.model.config import read_architecture
     from emodistill.train import memory
 
     def plan(tokens: int) -> Plan:
@@ -31,7 +32,7 @@ def plan_memory(config: MemoryConfig) -> list[Plan]:
     plans = [plan(config.tokens)]
     longest = 0
     if config.fit_gb is not None:
-        most = memory.read_architecture(config.model).max_positions
+        most = read_architecture(config.model).max_positions
         longest, plans = memory.longest_row(plans[0], config.fit_gb * GB, plan, most)
     say(_title(config))
     say(_table(plans))

@@ -24,7 +24,7 @@ from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
 from emodistill.train.stopping import StopRequest
-from emodistill.train.trainer import LossFn, Trainer, add_metrics
+from emodistill.train.trainer import LossFn, Trainer, TrainState, add_metrics
 
 STEPS_AHEAD = 2
 
@@ -76,13 +76,8 @@ def train(
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
-    state, place = checkpoints.restore(trainer.init(lora))
+    state = _take_up(checkpoints, trainer.init(lora), batches)
     first = int(state.step)
-    if first and place != _place(batches, first):
-        raise StaleInputError(
-            f"{checkpoints.directory / str(first)} would go on with other samples than these. "
-            f"Delete {cell_dir} to train again."
-        )
     shown = "sft/loss" if stage == "sft" else "policy/surrogate"
     pending: deque[_Pending] = deque()
     last: dict[str, float] = {}
@@ -125,6 +120,18 @@ def train(
                 )
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
+
+
+def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PaddedBatches) -> TrainState:
+    """The newest checkpoint's state, if its run would now see the same samples; `start` if none."""
+    state, place = checkpoints.restore(start)
+    step = int(state.step)
+    if step and place != _place(batches, step):
+        raise StaleInputError(
+            f"{checkpoints.directory / str(step)} would go on with other samples than these. "
+            f"Delete {checkpoints.directory.parent} to train again."
+        )
+    return state
 
 
 def _place(batches: PaddedBatches, step: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +20,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emodistill.batches import Batch
-from emodistill.configs import EMBEDDED, JPOConfig, MemoryConfig, MeshShape, SFTConfig
+from emodistill.configs import JPOConfig, MemoryConfig, MeshShape, SFTConfig
 from emodistill.errors import InputError
-from emodistill.model import LoRAParam, Qwen2, add_lora, embedded_path, sharding
-from emodistill.model.config import PUBLISHED, Qwen2Config
+from emodistill.model import LoRAParam, Qwen2, add_lora, sharding
+from emodistill.model.config import read_architecture
 from emodistill.model.quantization import quantize_abstractly
 from emodistill.train.jpo import loss_of
 from emodistill.train.sft import sft_loss_of_batch
@@ -96,7 +95,7 @@ def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> P
     weights = step.argument_size_in_bytes - 2 * adapter - batch_bytes
     optimizer = end.argument_size_in_bytes - 2 * adapter
     kept = min(_kept_bytes(graphdef, loss_fn, lora, frozen, batch), step.temp_size_in_bytes)
-    temporaries = max(step.temp_size_in_bytes - kept, end.temp_size_in_bytes - kept)
+    temporaries = max(step.temp_size_in_bytes, end.temp_size_in_bytes) - kept
     memory = Memory(
         weights=weights,
         adapter=adapter,
@@ -203,17 +202,6 @@ _NO_TPU_HERE = {
 """Keeps libtpu from asking the cloud where it is, and from locking out others: it only compiles."""
 
 
-def read_architecture(name: str) -> Qwen2Config:
-    """The sizes of `qwen2.5-7b` and its kin, of `embedded`, or of the checkpoint folder `name`."""
-    if name.lower() in PUBLISHED:
-        return PUBLISHED[name.lower()]
-    if name != EMBEDDED and not Path(name).is_dir():
-        raise InputError(
-            f"model={name!r} is neither a folder nor one of {', '.join((EMBEDDED, *PUBLISHED))}."
-        )
-    return Qwen2Config.from_pretrained(embedded_path() if name == EMBEDDED else name)
-
-
 def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
     if config.stage == "sft":
         return sft_loss_of_batch, SFTConfig()
@@ -237,15 +225,10 @@ def _abstract_student(
         return model
 
     graphdef, lora, frozen = nnx.split(nnx.eval_shape(make), LoRAParam, ...)
-    return graphdef, _placed(lora, mesh), _placed(frozen, mesh)
-
-
-def _placed(state: nnx.State, mesh: Mesh) -> Any:
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        state,
-        sharding.state_sharding(state, mesh),
+    lora, frozen = (
+        sharding.abstract(part, sharding.state_sharding(part, mesh)) for part in (lora, frozen)
     )
+    return graphdef, lora, frozen
 
 
 def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import jax
@@ -13,13 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emodistill.batches import ExampleSet, build_examples
-from emodistill.configs import EMBEDDED, AdapterConfig, Quantization, Remat
+from emodistill.configs import AdapterConfig, Quantization, Remat
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import (
     Qwen2,
     base_fingerprint,
-    embedded_path,
     encode_chat,
     encode_reply,
     keep_programs,
@@ -27,6 +25,7 @@ from emodistill.model import (
     load_tokenizer,
     make_mesh,
     num_row_shards,
+    student_folder,
     template_sha256,
 )
 from emodistill.offline.rewards import FocalTurnTable
@@ -60,7 +59,7 @@ def load_student(
     unless `remat` says otherwise.
     """
     keep_programs()
-    folder = embedded_path() if name == EMBEDDED else Path(name)
+    folder = student_folder(name)
     on_cpu = jax.default_backend() == "cpu"
     model = load_qwen2(
         folder,

@@ -148,11 +148,7 @@ class Trainer:
         """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
         state = jax.eval_shape(self._init_fn, lora)
         if self._mesh is not None:
-            state = jax.tree.map(
-                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                state,
-                self._places(state),
-            )
+            state = sharding.abstract(state, self._places(state))
         accumulate = self._accumulate.lower(lora, frozen, lora, batch)
         return accumulate, self._update.lower(state, lora)
 
