@@ -32,7 +32,7 @@ class Method:
 
     writer: Literal["llm", "student"]
     emotion: Literal["neutral", "random", "iql", "oracle"]
-    adapter: Literal["sft", "jpo", "jpo-base"] | None = None
+    adapter: Literal["sft", "jpo", "jpo-base", "alol", "dpo"] | None = None
 
 
 METHODS: Mapping[str, Method] = {
@@ -44,6 +44,8 @@ METHODS: Mapping[str, Method] = {
     "iql+sft": Method(writer="student", emotion="iql", adapter="sft"),
     "iql+jpo": Method(writer="student", emotion="iql", adapter="jpo-base"),
     "iql+sft+jpo": Method(writer="student", emotion="iql", adapter="jpo"),
+    "iql+sft+alol": Method(writer="student", emotion="iql", adapter="alol"),
+    "iql+sft+dpo": Method(writer="student", emotion="iql", adapter="dpo"),
     "oracle": Method(writer="llm", emotion="oracle"),
 }
 

@@ -37,6 +37,8 @@ STAGES = (
     "iql",
     "sft",
     "jpo",
+    "alol",
+    "dpo",
     "evaluate",
     "report",
     "quickstart",

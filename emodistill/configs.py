@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from emodistill.errors import InputError
 
@@ -21,6 +21,7 @@ IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
 RatioKind = Literal["mean-token", "sequence", "token"]
+Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
 Quantization = Literal["int8", "nf4"]
 
@@ -276,6 +277,8 @@ class AdapterConfig(ExperimentConfig):
     """DATAxFSDPxTENSOR devices, such as 1x2x4; all there are along fsdp without it."""
     remat: Remat | None = operational(None)
     """What the backward pass computes again: none (CPU), full (elsewhere), all but dots."""
+    packing: Packing = operational("tree")
+    """How samples share rows: merged where their prompts agree, side by side, or not at all."""
     max_micro_tokens: int | None = operational(None)
     """Tokens of a micro-batch on each device; what suits the kind of device without it."""
     save_every: int = operational(25)
@@ -336,9 +339,24 @@ class SFTConfig(AdapterConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JPOConfig(AdapterConfig):
+class RefinementConfig(AdapterConfig):
+    """What the stages after SFT share."""
+
+    stage: ClassVar[str]
+    signal: JPOSignal = "turn-judge"
+    """What a turn's advantage is made from."""
+    reference: Literal["sft", "base"] = "sft"
+    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
+    sft_cell: str = "default"
+    """The SFT cell that `reference=sft` starts from."""
+    learning_rate: float = 5e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JPOConfig(RefinementConfig):
     """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
 
+    stage: ClassVar[str] = "jpo"
     kappa: float = 1.0
     """κ of Eq. 18: the weight of negative advantages."""
     clip: float = 0.2
@@ -346,15 +364,9 @@ class JPOConfig(AdapterConfig):
     kl_coef: float = 0.04
     """λ_KL of Eq. 19."""
     ratio: RatioKind = "mean-token"
-    signal: JPOSignal = "turn-judge"
     data: Literal["all", "top"] = "all"
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = 0.25
-    reference: Literal["sft", "base"] = "sft"
-    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
-    sft_cell: str = "default"
-    """The SFT cell that `reference=sft` starts from."""
-    learning_rate: float = 5e-6
 
     def __post_init__(self) -> None:
         AdapterConfig.__post_init__(self)
@@ -363,6 +375,26 @@ class JPOConfig(AdapterConfig):
             0 < self.clip < 1, f"clip={self.clip} must lie in (0, 1); the paper uses --clip 0.2."
         )
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} must be >= 0; the paper uses 0.04.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ALoLConfig(RefinementConfig):
+    """In place of JPO: A-LoL, the likelihood of turns with A > 0 weighted by A."""
+
+    stage: ClassVar[str] = "alol"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPOConfig(RefinementConfig):
+    """In place of JPO: DPO on pairs of the same scenario, turn index and emotion."""
+
+    stage: ClassVar[str] = "dpo"
+    beta: float = 0.1
+    """β: how much a reply's log-ratio to the reference counts."""
+
+    def __post_init__(self) -> None:
+        AdapterConfig.__post_init__(self)
+        require(self.beta > 0, f"beta={self.beta} must be > 0; 0.1 is usual.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +434,8 @@ class EvaluateConfig(ApiConfig):
     """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
 
     method: str = "iql+sft+jpo"
-    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, oracle."""
+    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, iql+sft+alol,
+    iql+sft+dpo, oracle."""
     model: str | None = None
     """The focal language model of `vanilla-llm`, `random` and `iql`."""
     student: str = EMBEDDED
@@ -417,6 +450,8 @@ class EvaluateConfig(ApiConfig):
     iql_cell: str = "default"
     sft_cell: str = "default"
     jpo_cell: str = "default"
+    alol_cell: str = "default"
+    dpo_cell: str = "default"
     policy: Literal["network", "closed-form"] = "network"
     """The regressed policy network, or exp(β(Q−V)) itself."""
     greedy: bool = False
@@ -555,6 +590,83 @@ class BenchSweepConfig:
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1 and self.calls >= self.in_flight >= 1, "there is nothing to do.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTrainingConfig:
+    """Reply tokens a second of a training stage."""
+
+    name: ClassVar[str]
+    peers: tuple[str, ...] = ()
+    """Libraries to measure beside it."""
+    size: Literal["slice", "embedded"] = "slice"
+    """A slice of the 7B model at its full width, or the student that ships."""
+    num_layers: int = 1
+    """Of the slice."""
+    batch_size: int = 16
+    """Samples of an optimiser step."""
+    steps: int = 1
+    """Optimiser steps of a round."""
+    peer_samples: int = 4
+    """Samples that a peer takes for each of those."""
+    packing: Packing = "tree"
+    max_micro_tokens: int = 4096
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, f"rounds={self.rounds} must be at least 1.")
+        require(self.num_layers >= 1, f"num_layers={self.num_layers} must be at least 1.")
+        require(self.steps >= 1, f"steps={self.steps} must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSFTConfig(BenchTrainingConfig):
+    """SFT: reply tokens a second on the same samples."""
+
+    name: ClassVar[str] = "sft"
+    peers: tuple[str, ...] = ("peft", "trl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchJPOConfig(BenchTrainingConfig):
+    """JPO over two epochs, the reference pass included: reply tokens a second."""
+
+    name: ClassVar[str] = "jpo"
+    peers: tuple[str, ...] = ("upstream-style", "peft-stored")
+    rounds: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchMFUConfig(BenchTrainingConfig):
+    """Useful arithmetic of an SFT step over what matrix products reach on this device."""
+
+    name: ClassVar[str] = "mfu"
+    num_layers: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchIQLConfig:
+    """Updates a second of the emotion selector's training."""
+
+    peers: tuple[str, ...] = ("torch",)
+    """Libraries to measure beside it."""
+    num_steps: int = 2_000
+    """Of a round."""
+    peer_steps: int = 400
+    """Of a round of a peer."""
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1 and self.num_steps >= 1, "there is nothing to do.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPackingConfig:
+    """What packing costs and saves as samples and turns grow."""
+
+    num_samples: int = 100_000
+    """Of the set whose packing is timed."""
+    packing: Packing = "tree"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

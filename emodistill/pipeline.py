@@ -65,9 +65,9 @@ def quickstart(config: QuickstartConfig, settings_file: Path) -> Path:
         stages.iql(made(IQLConfig, "iql"))
         stages.sft(made(SFTConfig, "sft"))
         jpo = made(JPOConfig, "jpo")
-        stages.jpo(jpo)
+        stages.refine(jpo)
         if "iql+jpo" in config.methods:
-            stages.jpo(dataclasses.replace(jpo, reference="base"), jpo)
+            stages.refine(dataclasses.replace(jpo, reference="base"), jpo)
         for method in config.methods:
             one = dataclasses.replace(made(EvaluateConfig, "evaluate"), method=method)
             stages.evaluate(one)

@@ -1,6 +1,11 @@
 """Benchmarks against the libraries that people would use instead (extra `bench`).
 
 python scripts/bench.py sweep
+python scripts/bench.py sft
+python scripts/bench.py jpo --size embedded --steps 4
+python scripts/bench.py mfu
+python scripts/bench.py packing
+python scripts/bench.py iql
 python scripts/bench.py load --num-layers 8
 python scripts/bench.py memory
 """
@@ -13,9 +18,15 @@ from emodistill.errors import InputError
 
 BENCHMARKS = {
     "sweep": configs.BenchSweepConfig,
+    "sft": configs.BenchSFTConfig,
+    "jpo": configs.BenchJPOConfig,
+    "mfu": configs.BenchMFUConfig,
+    "packing": configs.BenchPackingConfig,
+    "iql": configs.BenchIQLConfig,
     "load": configs.BenchLoadConfig,
     "memory": configs.BenchMemoryConfig,
 }
+MODULES: dict[str, str] = dict.fromkeys(("sft", "jpo", "mfu"), "training")
 
 
 def main() -> None:
@@ -25,7 +36,7 @@ def main() -> None:
     if name not in BENCHMARKS:
         raise InputError(f"bench.py {name}: there are {', '.join(BENCHMARKS)}.")
     config = cli.parse(BENCHMARKS[name], "bench", description=__doc__, args=args)
-    importlib.import_module(f"emodistill.bench.{name}").run(config)
+    importlib.import_module(f"emodistill.bench.{MODULES.get(name, name)}").run(config)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from emodistill.configs import JPOConfig
 
 def main() -> None:
     config, base = cli.parse_cell(JPOConfig, "jpo", description=__doc__, suits=stages.student_base)
-    stages.say_next(stages.jpo(config, base))
+    stages.say_next(stages.refine(config, base))
 
 
 if __name__ == "__main__":

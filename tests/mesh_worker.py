@@ -25,7 +25,7 @@ import optax
 from flax import nnx
 from test_batches import lengths_to_examples
 
-from emodistill.batches import PaddedBatches
+from emodistill.batches import PackedBatches
 from emodistill.configs import JPOConfig, MeshShape, SFTConfig
 from emodistill.errors import StoppedError
 from emodistill.model import (
@@ -45,8 +45,8 @@ from emodistill.model import (
     weights,
 )
 from emodistill.seeding import jax_key, stream
-from emodistill.train.jpo import loss_of
 from emodistill.train.loop import train
+from emodistill.train.objectives import loss_of
 from emodistill.train.sft import sft_loss_of_batch
 from emodistill.train.trainer import Trainer, add_metrics
 
@@ -90,11 +90,11 @@ def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
     return nnx.merge(graphdef, nnx.from_flat_state([(p, place(p, v)) for p, v in leaves]))
 
 
-def make_batches(mesh=None, **settings) -> PaddedBatches:
-    batches = PaddedBatches(
+def make_batches(mesh=None, **settings) -> PackedBatches:
+    batches = PackedBatches(
         lengths_to_examples(LENGTHS * 2),
         seed=0,
-        max_micro_tokens=512,
+        max_micro_tokens=128,
         row_multiple=num_row_shards(mesh),
         advantages=stream(0, "advantages").normal(size=2 * len(LENGTHS)),
         **settings,
@@ -124,7 +124,7 @@ def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     if mesh is not None:
         assert_moments_lie_like_their_factors(trainer.init(lora))
     step = make_batches(mesh, batch_size=18, num_epochs=1).step(0)
-    grads, metrics = trainer.gradients(lora, frozen, step.batches)
+    grads, metrics = trainer.gradients(lora, frozen, trainer.place(step.batches))
     found = {
         "/".join(map(str, path)): to_host(leaf[...]) for path, leaf in nnx.to_flat_state(grads)
     }
@@ -215,7 +215,7 @@ def main(out: Path, command: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    qwen2.MLP_TOKENS, qwen2.MLP_BLOCKS, qwen2.MAX_SCORES = 0, 3, 2**13  # although rows are short
+    qwen2.MLP_TOKENS, qwen2.MLP_BLOCKS = 0, 3  # although rows are short
     arguments, settings = sys.argv[1:], {}
     if "--at" in arguments:
         *arguments, _, address, num, number = arguments

@@ -1,12 +1,11 @@
-"""Examples, their order and their padding."""
-
-import itertools
+"""Examples, their order and their rows."""
 
 import numpy as np
 import pytest
 
-from emodistill.batches import Example, PaddedBatches, build_examples
-from emodistill.batches.padded import row_lengths
+from emodistill.batches import Example, PackedBatches, RowShape, build_examples
+from emodistill.batches.packing import StepSamples, cheapest_cuts, pack, reaches
+from emodistill.bench.workload import dialogue_examples
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.prompts import focal_messages, load_pack
@@ -149,162 +148,241 @@ class TestExamples:
             build([dialogue(scenario=other)], [(0, 0)])
 
 
+def epoch(batches, number=0):
+    per_epoch = batches.num_steps // batches.num_epochs
+    steps = range(number * per_epoch, (number + 1) * per_epoch)
+    return [batches.step(step) for step in steps]
+
+
 class TestOrder:
-    def batches(self, number=37, batch_size=8, num_epochs=3, seed=0):
-        return PaddedBatches(
+    def batches(self, number=37, batch_size=8, num_epochs=3, seed=0, **settings):
+        return PackedBatches(
             lengths_to_examples(some_lengths(number)),
             batch_size=batch_size,
             seed=seed,
             num_epochs=num_epochs,
+            **settings,
         )
 
-    def test_every_epoch_is_a_permutation_and_only_the_last_step_is_short(self):
+    def test_every_epoch_has_each_sample_once_and_one_step_is_short(self):
         batches = self.batches()
-        assert batches.num_steps == 14
-        steps = [batches.indices(step) for step in range(14)]
-        assert [len(step) for step in steps] == [8] * 13 + [7]
-        epochs = np.concatenate(steps).reshape(3, 37)
-        for epoch in epochs:
-            assert sorted(epoch) == list(range(37))
-        assert epochs[0].tolist() != epochs[1].tolist()
+        assert batches.num_steps == 15
+        epochs = [[step.numbers for step in epoch(batches, number)] for number in range(3)]
+        for steps in epochs:
+            assert sorted(i for step in steps for i in step) == list(range(37))
+            assert sorted(len(step) for step in steps) == [5, 8, 8, 8, 8]
+        assert epochs[0] != epochs[1]
+        assert sorted(epochs[0]) == sorted(epochs[1])
 
     def test_the_order_follows_from_seed_and_step_alone(self):
-        forward = [self.batches().sample_ids(step) for step in range(14)]
+        forward = [self.batches().sample_ids(step) for step in range(15)]
         fresh = self.batches()
-        assert [fresh.sample_ids(step) for step in reversed(range(14))] == forward[::-1]
-        assert [self.batches(seed=1).sample_ids(step) for step in range(14)] != forward
-        assert fresh.step(5).sample_ids == forward[5]
+        assert [fresh.sample_ids(step) for step in reversed(range(15))] == forward[::-1]
+        assert [self.batches(seed=1).sample_ids(step) for step in range(15)] != forward
+        made = fresh.step(5)
+        assert tuple(fresh.examples[i].sample_id for i in made.numbers) == forward[5]
+
+    def test_packing_changes_no_step(self):
+        found = [
+            [self.batches(packing=packing).sample_ids(step) for step in range(15)]
+            for packing in ("tree", "sequence", "none")
+        ]
+        assert found[0] == found[1] == found[2]
 
     def test_there_is_no_step_after_the_last(self):
-        with pytest.raises(IndexError):
-            self.batches().indices(14)
-        with pytest.raises(IndexError):
-            self.batches().indices(-1)
+        for step in (15, -1):
+            with pytest.raises(IndexError):
+                self.batches().step(step)
 
 
-class TestPadding:
-    lengths = some_lengths(50)
-    examples = lengths_to_examples(lengths)
+def sharing_examples(number, seed=0, lone=False):
+    """Samples with prompts that branch, several replies to one prompt, and duplicates."""
+    rng = stream(seed, "sharing")
+    prompts, examples = [[1]], []
+    for i in range(number):
+        prompt = prompts[rng.integers(len(prompts))] + rng.integers(1, 4, rng.integers(9)).tolist()
+        prompts.append(prompt)
+        reply = rng.integers(1, 4, 1 + rng.integers(8)).tolist()
+        if i % 5 == 4:  # the same again, or a longer reply to the same prompt
+            prompt, reply = examples[-1].prompt_ids.tolist(), examples[-1].response_ids.tolist()
+            reply += [] if i % 2 else [3, 1]
+        examples.append(
+            Example(
+                sample_id=f"traj_{i:04}#0",
+                prompt_ids=np.array(prompt, np.int32),
+                response_ids=np.array(reply, np.int32),
+            )
+        )
+    return examples
+
+
+def replies(batch):
+    """(prompt and reply without its last token, targets) of each slot that holds a sample."""
+    targets = batch.targets_BM.reshape(-1)
+    for slots_U, mask_U in zip(batch.slots_SU, batch.mask_SU, strict=True):
+        if not mask_U.any():
+            continue
+        b, m = np.divmod(slots_U[mask_U], batch.targets_BM.shape[1])
+        assert len(set(b)) == 1
+        parents = batch.parents_BM[b, m]
+        last, row = parents[-1], b[0]
+        places = np.arange(last + 1)
+        path = places[batch.ends_BT[row, : last + 1] > last]
+        assert path[-len(parents) :].tolist() == parents.tolist()
+        assert batch.positions_BT[row, path].tolist() == list(range(len(path)))
+        yield batch.tokens_BT[row, path].tolist(), targets[slots_U[mask_U]].tolist()
+
+
+class TestPacking:
+    examples = sharing_examples(60)
 
     def batches(self, **more):
-        settings = {"batch_size": 16, "seed": 0, "num_epochs": 2, "max_micro_tokens": 600}
-        return PaddedBatches(self.examples, **(settings | more))
+        settings = {"batch_size": 16, "seed": 0, "num_epochs": 1, "max_micro_tokens": 256}
+        return PackedBatches(self.examples, **(settings | more))
 
-    def rows(self, batch):
-        """(sample, prompt and reply tokens, targets) of the rows that hold a sample."""
-        for b in range(len(batch.tokens_BT)):
-            if batch.mask_BU[b].any():
-                yield int(batch.tokens_BT[b, 0]), b
-
-    def test_rows_hold_prompt_reply_and_the_targets_next_to_their_positions(self):
-        batches = self.batches(advantages=np.arange(50) / 10)
-        reference = stream(0, "ref").normal(size=(50, batches.num_reply_tokens)).astype(np.float32)
+    @pytest.mark.parametrize("packing", ["tree", "sequence", "none"])
+    @pytest.mark.parametrize("row_multiple", [1, 3, 8])
+    @pytest.mark.parametrize("unit_size", [1, 2])
+    def test_rows_hold_every_sample_with_its_scores(self, packing, row_multiple, unit_size):
+        batches = self.batches(
+            packing=packing,
+            row_multiple=row_multiple,
+            unit_size=unit_size,
+            advantages=np.arange(60) / 10,
+        )
+        shape = (60, batches.num_reply_tokens)
+        reference = stream(0, "ref").normal(size=shape).astype(np.float32)
         batches.set_reference(reference)
         seen = []
-        for step in range(batches.num_steps):
-            indices, made = batches.indices(step), batches.step(step)
-            in_step = [i for batch in made.batches for i, _ in self.rows(batch)]
-            assert sorted(in_step) == sorted(indices)
-            for batch in made.batches:
-                for i, b in self.rows(batch):
-                    example, length = self.examples[i], batch.lengths_B[b]
-                    whole = [*example.prompt_ids, *example.response_ids]
-                    assert batch.tokens_BT[b, :length].tolist() == whole[:-1]
-                    assert not batch.tokens_BT[b, length:].any()
-                    mask_U = batch.mask_BU[b]
-                    assert mask_U.sum() == len(example.response_ids)
-                    assert batch.targets_BU[b][mask_U].tolist() == list(example.response_ids)
-                    positions_U = batch.positions_BU[b][mask_U]
-                    assert [whole[p + 1] for p in positions_U] == list(example.response_ids)
-                    assert positions_U[-1] == length - 1
-                    assert batch.advantages_B[b] == np.float32(i / 10)
+        for step in epoch(batches):
+            assert step.work.num_replies == sum(batch.mask_SU.sum() for batch in step.batches)
+            for batch in step.batches:
+                assert len(batch.tokens_BT) % row_multiple == 0
+                assert batch.num_tokens == step.work.num_replies
+                assert batch.num_samples == len(step.numbers)
+                scores = batch.advantages_S, batch.ref_logp_SU, batch.mask_SU
+                members = []
+                for slot, (inputs, targets) in enumerate(replies(batch)):
+                    (number,) = {
+                        i
+                        for i in step.numbers
+                        if np.float32(i / 10) == scores[0][slot]
+                        and inputs == [*self.examples[i].prompt_ids, *targets[:-1]]
+                        and targets == list(self.examples[i].response_ids)
+                    }
                     np.testing.assert_array_equal(
-                        batch.ref_logp_BU[b][mask_U], reference[i][: mask_U.sum()]
+                        scores[1][slot][scores[2][slot]], reference[number][: len(targets)]
                     )
-                    seen.append(i)
-        assert sorted(seen) == sorted([*range(50)] * 2)
+                    members.append(number)
+                assert [i // unit_size for i in members[::unit_size]] == [
+                    i // unit_size for i in members[unit_size - 1 :: unit_size]
+                ]
+                seen += members
+            assert sorted(seen[-len(step.numbers) :]) == sorted(step.numbers)
+        assert sorted(seen) == list(range(60))
 
-    def test_empty_rows_are_masked_but_have_a_token(self):
+    def test_padding_sees_itself_alone(self):
+        for step in epoch(self.batches(row_multiple=3)):
+            for batch in step.batches:
+                places = np.arange(1, batch.tokens_BT.shape[1] + 1)
+                for tokens, ends in zip(batch.tokens_BT, batch.ends_BT, strict=True):
+                    size = np.flatnonzero(tokens).max(initial=-1) + 1
+                    assert (ends[size:] == places[size:]).all()
+                    assert (ends[:size] <= size).all()
+
+    def test_tree_takes_less_than_sequence_and_few_shapes_do(self):
+        tree, sequence, none = (
+            self.batches(packing=packing) for packing in ("tree", "sequence", "none")
+        )
+        whole = sum(example.num_tokens - 1 for example in self.examples)
+        assert sequence.num_tokens == none.num_tokens == whole
+        assert tree.num_tokens < 0.7 * whole
+        for batches in (tree, sequence, none):
+            shapes = {batch.tokens_BT.shape for step in epoch(batches) for batch in step.batches}
+            assert shapes <= {tuple(shape) for shape in batches.shapes}
+            assert len(batches.shapes) <= 6
+            works = [step.work for step in epoch(batches)]
+            assert sum(work.num_tokens for work in works) == batches.num_tokens
+            assert sum(work.num_places for work in works) == batches.num_places
+
+    def test_rows_of_a_realistic_sweep_are_filled_and_hold_a_third_of_its_tokens(self):
+        examples = dialogue_examples(num_scenarios=40, num_dialogues=10)
+        batches = PackedBatches(
+            examples, batch_size=16, seed=0, num_epochs=1, max_micro_tokens=4096
+        )
+        assert batches.num_tokens / batches.num_places >= 0.95
+        assert sum(example.num_tokens for example in examples) / batches.num_tokens > 3
+
+    def test_a_row_is_filled_to_its_last_place(self):
+        examples = lengths_to_examples([(60, 5), (100, 29)])  # 64 and 128 places
+        batches = PackedBatches(examples, batch_size=1, seed=0, num_epochs=1)
+        taken = [step.work.num_tokens / step.work.num_places for step in epoch(batches)]
+        assert taken == [1, 1]
+
+    def test_the_reference_pass_sees_every_sample_once_in_training_s_rows(self):
         batches = self.batches()
-        empty = [
-            (batch.lengths_B[b], batch.mask_BU[b].any())
-            for step in range(batches.num_steps)
-            for batch in batches.step(step).batches
-            for b in set(range(len(batch.tokens_BT))) - {b for _, b in self.rows(batch)}
-        ]
-        assert empty
-        assert set(empty) == {(1, False)}
+        numbers, made = zip(*batches.all_rows(), strict=True)
+        assert sorted(i for some in numbers for i in some) == list(range(60))
+        rows = {batch.tokens_BT.tobytes() for batch in made}
+        trained = {b.tokens_BT.tobytes() for step in epoch(batches) for b in step.batches}
+        assert rows == trained
 
-    def test_totals_are_those_of_the_whole_step(self):
+    def test_a_sample_alone_has_one_of_the_usual_shapes(self):
         batches = self.batches()
-        for step in range(batches.num_steps):
-            made = batches.step(step).batches
-            assert len(made) > 1
-            for batch in made:
-                assert batch.num_tokens == sum(other.mask_BU.sum() for other in made)
-                assert batch.num_samples == len(batches.indices(step))
+        for number in (0, 4, 59):
+            step = batches.alone(number)
+            (batch,) = step.batches
+            assert step.numbers == (number,)
+            assert batch.tokens_BT.shape in {tuple(shape) for shape in batches.shapes}
+            ((_, targets),) = replies(batch)
+            assert targets == list(self.examples[number].response_ids)
 
-    def test_few_shapes_within_the_bound_and_a_sample_s_shape_is_its_own(self):
-        batches = self.batches()
-        shapes, row_of = set(), {}
-        for step in range(batches.num_steps):
-            for batch in batches.step(step).batches:
-                shapes.add(batch.tokens_BT.shape)
-                for i, _ in self.rows(batch):
-                    row_of.setdefault(i, set()).add((batch.tokens_BT.shape, batch.mask_BU.shape))
-        assert len(shapes) <= len(batches.shapes) <= 4
-        assert all(len(found) == 1 for found in row_of.values())
-        for num_rows, num_tokens in shapes:
-            assert num_rows * num_tokens <= 600
-        for rows, batch in batches.all_rows():
-            for i in rows:
-                assert row_of[i] == {(batch.tokens_BT.shape, batch.mask_BU.shape)}
-
-    def test_a_mesh_gets_rows_that_it_can_split(self):
-        for multiple in (1, 3, 8):
-            batches = self.batches(row_multiple=multiple)
-            found = [batch for step in range(3) for batch in batches.step(step).batches]
-            assert all(len(batch.tokens_BT) % multiple == 0 for batch in found)
-            assert sum(batch.mask_BU.any(axis=1).sum() for batch in found) == sum(
-                len(batches.indices(step)) for step in range(3)
-            )
-
-    def test_the_reference_pass_sees_every_sample_once(self):
-        found = np.concatenate([rows for rows, _ in self.batches().all_rows()])
-        assert sorted(found) == list(range(50))
-
-    def test_a_reply_longer_than_its_row_allows_is_never_cut(self):
-        examples = lengths_to_examples([(3, 150), (700, 2)])
-        batches = PaddedBatches(examples, batch_size=2, seed=0, num_epochs=1)
-        assert sum(batch.mask_BU.sum() for batch in batches.step(0).batches) == 152
-
-    def test_row_lengths_pad_the_least_of_all_choices(self):
-        rng = stream(0, "row-lengths")
-        for _ in range(30):
-            lengths = rng.integers(1, 600, size=rng.integers(1, 40))
-            found = row_lengths(lengths)
-            candidates = {int(-(-n // 64) * 64) for n in lengths}
-
-            def cost(chosen, lengths=lengths):
-                return sum(min(c for c in chosen if c >= n) for n in lengths)
-
-            choices = itertools.chain.from_iterable(
-                itertools.combinations(candidates, k) for k in range(1, 5)
-            )
-            best = min(cost(c) for c in choices if max(c) >= lengths.max())
-            assert found == sorted(found)
-            assert len(found) <= 4
-            assert cost(found) == best
+    def test_a_long_sample_stands_alone_and_a_reply_is_never_cut(self):
+        examples = lengths_to_examples([(3, 150), (700, 2), (5, 5)])
+        batches = PackedBatches(examples, batch_size=3, seed=0, num_epochs=1, max_micro_tokens=64)
+        made = batches.step(0).batches
+        assert len(made) == 3
+        assert sum(batch.mask_SU.sum() for batch in made) == 157
 
     def test_bad_samples_are_refused_by_name(self):
         with pytest.raises(InputError, match="no sample to train on"):
-            PaddedBatches([], batch_size=2, seed=0, num_epochs=1)
+            PackedBatches([], batch_size=2, seed=0, num_epochs=1)
         (example,) = lengths_to_examples([(5, 0)])
         with pytest.raises(InputError, match=r"seed_0000#0: the batch would be masked throughout"):
-            PaddedBatches([example], batch_size=2, seed=0, num_epochs=1)
-        with pytest.raises(InputError, match=r"shape \(3,\) for 50 samples"):
+            PackedBatches([example], batch_size=2, seed=0, num_epochs=1)
+        with pytest.raises(InputError, match=r"shape \(3,\) for 60 samples"):
             self.batches(advantages=[1.0, 2.0, 3.0])
-        with pytest.raises(InputError, match=r"seed_0004#0: advantage nan is not finite"):
-            self.batches(advantages=[np.nan if i == 4 else 0 for i in range(50)])
-        with pytest.raises(InputError, match=r"shape \(50, 1\), these samples \(50, 48\)"):
-            self.batches().set_reference(np.zeros((50, 1), np.float32))
+        with pytest.raises(InputError, match=r"traj_0004#0: advantage nan is not finite"):
+            self.batches(advantages=[np.nan if i == 4 else 0 for i in range(60)])
+        with pytest.raises(InputError, match=r"shape \(60, 1\), these samples \(60, 16\)"):
+            self.batches().set_reference(np.zeros((60, 1), np.float32))
+        spoilt = np.zeros((60, 16), np.float32)
+        spoilt[7, 3] = np.inf
+        with pytest.raises(InputError, match=r"traj_0007#0: a reference log-prob is not finite"):
+            self.batches().set_reference(spoilt)
+
+
+class TestCuts:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_no_other_way_to_cut_computes_fewer_places(self, seed):
+        rng = stream(seed, "cuts")
+        inputs = [rng.integers(1, 3, rng.integers(1, 40)) for _ in range(7)]
+        shapes = [RowShape(1, 16), RowShape(1, 40), RowShape(1, 100)]
+        samples = StepSamples(range(7), inputs, "tree", 1)
+        cost, _ = cheapest_cuts(reaches(samples, shapes), shapes, range(3))
+
+        def least(start):
+            if start == 7:
+                return 0
+            options = []
+            for stop in range(start + 1, 8):
+                ranks = [rank for unit in samples.ranks[start:stop] for rank in unit]
+                fitting = [s.num_tokens for s in shapes if s.num_tokens >= samples.places(ranks)]
+                if fitting:
+                    options.append(min(fitting) + least(stop))
+            return min(options)
+
+        assert cost == least(0)
+        packed = pack(samples, shapes)
+        assert sum(micro.shape.num_tokens for micro in packed) == cost
+        assert sorted(i for micro in packed for row in micro.rows for i in row) == list(range(7))

@@ -13,7 +13,9 @@ import yaml
 
 from emodistill import cli
 from emodistill.configs import (
+    ALoLConfig,
     BenchSweepConfig,
+    DPOConfig,
     EvaluateConfig,
     IQLConfig,
     JPOConfig,
@@ -36,6 +38,8 @@ CONFIGS = {
     "iql": IQLConfig,
     "sft": SFTConfig,
     "jpo": JPOConfig,
+    "alol": ALoLConfig,
+    "dpo": DPOConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "quickstart": QuickstartConfig,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emodistill.batches.dialogue_rows import endless_batches, merge_samples, path_mask, stack_rows
+from emodistill.batches.dialogue_rows import endless_batches, merge_samples, stack_rows
 from emodistill.batches.examples import Example
 from emodistill.errors import InputError
 from emodistill.model import load_qwen2
@@ -37,38 +37,29 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
     row = merged()
     rows = stack_rows([row], 32)
     logits_BTV = model(
-        jnp.array(rows.tokens_BT), positions_BT=rows.positions_BT, mask=jnp.array(rows.mask_BTS)
+        jnp.array(rows.tokens_BT), positions_BT=rows.positions_BT, ends_BT=rows.ends_BT
     )
-    assert len(row.tokens_T) < sum(sample.num_tokens for sample in SAMPLES)
-    for sample, (path, _) in zip(SAMPLES, row.paths, strict=True):
+    assert len(row) < sum(sample.num_tokens for sample in SAMPLES)
+    for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
         ids = np.concatenate([sample.prompt_ids, sample.response_ids])
-        assert row.tokens_T[path].tolist() == ids.tolist()
+        assert row.tree.tokens_T[path].tolist() == ids.tolist()
         alone_BTV = model(jnp.array(ids[None]))
         np.testing.assert_allclose(logits_BTV[0, path], alone_BTV[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_reply_is_predicted_once_and_digits_weigh_more():
     row = merged()
-    for sample, (path, _) in zip(SAMPLES, row.paths, strict=True):
+    for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
         places = path[len(sample.prompt_ids) - 1 : -1]
         assert row.targets_T[places].tolist() == sample.response_ids.tolist()
         weights = [4.0 if token in DIGITS else 1.0 for token in sample.response_ids]
         assert row.weights_T[places].tolist() == weights
         assert row.weights_T[path[-1]] == 0
     assert row.is_reply_T.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
-    ends = {int(path[-1]) for path, _ in row.paths}
+    ends = {int(path[-1]) for path in row.tree.paths}
     others = [i for i in np.flatnonzero(~row.is_reply_T) if i not in ends]
     assert others and (row.weights_T[others] == np.float32(0.3)).all()
     assert row.is_digit_T.sum() == sum(np.isin(s.response_ids, DIGITS).sum() for s in SAMPLES)
-
-
-def test_a_token_sees_its_own_path_alone():
-    row = merged(SAMPLES[:2])
-    mask_TT = path_mask(row, len(row.tokens_T))
-    first, second = row.paths[0][0], row.paths[1][0]
-    only_first = sorted(set(first) - set(second))
-    assert only_first and not mask_TT[np.ix_(second[row.paths[1][1] :], only_first)].any()
-    assert not np.triu(mask_TT, 1).any()
 
 
 def test_batches_come_in_a_seeded_order_without_end():
@@ -92,7 +83,7 @@ def test_no_dialogue_is_left_out_for_its_rare_length():
     rows = [merged([example("a", [1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
     batches = endless_batches(rows, tokens_per_step=512, seed=0)
     lengths = {int((tokens > 0).sum()) for _ in range(40) for tokens in next(batches).tokens_BT}
-    assert lengths == {len(row.tokens_T) for row in rows}
+    assert lengths == {len(row) for row in rows}
 
 
 def test_too_few_dialogues_for_a_step():

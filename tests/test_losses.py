@@ -9,7 +9,14 @@ import pytest
 from jax.test_util import check_grads
 
 from emodistill.seeding import stream
-from emodistill.train.losses import MAX_LOG_RATIO, jpo_loss, sft_loss, token_logprobs
+from emodistill.train.losses import (
+    MAX_LOG_RATIO,
+    alol_loss,
+    dpo_loss,
+    jpo_loss,
+    sft_loss,
+    token_logprobs,
+)
 
 jpo_loss = jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "ratio"))
 RATIOS = ("mean-token", "sequence", "token")
@@ -249,3 +256,52 @@ def test_an_empty_micro_batch_adds_nothing():
 def test_an_unknown_ratio_is_refused_by_name():
     with pytest.raises(ValueError, match="ratio='mean' is none of"):
         jpo_loss(*sample(), clip=0.2, kl_coef=0.04, ratio="mean")
+
+
+def test_alol_is_the_likelihood_of_good_replies_weighted_by_their_advantage():
+    logp_BT = jnp.log(jnp.array([[0.5, 0.25, 0.9], [0.1, 0.9, 0.9]]))
+    mask_BT = jnp.array([[True, True, False], [True, False, False]])
+    loss, metrics = alol_loss(logp_BT, mask_BT, jnp.array([2.0, -3.0]))
+    np.testing.assert_allclose(loss, 2 * (math.log(2) + math.log(4)) / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["sft/loss"], math.log(80) / 3, rtol=1e-6)
+    grad = jax.grad(lambda x: alol_loss(x, mask_BT, jnp.array([2.0, -3.0]))[0])(logp_BT)
+    assert (grad[1] == 0).all()
+
+
+def dpo(logp_BT, ref_logp_BT, beta=0.1):
+    return dpo_loss(logp_BT, ref_logp_BT, jnp.ones(logp_BT.shape, bool), beta=beta)
+
+
+def test_dpo_by_hand():
+    logp_BT = jnp.array([[-1.0, -2.0], [-3.0, -1.0]])
+    ref_logp_BT = jnp.array([[-1.5, -2.5], [-2.0, -1.0]])
+    margin = 0.1 * ((-3.0 + 4.0) - (-4.0 + 3.0))
+    loss, metrics = dpo(logp_BT, ref_logp_BT)
+    np.testing.assert_allclose(loss, math.log1p(math.exp(-margin)), rtol=1e-6)
+    np.testing.assert_allclose(metrics["dpo/margin"], margin, rtol=1e-6)
+    assert metrics["dpo/accuracy"] == 1
+    start, _ = dpo(ref_logp_BT, ref_logp_BT)
+    np.testing.assert_allclose(start, math.log(2), rtol=1e-6)
+
+
+def test_dpo_pairs_of_a_step_add_up_and_empty_slots_weigh_nothing():
+    rng = np.random.default_rng(0)
+    logp_BT, ref_logp_BT = (jnp.asarray(rng.normal(size=(6, 4)) - 3) for _ in range(2))
+    mask_BT = jnp.asarray(rng.random((6, 4)) < 0.8).at[:, 0].set(True)
+    whole = dpo_loss(logp_BT, ref_logp_BT, mask_BT, beta=0.3)[0]
+    parts = [
+        dpo_loss(
+            logp_BT[i : i + 2], ref_logp_BT[i : i + 2], mask_BT[i : i + 2], beta=0.3, num_pairs=3
+        )
+        for i in (0, 2, 4)
+    ]
+    np.testing.assert_allclose(sum(loss for loss, _ in parts), whole, rtol=1e-6)
+    padded = [jnp.pad(x, ((0, 4), (0, 0))) for x in (logp_BT, ref_logp_BT, mask_BT)]
+    np.testing.assert_allclose(dpo_loss(*padded, beta=0.3)[0], whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [100.0, -100.0])
+def test_dpo_is_finite_at_100_nats_a_token(gap):
+    logp_BT = jnp.array([[-1.0, -1.0], [-1.0 - gap, -1.0 - gap]])
+    loss, grad = jax.value_and_grad(lambda x: dpo(x, jnp.full((2, 2), -1.0), 0.5)[0])(logp_BT)
+    assert np.isfinite(loss) and np.isfinite(grad).all()

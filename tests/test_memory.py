@@ -12,7 +12,7 @@ import jax
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
-from test_train import CONFIG, SFT, padded, sft, tiny_model
+from test_train import CONFIG, SFT, packed, sft, tiny_model
 
 from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
@@ -96,8 +96,8 @@ def shapes_in(jaxpr):
 def test_no_array_of_all_tokens_by_all_words_exists():
     """Neither forwards nor backwards; the largest logits are those of one chunk."""
     graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
-    batch = padded(batch_size=8).step(0).batches[0]
-    B, U = batch.targets_BU.shape
+    batch = packed(batch_size=8).step(0).batches[0]
+    B, M = batch.targets_BM.shape
     V, per_chunk = CONFIG.vocab_size, 2 * B * CONFIG.vocab_size
 
     def loss(lora):
@@ -107,14 +107,14 @@ def test_no_array_of_all_tokens_by_all_words_exists():
     jaxpr = jax.make_jaxpr(jax.grad(loss))(lora).jaxpr
     logits = [shape for shape in shapes_in(jaxpr) if len(shape) > 2 and shape[-1] == V]
     assert logits
-    assert max(jax.numpy.prod(jax.numpy.array(shape)) for shape in logits) <= per_chunk < B * U * V
+    assert max(jax.numpy.prod(jax.numpy.array(shape)) for shape in logits) <= per_chunk < B * M * V
 
 
 def test_the_program_that_is_planned_is_the_one_that_trains():
     """`Trainer.lower` compiles what `Trainer.step` runs: nothing is compiled again."""
     graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
     trainer = Trainer(graphdef, sft, SFT, num_steps=1)
-    batch = padded(batch_size=4).step(0).batches
+    batch = packed(batch_size=4).step(0).batches
     trainer.lower(lora, frozen, batch[0])
     assert trainer.num_compilations == 1
     trainer.step(trainer.init(lora), frozen, batch)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_train import SFT, padded, sft
+from test_train import SFT, packed, sft
 
 from emodistill.errors import InputError
 from emodistill.model import (
@@ -115,7 +115,7 @@ def test_the_fingerprint_is_that_of_the_full_weights(kind, tiny_checkpoint, tmp_
 
 def test_lora_on_quantized_weights_has_the_gradient_of_the_dequantized_ones():
     """Values of B, gradients of A and B, and only they move."""
-    batch = padded(batch_size=4).step(0).batches
+    batch = packed(batch_size=4).step(0).batches
     found = []
     for is_quantized in (True, False):
         model = make(is_quantized=is_quantized)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from emodistill import seeding
 from emodistill.errors import InputError
-from emodistill.model import attention, qwen2
+from emodistill.model import qwen2
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.weights import load_qwen2
@@ -62,42 +62,14 @@ def test_logits_equal_hf(make_hf_checkpoint, architecture, changes):
     assert relative_error(logits_BTV, hf_logits(hf, TOKENS_BT)) < 1e-5
 
 
-def test_query_blocks_equal_hf(make_hf_checkpoint, monkeypatch):
-    folder, hf = make_hf_checkpoint()
-    tokens_BT = np.tile(TOKENS_BT, (1, 2))
-    expected = hf_logits(hf, tokens_BT)
-    model = load_qwen2(folder, dtype=jnp.float32)
-    for block, most in ((32, 8), (32, 2)):  # blocks of 32, 32, 16 and of 40, 40
-        monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-        monkeypatch.setattr(attention, "MAX_SEGMENTS", most)
-        assert relative_error(run(model, tokens_BT), expected) < 1e-5
-        lengths_B = jnp.array([80, 50])
-        padded = run(model, tokens_BT, lengths_B=lengths_B)
-        assert relative_error(padded[1, :50], expected[1, :50]) < 1e-5
-
-
 def test_padding_equals_hf(make_hf_checkpoint):
     torch = pytest.importorskip("torch")
     folder, hf = make_hf_checkpoint()
     model = load_qwen2(folder, dtype=jnp.float32)
-    for side in ("right", "left"):
-        mask_BT = np.ones_like(TOKENS_BT, bool)
-        mask_BT[1, 25:] = False
-        if side == "left":
-            mask_BT = mask_BT[:, ::-1].copy()
-        positions_BT = np.clip(np.cumsum(mask_BT, axis=1) - 1, 0, None)
-        expected = hf_logits(
-            hf,
-            TOKENS_BT,
-            attention_mask=torch.tensor(mask_BT.astype(int)),
-            position_ids=torch.tensor(positions_BT),
-        )
-        logits = run(model, TOKENS_BT, mask=jnp.asarray(mask_BT), positions_BT=positions_BT)
-        assert np.isfinite(logits).all()
-        assert relative_error(logits[mask_BT], expected[mask_BT]) < 1e-5
-        if side == "right":
-            by_lengths = run(model, TOKENS_BT, lengths_B=jnp.array([40, 25]))
-            assert relative_error(by_lengths[mask_BT], expected[mask_BT]) < 1e-5
+    mask_BT = np.ones_like(TOKENS_BT, bool)
+    mask_BT[1, 25:] = False
+    expected = hf_logits(hf, TOKENS_BT, attention_mask=torch.tensor(mask_BT.astype(int)))
+    assert relative_error(run(model, TOKENS_BT)[mask_BT], expected[mask_BT]) < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -105,35 +77,26 @@ def model(tiny_checkpoint):
     return load_qwen2(tiny_checkpoint, dtype=jnp.float32)
 
 
-def test_padding_is_told_by_lengths_not_by_token_ids(model):
+def test_padding_is_not_told_by_token_ids(model):
     """Zeros are ordinary tokens where the row is long, and any token is padding where it ends."""
     tokens_BT = jnp.array([[5, 0, 0, 7, 0, 3]])
     full = run(model, tokens_BT)
     for filler in (0, 9):
         padded = jnp.pad(tokens_BT, ((0, 0), (0, 4)), constant_values=filler)
-        logits = run(model, padded, lengths_B=jnp.array([6]))
+        logits = run(model, padded)
         np.testing.assert_allclose(logits[:, :6], full, rtol=1e-5, atol=1e-6)
     assert not np.allclose(run(model, tokens_BT.at[0, 1].set(8))[0, -1], full[0, -1], atol=1e-4)
 
 
-def test_full_mask_and_own_attention_replace_the_causal_rule(model):
-    """Two samples that share a prefix of 4 in one row give what each gives alone."""
+def test_two_samples_share_a_prefix_in_one_row(model):
     prefix, first, second = [5, 6, 7, 8], [9, 10, 11], [12, 13]
     tokens_BT = jnp.array([prefix + first + second])
     positions_BT = jnp.array([[0, 1, 2, 3, 4, 5, 6, 4, 5]])
-    branch = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
-    sees = (branch[None] == 0) | (branch[:, None] == branch[None])
-    mask_BTT = jnp.asarray(np.tril(np.ones((9, 9), bool)) & sees)[None]
-    packed = run(model, tokens_BT, positions_BT=positions_BT, mask=mask_BTT)
+    ends_BT = jnp.array([[9] * 4 + [7] * 3 + [9] * 2])
+    packed = run(model, tokens_BT, positions_BT=positions_BT, ends_BT=ends_BT)
     np.testing.assert_allclose(packed[:, :7], run(model, tokens_BT[:, :7]), rtol=1e-4, atol=1e-5)
     alone = run(model, jnp.array([prefix + second]))
     np.testing.assert_allclose(packed[:, 7:], alone[:, 4:], rtol=1e-4, atol=1e-5)
-
-    def attend(q_BTNH, k_BTKH, v_BTKH):
-        return attention.causal_attention(q_BTNH, k_BTKH, v_BTKH, mask_BTT)
-
-    own = model.hidden(tokens_BT, positions_BT=positions_BT, attend=attend)
-    np.testing.assert_allclose(model.logits(own), packed, rtol=1e-5, atol=1e-6)
 
 
 def test_head_at_few_positions_equals_head_everywhere(model):
@@ -147,9 +110,8 @@ def test_head_at_few_positions_equals_head_everywhere(model):
 @pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("is_in_blocks", [False, True])
 def test_remat_changes_no_gradient(model, remat, is_in_blocks, monkeypatch):
-    """Nor do the blocks in which attention and MLP then work off long rows."""
+    """Nor do the blocks in which the MLP then works off long rows."""
     if is_in_blocks:
-        monkeypatch.setattr(qwen2, "MAX_SCORES", 2 * 4 * 40 * 16)  # blocks of 16 queries
         monkeypatch.setattr(qwen2, "MLP_TOKENS", 0)
         monkeypatch.setattr(qwen2, "MLP_BLOCKS", 3)  # of 14, 14 and 12 tokens
     graphdef, params = nnx.split(model)
@@ -204,10 +166,8 @@ def test_program_size_does_not_grow_with_depth():
 
 
 def test_bad_arguments_are_named(model):
-    with pytest.raises(InputError, match="one of lengths_B, mask and attend"):
-        model(TOKENS_BT, lengths_B=jnp.array([1, 2]), mask=jnp.ones((2, 40), bool))
-    with pytest.raises(InputError, match=r"mask must be \(2, 40\)"):
-        model(TOKENS_BT, mask=jnp.ones((2, 39), bool))
+    with pytest.raises(InputError, match=r"ends must be \(2, 40\)"):
+        model(TOKENS_BT, ends_BT=jnp.ones((2, 39), jnp.int32))
     with pytest.raises(InputError, match=r"got shape \(40,\)"):
         model(TOKENS_BT[0])
 

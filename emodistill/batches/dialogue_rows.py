@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emodistill.batches.examples import Example
-from emodistill.batches.padded import Array
+from emodistill.batches.trees import Tree, lay_out
 from emodistill.errors import InputError
 from emodistill.seeding import stream
+
+Array = Any
+"""Of a batch: np.ndarray as it is made, jax.Array within a compiled program."""
 
 ROW_MULTIPLE = 128
 """Row lengths are multiples of this; each is a program of its own."""
@@ -28,15 +31,15 @@ class Row(NamedTuple):
     next token is predicted.
     """
 
-    tokens_T: np.ndarray
-    positions_T: np.ndarray
+    tree: Tree
     targets_T: np.ndarray
     weights_T: np.ndarray
     is_reply_T: np.ndarray
     is_digit_T: np.ndarray
     """Of a reply."""
-    paths: tuple[tuple[np.ndarray, int], ...]
-    """Per sample: its tokens' places in the row, and how many of them an earlier sample owns."""
+
+    def __len__(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return len(self.tree.tokens_T)
 
 
 def merge_samples(
@@ -52,48 +55,21 @@ def merge_samples(
       prompt_weight: of predicting a prompt token, beside 1 for a reply token.
       digit_weight: of predicting one of `digit_ids` in a reply.
     """
-    tokens, positions, targets, weights, is_reply, is_digit = [], [], [], [], [], []
-    paths: list[tuple[np.ndarray, int]] = []
-    before: np.ndarray = np.zeros(0, np.int32)
-    path: list[int] = []
-    for example in examples:
-        ids = np.concatenate([example.prompt_ids, example.response_ids])
-        both = min(len(before), len(ids), len(example.prompt_ids) - 1)
-        differs = np.flatnonzero(before[:both] != ids[:both])
-        shared = int(differs[0]) if len(differs) else both
-        path = path[:shared] + list(range(len(tokens), len(tokens) + len(ids) - shared))
-        for place in range(shared, len(ids)):
-            is_last = place + 1 == len(ids)
-            target = 0 if is_last else int(ids[place + 1])
-            says = not is_last and place + 1 >= len(example.prompt_ids)
-            says_digit = says and target in digit_ids
-            of_reply = digit_weight if says_digit else 1.0
-            tokens.append(ids[place])
-            positions.append(place)
-            targets.append(target)
-            is_reply.append(says)
-            is_digit.append(says_digit)
-            weights.append(0.0 if is_last else of_reply if says else prompt_weight)
-        paths.append((np.array(path, np.int32), shared))
-        before = ids
-    return Row(
-        np.array(tokens, np.int32),
-        np.array(positions, np.int32),
-        np.array(targets, np.int32),
-        np.array(weights, np.float32),
-        np.array(is_reply, bool),
-        np.array(is_digit, bool),
-        tuple(paths),
-    )
-
-
-def path_mask(row: Row, length: int) -> np.ndarray:
-    """Which keys each query of the row sees, `[T, T]` of bool, T = `length`."""
-    mask_TT = np.zeros((length, length), bool)
-    for path, shared in row.paths:
-        for place in range(shared, len(path)):
-            mask_TT[path[place], path[: place + 1]] = True
-    return mask_TT
+    sequences = [np.concatenate([one.prompt_ids, one.response_ids]) for one in examples]
+    # Every reply token is predicted from a place of its own.
+    tree = lay_out(sequences, [len(one.prompt_ids) - 1 for one in examples])
+    num_places = len(tree.tokens_T)
+    targets_T, weights_T = np.zeros(num_places, np.int32), np.zeros(num_places, np.float32)
+    is_reply_T, is_digit_T = np.zeros(num_places, bool), np.zeros(num_places, bool)
+    digits = np.fromiter(digit_ids, np.int32)
+    for one, ids, path in reversed(list(zip(examples, sequences, tree.paths, strict=True))):
+        first = len(one.prompt_ids) - 1
+        targets_T[path[:-1]] = ids[1:]
+        weights_T[path[:first]] = prompt_weight
+        says_digit = np.isin(one.response_ids, digits)
+        weights_T[path[first:-1]] = np.where(says_digit, digit_weight, 1.0)
+        is_reply_T[path[first:-1]], is_digit_T[path[first:-1]] = True, says_digit
+    return Row(tree, targets_T, weights_T, is_reply_T, is_digit_T)
 
 
 class Rows(NamedTuple):
@@ -101,11 +77,11 @@ class Rows(NamedTuple):
 
     tokens_BT: Array
     positions_BT: Array
+    ends_BT: Array
     targets_BT: Array
     weights_BT: Array
     is_reply_BT: Array
     is_digit_BT: Array
-    mask_BTS: Array
 
 
 def stack_rows(rows: Sequence[Row], length: int) -> Rows:
@@ -115,13 +91,13 @@ def stack_rows(rows: Sequence[Row], length: int) -> Rows:
         return np.stack([np.pad(array, (0, length - len(array))) for array in arrays])
 
     return Rows(
-        stacked(row.tokens_T for row in rows),
-        stacked(row.positions_T for row in rows),
+        stacked(row.tree.tokens_T for row in rows),
+        stacked(row.tree.depths_T for row in rows),
+        stacked(row.tree.ends_T for row in rows),
         stacked(row.targets_T for row in rows),
         stacked(row.weights_T for row in rows),
         stacked(row.is_reply_T for row in rows),
         stacked(row.is_digit_T for row in rows),
-        np.stack([path_mask(row, length) for row in rows]),
     )
 
 
@@ -136,7 +112,7 @@ def endless_batches(rows: Sequence[Row], *, tokens_per_step: int, seed: int) -> 
     """
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        length = -(-len(row.tokens_T) // ROW_MULTIPLE) * ROW_MULTIPLE
+        length = -(-len(row) // ROW_MULTIPLE) * ROW_MULTIPLE
         by_length.setdefault(length, []).append(index)
     groups: list[tuple[int, int, list[int]]] = []
     waiting: list[int] = []

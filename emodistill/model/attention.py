@@ -1,12 +1,21 @@
-"""Rotary positions and causal grouped-query attention; scores and softmax in float32.
+"""Rotary positions and grouped-query attention over trees of tokens.
 
-Axes: B rows, T queries, S keys, N query heads, K key/value heads, G = N / K, H head width.
+A row holds a tree in depth-first order, and a token sees its own path to the root: query q sees
+key k iff k <= q < end(k), where end(k) is the first place after k's subtree (FlashMask's
+column-wise form, Wang et al., arXiv 2410.01359). A plain right-padded row is the tree without a
+fork. The work goes block by block with an online softmax (Dao, 2023): blocks in which no query
+sees a key are skipped, forward and backward, and no array of all queries by all keys exists.
+
+Axes: B rows, T places, N query heads, K key/value heads, H head width; for blocks: Q blocks of all
+rows together, G blocks worked off side by side, S places of a block, M = S · N / K queries of a
+key/value head. Scores and softmax are float32.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +23,9 @@ import jax.numpy as jnp
 # Far below any score, but finite: a query without any key gives a mean, not NaN.
 MASKED = -1e30
 
-# Queries are taken in segments, and the keys after a segment are never touched: nearly half of the
-# scores are saved. Each segment costs compile time, hence the bound on their number; long ones are
-# worked off in blocks by a loop, so that few scores are alive at once (256 MiB in float32).
-QUERY_BLOCK = 256
-MAX_SEGMENTS = 8
-MAX_SCORES = 2**26
+BLOCK = 128
+MAX_SCORES = 2**24
+"""Scores that are alive at once on an accelerator (64 MiB in float32)."""
 
 
 class Rope(NamedTuple):
@@ -47,82 +53,232 @@ def rotate(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
     )
 
 
-def causal_attention(
+def tree_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    mask: jax.Array | None = None,
+    ends_BT: jax.Array | None = None,
     *,
-    remat: bool = False,
-    max_scores: int = MAX_SCORES,
+    block: int = BLOCK,
+    lanes: int | None = None,
 ) -> jax.Array:
-    """Attention of every position to itself and what comes before.
+    """Attention of every place to the places before it whose subtree it lies in.
 
     Args:
       q_BTNH: queries, already scaled.
-      mask: bool; [B, T] leaves out keys (padding) beside the causal rule, [B, T, T] replaces the
-        causal rule by itself; None is the causal rule alone.
-      remat: compute the scores again in the backward pass instead of keeping them.
-      max_scores: scores of all rows and heads that are alive at once.
+      ends_BT: int32, the first place after each place's subtree, at least its own successor; for
+        plain rows their lengths, or None where nothing is padded.
+      block: places of a block.
+      lanes: blocks of queries that are worked off side by side; by the kind of device without it.
 
     Returns: [B, T, N, H] in the values' dtype.
     """
-    num_tokens = q_BTNH.shape[1]
-    if mask is not None and mask.ndim == 3:
-        return _attend(q_BTNH, k_BTKH, v_BTKH, mask)
-    segment = max(QUERY_BLOCK, math.ceil(num_tokens / MAX_SEGMENTS))
-    outputs = []
-    for start in range(0, num_tokens, segment):
-        end = min(start + segment, num_tokens)
-        keys = k_BTKH[:, :end], v_BTKH[:, :end], None if mask is None else mask[:, :end]
-        outputs.append(_causal_segment(q_BTNH[:, start:end], start, *keys, remat, max_scores))
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-
-
-def _causal_segment(
-    q_BTNH: jax.Array,
-    start: int,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BS: jax.Array | None,
-    remat: bool,
-    max_scores: int,
-) -> jax.Array:
-    """The queries at `start`, `start + 1`, … over all keys up to the last of them."""
-    B, T, N, _ = q_BTNH.shape
-    S = k_BSKH.shape[1]
-
-    def attend(q_BTNH: jax.Array, first: jax.Array | int) -> jax.Array:
-        queries_T = first + jnp.arange(q_BTNH.shape[1])
-        visible = (queries_T[:, None] >= jnp.arange(S)[None, :])[None]
-        if mask_BS is not None:
-            visible = visible & mask_BS[:, None]
-        return _attend(q_BTNH, k_BSKH, v_BSKH, visible)
-
-    if remat:
-        attend = jax.checkpoint(attend)
-    block = max(1, max_scores // (B * N * S))
-    if block >= T:
-        return attend(q_BTNH, start)
-    num_blocks = math.ceil(T / block)
-    block = math.ceil(T / num_blocks)
-    padded = jnp.pad(q_BTNH, ((0, 0), (0, num_blocks * block - T), (0, 0), (0, 0)))
-    blocks = jnp.moveaxis(padded.reshape(B, num_blocks, block, N, -1), 1, 0)
-    firsts = start + block * jnp.arange(num_blocks)
-    out = jax.lax.map(lambda block: attend(*block), (blocks, firsts))
-    return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * block, N, -1)[:, :T]
-
-
-def _attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
-) -> jax.Array:
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+    K = k_BTKH.shape[2]
+    block = min(block, -(-T // 8) * 8)
+    num_blocks = -(-T // block)
+    padding = num_blocks * block - T
+    if ends_BT is None:
+        ends_BT = jnp.full((B, T), T, jnp.int32)
+    # Every place sees itself, whatever its end: no query is left without a key.
+    ends_BT = jnp.maximum(ends_BT, jnp.arange(1, T + 1)[None])
+    if padding:
+        own = jnp.arange(T + 1, T + padding + 1, dtype=ends_BT.dtype)
+        ends_BT = jnp.concatenate([ends_BT, jnp.broadcast_to(own, (B, padding))], axis=1)
+        q_BTNH, k_BTKH, v_BTKH = (
+            jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)
+        )
+    if lanes is None:
+        is_cpu = jax.default_backend() == "cpu"
+        lanes = 1 if is_cpu else MAX_SCORES // (N * block * block)
+    lanes = math.gcd(B * num_blocks, 2 ** max(0, lanes.bit_length() - 1))
+
+    def blocked(x: jax.Array) -> jax.Array:
+        """[B, T, heads, H] as [Q, K, M or S, H]."""
+        x = x.reshape(B * num_blocks, block, K, -1, H)
+        return x.transpose(0, 2, 3, 1, 4).reshape(B * num_blocks, K, -1, H)
+
+    plan = _plan(ends_BT, block)
+    out: jax.Array = _attend(blocked(q_BTNH), blocked(k_BTKH), blocked(v_BTKH), plan, lanes)
+    out = out.reshape(B, num_blocks, K, N // K, block, H).transpose(0, 1, 4, 2, 3, 5)
+    return out.reshape(B, num_blocks * block, N, H)[:, :T]
+
+
+class _Plan(NamedTuple):
+    """Which blocks of keys each block of queries sees, and which places within them."""
+
+    keys_QJ: jax.Array
+    """Their numbers: first the block itself, then those before it, then what is not seen."""
+    counts_Q: jax.Array
+    ends_QS: jax.Array
+    """Of keys, as places within the row."""
+    starts_Q: jax.Array
+    """The first place of each block within the row."""
+
+
+def _plan(ends_BT: jax.Array, block: int) -> _Plan:
+    B, T = ends_BT.shape
+    num_blocks = T // block
+    numbers = jnp.arange(num_blocks)
+    starts = block * numbers
+    # A key of an earlier block that a later block sees is seen by that block's first query.
+    last_BJ = ends_BT.reshape(B, num_blocks, block).max(axis=-1)
+    is_seen_BIJ = (last_BJ[:, None, :] > starts[None, :, None]) & (
+        numbers[None, None, :] < numbers[None, :, None]
+    )
+    is_itself_BIJ = jnp.broadcast_to(jnp.eye(num_blocks, dtype=bool)[None], is_seen_BIJ.shape)
+    rank_BIJ = jnp.where(is_itself_BIJ, 0, jnp.where(is_seen_BIJ, 1, 2))
+    keys_BIJ = jnp.argsort(rank_BIJ, axis=-1, stable=True)
+    keys_BIJ = keys_BIJ + (num_blocks * jnp.arange(B))[:, None, None]
+    counts_BI = 1 + is_seen_BIJ.sum(axis=-1)
+    return _Plan(
+        keys_BIJ.reshape(B * num_blocks, num_blocks),
+        counts_BI.reshape(-1),
+        ends_BT.reshape(B * num_blocks, block),
+        jnp.tile(starts, B),
+    )
+
+
+def _grouped(tree: Any, lanes: int) -> Any:
+    """Leaves [Q, …] as [Q / G, G, …]."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // lanes, lanes, *x.shape[1:]), tree)
+
+
+def _ungrouped(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _take(x_Q: jax.Array, numbers_G: jax.Array) -> jax.Array:
+    if len(numbers_G) == 1:
+        return jax.lax.dynamic_slice_in_dim(x_Q, numbers_G[0], 1)
+    return x_Q[numbers_G]
+
+
+def _add(x_Q: jax.Array, numbers_G: jax.Array, values_G: jax.Array) -> jax.Array:
+    """`x_Q` with `values_G` added at `numbers_G`, in an order that is always the same."""
+    if len(numbers_G) == 1:
+        sums = jax.lax.dynamic_slice_in_dim(x_Q, numbers_G[0], 1) + values_G
+        return jax.lax.dynamic_update_slice_in_dim(x_Q, sums, numbers_G[0], 0)
+    is_at_GQ = jax.nn.one_hot(numbers_G, len(x_Q), dtype=x_Q.dtype)
+    return x_Q + jnp.einsum("GQ,G...->Q...", is_at_GQ, values_G)
+
+
+class _Lanes(NamedTuple):
+    """Blocks of queries that go side by side."""
+
+    keys_GJ: jax.Array
+    counts_G: jax.Array
+    starts_G: jax.Array
+
+    def masked(self, scores_GKMS: jax.Array, j: jax.Array, plan: _Plan) -> jax.Array:
+        """The scores against the j-th seen block of each, `MASKED` where nothing is seen."""
+        G, K, _, S = scores_GKMS.shape
+        numbers_G = self.keys_GJ[:, j]
+        places_S = jnp.arange(S)
+        queries_GS = self.starts_G[:, None] + places_S[None]
+        keys_GS = _take(plan.starts_Q, numbers_G)[:, None] + places_S[None]
+        ends_GS = _take(plan.ends_QS, numbers_G)
+        is_seen_GSS = (keys_GS[:, None] <= queries_GS[:, :, None]) & (
+            queries_GS[:, :, None] < ends_GS[:, None]
+        )
+        is_seen_GSS = is_seen_GSS & (j < self.counts_G)[:, None, None]
+        scores = scores_GKMS.reshape(G, K, -1, S, S)
+        return jnp.where(is_seen_GSS[:, None, None], scores, MASKED).reshape(scores_GKMS.shape)
+
+
+def _scores(q_GKMH: jax.Array, k_GKSH: jax.Array) -> jax.Array:
+    return jnp.einsum("GKMH,GKSH->GKMS", q_GKMH, k_GKSH, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(
+    q_QKMH: jax.Array, k_QKSH: jax.Array, v_QKSH: jax.Array, plan: _Plan, lanes: int
+) -> jax.Array:
+    return _forward(q_QKMH, k_QKSH, v_QKSH, plan, lanes)[0]
+
+
+def _forward(
+    q_QKMH: jax.Array, k_QKSH: jax.Array, v_QKSH: jax.Array, plan: _Plan, lanes: int
+) -> tuple[jax.Array, jax.Array]:
+    """What the queries gather, and the log-sum-exp of their scores [Q, K, M]."""
+
+    def group(_: None, inputs: tuple) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        q_GKMH, own = inputs[0], _Lanes(*inputs[1:])
+
+        def step(j: jax.Array, carry: tuple) -> tuple:
+            highest_GKM, total_GKM, out_GKMH = carry
+            numbers_G = own.keys_GJ[:, j]
+            k_GKSH, v_GKSH = _take(k_QKSH, numbers_G), _take(v_QKSH, numbers_G)
+            scores_GKMS = own.masked(_scores(q_GKMH, k_GKSH), j, plan)
+            now_GKM = jnp.maximum(highest_GKM, scores_GKMS.max(axis=-1))
+            weights_GKMS = jnp.exp(scores_GKMS - now_GKM[..., None])
+            shrink_GKM = jnp.exp(highest_GKM - now_GKM)
+            gathered_GKMH = jnp.einsum(
+                "GKMS,GKSH->GKMH",
+                weights_GKMS.astype(v_GKSH.dtype),
+                v_GKSH,
+                preferred_element_type=jnp.float32,
+            )
+            total_GKM = total_GKM * shrink_GKM + weights_GKMS.sum(axis=-1)
+            return now_GKM, total_GKM, out_GKMH * shrink_GKM[..., None] + gathered_GKMH
+
+        start = (
+            jnp.full(q_GKMH.shape[:-1], MASKED, jnp.float32),
+            jnp.zeros(q_GKMH.shape[:-1], jnp.float32),
+            jnp.zeros(q_GKMH.shape, jnp.float32),
+        )
+        highest_GKM, total_GKM, out_GKMH = jax.lax.fori_loop(0, own.counts_G.max(), step, start)
+        out_GKMH = (out_GKMH / total_GKM[..., None]).astype(v_QKSH.dtype)
+        return None, (out_GKMH, highest_GKM + jnp.log(total_GKM))
+
+    inputs = _grouped((q_QKMH, plan.keys_QJ, plan.counts_Q, plan.starts_Q), lanes)
+    _, (out, log_total) = jax.lax.scan(group, None, inputs)
+    return _ungrouped(out), _ungrouped(log_total)
+
+
+def _forward_for_backward(
+    q_QKMH: jax.Array, k_QKSH: jax.Array, v_QKSH: jax.Array, plan: _Plan, lanes: int
+) -> tuple[jax.Array, tuple]:
+    out, log_total = _forward(q_QKMH, k_QKSH, v_QKSH, plan, lanes)
+    return out, (q_QKMH, k_QKSH, v_QKSH, plan, out, log_total)
+
+
+def _backward(lanes: int, kept: tuple, grad_QKMH: jax.Array) -> tuple:
+    q_QKMH, k_QKSH, v_QKSH, plan, out_QKMH, log_total_QKM = kept
+    dots_QKM = jnp.sum(grad_QKMH.astype(jnp.float32) * out_QKMH.astype(jnp.float32), axis=-1)
+
+    def group(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
+        (q_GKMH, grad_GKMH, log_total_GKM, dots_GKM), own = inputs[:4], _Lanes(*inputs[4:])
+
+        def step(j: jax.Array, carry: tuple) -> tuple:
+            dk_QKSH, dv_QKSH, dq_GKMH = carry
+            numbers_G = own.keys_GJ[:, j]
+            k_GKSH, v_GKSH = _take(k_QKSH, numbers_G), _take(v_QKSH, numbers_G)
+            scores_GKMS = own.masked(_scores(q_GKMH, k_GKSH), j, plan)
+            weights_GKMS = jnp.exp(scores_GKMS - log_total_GKM[..., None])
+            dweights_GKMS = _scores(grad_GKMH, v_GKSH)
+            dscores_GKMS = weights_GKMS * (dweights_GKMS - dots_GKM[..., None])
+            dscores_GKMS = dscores_GKMS.astype(q_GKMH.dtype)
+            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+            dv_GKSH = product("GKMS,GKMH->GKSH", weights_GKMS.astype(q_GKMH.dtype), grad_GKMH)
+            dk_GKSH = product("GKMS,GKMH->GKSH", dscores_GKMS, q_GKMH)
+            dq_GKMH = dq_GKMH + product("GKMS,GKSH->GKMH", dscores_GKMS, k_GKSH)
+            return _add(dk_QKSH, numbers_G, dk_GKSH), _add(dv_QKSH, numbers_G, dv_GKSH), dq_GKMH
+
+        start = (*carry, jnp.zeros(q_GKMH.shape, jnp.float32))
+        dk_QKSH, dv_QKSH, dq_GKMH = jax.lax.fori_loop(0, own.counts_G.max(), step, start)
+        return (dk_QKSH, dv_QKSH), dq_GKMH.astype(q_GKMH.dtype)
+
+    zeros = jnp.zeros(k_QKSH.shape, jnp.float32)
+    inputs = _grouped(
+        (q_QKMH, grad_QKMH, log_total_QKM, dots_QKM, plan.keys_QJ, plan.counts_Q, plan.starts_Q),
+        lanes,
+    )
+    (dk_QKSH, dv_QKSH), dq = jax.lax.scan(group, (zeros, zeros), inputs)
+    return _ungrouped(dq), dk_QKSH.astype(k_QKSH.dtype), dv_QKSH.astype(v_QKSH.dtype), None
+
+
+_attend.defvjp(_forward_for_backward, _backward)
 
 
 def cached_attention(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
 from emodistill.model import sharding
-from emodistill.model.attention import MAX_SCORES, Rope, causal_attention, rope_angles, rotate
+from emodistill.model.attention import Rope, rope_angles, rotate, tree_attention
 from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
 from emodistill.model.quantization import dequantized
 
@@ -135,7 +135,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer layer, cut in two so that attention can be any function."""
+    """One pre-norm transformer layer, cut in two: what precedes attention and what follows it."""
 
     def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any, mesh: Mesh | None = None):
         shape = (config.num_layers, config.hidden_size)
@@ -220,65 +220,51 @@ class Qwen2(nnx.Module):
         self,
         tokens_BT: jax.Array,
         *,
-        lengths_B: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        ends_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Logits [B, T, V] in float32; arguments as for `hidden`."""
-        return self.logits(
-            self.hidden(tokens_BT, lengths_B=lengths_B, positions_BT=positions_BT, mask=mask)
-        )
+        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, ends_BT=ends_BT))
 
     def hidden(
         self,
         tokens_BT: jax.Array,
         *,
-        lengths_B: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+        ends_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states [B, T, D] in the model's dtype, after the last norm.
 
-        Padding is told by `lengths_B` or `mask`, never by token ids. In right-padded rows the
-        states of real tokens need neither: they look back only.
+        What stands on the right of a token never matters to it, so right-padded rows need neither
+        of the two; token ids don't tell padding.
 
         Args:
           tokens_BT: token ids.
-          lengths_B: number of real tokens of each right-padded row.
           positions_BT: rotary positions; 0, 1, 2, … without them.
-          mask: bool, [B, T] True at real tokens, or [B, T, T] True where a query (second axis)
-            sees a key (third axis), in place of the causal rule.
-          attend: another attention, (q_BTNH, k_BTKH, v_BTKH) -> [B, T, N, H] with q already
-            scaled; it alone then decides who sees whom.
+          ends_BT: int32, for rows that hold trees: the first place after each place's subtree (see
+            `attention`).
 
         Raises:
-          InputError: two of `lengths_B`, `mask` and `attend` were given, or a shape is wrong.
+          InputError: a shape is wrong.
         """
         if tokens_BT.ndim != 2:
             raise InputError(f"tokens must be [B, T]; got shape {tokens_BT.shape}.")
         B, T = tokens_BT.shape
-        if sum(given is not None for given in (lengths_B, mask, attend)) > 1:
-            raise InputError("give one of lengths_B, mask and attend.")
-        if lengths_B is not None:
-            mask = jnp.arange(T)[None, :] < lengths_B[:, None]
-        if mask is not None and mask.shape not in ((B, T), (B, T, T)):
-            raise InputError(f"mask must be {(B, T)} or {(B, T, T)}; got {mask.shape}.")
+        if ends_BT is not None and ends_BT.shape != (B, T):
+            raise InputError(f"ends must be {(B, T)}; got {ends_BT.shape}.")
         if positions_BT is None:
             positions_BT = jnp.arange(T)[None, :]
+        if ends_BT is None:
+            ends_BT = jnp.full((B, T), T, jnp.int32)
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        max_scores = MAX_SCORES * (1 if self.mesh is None else self.mesh.size)
-        remat, mlp_block = self.remat != "none", None
+        mlp_block = None
         tokens_per_device = B * T // sharding.num_row_shards(self.mesh)
         if self.remat == "full" and tokens_per_device > MLP_TOKENS:
             mlp_block = -(-T // MLP_BLOCKS)
 
         def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
             heads = sharding.split_heads(*block.before_attention(x_BTD, rope), self.mesh)
-            if attend is None:
-                attended_BTNH = causal_attention(*heads, mask, remat=remat, max_scores=max_scores)
-            else:
-                attended_BTNH = attend(*heads)
+            attended_BTNH = sharding.by_head(tree_attention, *heads, ends_BT, self.mesh)
             return block.after_attention(x_BTD, attended_BTNH, mlp_block), None
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))

@@ -21,7 +21,7 @@ from flax import nnx
 
 from emodistill import seeding
 from emodistill.errors import InputError
-from emodistill.model.attention import cached_attention, causal_attention, rope_angles
+from emodistill.model.attention import cached_attention, rope_angles, tree_attention
 from emodistill.model.qwen2 import Block, Qwen2
 
 DEFAULT_WIDTH = 16
@@ -311,7 +311,7 @@ def _prefill(
     def fill(tokens_P: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         def layer(block: Block, x_1PD: jax.Array, _: None) -> tuple[jax.Array, Any]:
             q_1PNH, k_1PKH, v_1PKH = block.before_attention(x_1PD, rope)
-            attended = causal_attention(q_1PNH, k_1PKH, v_1PKH)
+            attended = tree_attention(q_1PNH, k_1PKH, v_1PKH)
             cached = (k_1PKH[0].swapaxes(0, 1), v_1PKH[0].swapaxes(0, 1))
             return block.after_attention(x_1PD, attended), cached
 

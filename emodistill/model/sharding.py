@@ -12,7 +12,7 @@ An axis that does not divide a dimension leaves it whole: correct, only less spl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -140,7 +140,7 @@ def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
     """A batch of NumPy arrays on the mesh; each process hands over its own rows only."""
     if mesh is None:
-        return batch
+        return jax.device_put(batch)
 
     def place(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
@@ -183,19 +183,42 @@ def into_head(x_BUD: jax.Array, mesh: Mesh | None) -> jax.Array:
     return _constrain(x_BUD, mesh, "data", None, None)
 
 
+def _head_axes(num_heads: int, mesh: Mesh) -> tuple[Axis, ...]:
+    """Of [B, T, heads, H]: query heads that `tensor` does not divide stay whole."""
+    is_split = num_heads % mesh.shape.get("tensor", 1) == 0
+    return (ROWS, None, "tensor" if is_split else None, None)
+
+
 def split_heads(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Heads over `tensor`; key-value heads are repeated until every shard has one of its own.
-
-    Query heads that `tensor` does not divide stay whole, and keys and values with them.
-    """
+    """Heads over `tensor`; key-value heads are repeated until every shard has one of its own."""
     if mesh is None:
         return q_BTNH, k_BTKH, v_BTKH
     num_shards, num_kv_heads = mesh.shape.get("tensor", 1), k_BTKH.shape[2]
-    axes = (ROWS, None, "tensor" if q_BTNH.shape[2] % num_shards == 0 else None, None)
+    axes = _head_axes(q_BTNH.shape[2], mesh)
     if axes[2] and num_kv_heads % num_shards:
         repeats = num_shards // math.gcd(num_kv_heads, num_shards)
         k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
     q_BTNH, k_BTKH, v_BTKH = (_constrain(x, mesh, *axes) for x in (q_BTNH, k_BTKH, v_BTKH))
     return q_BTNH, k_BTKH, v_BTKH
+
+
+def by_head(
+    attend: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    ends_BT: jax.Array,
+    mesh: Mesh | None,
+) -> jax.Array:
+    """`attend(q, k, v, ends)` by every device for its own rows and heads."""
+    if mesh is None or mesh.size == 1:
+        return attend(q_BTNH, k_BTKH, v_BTKH, ends_BT)
+    axes = _head_axes(q_BTNH.shape[2], mesh)
+    heads = tuple(_spec(mesh, x.shape, axes) for x in (q_BTNH, k_BTKH, v_BTKH))
+    ends = _spec(mesh, ends_BT.shape, axes[:2])
+    split = jax.shard_map(
+        attend, mesh=mesh, in_specs=(*heads, ends), out_specs=heads[0], check_vma=False
+    )
+    return split(q_BTNH, k_BTKH, v_BTKH, ends_BT)

@@ -13,9 +13,9 @@ from pathlib import Path
 from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
-    JPOConfig,
     JudgeConfig,
     PlanConfig,
+    RefinementConfig,
     ReportConfig,
     SFTConfig,
     SweepConfig,
@@ -33,10 +33,10 @@ __all__ = [
     "compare_judges",
     "evaluate",
     "iql",
-    "jpo",
     "judge",
     "plan",
     "plan_memory",
+    "refine",
     "report",
     "say",
     "say_next",
@@ -87,13 +87,13 @@ def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
     return learn.sft(config, base)
 
 
-def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
-    """Stage 4b: train the JPO adapter."""
+def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Made:
+    """Stage 4b: train the JPO, A-LoL or DPO adapter."""
     learn.check_student(config)
     prepare(config, "sweep", "judge")
     if config.reference == "sft" and config.sft_cell == "default":
         prepare(config, "sft")
-    return learn.jpo(config, base)
+    return learn.refine(config, base)
 
 
 def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
@@ -112,8 +112,9 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         prepare(config, "iql")
     if method.adapter == "sft" and config.sft_cell == "default":
         prepare(config, "judge", "sft")
-    if method.adapter == "jpo" and config.jpo_cell == "default":
-        prepare(config, "judge", "sft", "jpo")
+    refined = method.adapter
+    if refined in ("jpo", "alol", "dpo") and getattr(config, f"{refined}_cell") == "default":
+        prepare(config, "judge", "sft", refined)
     if method.adapter == "jpo-base" and config.jpo_cell == "default":
         prepare(config, "judge")
         changes = {"jpo_cell": base_jpo_cell(config)}

@@ -55,8 +55,8 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         selector_dir = stage_dir(config.run, config.domain, "iql", config.iql_cell)
         inputs += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
     if method.adapter is not None:
-        stage = "sft" if method.adapter == "sft" else "jpo"
-        cells[stage] = config.sft_cell if stage == "sft" else config.jpo_cell
+        stage = method.adapter.removesuffix("-base")
+        cells[stage] = getattr(config, f"{stage}_cell")
         adapter_dir = stage_dir(config.run, config.domain, stage, cells[stage]) / "adapter"
         inputs += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
     directory = stage_dir(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emodistill import cli
-from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, JPOConfig, SFTConfig
+from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, RefinementConfig, SFTConfig
 from emodistill.errors import InputError
 from emodistill.model import agree, is_first, joined
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
@@ -29,6 +30,8 @@ from emodistill.train.metrics_log import METRICS
 
 if TYPE_CHECKING:
     from emodistill.offline.rewards import Scores
+
+SUPPORT = "support.json"
 
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
@@ -63,6 +66,12 @@ def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
     from emodistill.progress import progress
     from emodistill.train.iql import IQLProgress, train_iql
     from emodistill.train.metrics_log import MetricsLog
+    from emodistill.train.selector_checks import (
+        MAX_UNSUPPORTED,
+        MIN_SUPPORT,
+        estimated_values,
+        support_map,
+    )
     from emodistill.train.selector_files import save_selector
     from emodistill.train.transitions import make_transitions
 
@@ -90,7 +99,19 @@ def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
 
         (run,) = train_iql(transitions, config, report=report)
     save_selector(directory, run.networks)
+    support = support_map(run.networks, transitions, seed=config.seed)
+    (directory / SUPPORT).write_text(json.dumps(support.as_json()) + "\n")
+    values = estimated_values(run.networks, transitions, config)
+    say("iql: value by fitted Q: " + ", ".join(f"{name} {v:.3f}" for name, v in values.items()))
+    if support.unsupported > MAX_UNSUPPORTED:
+        say(
+            f"iql: {support.unsupported:.0%} of the policy's choices have fewer than {MIN_SUPPORT} "
+            f"turns of the data behind them ({directory / SUPPORT}); play more seeds, or lower "
+            "--advantage-scale."
+        )
     summary = {
+        "fitted_q": values,
+        "unsupported": support.unsupported,
         "num_transitions": len(transitions),
         "num_dialogues": transitions.num_dialogues,
         "num_truncated": transitions.num_truncated,
@@ -106,15 +127,15 @@ def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
         return _train_adapter(config, base, "sft", sft_dir=None)
 
 
-def jpo(config: JPOConfig, base: JPOConfig | None = None) -> Made:
-    """Stage 4b: train the JPO adapter."""
+def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Made:
+    """Stage 4b: train the JPO, A-LoL or DPO adapter."""
     with joined(config):
-        _announce_student(config, "jpo")
-        return _train_adapter(config, base, "jpo", sft_dir=_snapshot(config))
+        _announce_student(config, config.stage)
+        return _train_adapter(config, base, config.stage, sft_dir=_snapshot(config))
 
 
-def _snapshot(config: JPOConfig) -> Path | None:
-    """The SFT cell that JPO starts from, None where it starts from the base model."""
+def _snapshot(config: RefinementConfig) -> Path | None:
+    """The SFT cell that a refinement starts from, None where it starts from the base model."""
     sft_dir = None
     if config.reference == "sft":
         sft_dir = stage_dir(config.run, config.domain, "sft", config.sft_cell)
@@ -134,7 +155,11 @@ def _snapshot(config: JPOConfig) -> Path | None:
 
 
 def _train_adapter(
-    config: SFTConfig | JPOConfig, base: AdapterConfig | None, stage: str, *, sft_dir: Path | None
+    config: SFTConfig | RefinementConfig,
+    base: AdapterConfig | None,
+    stage: str,
+    *,
+    sft_dir: Path | None,
 ) -> Made:
     from emodistill.prompts import load_pack
 
@@ -173,11 +198,11 @@ def _train_adapter(
         "pack": pack,
         "max_turns": max_turns(config.run, config.domain),
     }
-    if isinstance(config, JPOConfig):
-        from emodistill.train.jpo import train_jpo
+    if isinstance(config, RefinementConfig):
+        from emodistill.train.refine import refine
 
         adapter = None if sft_dir is None else sft_dir / "adapter"
-        result = train_jpo(config, sft_adapter=adapter, **common)
+        result = refine(config, sft_adapter=adapter, **common)
     else:
         from emodistill.train.sft import train_sft
 
@@ -200,9 +225,9 @@ def _train_adapter(
 
 def _evaluation(config: IQLConfig | AdapterConfig, stage: str, directory: Path) -> str:
     """The command that plays what has just been trained."""
-    method = {"iql": "iql", "sft": "iql+sft", "jpo": "iql+sft+jpo"}[stage]
-    if isinstance(config, JPOConfig) and config.reference == "base":
-        method = "iql+jpo"
+    method = {"iql": "iql", "sft": "iql+sft"}.get(stage, f"iql+sft+{stage}")
+    if isinstance(config, RefinementConfig) and config.reference == "base":
+        method = f"iql+{stage}"
     flag = "" if directory.name == "default" else f" --{stage}-cell {directory.name}"
     return f"{command('evaluate', config)} --method {method}{flag}"
 

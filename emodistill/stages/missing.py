@@ -12,6 +12,8 @@ from emodistill.configs import (
     EMBEDDED,
     SIMULATED_MODELS,
     AdapterConfig,
+    ALoLConfig,
+    DPOConfig,
     EvaluateConfig,
     ExperimentConfig,
     IQLConfig,
@@ -43,7 +45,7 @@ SHARED_BY_ADAPTERS = (
     "lora_targets",
     "quantize",
 )
-"""Settings that JPO takes over from the SFT that it starts from."""
+"""Settings that a refinement takes over from the SFT that it starts from."""
 
 
 class _Needed(NamedTuple):
@@ -58,7 +60,9 @@ def _needed(stage: str) -> _Needed:
         "judge": _Needed("judge", JudgeConfig, collect.judge),
         "iql": _Needed("train_iql", IQLConfig, learn.iql),
         "sft": _Needed("train_sft", SFTConfig, learn.sft),
-        "jpo": _Needed("train_jpo", JPOConfig, learn.jpo),
+        "jpo": _Needed("train_jpo", JPOConfig, learn.refine),
+        "alol": _Needed("train_alol", ALoLConfig, learn.refine),
+        "dpo": _Needed("train_dpo", DPOConfig, learn.refine),
     }[stage]
 
 
@@ -92,7 +96,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
     )
     for stage in lacking:
         needed = _needed(stage)
-        base = settings if student_of(config) == EMBEDDED or stage not in ("sft", "jpo") else {}
+        is_adapter = issubclass(needed.cls, AdapterConfig)
+        base = settings if student_of(config) == EMBEDDED or not is_adapter else {}
         fixed = _shared(config, stage)
         made = cli.make_config(needed.cls, stage, base, where="quickstart.yaml", **fixed)
         if stage == "sweep" and (found := read_manifest(_stage_home(config, stage))) is not None:
@@ -106,7 +111,7 @@ def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
     fixed: dict[str, Any] = {"run": config.run, "domain": config.domain, "seed": config.seed}
     if stage == "judge":
         fixed["level"] = judge_level(config)
-    if stage in ("sft", "jpo"):
+    if issubclass(_needed(stage).cls, AdapterConfig):
         fixed["model"] = student_of(config)
         if isinstance(config, EvaluateConfig):
             fixed["prompt_pack"] = config.prompt_pack
@@ -168,5 +173,5 @@ def base_jpo_cell(config: EvaluateConfig) -> str:
     base = settings if config.student == EMBEDDED else {}
     fixed = _shared(config, "jpo")
     start = cli.make_config(JPOConfig, "jpo", base, where="quickstart.yaml", **fixed)
-    learn.jpo(dataclasses.replace(start, reference="base"), start)
+    learn.refine(dataclasses.replace(start, reference="base"), start)
     return name

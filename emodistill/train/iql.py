@@ -109,7 +109,12 @@ def _init(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
     return _State(params, jax.tree.map(jnp.array, params["critic"]), moments)
 
 
-def _forward(networks: list, observation_BS: jax.Array) -> list[jax.Array]:
+def critic_layers(seed: int, num_inputs: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
+    """A new critic."""
+    return jax.tree.map(lambda leaf: leaf[0], _init([seed], num_inputs, width).params["critic"])
+
+
+def forward_networks(networks: list, observation_BS: jax.Array) -> list[jax.Array]:
     """Several ReLU networks on the same states; their first layers run as one product."""
     kernels, biases = zip(*(layers[0] for layers in networks), strict=True)
     joint_bias = jnp.concatenate(biases)[None]
@@ -129,8 +134,8 @@ def _losses(
     """The sum of the three losses and a step's metrics; each loss reaches its own network only."""
     fixed = jax.lax.stop_gradient
     networks = [params["value"], params["critic"], params["actor"], fixed(target)]
-    value_B1, q_BA, logits_BA, target_q_BA = _forward(networks, batch.observation)
-    (next_value_B1,) = _forward([fixed(params["value"])], batch.next_observation)
+    value_B1, q_BA, logits_BA, target_q_BA = forward_networks(networks, batch.observation)
+    (next_value_B1,) = forward_networks([fixed(params["value"])], batch.next_observation)
 
     def taken(values_BA: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values_BA, batch.action[:, None], axis=1)[:, 0]

@@ -1,7 +1,7 @@
 """The training loop of SFT and JPO: checkpoints, metrics, progress around a `Trainer`'s steps.
 
-The host runs two steps ahead of the device and reads metrics late, so the device never waits for
-it.
+A thread makes the rows ahead of time, the host runs two steps ahead of the device and reads metrics
+late: the device never waits, and within a step nothing crosses between the two.
 """
 
 from __future__ import annotations
@@ -13,20 +13,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+import optax
 from flax import nnx
 
-from emodistill.batches import PaddedBatches
+from emodistill.batches import Batch, PackedBatches, Step
 from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, is_first
 from emodistill.progress import progress
 from emodistill.train.checkpoints import Checkpoints
+from emodistill.train.flops import peak_flops, training_flops
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
+from emodistill.train.prefetch import prefetched
 from emodistill.train.stopping import StopRequest
 from emodistill.train.trainer import LossFn, Trainer, TrainState, add_metrics
 
 STEPS_AHEAD = 2
+SHOWN = {
+    "sft": "sft/loss",
+    "jpo": "policy/surrogate",
+    "alol": "alol/loss",
+    "dpo": "dpo/accuracy",
+}
+"""The metric beside each stage's progress bar."""
 
 
 class TrainingRun(NamedTuple):
@@ -37,15 +49,21 @@ class TrainingRun(NamedTuple):
     """Of the last step."""
 
 
+class _Input(NamedTuple):
+    step: Step
+    batches: list[Batch]
+    """On the devices."""
+
+
 class _Pending(NamedTuple):
-    step: int
-    sample_ids: tuple[str, ...]
+    number: int
+    step: Step
     metrics: list[Metrics]
 
 
 def train(
     model: Qwen2,
-    batches: PaddedBatches,
+    batches: PackedBatches,
     loss_fn: LossFn,
     config: AdapterConfig,
     *,
@@ -65,7 +83,7 @@ def train(
       on_step: called with the number of steps dispatched, after each.
 
     Raises:
-      DivergenceError: a metric is not finite; names the step and its samples.
+      DivergenceError: a metric is not finite; names the step and the samples that make it so.
       StaleInputError: a checkpoint was made from something else.
       InputError: a checkpoint is damaged, or can't be written.
       StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
@@ -78,9 +96,14 @@ def train(
     )
     state = _take_up(checkpoints, trainer.init(lora), batches)
     first = int(state.step)
-    shown = "sft/loss" if stage == "sft" else "policy/surrogate"
+    shown = SHOWN[stage]
     pending: deque[_Pending] = deque()
     last: dict[str, float] = {}
+    peak = peak_flops(jax.devices() if model.mesh is None else model.mesh.devices.flatten())
+
+    def make(number: int) -> _Input:
+        step = batches.step(number)
+        return _Input(step, trainer.place(step.batches))
 
     with (
         StopRequest() as stop,
@@ -95,16 +118,27 @@ def train(
             while len(pending) > num_left:
                 done = pending.popleft()
                 last = add_metrics(done.metrics)
-                _check_finite(last, done, stage, checkpoints)
+                if bad := [name for name, value in last.items() if not math.isfinite(value)]:
+                    guilty = _not_finite_alone(trainer, state, frozen, batches, done.step)
+                    raise _divergence(stage, done, bad[0], last[bad[0]], guilty, checkpoints)
                 now = time.monotonic()
-                log.write(done.step + 1, last | {"time/step_s": now - clock})
+                seconds, work = now - clock, done.step.work
+                last["rows/useful_share"] = work.num_tokens / work.num_places
+                times = {
+                    "time/step_s": seconds,
+                    "time/tokens_per_s": work.num_tokens / seconds,
+                    "time/response_tokens_per_s": work.num_replies / seconds,
+                    "time/mfu": training_flops(model.config, work) / seconds / peak,
+                }
+                log.write(done.number + 1, last | times)
                 clock = now
                 bar.advance(1, note=f"{shown} {last[shown]:.4f}")
 
-        for number in range(first, num_steps):
-            step = batches.step(number)
-            state, metrics = trainer.step(state, frozen, step.batches)
-            pending.append(_Pending(number, step.sample_ids, metrics))
+        numbers = range(first, num_steps)
+        for number, made in zip(numbers, prefetched(make, numbers, ahead=STEPS_AHEAD), strict=True):
+            with jax.transfer_guard("disallow"):
+                state, metrics = trainer.step(state, frozen, made.batches)
+            pending.append(_Pending(number, made.step, metrics))
             settle(STEPS_AHEAD)
             reached = number + 1
             is_stopped = stop.is_due(reached)
@@ -122,7 +156,7 @@ def train(
     return TrainingRun(num_steps, last)
 
 
-def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PaddedBatches) -> TrainState:
+def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:
     """The newest checkpoint's state, if its run would now see the same samples; `start` if none."""
     state, place = checkpoints.restore(start)
     step = int(state.step)
@@ -134,7 +168,7 @@ def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PaddedBatches
     return state
 
 
-def _place(batches: PaddedBatches, step: int) -> dict[str, Any]:
+def _place(batches: PackedBatches, step: int) -> dict[str, Any]:
     """Where in the data `step` begins: what a checkpoint before it says comes next."""
     is_over = step >= batches.num_steps
     return {
@@ -143,15 +177,35 @@ def _place(batches: PaddedBatches, step: int) -> dict[str, Any]:
     }
 
 
-def _check_finite(
-    metrics: dict[str, float], done: _Pending, stage: str, checkpoints: Checkpoints
-) -> None:
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if not bad:
-        return
+def _not_finite_alone(
+    trainer: Trainer, state: TrainState, frozen: Any, batches: PackedBatches, step: Step
+) -> list[str]:
+    """Those samples of `step` whose own loss or gradient is not finite."""
+    found = []
+    for number in step.numbers[:: batches.unit_size]:
+        alone = batches.alone(number)
+        grads, metrics = trainer.gradients(state.lora, frozen, trainer.place(alone.batches))
+        values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
+        if not np.isfinite(values).all():
+            found += [batches.examples[i].sample_id for i in alone.numbers]
+    return found
+
+
+def _divergence(
+    stage: str,
+    done: _Pending,
+    name: str,
+    value: float,
+    guilty: list[str],
+    checkpoints: Checkpoints,
+) -> DivergenceError:
     kept = checkpoints.newest
     where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
-    raise DivergenceError(
-        f"{stage} step {done.step + 1}: {bad[0]}={metrics[bad[0]]} is not finite; {where}. Its "
-        f"samples: {', '.join(done.sample_ids)}. Look at them, or lower learning_rate."
+    which = (
+        f"It comes from {', '.join(guilty)}; look at its tokens and scores."
+        if guilty
+        else "Each of its samples alone is finite; lower learning_rate."
+    )
+    return DivergenceError(
+        f"{stage} step {done.number + 1}: {name}={value} is not finite; {where}. {which}"
     )

@@ -126,6 +126,68 @@ def jpo_loss(
     }
 
 
+def alol_loss(
+    logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    advantages_B: jax.Array,
+    *,
+    num_tokens: jax.Array | float | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Advantage-leftover-lunch RL, reference-free (Baheti et al., 2024): A · NLL per reply token.
+
+    Args:
+      advantages_B: A, stored; samples with A <= 0 weigh nothing.
+      mask_BT, num_tokens: as for `sft_loss`.
+
+    Returns:
+      The loss, and `alol/loss`, `sft/loss` (the same without A).
+    """
+    logp_BT, mask_BT = _float32(logp_BT), mask_BT.astype(bool)
+    total = _total(num_tokens, mask_BT.sum())
+    nll_B = -jnp.where(mask_BT, logp_BT, 0.0).sum(axis=1)
+    loss = (jnp.maximum(_float32(advantages_B), 0.0) * nll_B).sum() / total
+    return loss, {"alol/loss": loss, "sft/loss": nll_B.sum() / total}
+
+
+def dpo_loss(
+    logp_BT: jax.Array,
+    ref_logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    *,
+    beta: float,
+    num_pairs: jax.Array | float | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Direct preference optimisation (Rafailov et al., 2023, Eq. 7) on consecutive pairs of rows.
+
+    Args:
+      logp_BT, ref_logp_BT, mask_BT: as for `jpo_loss`; of rows 2p and 2p + 1 the first is the
+        better reply, each to its own prompt.
+      beta: β.
+      num_pairs: of the whole optimiser step.
+
+    Returns:
+      The loss, and `dpo/loss`, `dpo/margin` (mean difference of the rewards β log π / π_ref),
+      `dpo/accuracy` (share of pairs with a positive one).
+    """
+    mask_BT = mask_BT.astype(bool)
+    logp_BT = jnp.where(mask_BT, _float32(logp_BT), 0.0)
+    ref_logp_BT = jnp.where(mask_BT, jax.lax.stop_gradient(_float32(ref_logp_BT)), 0.0)
+    rewards_P2 = beta * (logp_BT - ref_logp_BT).sum(axis=1).reshape(-1, 2)
+    is_pair_P = mask_BT.any(axis=1).reshape(-1, 2).all(axis=1)
+    total = _total(num_pairs, is_pair_P.sum())
+    margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+
+    def mean(values_P: jax.Array) -> jax.Array:
+        return jnp.where(is_pair_P, values_P, 0.0).sum() / total
+
+    loss = mean(-jax.nn.log_sigmoid(margin_P))
+    return loss, {
+        "dpo/loss": loss,
+        "dpo/margin": mean(margin_P),
+        "dpo/accuracy": mean(margin_P > 0),
+    }
+
+
 def _clamp(log_ratio: jax.Array) -> jax.Array:
     return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 

@@ -25,12 +25,14 @@ from emodistill.errors import InputError
 from emodistill.model import LoRAParam, Qwen2, add_lora, sharding
 from emodistill.model.config import read_architecture
 from emodistill.model.quantization import quantize_abstractly
-from emodistill.train.jpo import loss_of
+from emodistill.train.objectives import loss_of
 from emodistill.train.sft import sft_loss_of_batch
 from emodistill.train.trainer import LossFn, Trainer, response_logprobs
 
 REPLY_SHARE = 4
 """One token in so many is part of a reply, as in rows of turns that share their prompts."""
+REPLY_TOKENS = 64
+"""Of a sample."""
 ROW_MULTIPLE = 256
 """Row lengths are tried in steps of this."""
 
@@ -234,7 +236,8 @@ def _abstract_student(
 def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
     """A row of `config.tokens` on every device that has rows of its own."""
     B, T = sharding.num_row_shards(mesh), config.tokens
-    U = max(1, T // REPLY_SHARE)
+    M = max(1, T // REPLY_SHARE)
+    S, U = B * max(1, M // REPLY_TOKENS), min(M, REPLY_TOKENS)
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(shape, mesh))
@@ -242,14 +245,16 @@ def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
     is_jpo = config.stage == "jpo"
     return Batch(
         tokens_BT=array(jnp.int32, B, T),
-        lengths_B=array(jnp.int32, B),
-        positions_BU=array(jnp.int32, B, U),
-        targets_BU=array(jnp.int32, B, U),
-        mask_BU=array(jnp.bool_, B, U),
+        positions_BT=array(jnp.int32, B, T),
+        ends_BT=array(jnp.int32, B, T),
+        parents_BM=array(jnp.int32, B, M),
+        targets_BM=array(jnp.int32, B, M),
+        slots_SU=array(jnp.int32, S, U),
+        mask_SU=array(jnp.bool_, S, U),
         num_samples=array(jnp.float32),
         num_tokens=array(jnp.float32),
-        advantages_B=array(jnp.float32, B) if is_jpo else None,
-        ref_logp_BU=array(jnp.float32, B, U) if is_jpo else None,
+        advantages_S=array(jnp.float32, S) if is_jpo else None,
+        ref_logp_SU=array(jnp.float32, S, U) if is_jpo else None,
     )
 
 

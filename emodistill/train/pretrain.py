@@ -187,7 +187,7 @@ def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: Pretrain
 
     def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Learned]:
         model = nnx.merge(graphdef, params)
-        logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, mask=rows.mask_BTS)
+        logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
         is_right_BT = jnp.argmax(logits_BTV, axis=-1) == rows.targets_BT
         loss = jnp.sum(losses_BT * rows.weights_BT) / jnp.sum(rows.weights_BT)

@@ -1,8 +1,8 @@
 """Log-probs of the reference policy: computed once, stored, and used again only for the same thing.
 
 The file's name is a hash of all that the values depend on: base model, adapter, chat template,
-the samples' token ids, row shapes, dtype, kind of device. κ, λ_KL or the seed of the order are not
-among them, so a whole ablation shares one file.
+the samples' token ids, who shares a row with whom, dtype, kind of device. κ and λ_KL are not among
+them, so a whole ablation shares one file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from emodistill.batches import Batch, PaddedBatches
+from emodistill.batches import Batch, PackedBatches
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
@@ -39,19 +39,19 @@ class Reference(NamedTuple):
 
 
 def reference_logprobs(
-    model: Qwen2, batches: PaddedBatches, *, directory: Path, made_from: Mapping[str, str]
+    model: Qwen2, batches: PackedBatches, *, directory: Path, made_from: Mapping[str, str]
 ) -> Reference:
     """The log-probs of all samples under `model` as it is now, from `directory` if they are there.
 
-    Rows have the shapes in which training sees them. A file that can't be read, or does not hold
-    what its name says, is made again.
+    Samples stand in the rows in which training sees them. A file that can't be read, or does not
+    hold what its name says, is made again.
 
     Args:
       made_from: hashes of what the values depend on beside shapes, dtype and device.
     """
     facts = {
         **made_from,
-        "shapes": [list(shape) for shape in batches.shapes],
+        **batches.identity,
         "dtype": str(jnp.dtype(model.dtype)),
         "quantization": str(model.quantization),
         "backend": jax.default_backend(),
@@ -84,27 +84,27 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
     return logp_NU if is_whole and np.isfinite(logp_NU).all() else None
 
 
-def _compute(model: Qwen2, batches: PaddedBatches, shape: tuple[int, int]) -> np.ndarray:
+def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np.ndarray:
     graphdef, state = nnx.split(model)
 
     @jax.jit
     def logprobs(state: nnx.State, batch: Batch) -> jax.Array:
-        logp_BU = response_logprobs(nnx.merge(graphdef, state), batch)
-        return sharding.everywhere(jnp.where(batch.mask_BU, logp_BU, 0.0), model.mesh)
+        logp_SU = response_logprobs(nnx.merge(graphdef, state), batch)
+        return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)
 
     logp_NU = np.zeros(shape, np.float32)
-    pending: deque[tuple[np.ndarray, jax.Array]] = deque()
-    with progress("jpo reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
+    pending: deque[tuple[list[int], jax.Array]] = deque()
+    with progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
 
         def settle(num_left: int) -> None:
             while len(pending) > num_left:
-                rows, logp_BU = pending.popleft()
-                logp_NU[rows, : logp_BU.shape[1]] = np.asarray(logp_BU)[: len(rows)]
-                bar.advance(len(rows))
+                numbers, logp_SU = pending.popleft()
+                logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
+                bar.advance(len(numbers))
 
-        for rows, batch in batches.all_rows():
+        for numbers, batch in batches.all_rows():
             placed = sharding.place_batch(batch, model.mesh)
-            pending.append((rows, logprobs(state, placed)))
+            pending.append((numbers, logprobs(state, placed)))
             settle(STEPS_AHEAD)
         settle(0)
     return logp_NU

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from emodistill.batches import Batch, PaddedBatches
+from emodistill.batches import Batch, PackedBatches
 from emodistill.configs import SFTConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.model import add_lora, save_adapter
@@ -23,8 +23,9 @@ from emodistill.seeding import jax_key
 from emodistill.train.loop import train
 from emodistill.train.losses import Metrics, sft_loss
 from emodistill.train.student import (
+    drawn,
     examples_of_rows,
-    row_limits,
+    row_settings,
     student_to_train,
     training_identity,
     training_trajectories,
@@ -76,15 +77,15 @@ def train_sft(
     trajectories = training_trajectories(trajectories)
     table = rewards.focal_turn_table(trajectories, scores, max_turns=max_turns)
     quality = rewards.sft_quality(table, config.signal).values
-    rows = np.sort(rewards.top_fraction(quality, config.top_fraction))
+    rows = drawn(config, np.sort(rewards.top_fraction(quality, config.top_fraction)))
     student = student_to_train(config)
     samples = examples_of_rows(student, config, table, rows, trajectories, scenarios, pack)
-    batches = PaddedBatches(
+    batches = PackedBatches(
         samples.examples,
         batch_size=config.batch_size,
         seed=config.seed,
         num_epochs=config.num_epochs,
-        **row_limits(config, student.model),
+        **row_settings(config, student.model),
     )
     add_lora(
         student.model,
@@ -114,6 +115,6 @@ def train_sft(
     )
 
 
-def sft_loss_of_batch(logp_BU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+def sft_loss_of_batch(logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     """The loss of a micro-batch."""
-    return sft_loss(logp_BU, batch.mask_BU, num_tokens=batch.num_tokens)
+    return sft_loss(logp_SU, batch.mask_SU, num_tokens=batch.num_tokens)

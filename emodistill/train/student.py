@@ -1,4 +1,4 @@
-"""What SFT and JPO share: the student that is loaded, and the turns that it learns from."""
+"""What all training of adapters shares: the student, and the turns that it learns from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emodistill.batches import ExampleSet, build_examples
-from emodistill.configs import AdapterConfig, Quantization, Remat
+from emodistill.configs import AdapterConfig, Packing, Quantization, Remat
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import (
@@ -78,19 +78,24 @@ def student_to_train(config: AdapterConfig) -> Student:
     return load_student(config.model, mesh=mesh, remat=config.remat, quantize=config.quantize)
 
 
-class RowLimits(TypedDict):
-    """What bounds the rows of a micro-batch (see `PaddedBatches`)."""
+class Rows(TypedDict):
+    """What shapes the rows of a micro-batch (see `PackedBatches`)."""
 
+    packing: Packing
     max_micro_tokens: int
     row_multiple: int
 
 
-def row_limits(config: AdapterConfig, model: Qwen2) -> RowLimits:
-    """Tokens of a micro-batch: enough to fill the devices, little enough for their memory."""
+def row_settings(config: AdapterConfig, model: Qwen2) -> Rows:
+    """Places of a micro-batch: enough to fill the devices, little enough for their memory."""
     on_cpu = jax.default_backend() == "cpu"
-    per_device = config.max_micro_tokens or (640 if on_cpu else 8192)
+    per_device = config.max_micro_tokens or (2048 if on_cpu else 8192)
     num_shards = num_row_shards(model.mesh)
-    return {"max_micro_tokens": per_device * num_shards, "row_multiple": num_shards}
+    return {
+        "packing": config.packing,
+        "max_micro_tokens": per_device,
+        "row_multiple": num_shards,
+    }
 
 
 def training_trajectories(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -99,6 +104,14 @@ def training_trajectories(trajectories: Iterable[Trajectory]) -> list[Trajectory
     if not kept:
         raise InputError("no dialogue belongs to a training scenario; is the sweep finished?")
     return kept
+
+
+def drawn(config: AdapterConfig, rows: np.ndarray) -> np.ndarray:
+    """`rows`, or a seeded draw of `config.max_samples` of them, in their order."""
+    if config.max_samples is None or config.max_samples >= len(rows):
+        return rows
+    order = stream(config.seed, "max-samples").permutation(len(rows))
+    return rows[np.sort(order[: config.max_samples])]
 
 
 def examples_of_rows(
@@ -110,13 +123,7 @@ def examples_of_rows(
     scenarios: Iterable[Scenario],
     pack: PromptPack,
 ) -> ExampleSet:
-    """Tokenise the turns in `rows` of `table`, within the tokens that config and model allow.
-
-    With `config.max_samples`, a seeded draw of that many rows, in their order.
-    """
-    if config.max_samples is not None and config.max_samples < len(rows):
-        drawn = stream(config.seed, "max-samples").permutation(len(rows))[: config.max_samples]
-        rows = rows[np.sort(drawn)]
+    """Tokenise the turns in `rows` of `table`, within the tokens that config and model allow."""
     return build_examples(
         trajectories,
         scenarios,

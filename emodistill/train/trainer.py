@@ -21,7 +21,7 @@ from emodistill.model import Qwen2, sharding
 from emodistill.train.losses import Metrics, token_logprobs
 
 LossFn = Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]
-"""(log-probs of the replies [B, U], the batch) -> (its share of the step's loss, metrics)."""
+"""(log-probs of the replies [S, U], the batch) -> (its share of the step's loss, metrics)."""
 
 LOGITS_PER_CHUNK = 2**24
 """Logits that are alive at once (64 MiB in float32)."""
@@ -39,25 +39,35 @@ class TrainState(NamedTuple):
 def response_logprobs(
     model: Qwen2, batch: Batch, *, logits_per_chunk: int = LOGITS_PER_CHUNK
 ) -> jax.Array:
-    """log π of the reply's tokens, float32 [B, U]; what lies outside `mask_BU` means nothing.
+    """log π of the replies' tokens, float32 [S, U]; what lies outside `mask_SU` means nothing.
 
-    The head runs at the reply's positions alone, in chunks whose logits are made again in the
-    backward pass: no more than `logits_per_chunk` of them (or one position of each row) are alive
-    on a device.
+    The head runs at the replies' places alone, in chunks whose logits are made again in the
+    backward pass: no more than `logits_per_chunk` of them (or one place of each row) are alive on
+    a device.
     """
-    hidden_BTD = model.hidden(batch.tokens_BT, lengths_B=batch.lengths_B)
-    hidden_BUD = jnp.take_along_axis(hidden_BTD, batch.positions_BU[..., None], axis=1)
-    hidden_BUD, targets_BU = sharding.into_head(hidden_BUD, model.mesh), batch.targets_BU
-    B, U = targets_BU.shape
+    hidden_BTD = model.hidden(
+        batch.tokens_BT, positions_BT=batch.positions_BT, ends_BT=batch.ends_BT
+    )
+    hidden_BMD = jnp.take_along_axis(hidden_BTD, batch.parents_BM[..., None], axis=1)
+    hidden_BMD = sharding.into_head(hidden_BMD, model.mesh)
+    logp_BM = _scored(model, hidden_BMD, batch.targets_BM, logits_per_chunk)
+    return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.slots_SU]
+
+
+def _scored(
+    model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array, logits_per_chunk: int
+) -> jax.Array:
+    """log π of the targets [B, M]."""
+    B, M = targets_BM.shape
     if model.mesh is not None:
         logits_per_chunk *= model.mesh.size
     width = max(1, logits_per_chunk // (model.config.vocab_size * B))
-    if width >= U:
-        return token_logprobs(model.logits(hidden_BUD), targets_BU)
+    if width >= M:
+        return token_logprobs(model.logits(hidden_BMD), targets_BM)
 
-    num_chunks = -(-U // width)
-    width = -(-U // num_chunks)
-    padding = num_chunks * width - U
+    num_chunks = -(-M // width)
+    width = -(-M // num_chunks)
+    padding = num_chunks * width - M
 
     def chunks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
@@ -68,8 +78,8 @@ def response_logprobs(
         hidden_BCD, targets_BC = inputs
         return token_logprobs(model.logits(hidden_BCD), targets_BC)
 
-    logp = jax.lax.map(score, (chunks(hidden_BUD), chunks(targets_BU)))
-    return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :U]
+    logp = jax.lax.map(score, (chunks(hidden_BMD), chunks(targets_BM)))
+    return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :M]
 
 
 def learning_rate_schedule(
@@ -126,18 +136,28 @@ class Trainer:
     def gradients(
         self, lora: nnx.State, frozen: nnx.State, batches: Sequence[Batch]
     ) -> tuple[nnx.State, list[Metrics]]:
-        """The step's gradient, and each micro-batch's share of its metrics."""
+        """The step's gradient, and each micro-batch's share of its metrics.
+
+        Args:
+          batches: on the devices already (`place`).
+        """
         grads, metrics = self._zeros(lora), []
         for batch in batches:
-            placed = sharding.place_batch(batch, self._mesh)
-            grads, shares = self._accumulate(lora, frozen, grads, placed)
+            grads, shares = self._accumulate(lora, frozen, grads, batch)
             metrics.append(shares)
         return grads, metrics
+
+    def place(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches of a step where a step wants them."""
+        return [sharding.place_batch(batch, self._mesh) for batch in batches]
 
     def step(
         self, state: TrainState, frozen: nnx.State, batches: Sequence[Batch]
     ) -> tuple[TrainState, list[Metrics]]:
-        """One optimiser step; donates `state`. The metrics, on device, add up (`add_metrics`)."""
+        """One optimiser step; donates `state`. The metrics, on device, add up (`add_metrics`).
+
+        A gradient that is not finite changes nothing but the count of steps.
+        """
         grads, metrics = self.gradients(state.lora, frozen, batches)
         state, more = self._update(state, grads)
         return state, [*metrics, more]
@@ -199,6 +219,12 @@ class Trainer:
             "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
         }
         lora: Any = optax.apply_updates(state.lora, updates)
+        is_finite = jnp.isfinite(metrics["optimizer/grad_norm"])
+        lora, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old),
+            (lora, opt_state),
+            (state.lora, state.opt_state),
+        )
         metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
         return self._placed(TrainState(lora, opt_state, state.step + 1)), metrics
 

@@ -1,4 +1,4 @@
-"""Stage 4b: Judge Policy Optimization of the student's adapter (JPO, Eqs. 17-19).
+"""Stage 4b: what refines the student's adapter, whichever the objective (`objectives`).
 
 The policy starts as its own reference: the SFT snapshot, or the base model. The reference's
 log-probs are computed once (`reference`), so that a step costs one forward and backward pass.
@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from emodistill.batches import Batch, PaddedBatches
-from emodistill.configs import JPOConfig
+from emodistill.batches import Example, PackedBatches
+from emodistill.configs import RefinementConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, add_lora, load_adapter, lora_sha256, save_adapter
@@ -23,28 +22,28 @@ from emodistill.prompts import PromptPack
 from emodistill.records import Trajectory
 from emodistill.seeding import jax_key
 from emodistill.train.loop import train
-from emodistill.train.losses import Metrics, jpo_loss
+from emodistill.train.objectives import objective_of
 from emodistill.train.reference import reference_logprobs
 from emodistill.train.sft import ADAPTER
 from emodistill.train.student import (
+    drawn,
     examples_of_rows,
-    row_limits,
+    row_settings,
     student_to_train,
     training_identity,
     training_trajectories,
 )
-from emodistill.train.trainer import LossFn
 
 BASE_REFERENCE = "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JPOResult:
+class RefinementResult:
     """Where the adapter is, and what it was made from."""
 
     adapter_dir: Path
-    reference_path: Path
-    """The stored reference log-probs."""
+    reference_path: Path | None
+    """The stored reference log-probs, where the objective has a reference."""
     is_reference_reused: bool
     num_steps: int
     num_samples: int
@@ -58,8 +57,8 @@ class JPOResult:
     """Of the last step."""
 
 
-def train_jpo(
-    config: JPOConfig,
+def refine(
+    config: RefinementConfig,
     *,
     cell_dir: Path,
     trajectories: Sequence[Trajectory],
@@ -69,7 +68,7 @@ def train_jpo(
     sft_adapter: Path | None = None,
     max_turns: int = 30,
     on_step: Callable[[int], None] | None = None,
-) -> JPOResult:
+) -> RefinementResult:
     """Refine the student's adapter, or go on from the newest checkpoint in `cell_dir`.
 
     Args:
@@ -88,88 +87,75 @@ def train_jpo(
     """
     trajectories = training_trajectories(trajectories)
     table = rewards.focal_turn_table(trajectories, scores, max_turns=max_turns)
-    signal = rewards.jpo_advantages(table, config.signal)
-    rows = _rows(config, table, signal.values)
+    objective = objective_of(config, table, trajectories)
+    units = drawn(config, objective.units)
     student = student_to_train(config)
-    samples = examples_of_rows(student, config, table, rows, trajectories, scenarios, pack)
-    advantages = dict(zip((table.sample_id(row) for row in rows), signal.values[rows], strict=True))
-    batches = PaddedBatches(
-        samples.examples,
+    samples = examples_of_rows(
+        student, config, table, units.reshape(-1), trajectories, scenarios, pack
+    )
+    examples = _whole_units(samples.examples, table, units)
+    row_of = {table.sample_id(int(row)): int(row) for row in units.reshape(-1)}
+    rows = [row_of[example.sample_id] for example in examples]
+    batches = PackedBatches(
+        examples,
         batch_size=config.batch_size,
         seed=config.seed,
         num_epochs=config.num_epochs,
-        **row_limits(config, student.model),
-        advantages=rewards.asymmetric(
-            [advantages[example.sample_id] for example in samples.examples], config.kappa
-        ),
+        unit_size=units.shape[1],
+        **row_settings(config, student.model),
+        advantages=None if objective.advantages is None else objective.advantages[rows],
     )
     _add_start(student.model, config, sft_adapter)
     start = BASE_REFERENCE if config.reference == "base" else lora_sha256(student.model)
     data_sha256 = samples.sha256()
-    reference = reference_logprobs(
-        student.model,
-        batches,
-        directory=cell_dir.parent / "reference",
-        made_from={
-            "base_model": student.base_sha256,
-            "adapter": start,
-            "chat_template": student.template_sha256,
-            "samples": data_sha256,
-        },
-    )
-    batches.set_reference(reference.logp_NU)
+    reference = None
+    if objective.needs_reference:
+        reference = reference_logprobs(
+            student.model,
+            batches,
+            directory=cell_dir.parent / "reference",
+            made_from={
+                "base_model": student.base_sha256,
+                "adapter": start,
+                "chat_template": student.template_sha256,
+                "samples": data_sha256,
+            },
+        )
+        batches.set_reference(reference.logp_NU)
     run = train(
         student.model,
         batches,
-        loss_of(config),
+        objective.loss_fn,
         config,
-        stage="jpo",
+        stage=config.stage,
         cell_dir=cell_dir,
         identity=training_identity(student, config, data_sha256) | {"adapter": start},
         on_step=on_step,
     )
     save_adapter(student.model, cell_dir / ADAPTER, config.model)
-    return JPOResult(
+    return RefinementResult(
         adapter_dir=cell_dir / ADAPTER,
-        reference_path=reference.path,
-        is_reference_reused=reference.is_reused,
+        reference_path=None if reference is None else reference.path,
+        is_reference_reused=reference is not None and reference.is_reused,
         num_steps=run.num_steps,
-        num_samples=len(samples.examples),
+        num_samples=len(examples),
         num_trimmed=samples.num_trimmed,
-        num_dropped=samples.num_dropped,
-        left_out_scenarios=signal.left_out_scenarios,
+        num_dropped=units.size - len(examples),
+        left_out_scenarios=objective.left_out_scenarios,
         metrics=run.metrics,
     )
 
 
-def loss_of(config: JPOConfig) -> LossFn:
-    """The loss of a micro-batch under `config`."""
-
-    def loss(logp_BU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return jpo_loss(
-            logp_BU,
-            batch.ref_logp_BU,
-            batch.mask_BU,
-            batch.advantages_B,
-            clip=config.clip,
-            kl_coef=config.kl_coef,
-            ratio=config.ratio,
-            num_samples=batch.num_samples,
-            num_tokens=batch.num_tokens,
-        )
-
-    return loss
+def _whole_units(
+    examples: Sequence[Example], table: rewards.FocalTurnTable, units: np.ndarray
+) -> list[Example]:
+    """The samples unit by unit, without units that lost one (it did not fit)."""
+    by_id = {example.sample_id: example for example in examples}
+    names = [[table.sample_id(int(row)) for row in unit] for unit in units]
+    return [by_id[name] for unit in names if all(n in by_id for n in unit) for name in unit]
 
 
-def _rows(config: JPOConfig, table: rewards.FocalTurnTable, advantages: np.ndarray) -> np.ndarray:
-    """The rows with an advantage: all of them, or those among SFT's best quarter."""
-    rows = np.arange(len(table))
-    if config.data == "top":
-        rows = np.sort(rewards.top_fraction(rewards.sft_quality(table).values, config.top_fraction))
-    return rows[np.isfinite(advantages[rows])]
-
-
-def _add_start(model: Qwen2, config: JPOConfig, sft_adapter: Path | None) -> None:
+def _add_start(model: Qwen2, config: RefinementConfig, sft_adapter: Path | None) -> None:
     """Give `model` the adapter that it starts from."""
     if config.reference == "base":
         rng = jax_key(config.seed, "lora")
@@ -189,6 +175,7 @@ def _add_start(model: Qwen2, config: JPOConfig, sft_adapter: Path | None) -> Non
     for name, (found, asked) in wanted.items():
         if found != asked:
             raise InputError(
-                f"{name}={asked!r}, but the SFT adapter in {sft_adapter} has {found!r}. JPO goes "
-                f"on with that adapter: set {name} to its value, or train SFT with yours."
+                f"{name}={asked!r}, but the SFT adapter in {sft_adapter} has {found!r}. "
+                f"{config.stage} goes on with that adapter: set {name} to its value, or train SFT "
+                "with yours."
             )

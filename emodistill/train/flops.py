@@ -1,0 +1,95 @@
+"""How much arithmetic a step is, and how much the devices could do: throughput and MFU.
+
+Only useful work counts: tokens that rows hold (no padding), pairs of a query and a key that it
+sees (no masked ones), the head at replies' tokens. With frozen weights the backward pass is one
+matrix product a weight, that of the input's gradient; what it computes again is not counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emodistill.batches import Work
+from emodistill.model import Qwen2Config
+
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+}
+"""Dense bfloat16 products a second by the makers' data sheets; looked up in this order."""
+
+MATRIX_SIZE = 1536
+"""Of the products by which the peak of a device that is not listed is measured."""
+
+
+def forward_flops(config: Qwen2Config, work: Work) -> float:
+    """Of the forward pass over a step's rows."""
+    heads = config.num_heads * config.head_dim
+    per_token = 2 * config.num_layers * _layer_weights(config)
+    per_pair = 4 * config.num_layers * heads
+    per_reply = 2 * config.vocab_size * config.hidden_size
+    return float(
+        per_token * work.num_tokens + per_pair * work.num_visible + per_reply * work.num_replies
+    )
+
+
+def training_flops(config: Qwen2Config, work: Work) -> float:
+    """Of forward and backward pass; attention's backward pass is two products for each one."""
+    heads = config.num_heads * config.head_dim
+    return 2 * forward_flops(config, work) + 4.0 * config.num_layers * heads * work.num_visible
+
+
+def _layer_weights(config: Qwen2Config) -> int:
+    """Numbers in a layer's matrices."""
+    heads, kv_heads = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    attention = config.hidden_size * 2 * (heads + kv_heads)
+    return attention + 3 * config.hidden_size * config.intermediate_size
+
+
+def peak_flops(devices: Sequence[Any]) -> float:
+    """What the devices could do together; of kinds that are not listed, what products reach."""
+    return sum(_peak_of(device.device_kind) for device in devices[:1]) * len(
+        {_slot(device) for device in devices}
+    )
+
+
+def _slot(device: Any) -> Any:
+    """Virtual CPU devices share one processor."""
+    return device.process_index if device.platform == "cpu" else device.id
+
+
+@functools.cache
+def _peak_of(kind: str) -> float:
+    for name, peak in PEAK_FLOPS.items():
+        if name in kind:
+            return peak
+    return measured_peak(MATRIX_SIZE)
+
+
+def measured_peak(size: int, *, rounds: int = 3) -> float:
+    """The best of a few products of two square matrices in float32."""
+    square = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(square, square))
+    best = 0.0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        jax.block_until_ready(product(square, square))
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

@@ -1,0 +1,70 @@
+"""Fitted Q-evaluation on an MDP solved by hand, and the support map."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from test_iql import CONFIG, MDP, transitions
+
+from emodistill.train.iql import train_iql
+from emodistill.train.selector_checks import (
+    MIN_SUPPORT,
+    estimated_values,
+    fitted_q_values,
+    policy_of,
+    support_map,
+)
+
+DATA = transitions(MDP, 3)
+
+
+def table(choices):
+    """Deterministic policies: state -> emotion, at each state and next state."""
+    policy_SA = np.zeros((3, 28), np.float32)
+    for state, action in enumerate(choices):
+        policy_SA[state, action] = 1
+    return DATA.observation_NS @ policy_SA, DATA.next_observation_NS @ policy_SA
+
+
+def test_fitted_q_is_the_value_of_the_policy():
+    config = dataclasses.replace(CONFIG, discount=0.9)
+    found = fitted_q_values(
+        {"good": table((0, 0, 5)), "bad": table((5, 5, 0))}, DATA, config, num_steps=4_000
+    )
+    # Rows that begin a dialogue, by DATA's terminals; Q of the policy by hand.
+    good = [0.9 * 1.0, 1.0, 0.8]
+    bad = [0.3 + 0.9 * -0.5, -1.0, -0.5]
+    is_first = np.roll(DATA.terminal_N, 1)
+    is_first[0] = True
+    states = np.array([row[0] for row in MDP])[is_first]
+    assert found["good"] == pytest.approx(np.mean([good[s] for s in states]), abs=0.02)
+    assert found["bad"] == pytest.approx(np.mean([bad[s] for s in states]), abs=0.02)
+
+
+def test_the_selector_is_worth_more_than_what_it_learned_from():
+    (run,) = train_iql(DATA, CONFIG)
+    values = estimated_values(run.networks, DATA, CONFIG)
+    assert values["iql"] > values["behaviour-cloning"]
+    assert set(values) == {"iql", "behaviour-cloning", "random"}
+    assert values == estimated_values(run.networks, DATA, CONFIG)
+
+
+def test_the_support_map_counts_and_finds_choices_without_data():
+    (run,) = train_iql(DATA, CONFIG)
+    found = support_map(run.networks, DATA, seed=0)
+    assert found.data_CA.sum() == len(MDP)
+    assert found.policy_CA.sum() == pytest.approx(len(MDP))
+    assert (found.data_CA.max(axis=1) < MIN_SUPPORT).all()
+    assert found.unsupported == pytest.approx(1)
+    many = transitions(MDP * MIN_SUPPORT, 3)
+    assert support_map(run.networks, many, seed=0).unsupported < 0.2
+    again = support_map(run.networks, many, seed=0)
+    np.testing.assert_array_equal(again.centers_CS, support_map(run.networks, many, seed=0)[0])
+
+
+def test_probabilities_sum_to_one():
+    (run,) = train_iql(DATA, CONFIG)
+    probabilities = policy_of(run.networks, DATA.observation_NS)
+    assert probabilities.sum(axis=1).tolist() == pytest.approx([1] * len(MDP))
+    assert math.isfinite(probabilities.min())
