@@ -24,8 +24,8 @@ import jax.numpy as jnp
 MASKED = -1e30
 
 BLOCK = 128
-MAX_SCORES = 2**24
-"""Scores that are alive at once on an accelerator (64 MiB in float32)."""
+MAX_GPU_SCORES = 2**24
+"""Scores that are alive at once on a GPU (64 MiB in float32)."""
 
 
 class Rope(NamedTuple):
@@ -60,7 +60,7 @@ def tree_attention(
     ends_BT: jax.Array | None = None,
     *,
     block: int = BLOCK,
-    lanes: int | None = None,
+    lanes: int = 1,
 ) -> jax.Array:
     """Attention of every place to the places before it whose subtree it lies in.
 
@@ -69,7 +69,8 @@ def tree_attention(
       ends_BT: int32, the first place after each place's subtree, at least its own successor; for
         plain rows their lengths, or None where nothing is padded.
       block: places of a block.
-      lanes: blocks of queries that are worked off side by side; by the kind of device without it.
+      lanes: blocks of queries that are worked off side by side (the largest power of two up to it
+        that divides their number).
 
     Returns: [B, T, N, H] in the values' dtype.
     """
@@ -88,10 +89,7 @@ def tree_attention(
         q_BTNH, k_BTKH, v_BTKH = (
             jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)
         )
-    if lanes is None:
-        is_cpu = jax.default_backend() == "cpu"
-        lanes = 1 if is_cpu else MAX_SCORES // (N * block * block)
-    lanes = math.gcd(B * num_blocks, 2 ** max(0, lanes.bit_length() - 1))
+    lanes = math.gcd(B * num_blocks, 2 ** (lanes.bit_length() - 1))
 
     def blocked(x: jax.Array) -> jax.Array:
         """[B, T, heads, H] as [Q, K, M or S, H]."""
@@ -102,6 +100,17 @@ def tree_attention(
     out: jax.Array = _attend(blocked(q_BTNH), blocked(k_BTKH), blocked(v_BTKH), plan, lanes)
     out = out.reshape(B, num_blocks, K, N // K, block, H).transpose(0, 1, 4, 2, 3, 5)
     return out.reshape(B, num_blocks * block, N, H)[:, :T]
+
+
+def lanes_of(platform: str, num_heads: int) -> int:
+    """How many blocks of queries to work off side by side.
+
+    A GPU wants few large products, since each turn of a loop costs it a pause; CPUs and TPUs are
+    better off with what stays in their caches.
+    """
+    if platform != "gpu":
+        return 1
+    return max(1, MAX_GPU_SCORES // (num_heads * BLOCK * BLOCK))
 
 
 class _Plan(NamedTuple):

@@ -8,6 +8,7 @@ logits are computed in float32, whatever the weights' dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
 from emodistill.model import sharding
-from emodistill.model.attention import Rope, rope_angles, rotate, tree_attention
+from emodistill.model.attention import Rope, lanes_of, rope_angles, rotate, tree_attention
 from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
 from emodistill.model.quantization import dequantized
 
@@ -257,6 +258,8 @@ class Qwen2(nnx.Module):
         if ends_BT is None:
             ends_BT = jnp.full((B, T), T, jnp.int32)
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        lanes = lanes_of(sharding.platform(self.mesh), self.config.num_heads)
+        attend = functools.partial(tree_attention, lanes=lanes)
         mlp_block = None
         tokens_per_device = B * T // sharding.num_row_shards(self.mesh)
         if self.remat == "full" and tokens_per_device > MLP_TOKENS:
@@ -264,7 +267,7 @@ class Qwen2(nnx.Module):
 
         def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
             heads = sharding.split_heads(*block.before_attention(x_BTD, rope), self.mesh)
-            attended_BTNH = sharding.by_head(tree_attention, *heads, ends_BT, self.mesh)
+            attended_BTNH = sharding.by_head(attend, *heads, ends_BT, self.mesh)
             return block.after_attention(x_BTD, attended_BTNH, mlp_block), None
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))

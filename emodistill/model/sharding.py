@@ -69,6 +69,11 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
+def platform(mesh: Mesh | None) -> str:
+    """`cpu`, `gpu` or `tpu`: what a program on `mesh` is compiled for."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def num_row_shards(mesh: Mesh | None) -> int:
     """By how much the rows of a micro-batch must be divisible."""
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)

@@ -141,7 +141,9 @@ def fitted_q_values(
         q_B = jnp.take_along_axis(q_BA, action_N[rows_B][:, None], axis=1)[:, 0]
         return jnp.mean((q_B - jax.lax.stop_gradient(wanted_B)) ** 2)
 
-    def update(layers: Any, target: Any, moments: Any, rows_B: jax.Array, next_NA: jax.Array):
+    def update(
+        layers: Any, target: Any, moments: Any, rows_B: jax.Array, next_NA: jax.Array
+    ) -> tuple[Any, Any, Any]:
         grads = jax.grad(loss)(layers, target, rows_B, next_NA)
         steps, moments = optimizer.update(grads, moments)
         layers = optax.apply_updates(layers, steps)
@@ -151,7 +153,9 @@ def fitted_q_values(
     @jax.jit
     def evaluate(layers_K: Any, rows_LB: jax.Array) -> jax.Array:
         def step(carry: Any, rows_B: jax.Array) -> tuple[Any, None]:
-            return jax.vmap(update, in_axes=(0, 0, 0, None, 0))(*carry, rows_B, next_KNA), None
+            every = jax.vmap(update, in_axes=(0, 0, 0, None, 0))
+            layers_K, target_K, moments_K = carry
+            return every(layers_K, target_K, moments_K, rows_B, next_KNA), None
 
         start = (layers_K, layers_K, jax.vmap(optimizer.init)(layers_K))
         (layers_K, _, _), _ = jax.lax.scan(step, start, rows_LB)
