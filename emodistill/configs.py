@@ -633,7 +633,7 @@ class BenchJPOConfig(BenchTrainingConfig):
 
     name: ClassVar[str] = "jpo"
     peers: tuple[str, ...] = ("upstream-style", "peft-stored")
-    rounds: int = 2
+    rounds: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -641,7 +641,6 @@ class BenchMFUConfig(BenchTrainingConfig):
     """Useful arithmetic of an SFT step over what matrix products reach on this device."""
 
     name: ClassVar[str] = "mfu"
-    num_layers: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -247,6 +247,32 @@ class TestTrainer:
             state, _ = trainer.step(state, frozen, batches.step(number).batches)
         assert trainer.num_compilations == len(batches.shapes) > 1
 
+    def test_a_step_hands_nothing_over_between_host_and_device(self):
+        graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=2)
+        made = packed(batch_size=4).step(0).batches
+        state, placed = trainer.init(lora), trainer.place(made)
+        with jax.transfer_guard("disallow"):
+            state, metrics = trainer.step(state, frozen, placed)
+            with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
+                trainer.step(state, frozen, made)
+        assert np.isfinite(list(add_metrics(metrics).values())).all()
+
+    def test_a_gradient_that_is_not_finite_changes_no_weight(self):
+        graphdef, lora, frozen = nnx.split(tiny_model(is_trained=True), LoRAParam, ...)
+
+        def spoilt(logp_SU, batch):
+            loss, metrics = sft(logp_SU, batch)
+            return loss * jnp.nan, metrics
+
+        trainer = Trainer(graphdef, spoilt, SFT, num_steps=2)
+        state, metrics = trainer.step(trainer.init(lora), frozen, packed().step(0).batches)
+        assert np.isnan(add_metrics(metrics)["optimizer/grad_norm"])
+        for old, new in zip(leaves(lora), leaves(state.lora), strict=True):
+            np.testing.assert_array_equal(old, new)
+        assert all(np.isfinite(leaf).all() for leaf in leaves(state.opt_state))
+        assert int(state.step) == 1
+
     def test_at_step_0_the_ratio_is_1_and_the_kl_0(self):
         model = tiny_model(is_trained=True)
         batches = packed(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)

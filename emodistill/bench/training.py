@@ -157,13 +157,12 @@ class Ours:
         loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig())
         trainer = Trainer(self._graphdef, loss_fn, SFTConfig(), num_steps=100)
         state = trainer.init(self._lora)
-        for shape in self.batches.shapes:  # compile
-            step = next(
-                (s for s in self.steps for b in s.batches if b.tokens_BT.shape == tuple(shape)),
-                None,
-            )
-            if step is not None:
+        compiled: set[tuple[int, ...]] = set()
+        for step in self.steps:
+            shapes = {batch.tokens_BT.shape for batch in step.batches}
+            if shapes - compiled:
                 state, _ = trainer.step(state, self._frozen, trainer.place(step.batches))
+                compiled |= shapes
         jax.block_until_ready(state)
         return trainer, state
 

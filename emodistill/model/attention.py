@@ -23,7 +23,8 @@ import jax.numpy as jnp
 # Far below any score, but finite: a query without any key gives a mean, not NaN.
 MASKED = -1e30
 
-BLOCK = 128
+BLOCK, NARROW_BLOCK, NARROW_HEAD = 128, 64, 32
+"""Places of a block; heads up to that width do better with the smaller one (docs/notes.md)."""
 MAX_GPU_SCORES = 2**24
 """Scores that are alive at once on a GPU (64 MiB in float32)."""
 
@@ -59,7 +60,7 @@ def tree_attention(
     v_BTKH: jax.Array,
     ends_BT: jax.Array | None = None,
     *,
-    block: int = BLOCK,
+    block: int | None = None,
     lanes: int = 1,
 ) -> jax.Array:
     """Attention of every place to the places before it whose subtree it lies in.
@@ -68,7 +69,7 @@ def tree_attention(
       q_BTNH: queries, already scaled.
       ends_BT: int32, the first place after each place's subtree, at least its own successor; for
         plain rows their lengths, or None where nothing is padded.
-      block: places of a block.
+      block: places of a block; by the heads' width without it.
       lanes: blocks of queries that are worked off side by side (the largest power of two up to it
         that divides their number).
 
@@ -76,6 +77,8 @@ def tree_attention(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
+    if block is None:
+        block = NARROW_BLOCK if H <= NARROW_HEAD else BLOCK
     block = min(block, -(-T // 8) * 8)
     num_blocks = -(-T // block)
     padding = num_blocks * block - T

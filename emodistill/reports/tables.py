@@ -29,14 +29,17 @@ from emodistill.evaluation.metrics import dialogue_utility, summarize
 from emodistill.records import Trajectory
 from emodistill.reports.paper import PaperCell, paper_cell
 
-TRAINED = frozenset({"iql+sft", "iql+jpo", "iql+sft+jpo"})
+TRAINED = frozenset({"iql+sft", "iql+jpo", "iql+sft+jpo", "iql+sft+alol", "iql+sft+dpo"})
 STUDENT, TAUGHT = "vanilla-slm", "iql+sft+jpo"
 CONTRASTS = (
     *((method, STUDENT) for method in METHODS[1:]),
     ("iql", "random"),
+    ("iql", "oracle"),
     ("iql+sft", "iql"),
     ("iql+sft+jpo", "iql+sft"),
     ("iql+sft+jpo", "iql+jpo"),
+    ("iql+sft+jpo", "iql+sft+alol"),
+    ("iql+sft+jpo", "iql+sft+dpo"),
 )
 
 TITLES = {"crad": "CRAD", "disaster": "Disaster", "hospital": "Hospital", "student": "Student"}

@@ -99,7 +99,8 @@ def train(
     shown = SHOWN[stage]
     pending: deque[_Pending] = deque()
     last: dict[str, float] = {}
-    peak = peak_flops(jax.devices() if model.mesh is None else model.mesh.devices.flatten())
+    devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
+    peak = peak_flops(devices)
 
     def make(number: int) -> _Input:
         step = batches.step(number)
