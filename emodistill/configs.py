@@ -649,11 +649,11 @@ class BenchIQLConfig:
 
     peers: tuple[str, ...] = ("torch",)
     """Libraries to measure beside it."""
-    num_steps: int = 2_000
+    num_steps: int = 1_000
     """Of a round."""
-    peer_steps: int = 400
+    peer_steps: int = 300
     """Of a round of a peer."""
-    rounds: int = 5
+    rounds: int = 3
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1 and self.num_steps >= 1, "there is nothing to do.")
