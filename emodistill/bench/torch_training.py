@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from emodistill.batches import Example
-from emodistill.bench.training import EPOCHS, Ours, padded
+from emodistill.bench.own_training import EPOCHS, Ours, padded
 from emodistill.configs import BenchTrainingConfig
 
 Measure = Callable[[int], float]
