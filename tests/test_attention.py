@@ -47,8 +47,8 @@ def inputs(num_places, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.float3
     return (q, k, v), jnp.asarray(np.stack(ends[:num_rows])), grad
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 64])
-@pytest.mark.parametrize("num_places", [1, 7, 64, 100, 129, 300])
+@pytest.mark.parametrize("lanes", [1, 3, 64])
+@pytest.mark.parametrize("num_places", [1, 64, 129, 300])
 def test_values_and_gradients_are_those_of_the_dense_mask(num_places, lanes):
     heads, ends_BT, grad = inputs(num_places)
 

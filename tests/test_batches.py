@@ -1,5 +1,7 @@
 """Examples, their order and their rows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -126,17 +128,22 @@ class TestExamples:
         sets = build([dialogue()], [(0, 0), (0, 4)], max_tokens=60)
         assert (sets.examples, sets.num_trimmed, sets.num_dropped) == ((), 0, 2)
 
-    def test_the_hash_tells_every_change(self):
+    def test_the_hash_of_a_stage_s_samples_tells_every_change(self):
         trajectories = [dialogue(), dialogue(number=1)]
-        one = build(trajectories, [(0, 0), (1, 2)])
-        assert one.sha256() == build(trajectories, [(0, 0), (1, 2)]).sha256()
+
+        def sha256(turns, **more):
+            examples = build(trajectories, turns, **more).examples
+            return PackedBatches(examples, batch_size=2, seed=0, num_epochs=1).sha256
+
+        one = sha256([(0, 0), (1, 2)])
+        assert one == sha256([(0, 0), (1, 2)])
         others = [
-            build(trajectories, [(1, 2), (0, 0)]),
-            build(trajectories, [(0, 0), (1, 4)]),
-            build(trajectories, [(0, 0), (1, 2)], emotion_free=True),
-            build(trajectories, [(0, 0)]),
+            sha256([(1, 2), (0, 0)]),
+            sha256([(0, 0), (1, 4)]),
+            sha256([(0, 0), (1, 2)], emotion_free=True),
+            sha256([(0, 0)]),
         ]
-        assert len({one.sha256(), *(other.sha256() for other in others)}) == 5
+        assert len({one, *others}) == 5
 
     def test_wrong_turns_and_scenarios_are_refused_by_name(self):
         with pytest.raises(InputError, match=r"seed_0000#1 is the counterparty's turn"):
@@ -182,12 +189,44 @@ class TestOrder:
         made = fresh.step(5)
         assert tuple(fresh.examples[i].sample_id for i in made.numbers) == forward[5]
 
-    def test_packing_changes_no_step(self):
-        found = [
-            [self.batches(packing=packing).sample_ids(step) for step in range(15)]
+    @pytest.mark.parametrize("unit_size", [1, 2])
+    def test_how_samples_share_rows_changes_no_step(self, unit_size):
+        examples = sharing_examples(40)
+        found = {
+            tuple(
+                PackedBatches(
+                    examples,
+                    batch_size=8,
+                    seed=0,
+                    num_epochs=1,
+                    packing=packing,
+                    max_micro_tokens=max_micro_tokens,
+                    row_multiple=row_multiple,
+                    unit_size=unit_size,
+                ).sample_ids(step)
+                for step in range(3)
+            )
             for packing in ("tree", "sequence", "none")
+            for max_micro_tokens in (64, 1024)
+            for row_multiple in (1, 4)
+        }
+        assert len(found) == 1
+
+    @pytest.mark.parametrize("batch_size", [1, 5, 8, 13, 17, 31, 32])
+    def test_every_step_has_its_size_and_neighbours_stay_together(self, batch_size):
+        """Two samples of each prompt: no size of a step tears many of them apart."""
+        examples = lengths_to_examples(some_lengths(100))
+        twins = [
+            dataclasses.replace(example, response_ids=example.response_ids + 1, sample_id=f"{i}#2")
+            for i, example in enumerate(examples)
         ]
-        assert found[0] == found[1] == found[2]
+        batches = PackedBatches([*examples, *twins], batch_size=batch_size, seed=0, num_epochs=1)
+        steps = [step.numbers for step in epoch(batches)]
+        assert sorted(i for step in steps for i in step) == list(range(200))
+        sizes = sorted(map(len, steps), reverse=True)
+        assert sizes == ([batch_size] * (200 // batch_size) + [200 % batch_size])[: len(sizes)]
+        together = sum(i + 100 in step for step in steps for i in step)
+        assert together >= (0 if batch_size == 1 else 60 if batch_size == 5 else 75)
 
     def test_there_is_no_step_after_the_last(self):
         for step in (15, -1):
@@ -313,6 +352,20 @@ class TestPacking:
         assert batches.num_tokens / batches.num_places >= 0.95
         assert sum(example.num_tokens for example in examples) / batches.num_tokens > 3
 
+    def test_rows_of_many_devices_are_filled_by_steps_of_many_samples(self):
+        examples = dialogue_examples(num_scenarios=40, num_dialogues=10)
+        for row_multiple in (1, 2, 8):
+            batches = PackedBatches(
+                examples,
+                batch_size=16 * row_multiple,
+                seed=0,
+                num_epochs=1,
+                max_micro_tokens=4096,
+                row_multiple=row_multiple,
+            )
+            assert batches.num_tokens / batches.num_places >= 0.9
+            assert sum(example.num_tokens for example in examples) / batches.num_places > 3
+
     def test_a_row_is_filled_to_its_last_place(self):
         examples = lengths_to_examples([(60, 5), (100, 29)])  # 64 and 128 places
         batches = PackedBatches(examples, batch_size=1, seed=0, num_epochs=1)
@@ -336,6 +389,25 @@ class TestPacking:
             assert batch.tokens_BT.shape in {tuple(shape) for shape in batches.shapes}
             ((_, targets),) = replies(batch)
             assert targets == list(self.examples[number].response_ids)
+
+    @pytest.mark.parametrize("packing", ["tree", "sequence", "none"])
+    def test_a_pair_alone_has_room_for_both_replies(self, packing):
+        """One pair has the longest replies by far, together, and every row holds little else."""
+        examples = lengths_to_examples([(5, 40), (5, 40), *[(50, 1)] * 6])
+        batches = PackedBatches(
+            examples,
+            batch_size=4,
+            seed=0,
+            num_epochs=1,
+            packing=packing,
+            max_micro_tokens=64,
+            unit_size=2,
+        )
+        for number in range(8):
+            step = batches.alone(number)
+            assert step.numbers == (number - number % 2, number - number % 2 + 1)
+            found = [targets for batch in step.batches for _, targets in replies(batch)]
+            assert sorted(found) == sorted(examples[i].response_ids.tolist() for i in step.numbers)
 
     def test_a_long_sample_stands_alone_and_a_reply_is_never_cut(self):
         examples = lengths_to_examples([(3, 150), (700, 2), (5, 5)])

@@ -7,7 +7,6 @@ template). One that is too long loses its oldest turns, never the reply.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,15 +44,6 @@ class ExampleSet(NamedTuple):
     """Examples whose prompt lost its oldest turns."""
     num_dropped: int
     """Turns left out because they do not fit even without any history."""
-
-    def sha256(self) -> str:
-        """Hash of all sample ids and token ids, order included."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(example.sample_id.encode() + b"\0")
-            for ids in (example.prompt_ids, example.response_ids):
-                digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
-        return digest.hexdigest()
 
 
 def build_examples(

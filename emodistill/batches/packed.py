@@ -10,6 +10,8 @@ Axis letters: B rows, T places, M scored places of a row; S samples, U reply tok
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -31,7 +33,7 @@ from emodistill.errors import InputError
 from emodistill.seeding import stream
 
 NUM_NEIGHBOURS = 8
-"""Samples that share most of their prompts come in runs of so many, to the same step."""
+"""Units that share most of their prompts come in runs of at most so many, to the same step."""
 NUM_CHOICES = 32
 REPLY_MULTIPLE = 16
 
@@ -143,9 +145,9 @@ class PackedBatches:
         self._packed = [tuple(pack(self._samples(step), shapes)) for step in self._steps]
         used = {micro.shape for micro in self._micro_batches()}
         self.shapes = tuple(shape for shape in shapes if shape in used)
-        longest = max(len(example.response_ids) for example in self.examples)
-        self.num_reply_tokens = _rounded(longest)
-        most = dict.fromkeys(self.shapes, longest)
+        replies_N = np.array([len(example.response_ids) for example in self.examples])
+        self.num_reply_tokens = _rounded(int(replies_N.max()))
+        most = dict.fromkeys(self.shapes, int(replies_N.reshape(-1, unit_size).sum(axis=1).max()))
         for micro in self._micro_batches():
             most[micro.shape] = max(most[micro.shape], *map(self._num_scored, micro.rows))
         self._num_scored_places = {shape: _rounded(number) for shape, number in most.items()}
@@ -154,6 +156,16 @@ class PackedBatches:
     def num_steps(self) -> int:
         """Steps in `num_epochs` epochs."""
         return len(self._steps) * self.num_epochs
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of all sample ids and token ids, order included."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.sample_id.encode() + b"\0")
+            for ids in (example.prompt_ids, example.response_ids):
+                digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -231,34 +243,45 @@ class PackedBatches:
     def _compose(self) -> list[np.ndarray]:
         """The samples of each step, unit by unit.
 
-        Runs of neighbours come in a seeded order; the last of a step is, of the next few, the one
-        that makes it about as large as the others, so that few row lengths fit all.
+        A step takes one run of neighbours of each of its places, in a seeded order; the last is, of
+        the next few, the one that makes it about as large as the others, so that few row lengths
+        fit all.
         """
-        size, step_size = self.unit_size, self.batch_size
-        num_units = len(self.examples) // size
-        units = sorted(range(num_units), key=lambda unit: prefix_key(self._inputs(unit * size)))
-        length = max(n for n in range(1, NUM_NEIGHBOURS + 1) if step_size % n == 0)
-        runs = [units[i : i + length] for i in range(0, num_units, length)]
-        waiting = [runs[i] for i in stream(self.seed, "runs").permutation(len(runs))]
-        waiting.sort(key=lambda run: len(run) < length)  # what is left over comes last
-        sizes = {run[0]: self._run_size(run) for run in runs}
-        target = step_size / num_units * sum(sizes.values())
+        num_units = len(self.examples) // self.unit_size
+        num_steps, num_over = divmod(num_units, self.batch_size)
+        places = _run_lengths(self.batch_size)
+        pieces = [*enumerate(places)] * num_steps
+        pieces += [(len(places), length) for length in _run_lengths(num_over)]  # of the short step
+        units = sorted(
+            range(num_units), key=lambda unit: prefix_key(self._inputs(unit * self.unit_size))
+        )
+        runs: list[list[list[int]]] = [[] for _ in range(len(places) + 1)]
+        start = 0
+        for i in stream(self.seed, "cut").permutation(len(pieces)):
+            place, length = pieces[i]
+            runs[place].append(units[start : start + length])
+            start += length
+        *full, over = runs
+        shuffled = [self._shuffled(of_place, place) for place, of_place in enumerate(full)]
+        sizes = {run[0]: self._run_size(run) for of_place in shuffled for run in of_place}
+        target = sum(sizes.values()) / max(1, num_steps)
         steps = []
-        while waiting:
-            step: list[int] = []
-            total = 0
-            while waiting and len(step) < step_size:
-                choice = 0
-                if len(step) + length == step_size:
-                    few = [run for run in waiting[:NUM_CHOICES] if len(run) == length]
-                    off = [abs(total + sizes[run[0]] - target) for run in few]
-                    choice = int(np.argmin(off)) if few else 0
-                run = waiting.pop(choice)
-                step += run
-                total += sizes[run[0]]
-            steps.append(step)
-        members = np.arange(size)
-        return [(np.array(step)[:, None] * size + members[None]).reshape(-1) for step in steps]
+        for number in range(num_steps):
+            chosen = [of_place[number] for of_place in shuffled[:-1]]
+            rest = target - sum(sizes[run[0]] for run in chosen)
+            few = shuffled[-1][:NUM_CHOICES]
+            best = min(range(len(few)), key=lambda i: abs(sizes[few[i][0]] - rest))
+            chosen.append(shuffled[-1].pop(best))
+            steps.append([unit for run in chosen for unit in run])
+        if over:
+            steps.append([unit for run in over for unit in run])
+        members = np.arange(self.unit_size)
+        return [
+            (np.array(step)[:, None] * self.unit_size + members[None]).reshape(-1) for step in steps
+        ]
+
+    def _shuffled(self, runs: list[list[int]], place: int) -> list[list[int]]:
+        return [runs[i] for i in stream(self.seed, "runs", place).permutation(len(runs))]
 
     def _run_size(self, run: Sequence[int]) -> int:
         """Places that the units of a run take in one tree, about."""
@@ -343,6 +366,12 @@ class PackedBatches:
             advantages_S=advantages_S,
             ref_logp_SU=ref_logp_SU,
         )
+
+
+def _run_lengths(number: int) -> list[int]:
+    """So many units in runs of about the same length, `NUM_NEIGHBOURS` at most."""
+    num_runs = -(-number // NUM_NEIGHBOURS)
+    return [number // num_runs + (i < number % num_runs) for i in range(num_runs)]
 
 
 def _rounded(number: int) -> int:

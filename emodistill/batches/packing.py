@@ -111,48 +111,45 @@ class StepSamples:
             totals.append(total)
         return totals
 
-    def rows(self, start: int, stop: int, num_tokens: int) -> list[list[int]]:
-        """The units from `start` to `stop` in rows of at most `num_tokens`, as ranks."""
-        found: list[list[int]] = []
-        room = 0
-        for rank in sorted(rank for ranks in self.ranks[start:stop] for rank in ranks):
-            length = self.lengths[rank]
-            if found and self.packing != "none":
-                more = length - self.shared(found[-1][-1], rank)
-                if more <= room:
-                    found[-1].append(rank)
-                    room -= more
-                    continue
-            found.append([rank])
-            room = num_tokens - length
-        return found
+    def row_end(self, start: int, num_tokens: int, totals: Sequence[int]) -> int:
+        """How far the units from `start` fit into one row (with `none`, into one row each sample).
 
-    def reach(self, start: int, totals: Sequence[int], shape: RowShape) -> int:
-        """How far the units from `start` fit into one micro-batch of that shape."""
-        if max(self.lengths[rank] for rank in self.ranks[start]) > shape.num_tokens:
-            return start
-        if self.packing != "none" and shape.num_rows == 1:
-            return start + bisect.bisect_right(totals, shape.num_tokens)
-        low, high = start, len(self.ranks)
-        while low < high:
-            middle = (low + high + 1) // 2
-            ranks = [rank for ranks in self.ranks[start:middle] for rank in ranks]
-            fits = max(self.lengths[rank] for rank in ranks) <= shape.num_tokens
-            if fits and len(self.rows(start, middle, shape.num_tokens)) <= shape.num_rows:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        Args:
+          totals: `places_from(start, ...)`.
+        """
+        if self.packing != "none":
+            return start + bisect.bisect_right(totals, num_tokens)
+        fits = all(self.lengths[rank] <= num_tokens for rank in self.ranks[start])
+        return start + fits
+
+    def rows(self, start: int, stop: int, num_tokens: int) -> list[list[int]]:
+        """The units from `start` to `stop`, each wholly in a row of at most `num_tokens`, as ranks;
+        with `none` every sample has a row of its own."""
+        if self.packing == "none":
+            return [[rank] for ranks in self.ranks[start:stop] for rank in ranks]
+        found = []
+        while start < stop:
+            end = self.row_end(start, num_tokens, self.places_from(start, num_tokens))
+            end = min(end, stop)
+            found.append(sorted(rank for ranks in self.ranks[start:end] for rank in ranks))
+            start = end
+        return found
 
 
 def reaches(step: StepSamples, shapes: Sequence[RowShape]) -> list[list[int]]:
     """[unit][shape]: where a micro-batch that begins with that unit ends."""
+    n = len(step.ranks)
     most = max(shape.num_tokens for shape in shapes)
-    found = []
-    for start in range(len(step.ranks)):
-        totals = step.places_from(start, most)
-        found.append([step.reach(start, totals, shape) for shape in shapes])
-    return found
+    totals = [step.places_from(start, most) for start in range(n)]
+    columns = []
+    for shape in shapes:
+        ends = [step.row_end(start, shape.num_tokens, totals[start]) for start in range(n)] + [n]
+        num_rows = shape.num_rows // (step.unit_size if step.packing == "none" else 1)
+        reach = list(range(n))
+        for _ in range(num_rows):
+            reach = [ends[at] for at in reach]
+        columns.append(reach)
+    return [list(of_unit) for of_unit in zip(*columns, strict=True)]
 
 
 class Cut(NamedTuple):

@@ -14,7 +14,6 @@ key/value head. Scores and softmax are float32.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -70,8 +69,7 @@ def tree_attention(
       ends_BT: int32, the first place after each place's subtree, at least its own successor; for
         plain rows their lengths, or None where nothing is padded.
       block: places of a block; by the heads' width without it.
-      lanes: blocks of queries that are worked off side by side (the largest power of two up to it
-        that divides their number).
+      lanes: blocks of queries that are worked off side by side, at most.
 
     Returns: [B, T, N, H] in the values' dtype.
     """
@@ -92,7 +90,8 @@ def tree_attention(
         q_BTNH, k_BTKH, v_BTKH = (
             jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)
         )
-    lanes = math.gcd(B * num_blocks, 2 ** (lanes.bit_length() - 1))
+    num_groups = -(-B * num_blocks // lanes)
+    lanes = -(-B * num_blocks // num_groups)
 
     def blocked(x: jax.Array) -> jax.Array:
         """[B, T, heads, H] as [Q, K, M or S, H]."""
@@ -152,12 +151,17 @@ def _plan(ends_BT: jax.Array, block: int) -> _Plan:
 
 
 def _grouped(tree: Any, lanes: int) -> Any:
-    """Leaves [Q, …] as [Q / G, G, …]."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // lanes, lanes, *x.shape[1:]), tree)
+    """Leaves [Q, …] as [groups, G, …]; queries that see nothing fill up the last."""
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, -len(x) % lanes),) + ((0, 0),) * (x.ndim - 1))
+        return x.reshape(-1, lanes, *x.shape[1:])
+
+    return jax.tree.map(split, tree)
 
 
-def _ungrouped(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])
+def _ungrouped(x: jax.Array, number: int) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])[:number]
 
 
 def _take(x_Q: jax.Array, numbers_G: jax.Array) -> jax.Array:
@@ -245,7 +249,7 @@ def _forward(
 
     inputs = _grouped((q_QKMH, plan.keys_QJ, plan.counts_Q, plan.starts_Q), lanes)
     _, (out, log_total) = jax.lax.scan(group, None, inputs)
-    return _ungrouped(out), _ungrouped(log_total)
+    return _ungrouped(out, len(q_QKMH)), _ungrouped(log_total, len(q_QKMH))
 
 
 def _forward_for_backward(
@@ -287,7 +291,8 @@ def _backward(lanes: int, kept: tuple, grad_QKMH: jax.Array) -> tuple:
         lanes,
     )
     (dk_QKSH, dv_QKSH), dq = jax.lax.scan(group, (zeros, zeros), inputs)
-    return _ungrouped(dq), dk_QKSH.astype(k_QKSH.dtype), dv_QKSH.astype(v_QKSH.dtype), None
+    dq_QKMH = _ungrouped(dq, len(q_QKMH))
+    return dq_QKMH, dk_QKSH.astype(k_QKSH.dtype), dv_QKSH.astype(v_QKSH.dtype), None
 
 
 _attend.defvjp(_forward_for_backward, _backward)

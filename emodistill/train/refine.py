@@ -107,7 +107,6 @@ def refine(
     )
     _add_start(student.model, config, sft_adapter)
     start = BASE_REFERENCE if config.reference == "base" else lora_sha256(student.model)
-    data_sha256 = samples.sha256()
     reference = None
     if objective.needs_reference:
         reference = reference_logprobs(
@@ -118,7 +117,7 @@ def refine(
                 "base_model": student.base_sha256,
                 "adapter": start,
                 "chat_template": student.template_sha256,
-                "samples": data_sha256,
+                "samples": batches.sha256,
             },
         )
         batches.set_reference(reference.logp_NU)
@@ -129,7 +128,7 @@ def refine(
         config,
         stage=config.stage,
         cell_dir=cell_dir,
-        identity=training_identity(student, config, data_sha256) | {"adapter": start},
+        identity=training_identity(student, config, batches.sha256) | {"adapter": start},
         on_step=on_step,
     )
     save_adapter(student.model, cell_dir / ADAPTER, config.model)

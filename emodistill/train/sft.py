@@ -101,7 +101,7 @@ def train_sft(
         config,
         stage="sft",
         cell_dir=cell_dir,
-        identity=training_identity(student, config, samples.sha256()),
+        identity=training_identity(student, config, batches.sha256),
         on_step=on_step,
     )
     save_adapter(student.model, cell_dir / ADAPTER, config.model)
