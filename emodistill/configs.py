@@ -213,6 +213,10 @@ class IQLConfig(ExperimentConfig):
         require(self.num_steps >= 1, f"num_steps={self.num_steps} must be at least 1.")
 
 
+SAMPLES_PER_ROW = 8
+"""Of a step for every device with rows of its own: with fewer they share little."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshShape:
     """How many devices each axis of the mesh has (docs/scale.md)."""
@@ -274,7 +278,7 @@ class AdapterConfig(ExperimentConfig):
     quantize: Quantization | None = None
     """Hold the frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
     mesh: str | None = operational(None)
-    """DATAxFSDPxTENSOR devices, such as 1x2x4; all there are along fsdp without it."""
+    """DATAxFSDPxTENSOR devices, such as 1x2x4; without it all there are, as --batch-size allows."""
     remat: Remat | None = operational(None)
     """What the backward pass computes again: none (CPU), full (elsewhere), all but dots."""
     packing: Packing = operational("tree")
@@ -293,8 +297,17 @@ class AdapterConfig(ExperimentConfig):
     process_id: int | None = operational(None)
 
     def mesh_shape(self, num_devices: int) -> MeshShape:
-        """The mesh to train on."""
-        return MeshShape.parse(self.mesh) if self.mesh else MeshShape(fsdp=num_devices)
+        """The mesh to train on.
+
+        Unless it is asked for, `tensor` takes what rows can't use: samples share much within a row,
+        and too little between rows.
+        """
+        if self.mesh:
+            return MeshShape.parse(self.mesh)
+        tensors = [size for size in (1, 2, 4) if num_devices % size == 0]
+        enough = (t for t in tensors if self.batch_size * t >= SAMPLES_PER_ROW * num_devices)
+        tensor = next(enough, tensors[-1])
+        return MeshShape(fsdp=num_devices // tensor, tensor=tensor)
 
     def __post_init__(self) -> None:
         if self.mesh is not None:
@@ -345,11 +358,14 @@ class RefinementConfig(AdapterConfig):
     stage: ClassVar[str]
     signal: JPOSignal = "turn-judge"
     """What a turn's advantage is made from."""
-    reference: Literal["sft", "base"] = "sft"
-    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
     sft_cell: str = "default"
-    """The SFT cell that `reference=sft` starts from."""
+    """The SFT cell whose adapter it starts from."""
     learning_rate: float = 5e-6
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether the base model takes the place of the SFT adapter, as start and reference."""
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +373,8 @@ class JPOConfig(RefinementConfig):
     """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
 
     stage: ClassVar[str] = "jpo"
+    reference: Literal["sft", "base"] = "sft"
+    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
     kappa: float = 1.0
     """κ of Eq. 18: the weight of negative advantages."""
     clip: float = 0.2
@@ -367,6 +385,10 @@ class JPOConfig(RefinementConfig):
     data: Literal["all", "top"] = "all"
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = 0.25
+
+    @property
+    def starts_from_base(self) -> bool:
+        return self.reference == "base"
 
     def __post_init__(self) -> None:
         AdapterConfig.__post_init__(self)

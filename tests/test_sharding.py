@@ -16,13 +16,16 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from mesh_worker import gradients
+from test_batches import sharing_examples
 from test_train import lines, without_times
 
+from emodistill.batches import PackedBatches
 from emodistill.configs import MeshShape, SFTConfig
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, add_lora, sharding
 from emodistill.model.config import PUBLISHED
 from emodistill.seeding import jax_key
+from emodistill.train.loop import warn_of_empty_rows
 
 SHAPES = [
     f"{data}x{fsdp}x{8 // data // fsdp}"
@@ -177,6 +180,24 @@ def test_what_an_axis_does_not_divide_stays_whole():
     assert specs(mesh_worker.ODD, abstract_mesh(1, 1, 5))["layers.mlp.up_proj.weight"] == (
         PartitionSpec(None, None, "fsdp")
     )
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "shape"),
+    [(1, 16, "1x1x1"), (2, 16, "1x2x1"), (8, 16, "1x2x4"), (8, 64, "1x8x1"), (6, 16, "1x3x2")],
+)
+def test_rows_are_split_no_further_than_a_step_has_samples(num_devices, batch_size, shape):
+    assert str(SFTConfig(batch_size=batch_size).mesh_shape(num_devices)) == shape
+
+
+@pytest.mark.parametrize(("batch_size", "is_told"), [(8, True), (64, False)])
+def test_rows_that_stay_empty_are_worth_a_warning(batch_size, is_told, caplog):
+    mesh = abstract_mesh(1, 8, 1)
+    batches = PackedBatches(
+        sharing_examples(64), batch_size=batch_size, seed=0, num_epochs=1, row_multiple=8
+    )
+    warn_of_empty_rows(mesh, batches, SFTConfig(batch_size=batch_size))
+    assert ("8 samples a step are few for 8 devices" in caplog.text) == is_told
 
 
 @pytest.mark.parametrize(

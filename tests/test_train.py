@@ -680,7 +680,7 @@ class TestStages:
         assert run.num_samples == 8
 
     def test_what_cannot_be_started_is_refused(self, sft_result, tiny_checkpoint, pack, tmp_path):
-        with pytest.raises(InputError, match="reference='sft' needs an SFT adapter"):
+        with pytest.raises(InputError, match="jpo starts from an SFT adapter, and there is none"):
             jpo_stage(tmp_path / "jpo/x", tiny_checkpoint, pack, None)
         with pytest.raises(InputError, match=r"lora_rank=8, but the SFT adapter in .* has 4"):
             jpo_stage(

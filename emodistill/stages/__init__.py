@@ -91,7 +91,7 @@ def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Ma
     """Stage 4b: train the JPO, A-LoL or DPO adapter."""
     learn.check_student(config)
     prepare(config, "sweep", "judge")
-    if config.reference == "sft" and config.sft_cell == "default":
+    if not config.starts_from_base and config.sft_cell == "default":
         prepare(config, "sft")
     return learn.refine(config, base)
 

@@ -137,7 +137,7 @@ def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Ma
 def _snapshot(config: RefinementConfig) -> Path | None:
     """The SFT cell that a refinement starts from, None where it starts from the base model."""
     sft_dir = None
-    if config.reference == "sft":
+    if not config.starts_from_base:
         sft_dir = stage_dir(config.run, config.domain, "sft", config.sft_cell)
         found = read_manifest(sft_dir)
         if found is None or not found.is_finished:
@@ -226,7 +226,7 @@ def _train_adapter(
 def _evaluation(config: IQLConfig | AdapterConfig, stage: str, directory: Path) -> str:
     """The command that plays what has just been trained."""
     method = {"iql": "iql", "sft": "iql+sft"}.get(stage, f"iql+sft+{stage}")
-    if isinstance(config, RefinementConfig) and config.reference == "base":
+    if isinstance(config, RefinementConfig) and config.starts_from_base:
         method = f"iql+{stage}"
     flag = "" if directory.name == "default" else f" --{stage}-cell {directory.name}"
     return f"{command('evaluate', config)} --method {method}{flag}"

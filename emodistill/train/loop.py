@@ -6,6 +6,7 @@ late: the device never waits, and within a step nothing crosses between the two.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -17,11 +18,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from emodistill.batches import Batch, PackedBatches, Step
 from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError, StoppedError
-from emodistill.model import LoRAParam, Qwen2, is_first
+from emodistill.model import LoRAParam, Qwen2, is_first, num_row_shards
 from emodistill.progress import progress
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.flops import peak_flops, training_flops
@@ -31,7 +33,11 @@ from emodistill.train.prefetch import prefetched
 from emodistill.train.stopping import StopRequest
 from emodistill.train.trainer import LossFn, Trainer, TrainState, add_metrics
 
+log = logging.getLogger(__name__)
+
 STEPS_AHEAD = 2
+MIN_FILLED = 0.75
+"""Share of the rows below which a mesh with many of them is worth a warning."""
 SHOWN = {
     "sft": "sft/loss",
     "jpo": "policy/surrogate",
@@ -88,6 +94,7 @@ def train(
       InputError: a checkpoint is damaged, or can't be written.
       StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
+    warn_of_empty_rows(model.mesh, batches, config)
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
     trainer = Trainer(graphdef, loss_fn, config, num_steps, model.mesh)
@@ -109,10 +116,10 @@ def train(
     with (
         StopRequest() as stop,
         checkpoints,
-        MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as log,
+        MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as metrics_log,
         progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
-        last, clock = log.last, time.monotonic()
+        last, clock = metrics_log.last, time.monotonic()
 
         def settle(num_left: int) -> None:
             nonlocal last, clock
@@ -131,7 +138,7 @@ def train(
                     "time/response_tokens_per_s": work.num_replies / seconds,
                     "time/mfu": training_flops(model.config, work) / seconds / peak,
                 }
-                log.write(done.number + 1, last | times)
+                metrics_log.write(done.number + 1, last | times)
                 clock = now
                 bar.advance(1, note=f"{shown} {last[shown]:.4f}")
 
@@ -155,6 +162,20 @@ def train(
                 )
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
+
+
+def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: AdapterConfig) -> None:
+    """Say so where a step has too few samples for the rows of `mesh`."""
+    filled, num_shards = batches.num_tokens / batches.num_places, num_row_shards(mesh)
+    if num_shards > 1 and filled < MIN_FILLED and is_first():
+        log.warning(
+            "rows are only %.0f %% full: %d samples a step are few for %d devices with rows of "
+            "their own. Raise --batch-size, or split less over data and fsdp and more over tensor "
+            "(--mesh DATAxFSDPxTENSOR).",
+            100 * filled,
+            config.batch_size,
+            num_shards,
+        )
 
 
 def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:

@@ -74,7 +74,7 @@ def refine(
     Args:
       trajectories: the sweep; only dialogues of training scenarios are used.
       scores: the judge's, by (trajectory id, turn index or None).
-      sft_adapter: the snapshot to start from; needed unless `config.reference` is `base`.
+      sft_adapter: the snapshot to start from; needed unless it starts from the base model.
       max_turns: T of the shaped return.
       on_step: called after each step with the number of steps taken.
 
@@ -106,7 +106,7 @@ def refine(
         advantages=None if objective.advantages is None else objective.advantages[rows],
     )
     _add_start(student.model, config, sft_adapter)
-    start = BASE_REFERENCE if config.reference == "base" else lora_sha256(student.model)
+    start = BASE_REFERENCE if config.starts_from_base else lora_sha256(student.model)
     reference = None
     if objective.needs_reference:
         reference = reference_logprobs(
@@ -156,14 +156,14 @@ def _whole_units(
 
 def _add_start(model: Qwen2, config: RefinementConfig, sft_adapter: Path | None) -> None:
     """Give `model` the adapter that it starts from."""
-    if config.reference == "base":
+    if config.starts_from_base:
         rng = jax_key(config.seed, "lora")
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets, rng)
         return
     if sft_adapter is None:
         raise InputError(
-            "reference='sft' needs an SFT adapter; train one with scripts/train_sft.py, or start "
-            "from the base model with --reference base."
+            f"{config.stage} starts from an SFT adapter, and there is none; train one with "
+            "scripts/train_sft.py."
         )
     load_adapter(model, sft_adapter)
     wanted = {
