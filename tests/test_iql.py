@@ -22,7 +22,7 @@ CONFIG = IQLConfig(num_steps=1_000, batch_size=64, hidden_width=32, learning_rat
 """Most tests share its shapes, and data sets of ten rows, so that they share a compilation."""
 
 
-def transitions(rows, num_states):
+def transitions(rows, num_states, dialogues=None):
     """(state, action, reward, next state or None) with one-hot states."""
     state, action, reward, after = zip(*rows, strict=True)
     one_hot = np.eye(num_states, dtype=np.float32)
@@ -32,6 +32,7 @@ def transitions(rows, num_states):
         reward_N=np.array(reward, np.float32),
         next_observation_NS=one_hot[[0 if s is None else s for s in after]],
         terminal_N=np.array([s is None for s in after]),
+        dialogue_N=np.arange(len(rows), dtype=np.int32) if dialogues is None else dialogues,
         state="geometry",
         num_dialogues=len(rows),
         num_truncated=0,
@@ -345,6 +346,9 @@ def test_turns_without_score_or_emotion_are_left_out_and_counted():
     np.testing.assert_allclose(made.reward_N, expected[[0, 1, 2, 3, 4, 6]], rtol=1e-5)
     assert (made.num_without_reward, made.num_without_emotion) == (3, 1)
     assert made.action_N[-1] == EMOTION_INDEX["joy"]
+    # Dialogues begin where they begin, although the last turns of most are not there.
+    np.testing.assert_array_equal(made.dialogue_N, [0, 0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(made.starts, [0, 2, 3, 4, 5])
     with pytest.raises(InputError, match="1 are cut off"):
         make_transitions([dialogue("a", [30, 80], "ongoing")], {})
     with pytest.raises(InputError, match=r"signal='episode-judge': 0 are cut off"):

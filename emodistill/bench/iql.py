@@ -21,9 +21,11 @@ from emodistill.seeding import stream
 from emodistill.train.iql import train_iql, train_iql_grid
 from emodistill.train.transitions import Transitions
 
-GRID = tuple(itertools.product((0.6, 0.7, 0.9), (1.0, 3.0, 10.0), (0.95, 0.99)))
+GRID = tuple(itertools.product((0.7, 0.8, 0.9), (1.0, 3.0, 10.0), (0.95, 0.99)))
 """(expectile, advantage scale, discount) of 18 runs."""
 NUM_TRANSITIONS = 40_000
+TURNS = 5
+"""Of a dialogue."""
 
 
 def run(config: BenchIQLConfig) -> None:
@@ -68,9 +70,10 @@ def random_transitions(number: int) -> Transitions:
         action_N=rng.integers(len(EMOTIONS), size=number, dtype=np.int32),
         reward_N=rng.normal(size=number).astype(np.float32),
         next_observation_NS=rng.uniform(-1, 1, (number, width)).astype(np.float32),
-        terminal_N=rng.random(number) < 0.2,
+        terminal_N=np.arange(number) % TURNS == TURNS - 1,
+        dialogue_N=np.arange(number, dtype=np.int32) // TURNS,
         state="geometry",
-        num_dialogues=number // 5,
+        num_dialogues=number // TURNS,
         num_truncated=0,
         num_without_reward=0,
         num_without_emotion=0,

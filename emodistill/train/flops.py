@@ -8,41 +8,49 @@ matrix product a weight, that of the input's gradient; what it computes again is
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from emodistill.batches import Work
 from emodistill.model import Qwen2Config
 
 PEAK_FLOPS = {
-    "H100": 989e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
     "A100": 312e12,
     "A10G": 70e12,
+    "A10": 125e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
     "TPU v6": 918e12,
     "TPU v5p": 459e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v4": 275e12,
 }
-"""Dense bfloat16 products a second by the makers' data sheets; looked up in this order."""
+"""Dense bfloat16 products a second by the makers' data sheets; whole words, in this order."""
 
-MATRIX_SIZE = 1536
-"""Of the products by which the peak of a device that is not listed is measured."""
+CPU_MATRIX, MATRIX = 1536, 8192
+"""Sizes of the products by which the peak of a device that is not listed is measured."""
 
 
 def forward_flops(config: Qwen2Config, work: Work) -> float:
     """Of the forward pass over a step's rows."""
-    heads = config.num_heads * config.head_dim
     per_token = 2 * config.num_layers * _layer_weights(config)
-    per_pair = 4 * config.num_layers * heads
+    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
     per_reply = 2 * config.vocab_size * config.hidden_size
     return float(
         per_token * work.num_tokens + per_pair * work.num_visible + per_reply * work.num_replies
@@ -50,9 +58,17 @@ def forward_flops(config: Qwen2Config, work: Work) -> float:
 
 
 def training_flops(config: Qwen2Config, work: Work) -> float:
-    """Of forward and backward pass; attention's backward pass is two products for each one."""
-    heads = config.num_heads * config.head_dim
-    return 2 * forward_flops(config, work) + 4.0 * config.num_layers * heads * work.num_visible
+    """Of forward and backward pass.
+
+    Attention's backward pass is two products for each one. The first layer's projections of
+    queries, keys and values have none: the frozen embedding, which they take, needs no gradient.
+    """
+    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
+    unneeded = (
+        2 * config.hidden_size * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    )
+    backward = per_pair * work.num_visible - unneeded * work.num_tokens
+    return 2 * forward_flops(config, work) + backward
 
 
 def _layer_weights(config: Qwen2Config) -> int:
@@ -62,11 +78,14 @@ def _layer_weights(config: Qwen2Config) -> int:
     return attention + 3 * config.hidden_size * config.intermediate_size
 
 
-def peak_flops(devices: Sequence[Any]) -> float:
-    """What the devices could do together; of kinds that are not listed, what products reach."""
-    return sum(_peak_of(device.device_kind) for device in devices[:1]) * len(
-        {_slot(device) for device in devices}
-    )
+def peak_flops(devices: Sequence[Any], dtype: DTypeLike) -> float:
+    """What the devices could do together in `dtype`; by products where they are not listed."""
+    first = devices[0]
+    each = listed_peak(first.device_kind) if jnp.dtype(dtype) == jnp.bfloat16 else None
+    if each is None:
+        size = CPU_MATRIX if first.platform == "cpu" else MATRIX
+        each = _measured_once(size, jnp.dtype(dtype).name)
+    return each * len({_slot(device) for device in devices})
 
 
 def _slot(device: Any) -> Any:
@@ -74,17 +93,17 @@ def _slot(device: Any) -> Any:
     return device.process_index if device.platform == "cpu" else device.id
 
 
-@functools.cache
-def _peak_of(kind: str) -> float:
+def listed_peak(kind: str) -> float | None:
+    """The data sheet's figure for a device of that kind."""
     for name, peak in PEAK_FLOPS.items():
-        if name in kind:
+        if re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", kind):
             return peak
-    return measured_peak(MATRIX_SIZE)
+    return None
 
 
-def measured_peak(size: int, *, rounds: int = 3) -> float:
-    """The best of a few products of two square matrices in float32."""
-    square = jnp.ones((size, size), jnp.float32)
+def measured_peak(size: int, dtype: str = "float32", *, rounds: int = 3) -> float:
+    """The best of a few products of two square matrices."""
+    square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(square, square))
     best = 0.0
@@ -93,3 +112,6 @@ def measured_peak(size: int, *, rounds: int = 3) -> float:
         jax.block_until_ready(product(square, square))
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
+
+
+_measured_once = functools.cache(measured_peak)

@@ -107,7 +107,7 @@ def train(
     pending: deque[_Pending] = deque()
     last: dict[str, float] = {}
     devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
-    peak = peak_flops(devices)
+    peak = peak_flops(devices, model.dtype)
 
     def make(number: int) -> _Input:
         step = batches.step(number)

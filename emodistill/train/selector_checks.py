@@ -122,7 +122,7 @@ def fitted_q_values(
     Args:
       policies: name -> probabilities at each state and at each next state, [N, A].
 
-    Returns: the mean of Σ π(e | s) Q(s, e) over the states that begin a dialogue.
+    Returns: the mean of Σ π(e | s) Q(s, e) over the dialogues' first states.
     """
     now_KNA, next_KNA = (jnp.asarray(np.stack(x)) for x in zip(*policies.values(), strict=True))
     observation_NS = jnp.asarray(transitions.observation_NS)
@@ -169,7 +169,5 @@ def fitted_q_values(
     shape = (num_steps, min(config.batch_size, len(transitions)))
     rows_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
     value_KN = np.asarray(evaluate(layers_K, rows_LB))
-    is_first_N = np.roll(transitions.terminal_N, 1)
-    is_first_N[0] = True
-    means_K = value_KN[:, is_first_N].mean(axis=1)
+    means_K = value_KN[:, transitions.starts].mean(axis=1)
     return {name: float(mean) for name, mean in zip(policies, means_K, strict=True)}

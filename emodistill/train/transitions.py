@@ -29,6 +29,8 @@ class Transitions:
     next_observation_NS: np.ndarray
     """State before the dialogue's next focal turn; after the last one, of no consequence."""
     terminal_N: np.ndarray
+    dialogue_N: np.ndarray
+    """Which dialogue each is from; those of one dialogue stand together, in its order."""
     state: StateKind
     num_dialogues: int
     num_truncated: int
@@ -41,6 +43,11 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.action_N)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first transition of each dialogue that has one."""
+        return np.flatnonzero(np.diff(self.dialogue_N, prepend=-1))
 
 
 def make_transitions(
@@ -64,7 +71,7 @@ def make_transitions(
     truncated = [is_truncated(trajectory, max_turns) for trajectory in trajectories]
     observations: list[np.ndarray] = []
     next_observations: list[np.ndarray] = []
-    kept: list[tuple[int, float, bool]] = []
+    kept: list[tuple[int, float, bool, int]] = []
     num_without_emotion = num_without_reward = 0
     for row in range(len(table)):
         position = int(table.trajectory_index[row])
@@ -82,20 +89,21 @@ def make_transitions(
         for turns_before, out in ((turn.index, observations), (next_turn, next_observations)):
             before = trajectory.turns[:turns_before]
             out.append(features(DialogueState.from_turns(trajectory, before, max_turns), state))
-        kept.append((EMOTION_INDEX[turn.emotion], float(rewards.values[row]), is_last))
+        kept.append((EMOTION_INDEX[turn.emotion], float(rewards.values[row]), is_last, position))
     if not kept:
         raise InputError(
             f"{len(trajectories)} trajectories give no transition for signal={signal!r}: "
             f"{sum(truncated)} are cut off, {num_without_emotion} turns have no emotion and "
             f"{num_without_reward} no score. Sweep and judge more dialogues."
         )
-    action, reward, terminal = zip(*kept, strict=True)
+    action, reward, terminal, dialogue = zip(*kept, strict=True)
     return Transitions(
         observation_NS=np.stack(observations).astype(np.float32),
         action_N=np.array(action, np.int32),
         reward_N=np.array(reward, np.float32),
         next_observation_NS=np.stack(next_observations).astype(np.float32),
         terminal_N=np.array(terminal, bool),
+        dialogue_N=np.array(dialogue, np.int32),
         state=state,
         num_dialogues=len(trajectories) - sum(truncated),
         num_truncated=sum(truncated),
