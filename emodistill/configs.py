@@ -599,6 +599,7 @@ class QuickstartConfig:
 class BenchSweepConfig:
     """The API client under load."""
 
+    name: ClassVar[str] = "sweep"
     peers: tuple[str, ...] = ("openai", "litellm")
     """Libraries to measure beside it."""
     in_flight: int = 256
@@ -625,12 +626,14 @@ class BenchTrainingConfig:
     """A slice of the 7B model at its full width, or the student that ships."""
     num_layers: int = 1
     """Of the slice."""
+    kept: float = 1.0
+    """Share of a sweep's turns that are trained on."""
     batch_size: int = 16
     """Samples of an optimiser step."""
     steps: int = 1
     """Optimiser steps of a round."""
-    peer_samples: int = 4
-    """Samples that a peer takes for each of those."""
+    peer_samples: int = 8
+    """Of those that a peer takes for each step."""
     packing: Packing = "tree"
     max_micro_tokens: int = 4096
     rounds: int = 3
@@ -639,6 +642,8 @@ class BenchTrainingConfig:
         require(self.rounds >= 1, f"rounds={self.rounds} must be at least 1.")
         require(self.num_layers >= 1, f"num_layers={self.num_layers} must be at least 1.")
         require(self.steps >= 1, f"steps={self.steps} must be at least 1.")
+        require(self.peer_samples >= 1, f"peer_samples={self.peer_samples} must be at least 1.")
+        require(0 < self.kept <= 1, f"kept={self.kept} must lie in (0, 1].")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -647,6 +652,8 @@ class BenchSFTConfig(BenchTrainingConfig):
 
     name: ClassVar[str] = "sft"
     peers: tuple[str, ...] = ("peft", "trl")
+    kept: float = 0.25
+    """Share of a sweep's turns that are trained on; SFT keeps the best quarter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -655,7 +662,6 @@ class BenchJPOConfig(BenchTrainingConfig):
 
     name: ClassVar[str] = "jpo"
     peers: tuple[str, ...] = ("upstream-style", "peft-stored")
-    rounds: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -663,12 +669,15 @@ class BenchMFUConfig(BenchTrainingConfig):
     """Useful arithmetic of an SFT step over what matrix products reach on this device."""
 
     name: ClassVar[str] = "mfu"
+    num_layers: int = 2
+    """Of the slice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchIQLConfig:
     """Updates a second of the emotion selector's training."""
 
+    name: ClassVar[str] = "iql"
     peers: tuple[str, ...] = ("torch",)
     """Libraries to measure beside it."""
     num_steps: int = 1_000
@@ -685,6 +694,7 @@ class BenchIQLConfig:
 class BenchPackingConfig:
     """What packing costs and saves as samples and turns grow."""
 
+    name: ClassVar[str] = "packing"
     num_samples: int = 100_000
     """Of the set whose packing is timed."""
     packing: Packing = "tree"
@@ -694,6 +704,7 @@ class BenchPackingConfig:
 class BenchLoadConfig:
     """A random checkpoint on its way from files to devices."""
 
+    name: ClassVar[str] = "load"
     peers: tuple[str, ...] = ("transformers",)
     """Libraries to measure beside it."""
     model: str = "qwen2.5-7b"
@@ -712,5 +723,6 @@ class BenchLoadConfig:
 class BenchMemoryConfig:
     """Memory of a training step on one device and on eight, compiled ahead of time."""
 
+    name: ClassVar[str] = "memory"
     model: str = "qwen2.5-7b"
     """Whose shapes (see `plan.py memory`)."""

@@ -17,14 +17,17 @@ from emodistill import cli, configs
 from emodistill.errors import InputError
 
 BENCHMARKS = {
-    "sweep": configs.BenchSweepConfig,
-    "sft": configs.BenchSFTConfig,
-    "jpo": configs.BenchJPOConfig,
-    "mfu": configs.BenchMFUConfig,
-    "packing": configs.BenchPackingConfig,
-    "iql": configs.BenchIQLConfig,
-    "load": configs.BenchLoadConfig,
-    "memory": configs.BenchMemoryConfig,
+    config.name: config
+    for config in (
+        configs.BenchSweepConfig,
+        configs.BenchSFTConfig,
+        configs.BenchJPOConfig,
+        configs.BenchMFUConfig,
+        configs.BenchPackingConfig,
+        configs.BenchIQLConfig,
+        configs.BenchLoadConfig,
+        configs.BenchMemoryConfig,
+    )
 }
 MODULES: dict[str, str] = dict.fromkeys(("sft", "jpo", "mfu"), "training")
 

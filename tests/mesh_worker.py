@@ -26,7 +26,7 @@ from flax import nnx
 from test_batches import lengths_to_examples
 
 from emodistill.batches import PackedBatches
-from emodistill.configs import JPOConfig, MeshShape, SFTConfig
+from emodistill.configs import DPOConfig, JPOConfig, MeshShape, SFTConfig
 from emodistill.errors import StoppedError
 from emodistill.model import (
     LoRAParam,
@@ -65,7 +65,11 @@ MANY_HEADS = Qwen2Config(
 )
 ODD = dataclasses.replace(MANY_HEADS, num_heads=6, vocab_size=203, is_tied=True)
 MODELS = {"many": MANY_HEADS, "odd": ODD}
-LOSSES = {"sft": sft_loss_of_batch, "jpo": loss_of(JPOConfig(kl_coef=0.3))}
+LOSSES = {
+    "sft": sft_loss_of_batch,
+    "jpo": loss_of(JPOConfig(kl_coef=0.3)),
+    "dpo": loss_of(DPOConfig(beta=0.2)),
+}
 LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6), (60, 4)]
 
 
@@ -123,7 +127,9 @@ def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     trainer = Trainer(graphdef, LOSSES[stage], SFTConfig(), num_steps=1, mesh=mesh)
     if mesh is not None:
         assert_moments_lie_like_their_factors(trainer.init(lora))
-    step = make_batches(mesh, batch_size=18, num_epochs=1).step(0)
+    unit_size = 2 if stage == "dpo" else 1
+    batches = make_batches(mesh, batch_size=18 // unit_size, num_epochs=1, unit_size=unit_size)
+    step = batches.step(0)
     grads, metrics = trainer.gradients(lora, frozen, trainer.place(step.batches))
     found = {
         "/".join(map(str, path)): to_host(leaf[...]) for path, leaf in nnx.to_flat_state(grads)

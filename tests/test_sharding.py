@@ -78,17 +78,17 @@ def assert_as_on_one_device(path, cases):
             np.testing.assert_allclose(got, value, rtol=0, atol=tolerance, err_msg=f"{shape} {key}")
 
 
-def test_every_mesh_of_eight_gives_one_device_s_losses_and_gradients(tmp_path):
-    assert len(SHAPES) == 10
-    cases = [(shape, "many", "jpo") for shape in SHAPES]
-    cases += [("1x2x4", "odd", "sft")]
+def test_meshes_of_eight_give_one_device_s_losses_and_gradients(tmp_path):
+    cases = [(shape, "many", "jpo") for shape in ("1x8x1", "1x1x8", "4x2x1")]
+    cases += [("1x2x4", "odd", "sft"), ("2x2x2", "many", "dpo")]
     finish(start(tmp_path / "out.npz", "gradients", json.dumps(cases), num_devices=8))
     assert_as_on_one_device(tmp_path / "out.npz", cases)
 
 
 @pytest.mark.slow
 def test_every_mesh_model_and_stage(tmp_path):
-    cases = list(itertools.product(SHAPES, ("many", "odd"), ("sft", "jpo")))
+    assert len(SHAPES) == 10
+    cases = list(itertools.product(SHAPES, ("many", "odd"), ("sft", "jpo", "dpo")))
     finish(start(tmp_path / "out.npz", "gradients", json.dumps(cases), num_devices=8))
     assert_as_on_one_device(tmp_path / "out.npz", cases)
     finish(*start_two(tmp_path / "two.npz", "gradients", json.dumps(cases)))

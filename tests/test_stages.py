@@ -60,9 +60,22 @@ def test_stages_leave_what_the_next_ones_read(run):
     assert not {t.scenario_id for t in played} & {t.scenario_id for t in trajectories}
 
 
+@pytest.mark.parametrize("stage", ["alol", "dpo"])
+def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run, monkeypatch):
+    monkeypatch.setattr(missing.cli, "read_settings", lambda path: {stage: TINY})
+    method = f"iql+sft+{stage}"
+    stages.evaluate(EvaluateConfig(run=run, method=method, num_scenarios=1, max_turns=2))
+    trained = read_manifest(run / "crad" / stage / "default")
+    assert trained.is_finished
+    assert trained.config["max_samples"] == 2
+    (played,) = read_trajectories(run / f"crad/eval/{method}@sim-counterparty/default.jsonl")
+    assert dict(played.focal.cells) == {"iql": "default", stage: "default"}
+    assert (run / "crad" / stage / "reference").exists() == (stage == "dpo")
+
+
 def test_methods_meet_the_same_counterparties(run):
-    folders = sorted((run / "crad/eval").glob("*/default.jsonl"))
-    assert len(folders) == 3
+    methods = ("vanilla-slm", "random", "iql+sft+jpo")
+    folders = [run / f"crad/eval/{name}@sim-counterparty/default.jsonl" for name in methods]
     ids = [{t.trajectory_id for t in read_trajectories(path)} for path in folders]
     assert ids[0] == ids[1] == ids[2]
 

@@ -32,7 +32,7 @@ from emodistill.configs import Packing
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 
-NUM_NEIGHBOURS = 8
+NUM_NEIGHBOURS = 16
 """Units that share most of their prompts come in runs of at most so many, to the same step."""
 NUM_CHOICES = 32
 REPLY_MULTIPLE = 16

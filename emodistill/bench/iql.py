@@ -58,7 +58,7 @@ def run(config: BenchIQLConfig) -> None:
         "batch_size": settings.batch_size,
         "hidden_width": settings.hidden_width,
     }
-    print(result("iql", "updates/s", own, peers, extra))
+    print(result(config, "updates/s", own, peers, extra))
 
 
 def random_transitions(number: int) -> Transitions:

@@ -80,7 +80,7 @@ def run(config: BenchLoadConfig) -> None:
         "files_gb": size / GB,
         "num_layers": num_layers,
     }
-    print(result("load", "host peak / largest file", ours, peers, extra, is_more_better=False))
+    print(result(config, "host peak / largest file", ours, peers, extra, is_more_better=False))
 
 
 def write_checkpoint(folder: Path, model: str, num_layers: int) -> int:

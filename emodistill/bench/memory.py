@@ -34,4 +34,4 @@ def run(config: BenchMemoryConfig) -> None:
     peers = [Measured("upstream's estimate, rows of 2,048", [UPSTREAM_GB])]
     extra = {"gb_per_device": found, "is_estimate_for_gpus": True}
     unit = "GB a device, JPO, rows of 4,096, one device"
-    print(result("memory", unit, ours, peers, extra, is_more_better=False))
+    print(result(config, unit, ours, peers, extra, is_more_better=False))

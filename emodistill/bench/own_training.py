@@ -16,6 +16,7 @@ from flax import nnx
 from emodistill.batches import Example, PackedBatches, Step
 from emodistill.bench.workload import dialogue_examples, statistics
 from emodistill.configs import BenchTrainingConfig, JPOConfig, SFTConfig
+from emodistill.errors import InputError
 from emodistill.model import LoRAParam, Qwen2, add_lora, embedded_path, load_qwen2, save_qwen2
 from emodistill.model.config import Qwen2Config, read_architecture
 from emodistill.seeding import jax_key, stream
@@ -50,7 +51,9 @@ def samples(config: BenchTrainingConfig, vocab_size: int) -> list[Example]:
     shape: dict[str, Any] = {}
     if config.size == "embedded":  # as the simulator's dialogues are in its tokens
         shape = {"context_tokens": 150, "turn_tokens": 23, "cue_tokens": 24, "num_turns": 4.8}
-    return dialogue_examples(num_scenarios=20, num_dialogues=10, vocab_size=vocab_size, **shape)
+    found = dialogue_examples(num_scenarios=20, num_dialogues=20, vocab_size=vocab_size, **shape)
+    kept = stream(0, "bench", "kept").permutation(len(found))[: round(config.kept * len(found))]
+    return [found[i] for i in np.sort(kept)]
 
 
 class Ours:
@@ -75,16 +78,34 @@ class Ours:
         shape = len(self.examples), self.batches.num_reply_tokens
         self.batches.set_reference(np.full(shape, -9.0, np.float32))
         self._graphdef, self._lora, self._frozen = nnx.split(model, LoRAParam, ...)
-        self.steps = [self.batches.step(i) for i in range(config.rounds * config.steps)]
-        # Peers take samples of the same steps.
-        numbers = [number for step in self.steps for number in step.numbers]
-        self.peer_order = stream(0, "bench", "peers").permutation(numbers)
+        num_steps = config.rounds * config.steps
+        if num_steps > self.batches.num_steps:
+            raise InputError(
+                f"{config.rounds} rounds of {config.steps} steps take more than the "
+                f"{self.batches.num_steps} that {len(self.examples):,} samples give at batch_size="
+                f"{config.batch_size}."
+            )
+        # A short step may stand anywhere in an epoch; it is left out where others are enough.
+        found = [self.batches.step(i) for i in range(self.batches.num_steps)]
+        self.steps = sorted(found, key=lambda step: len(step.numbers) < config.batch_size)
+        self.steps = self.steps[:num_steps]
 
     def for_peers(self, round_number: int) -> list[Example]:
-        """The samples of a round for those who take them one by one or in padded batches."""
-        size = self.config.peer_samples * self.config.steps
-        chosen = np.resize(np.roll(self.peer_order, -round_number * size), size)
-        return [self.examples[number] for number in chosen]
+        """Some of the samples of the round's steps for those who take them one by one or padded.
+
+        Short ones and long ones are paired, so that few are like all.
+        """
+        size, chosen = self.config.peer_samples, []
+        for step in self._steps(round_number):
+            members = sorted(
+                (self.examples[number] for number in step.numbers),
+                key=lambda example: example.num_tokens,
+            )
+            ends = [one for pair in zip(members, members[::-1], strict=True) for one in pair]
+            ends = ends[: len(members)]  # shortest, longest, second shortest, ...
+            first = size * round_number % len(ends)
+            chosen += [ends[i % len(ends)] for i in range(first, first + size)]
+        return chosen
 
     def facts(self) -> dict[str, Any]:
         """What was trained on what."""
@@ -93,7 +114,9 @@ class Ours:
             "size": self.config.size,
             "layers": self.sizes.num_layers,
             "vocabulary": self.sizes.vocab_size,
+            "kept": self.config.kept,
             "samples_per_step": self.config.batch_size,
+            "peer_samples_per_round": self.config.peer_samples * self.config.steps,
             "row_lengths": [shape.num_tokens for shape in self.batches.shapes],
             "tokens_per_computed_token": whole / self.batches.num_places,
             "filled": self.batches.num_tokens / self.batches.num_places,

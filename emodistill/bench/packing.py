@@ -43,7 +43,7 @@ def run(config: BenchPackingConfig) -> None:
     }
     own = Measured("emodistill", [seconds])
     print(own.text)
-    print(result("packing", f"s to pack {size:,} samples", own, [], extra, is_more_better=False))
+    print(result(config, f"s to pack {size:,} samples", own, [], extra, is_more_better=False))
 
 
 def _sweep(num_samples: int, *, num_turns: int = SAMPLES_PER_DIALOGUE) -> list[Example]:

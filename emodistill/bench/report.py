@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -38,8 +39,15 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
+def is_default_size(config: Any) -> bool:
+    """Whether all but the number of rounds and the peers are as they come."""
+    usual = type(config)()
+    free = {name: getattr(usual, name) for name in ("rounds", "peers") if hasattr(usual, name)}
+    return dataclasses.replace(config, **free) == usual
+
+
 def result(
-    name: str,
+    config: Any,
     unit: str,
     ours: Measured,
     peers: Sequence[Measured],
@@ -49,21 +57,24 @@ def result(
 ) -> str:
     """The last line on stdout.
 
-    `ratio` is ours ÷ peer, or peer ÷ ours where little is good, so that more is always better.
+    `ratio` is ours ÷ peer, or peer ÷ ours where little is good, so that more is always better. At
+    another size than the default it is in `extra`.
     """
 
     def ratio(peer: Measured) -> float | None:
         over, under = (ours, peer) if is_more_better else (peer, ours)
         return over.median / under.median if under.median else None
 
+    ratios = {peer.name: ratio(peer) for peer in peers}
+    is_usual = is_default_size(config)
     return json.dumps(
         {
-            "name": name,
+            "name": config.name,
             "unit": unit,
             "ours": ours.median,
             "peers": {peer.name: peer.median for peer in peers},
-            "ratio": {peer.name: ratio(peer) for peer in peers},
-            "extra": dict(extra),
+            "ratio": ratios if is_usual else {},
+            "extra": {**extra, **({} if is_usual or not peers else {"ratio": ratios})},
             "rounds": len(ours.rounds),
             "machine": machine(),
         }

@@ -93,7 +93,7 @@ def run(config: BenchSweepConfig) -> None:
         "in_flight": config.in_flight,
         "latency_s": config.latency_s,
     }
-    print(result("sweep", "share of ideal calls/s", measured[0], measured[1:], extra))
+    print(result(config, "share of ideal calls/s", measured[0], measured[1:], extra))
 
 
 def _client(name: str, url: str, in_flight: int, calls: int) -> dict[str, Any]:

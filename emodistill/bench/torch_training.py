@@ -16,7 +16,8 @@ from emodistill.batches import Example
 from emodistill.bench.own_training import EPOCHS, Ours, padded
 from emodistill.configs import BenchTrainingConfig
 
-Measure = Callable[[int], float]
+Measure = Callable[[list[Example]], float]
+"""Seconds for one optimiser step on these samples."""
 PADDED_BATCH = 4
 
 
@@ -43,11 +44,9 @@ def _tensors(examples: list[Example]) -> dict[str, torch.Tensor]:
 
 
 def _batches(examples: list[Example]) -> list[list[Example]]:
-    return [examples[i : i + PADDED_BATCH] for i in range(0, len(examples), PADDED_BATCH)]
-
-
-def _num_replies(examples: list[Example]) -> int:
-    return sum(len(example.response_ids) for example in examples)
+    """Of samples of about the same length, so that little is padded."""
+    by_length = sorted(examples, key=lambda example: example.num_tokens)
+    return [by_length[i : i + PADDED_BATCH] for i in range(0, len(by_length), PADDED_BATCH)]
 
 
 def _peft_sft(config: BenchTrainingConfig, folder: Path, ours: Ours) -> Measure:
@@ -55,15 +54,14 @@ def _peft_sft(config: BenchTrainingConfig, folder: Path, ours: Ours) -> Measure:
     model = _student(folder)
     optimizer = _optimizer(model)
 
-    def measure(number: int) -> float:
-        examples = ours.for_peers(number)
+    def measure(examples: list[Example]) -> float:
         batches = [_tensors(batch) for batch in _batches(examples)]
         started = time.perf_counter()
         for batch in batches:
             (model(**batch).loss / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return _num_replies(examples) / (time.perf_counter() - started)
+        return time.perf_counter() - started
 
     return measure
 
@@ -87,8 +85,7 @@ def _trl_sft(config: BenchTrainingConfig, folder: Path, ours: Ours) -> Measure:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ended = time.perf_counter()
 
-    def measure(number: int) -> float:
-        examples = ours.for_peers(number)
+    def measure(examples: list[Example]) -> float:
         rows = [
             {
                 "input_ids": [*map(int, one.prompt_ids), *map(int, one.response_ids)],
@@ -122,7 +119,7 @@ def _trl_sft(config: BenchTrainingConfig, folder: Path, ours: Ours) -> Measure:
                 callbacks=[clock],
             )
             trainer.train()
-        return _num_replies(examples) / (clock.ended - clock.started)
+        return clock.ended - clock.started
 
     return measure
 
@@ -160,8 +157,7 @@ def _peft_jpo_two_forwards(config: BenchTrainingConfig, folder: Path, ours: Ours
     model = _student(folder)
     optimizer = _optimizer(model)
 
-    def measure(number: int) -> float:
-        examples = ours.for_peers(number)
+    def measure(examples: list[Example]) -> float:
         batches = [_tensors([example]) for example in examples]
         started = time.perf_counter()
         for batch in batches:
@@ -171,7 +167,7 @@ def _peft_jpo_two_forwards(config: BenchTrainingConfig, folder: Path, ours: Ours
             (_jpo_loss(logp, ref, mask) / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return _num_replies(examples) / (time.perf_counter() - started)
+        return time.perf_counter() - started
 
     return measure
 
@@ -181,8 +177,7 @@ def _peft_jpo_stored(config: BenchTrainingConfig, folder: Path, ours: Ours) -> M
     model = _student(folder)
     optimizer = _optimizer(model)
 
-    def measure(number: int) -> float:
-        examples = ours.for_peers(number)
+    def measure(examples: list[Example]) -> float:
         batches = [_tensors(batch) for batch in _batches(examples)]
         started = time.perf_counter()
         with torch.no_grad(), model.disable_adapter():
@@ -194,8 +189,7 @@ def _peft_jpo_stored(config: BenchTrainingConfig, folder: Path, ours: Ours) -> M
             (_jpo_loss(logp, ref, mask) / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = reference_s / EPOCHS + time.perf_counter() - started
-        return _num_replies(examples) / seconds
+        return reference_s / EPOCHS + time.perf_counter() - started
 
     return measure
 
