@@ -18,7 +18,7 @@ from emodistill.llm.client import Usage
 from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
 from emodistill.reports import PARTS, write_report, writers
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
-from emodistill.reports.figures import read_curve
+from emodistill.reports.figures import read_curve, support_maps
 from emodistill.reports.paper import TABLE_1
 from emodistill.reports.tables import METHODS, paired_differences, percent, signed, table_1
 from emodistill.reports.viewer import headline
@@ -150,6 +150,21 @@ def write_metrics(run, domain="crad", num_steps=60):
     return paths
 
 
+def make_support():
+    """Two clusters; in the second the policy leaves the data for `joy` (.3 of 40 turns)."""
+    data, policy = np.full((2, 28), 10), np.full((2, 28), 10.0)
+    joy = EMOTIONS.index("joy")
+    data[1] = [0 if i == joy else 2 for i in range(28)]
+    policy[1] = [12 if i == joy else 28 / 27 for i in range(28)]
+    return {
+        "emotions": list(EMOTIONS),
+        "data": data.tolist(),
+        "policy": policy.tolist(),
+        "min_support": 1,
+        "unsupported": 12 / 320,
+    }
+
+
 def report(run, out, **changes):
     sweep, judgements = make_sweep()
     inputs = {
@@ -157,6 +172,7 @@ def report(run, out, **changes):
         "judgements": {"crad": judgements},
         "trajectories": {"crad": sweep},
         "metrics_files": list(run.rglob("metrics.jsonl")),
+        "support": {"crad": make_support()},
         "num_resamples": 200,
     }
     return write_report(run, out_dir=out, **inputs | changes)
@@ -379,6 +395,7 @@ def test_whatever_is_said_stays_text(tmp_path):
         trajectories={},
         judgements={},
         metrics_files=[],
+        support={},
     )
     page = read_page(path)
     assert not {"script", "img"} & set(page.tags)
@@ -406,8 +423,22 @@ def test_only_one_part(written, tmp_path):
         report(written.parents[1], tmp_path, only="table-6")
 
 
+def test_the_support_map_crosses_out_what_the_data_does_not_know():
+    figure = support_maps({"crad": make_support()})
+    (ax,) = figure.axes
+    assert ax.get_title(loc="left") == "CRAD: 3.8% outside the data"
+    (crosses,) = ax.lines
+    assert crosses.get_xydata().tolist() == [[EMOTIONS.index("joy") + 0.5, 1.5]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["280", "54"]
+
+
 def test_nothing_to_report_leaves_nothing(tmp_path):
-    empty = {"evaluations": {"crad": {"iql": []}}, "trajectories": {}, "judgements": {}}
+    empty = {
+        "evaluations": {"crad": {"iql": []}},
+        "trajectories": {},
+        "judgements": {},
+        "support": {},
+    }
     with pytest.raises(InputError, match=r"holds nothing for a report yet"):
         report(tmp_path, tmp_path / "out", metrics_files=[], **empty)
     with pytest.raises(InputError, match=r"nothing for training-curves .* a training run"):

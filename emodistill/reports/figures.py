@@ -1,4 +1,5 @@
-"""Figures of a run: training curves, utility by method, emotions ranked by judge score.
+"""Figures of a run: training curves, utility by method, emotions ranked by judge score, the support
+of the selector's choices.
 
 Plain matplotlib without its global state. SVG and PNG carry neither dates nor random ids, so that
 the same numbers give the same bytes. Colours are Okabe and Ito's, which survive colour blindness;
@@ -31,6 +32,9 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4
 Dashes = str | tuple[int, tuple[int, ...]]
 DASHES: tuple[Dashes, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, MUTED)
+
+CROSS_SHARE = 0.01
+"""Of a cluster's choices, what a cross in the support map is worth."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "emodistill",
@@ -96,6 +100,9 @@ PANELS = (
     Panel("jpo", "policy/surrogate", "JPO: clipped surrogate"),
     Panel("jpo", "policy/kl_k3", "JPO: KL to the reference, nats", reference=0.0),
     Panel("jpo", "policy/ratio_mean", "JPO: mean ratio", reference=1.0),
+    Panel("alol", "alol/loss", "A-LoL: A times the loss per token"),
+    Panel("dpo", "dpo/loss", "DPO: loss of a pair, nats", reference=math.log(2)),
+    Panel("dpo", "dpo/accuracy", "DPO: share of pairs told apart", reference=0.5),
 )
 
 
@@ -127,7 +134,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def training_curves(curves: Sequence[Curve]) -> Figure:
-    """One panel a metric (losses of IQL and SFT; surrogate, KL and ratio of JPO), a line a run.
+    """One panel a metric (losses of each stage; surrogate, KL and ratio of JPO), a line a run.
 
     Lines are named where they end, or below the panels where names are long; of several domains
     each has its colour and each further cell its dashes.
@@ -264,6 +271,52 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
     return figure
 
 
+def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Where the selector's choices lie in the data, a panel a domain.
+
+    Rows are clusters of states, columns emotions; the shade is the policy's share of the cluster's
+    turns, and a cross marks a choice that at least `CROSS_SHARE` of them make although fewer turns
+    of the data than `min_support` show how it ends.
+
+    Args:
+      maps: domain -> what `train_iql.py` leaves as `support.json`.
+    """
+    num_columns = min(2, max(1, len(maps)))
+    num_rows = max(1, math.ceil(len(maps) / num_columns))
+    most = max((len(found["data"]) for found in maps.values()), default=1)
+    with _style():
+        size = (5.1 * num_columns, (0.2 * most + 1.45) * num_rows)
+        figure, axes = _grid(num_rows, num_columns, size)
+        for (domain, found), ax in zip(maps.items(), axes, strict=False):
+            data_CA, policy_CA = np.array(found["data"]), np.array(found["policy"])
+            turns_C = data_CA.sum(axis=1)
+            order = np.argsort(-turns_C, kind="stable")
+            share_CA = (policy_CA / np.maximum(policy_CA.sum(axis=1, keepdims=True), 1e-9))[order]
+            is_unknown_CA = data_CA[order] < found["min_support"]
+            ax.pcolormesh(
+                share_CA,
+                cmap=_shades(),
+                vmin=0.0,
+                vmax=max(float(share_CA.max()), 2 / share_CA.shape[1]),
+                edgecolors=PAPER,
+                linewidth=0.8,
+            )
+            rows, columns = np.nonzero(is_unknown_CA & (share_CA >= CROSS_SHARE))
+            ax.plot(columns + 0.5, rows + 0.5, "x", color=VERMILLION, ms=4, mew=1.2)
+            ax.set_xticks(np.arange(share_CA.shape[1]) + 0.5, found["emotions"], rotation=90)
+            ax.set_yticks(np.arange(len(order)) + 0.5, [f"{n:,}" for n in turns_C[order]])
+            ax.tick_params(axis="both", length=0, labelcolor=INK)
+            ax.invert_yaxis()
+            ax.set_ylabel("turns of the data")
+            title = f"{TITLES.get(domain, domain)}: {found['unsupported']:.1%} outside the data"
+            ax.set_title(title)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        for ax in axes[len(maps) :]:
+            ax.set_axis_off()
+    return figure
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
@@ -288,6 +341,12 @@ def _grid(num_rows: int, num_columns: int, size: tuple[float, float]):
     FigureCanvasAgg(figure)
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+def _shades():
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
 
 
 def _integers():

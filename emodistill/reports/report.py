@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
@@ -24,7 +25,16 @@ from emodistill.reports.tables import (
 )
 from emodistill.reports.viewer import CAVEAT, Page, render
 
-PARTS = ("table-1", "differences", "utility", "figure-1", "training-curves", "cost", "page")
+PARTS = (
+    "table-1",
+    "differences",
+    "utility",
+    "figure-1",
+    "training-curves",
+    "support",
+    "cost",
+    "page",
+)
 """What `only` can name."""
 
 
@@ -35,6 +45,7 @@ def write_report(
     judgements: Mapping[str, Sequence[Judgement]],
     trajectories: Mapping[str, Sequence[Trajectory]],
     metrics_files: Sequence[Path],
+    support: Mapping[str, Mapping[str, Any]] | None = None,
     out_dir: Path | None = None,
     seed: int = 0,
     num_resamples: int = 10_000,
@@ -50,6 +61,7 @@ def write_report(
       judgements: domain -> judge calls on the sweep.
       trajectories: domain -> dialogues of the sweep.
       metrics_files: `<run>/<domain>/<stage>/<cell>/metrics.jsonl` of the training runs.
+      support: domain -> the support map of its selector.
       out_dir: `<run_dir>/report` without it.
       seed: names the bootstrap's streams.
       only: one of PARTS.
@@ -76,13 +88,15 @@ def write_report(
         "utility": bool(evaluations),
         "figure-1": bool(rankings),
         "training-curves": bool(curves),
+        "support": bool(support),
         "cost": bool(used),
         "page": bool(evaluations or rankings or curves),
     }
     if not available[only or "page"]:
         raise InputError(
             f"{run_dir} holds nothing for {only or 'a report'} yet: tables need dialogues of "
-            "evaluate.py, figure-1 a sweep and its judge.py, training-curves a training run."
+            "evaluate.py, figure-1 a sweep and its judge.py, training-curves a training run, "
+            "support a train_iql.py."
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     played = [t for by_method in evaluations.values() for ts in by_method.values() for t in ts]
@@ -118,6 +132,7 @@ def write_report(
         "utility": lambda: figures.utility_by_method(rows),
         "figure-1": lambda: figures.emotion_ranking(rankings),
         "training-curves": lambda: figures.training_curves(curves),
+        "support": lambda: figures.support_maps(support or {}),
     }
     drawings = {}
     for name, drawing in draw.items():
@@ -140,6 +155,7 @@ def write_report(
         pairs=[pair for pair in pairs if pair],
         figures=drawings,
         num_rankings=len(rankings),
+        num_supports=len(support or {}),
         facts=[
             *facts.counted(evaluations, trajectories, judgements, num_failed),
             ("Bootstrap", f"{num_resamples:,} resamples, seed {seed}"),

@@ -78,6 +78,7 @@ class Page:
     pairs: Sequence[Pair] = ()
     figures: Mapping[str, str]
     num_rankings: int = 0
+    num_supports: int = 0
     facts: Sequence[tuple[str, str]] = ()
     stages: Sequence[Stage] = ()
     is_simulated: bool = True
@@ -180,6 +181,7 @@ def render(page: Page) -> str:
             pairs=page.pairs,
             figures=figures,
             num_rankings=page.num_rankings,
+            num_supports=page.num_supports,
             facts=page.facts,
             stages=page.stages,
             titles=TITLES,

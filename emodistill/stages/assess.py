@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from emodistill.stages.files import (
     CONFIG,
     LOG,
     SCENARIOS,
+    SUPPORT,
     TRAJECTORIES,
     Made,
     announce,
@@ -159,6 +161,7 @@ def report(config: ReportConfig) -> Path:
     sweeps: dict[str, list[Trajectory]] = {}
     judgements: dict[str, list[Any]] = {}
     metrics: list[Path] = []
+    support: dict[str, Any] = {}
     num_failed = 0
     for domain in DOMAINS:
         if (path := stage_dir(config.run, domain, "sweep") / TRAJECTORIES).is_file():
@@ -171,12 +174,15 @@ def report(config: ReportConfig) -> Path:
             if (failures := failures_path(path)).is_file():
                 num_failed += sum(1 for _ in read_lines(failures))
         metrics += sorted((config.run / domain).glob("*/*/metrics.jsonl"))
+        if (path := stage_dir(config.run, domain, "iql", "default") / SUPPORT).is_file():
+            support[domain] = json.loads(path.read_text())
     page = write_report(
         config.run,
         evaluations=evaluations,
         judgements=judgements,
         trajectories=sweeps,
         metrics_files=metrics,
+        support=support,
         seed=config.seed,
         num_resamples=config.num_resamples,
         only=config.only,

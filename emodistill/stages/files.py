@@ -34,6 +34,7 @@ TRAJECTORIES = "trajectories.jsonl"
 SCENARIOS = "scenarios.jsonl"
 CONFIG = "config.yaml"
 LOG = "stage.log"
+SUPPORT = "support.json"
 MEBIBYTE = 1 << 20
 
 

@@ -14,6 +14,7 @@ from emodistill.model import agree, is_first, joined
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import (
     CONFIG,
+    SUPPORT,
     Made,
     cell,
     command,
@@ -30,8 +31,6 @@ from emodistill.train.metrics_log import METRICS
 
 if TYPE_CHECKING:
     from emodistill.offline.rewards import Scores
-
-SUPPORT = "support.json"
 
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
