@@ -79,8 +79,7 @@ def assert_as_on_one_device(path, cases):
 
 
 def test_meshes_of_eight_give_one_device_s_losses_and_gradients(tmp_path):
-    cases = [(shape, "many", "jpo") for shape in ("1x8x1", "1x1x8", "4x2x1")]
-    cases += [("1x2x4", "odd", "sft"), ("2x2x2", "many", "dpo")]
+    cases = [("1x1x8", "many", "jpo"), ("2x2x2", "odd", "dpo")]
     finish(start(tmp_path / "out.npz", "gradients", json.dumps(cases), num_devices=8))
     assert_as_on_one_device(tmp_path / "out.npz", cases)
 
@@ -112,6 +111,7 @@ def assert_same_run(cell, other, rtol):
             np.testing.assert_allclose(row[name], value, rtol=rtol, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_preempted_run_of_two_processes_goes_on_on_eight_devices_and_on_one(tmp_path):
     """One of them gets the SIGTERM; both save the same step."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

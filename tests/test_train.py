@@ -152,11 +152,15 @@ class TestGradients:
             logp_TV = jax.nn.log_softmax(logits_TV[:-1])
             return jnp.take_along_axis(logp_TV, ids_T[1:, None], axis=1)[:, 0]
 
+        longest = max(len(e.prompt_ids) + len(e.response_ids) for e in examples)
+
         def alone(lora):
             logps = []
             for example in examples:
                 ids_T = np.concatenate([example.prompt_ids, example.response_ids])
-                logps.append(all_logp(lora, ids_T)[len(example.prompt_ids) - 1 :])
+                first, last = len(example.prompt_ids) - 1, len(ids_T) - 1
+                ids_T = np.pad(ids_T, (0, longest - len(ids_T)))  # no token sees a later one
+                logps.append(all_logp(lora, ids_T)[first:last])
             if stage == "sft":
                 return -jnp.concatenate(logps).mean()
             if stage == "alol":
