@@ -1,18 +1,39 @@
-"""Held-out negotiations and what they say about a method."""
+"""Held-out negotiations and what they say about a method.
 
-from emodistill.evaluation.bootstrap import (
-    Interval,
-    bootstrap_ci,
-    clustered_ci,
-    paired_difference_ci,
-)
-from emodistill.evaluation.metrics import MethodSummary, summarize
+Names are looked up on first use, so that importing the package costs no scipy.
+"""
 
-__all__ = [
-    "Interval",
-    "MethodSummary",
-    "bootstrap_ci",
-    "clustered_ci",
-    "paired_difference_ci",
-    "summarize",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Interval": "bootstrap",
+    "bootstrap_ci": "bootstrap",
+    "clustered_ci": "bootstrap",
+    "paired_difference_ci": "bootstrap",
+    "MethodSummary": "metrics",
+    "summarize": "metrics",
+    "EmotionTest": "comparisons",
+    "emotion_tests": "comparisons",
+    "holm": "comparisons",
+    "paired_p_value": "comparisons",
+    "scenario_differences": "comparisons",
+    "scenarios_needed": "comparisons",
+    "Bout": "ratings",
+    "Rating": "ratings",
+    "bradley_terry": "ratings",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -48,7 +48,7 @@ def bootstrap_ci(
         return Interval(np.nan, np.nan, np.nan)
     ones = np.ones_like(array)
     means = _resampled_means([(array, ones)], n_resamples, stream(seed, "bootstrap"))[0]
-    return Interval(float(array.mean()), *_percentiles(means, confidence))
+    return Interval(float(array.mean()), *percentiles(means, confidence))
 
 
 def clustered_ci(
@@ -64,12 +64,12 @@ def clustered_ci(
     Every value weighs the same, so a resample's mean is the sum of what was drawn over its
     number. Where `values` are successes only, scenarios without a success play no part.
     """
-    array, names, groups = _grouped(values, clusters)
+    array, names, groups = grouped(values, clusters)
     if not len(array):
         return Interval(np.nan, np.nan, np.nan)
-    totals = _totals(array, groups, len(names))
-    means = _resampled_means([totals], n_resamples, stream(seed, "bootstrap", "clustered"))[0]
-    return Interval(float(array.mean()), *_percentiles(means, confidence))
+    sums = totals(array, groups, len(names))
+    means = _resampled_means([sums], n_resamples, stream(seed, "bootstrap", "clustered"))[0]
+    return Interval(float(array.mean()), *percentiles(means, confidence))
 
 
 def paired_difference_ci(
@@ -90,8 +90,8 @@ def paired_difference_ci(
     Returns:
       (difference, low, high); (NaN, NaN, NaN) where the sides share no scenario.
     """
-    array, names, _ = _grouped(values, clusters)
-    baseline, baseline_names, _ = _grouped(baseline_values, baseline_clusters)
+    array, names, _ = grouped(values, clusters)
+    baseline, baseline_names, _ = grouped(baseline_values, baseline_clusters)
     shared = np.intersect1d(names, baseline_names)
     if not len(shared):
         return Interval(np.nan, np.nan, np.nan)
@@ -99,11 +99,11 @@ def paired_difference_ci(
     for side, side_clusters in ((array, clusters), (baseline, baseline_clusters)):
         ids = np.asarray(side_clusters, dtype=np.str_)
         is_shared = np.isin(ids, shared)
-        sides.append(_totals(side[is_shared], np.searchsorted(shared, ids[is_shared]), len(shared)))
+        sides.append(totals(side[is_shared], np.searchsorted(shared, ids[is_shared]), len(shared)))
     first, second = _resampled_means(sides, n_resamples, stream(seed, "bootstrap", "paired"))
     (sums, counts), (baseline_sums, baseline_counts) = sides
     difference = sums.sum() / counts.sum() - baseline_sums.sum() / baseline_counts.sum()
-    return Interval(float(difference), *_percentiles(first - second, confidence))
+    return Interval(float(difference), *percentiles(first - second, confidence))
 
 
 def _checked(values: Values) -> np.ndarray:
@@ -116,7 +116,12 @@ def _checked(values: Values) -> np.ndarray:
     return array
 
 
-def _grouped(values: Values, clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def grouped(values: Values, clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values as float64, the clusters' names in order, and each value's place among them.
+
+    Raises:
+      InputError: a value is not finite, or the lengths differ.
+    """
     array, ids = _checked(values), np.asarray(clusters, dtype=np.str_)
     if ids.shape != array.shape:
         raise InputError(
@@ -126,7 +131,7 @@ def _grouped(values: Values, clusters: Clusters) -> tuple[np.ndarray, np.ndarray
     return array, names, groups
 
 
-def _totals(values: np.ndarray, groups: np.ndarray, num_groups: int) -> tuple[np.ndarray, ...]:
+def totals(values: np.ndarray, groups: np.ndarray, num_groups: int) -> tuple[np.ndarray, ...]:
     """Sum and number of the values of each group."""
     sums = np.bincount(groups, weights=values, minlength=num_groups)
     return sums, np.bincount(groups, minlength=num_groups).astype(np.float64)
@@ -149,7 +154,8 @@ def _resampled_means(
     return means
 
 
-def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
+def percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The two ends between which `confidence` of the resamples lie."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie in (0, 1); the paper uses 0.95.")
     tail = (1.0 - confidence) / 2.0

@@ -141,17 +141,11 @@ def emotion_scores(
     Emotions without a scored turn are left out. A scenario counts once whatever its number of
     turns, as in the paper's Appendix B; there every cell has 20 runs, in a sweep they differ.
     """
-    cells: dict[str, dict[str, list[float]]] = {}
-    for trajectory in trajectories:
-        for turn in trajectory.focal_turns:
-            score = scores.get((trajectory.trajectory_id, turn.index))
-            if turn.emotion is not None and score is not None and not math.isnan(score):
-                by_scenario = cells.setdefault(turn.emotion, {})
-                by_scenario.setdefault(trajectory.scenario_id, []).append(float(score))
+    cells = scores_by_emotion(trajectories, scores)
     rows = [
         EmotionScore(
             emotion,
-            *bootstrap_ci(_scenario_means(cells[emotion]), n_resamples, seed),
+            *bootstrap_ci(scenario_means(cells[emotion]), n_resamples, seed),
             sum(map(len, cells[emotion].values())),
             len(cells[emotion]),
         )
@@ -161,7 +155,22 @@ def emotion_scores(
     return sorted(rows, key=lambda row: -row.mean)
 
 
-def _scenario_means(by_scenario: Mapping[str, list[float]]) -> list[float]:
+def scores_by_emotion(
+    trajectories: Sequence[Trajectory], scores: Scores
+) -> dict[str, dict[str, list[float]]]:
+    """emotion -> scenario -> scores of the focal turns; turns without either are left out."""
+    cells: dict[str, dict[str, list[float]]] = {}
+    for trajectory in trajectories:
+        for turn in trajectory.focal_turns:
+            score = scores.get((trajectory.trajectory_id, turn.index))
+            if turn.emotion is not None and score is not None and not math.isnan(score):
+                by_scenario = cells.setdefault(turn.emotion, {})
+                by_scenario.setdefault(trajectory.scenario_id, []).append(float(score))
+    return cells
+
+
+def scenario_means(by_scenario: Mapping[str, list[float]]) -> list[float]:
+    """The mean of each scenario (Eq. 7), in the order of the scenarios' names."""
     return [float(np.mean(by_scenario[name])) for name in sorted(by_scenario)]
 
 
