@@ -1,0 +1,183 @@
+"""Recorded emotions: which pairs of them end well, and how far a selector's choices are from them.
+
+Table 16 ranks pairs of emotions in consecutive focal turns. Appendix H counts how often a greedy
+selector would have chosen the recorded emotion, over all turns and over those that SFT keeps.
+
+Departures from the paper: failures count as 0 in a pair's rank, since savings over successes alone
+would put a pair on top that seldom closes (both are given). Matches are also counted by outcome.
+The paper names a shift between the states of the sweep and those met at deployment and measures
+none; `state_shift` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, get_args
+
+import numpy as np
+from scipy import stats
+
+from emodistill.configs import SFTSignal, StateKind
+from emodistill.emotions import EMOTION_INDEX
+from emodistill.errors import InputError
+from emodistill.evaluation.bootstrap import Interval, clustered_ci
+from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.negotiation.states import FEATURE_NAMES, DialogueState, features
+from emodistill.offline.rewards import Scores, focal_turn_table, sft_quality, top_fraction
+from emodistill.records import Outcome, Trajectory
+
+
+class EmotionSequence(NamedTuple):
+    """Two emotions in consecutive focal turns, and how the dialogues with them end."""
+
+    first: str
+    second: str
+    num_dialogues: int
+    num_accepted: int
+    utility: float
+    """Mean savings with failures counted as 0."""
+    outcomes: float
+    """Mean savings over the successes; NaN without one."""
+
+
+def top_sequences(
+    trajectories: Sequence[Trajectory], *, min_dialogues: int = 3, only_whole: bool = False
+) -> list[EmotionSequence]:
+    """Two-step emotion sequences by utility, then by number of dialogues (Table 16).
+
+    A dialogue counts once for each sequence in it, however often it comes; a focal turn without an
+    emotion parts its neighbours. Further ties stand in vocabulary order.
+
+    Args:
+      min_dialogues: rarer sequences are left out.
+      only_whole: count only dialogues whose two focal turns are the sequence, the other reading of
+        the table's caption.
+    """
+    utilities: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+    for trajectory in trajectories:
+        emotions = [turn.emotion for turn in trajectory.focal_turns]
+        if only_whole and len(emotions) != 2:
+            continue
+        ending = dialogue_utility(trajectory), trajectory.outcome == "accepted"
+        pairs = {(a, b) for a, b in itertools.pairwise(emotions) if a is not None and b is not None}
+        for pair in pairs:
+            utilities.setdefault(pair, []).append(ending)
+    rows = []
+    for (first, second), endings in utilities.items():
+        if len(endings) >= min_dialogues:
+            won = [utility for utility, is_accepted in endings if is_accepted]
+            # fsum: the order of the dialogues must not decide between equal means
+            utility = math.fsum(won) / len(endings)
+            outcomes = math.fsum(won) / len(won) if won else math.nan
+            rows.append(EmotionSequence(first, second, len(endings), len(won), utility, outcomes))
+    return sorted(
+        rows,
+        key=lambda row: (
+            -row.utility,
+            -row.num_dialogues,
+            EMOTION_INDEX[row.first],
+            EMOTION_INDEX[row.second],
+        ),
+    )
+
+
+class MatchRate(NamedTuple):
+    """How often a selector would have said what was recorded, over one group of turns."""
+
+    group: str
+    """`all`; `kept`, the turns that SFT trains on; or an outcome of the dialogue."""
+    num_turns: int
+    num_matches: int
+    rate: Interval
+    """Share of matches, its interval over scenarios; NaN without turns."""
+
+
+def match_rates(
+    trajectories: Sequence[Trajectory],
+    scores: Scores,
+    choose: Callable[[DialogueState], str],
+    *,
+    signal: SFTSignal = "hybrid",
+    fraction: float = 0.25,
+    max_turns: int = 30,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> list[MatchRate]:
+    """Replay the recorded states through `choose` and count its agreement with the emotions spoken.
+
+    Where emotions were drawn uniformly, any selector matches 1 turn in 28 (3.6 %) by chance; read
+    the rates against that. Turns spoken without an emotion are left out.
+
+    Args:
+      choose: the selector's greedy choice.
+      signal, fraction: what SFT ranks turns by and keeps, for the group `kept`.
+      max_turns: the cap that the dialogues were played under.
+    """
+    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
+    is_match, outcome = np.zeros(len(table)), np.empty(len(table), dtype=object)
+    has_emotion = np.zeros(len(table), dtype=bool)
+    for row in range(len(table)):
+        trajectory = trajectories[table.trajectory_index[row]]
+        turn = trajectory.turns[table.turn_index[row]]
+        outcome[row] = trajectory.outcome
+        if turn.emotion is None:
+            continue
+        has_emotion[row] = True
+        before = trajectory.turns[: turn.index]
+        state = DialogueState.from_turns(trajectory, before, max_turns)
+        is_match[row] = choose(state) == turn.emotion
+    is_kept = np.zeros(len(table), dtype=bool)
+    is_kept[top_fraction(sft_quality(table, signal).values, fraction)] = True
+    groups = {"all": np.ones(len(table), dtype=bool), "kept": is_kept}
+    groups |= {name: outcome == name for name in get_args(Outcome)}
+    rates = []
+    for name, in_group in groups.items():
+        rows = np.flatnonzero(in_group & has_emotion)
+        rate = clustered_ci(is_match[rows], table.scenario_ids[rows], n_resamples, seed)
+        rates.append(MatchRate(name, len(rows), int(is_match[rows].sum()), rate))
+    return rates
+
+
+class FeatureShift(NamedTuple):
+    """One feature of the state, in the sweep and at evaluation."""
+
+    feature: str
+    distance: float
+    """Kolmogorov–Smirnov's: the largest gap between the distribution functions, 0 to 1."""
+    sweep_mean: float
+    evaluation_mean: float
+
+
+def state_shift(
+    sweep: Sequence[Trajectory],
+    evaluation: Sequence[Trajectory],
+    *,
+    kind: StateKind = "geometry",
+    max_turns: int = 30,
+) -> list[FeatureShift]:
+    """How far the states met at evaluation are from the sweep's, feature by feature, widest first.
+
+    States before focal turns, as selectors see them. There is no p-value, since states of one
+    dialogue depend on each other.
+
+    Raises:
+      InputError: a side has no focal turn.
+    """
+    sides = []
+    for name, trajectories in (("sweep", sweep), ("evaluation", evaluation)):
+        states = [
+            features(DialogueState.from_turns(t, t.turns[: turn.index], max_turns), kind)
+            for t in trajectories
+            for turn in t.focal_turns
+        ]
+        if not states:
+            raise InputError(f"{name}: {len(trajectories)} dialogues without a focal turn.")
+        sides.append(np.stack(states).astype(np.float64))
+    rows = []
+    for name, ours, theirs in zip(FEATURE_NAMES(kind), sides[0].T, sides[1].T, strict=True):
+        test = stats.ks_2samp(ours, theirs, method="asymp")
+        distance = float(test.statistic)  # type: ignore[attr-defined]
+        rows.append(FeatureShift(name, distance, float(ours.mean()), float(theirs.mean())))
+    return sorted(rows, key=lambda row: -row.distance)

@@ -1,0 +1,122 @@
+"""Pairs of emotions, matches with a selector and shifted states, counted by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from test_metrics import dialogue
+
+from emodistill.errors import InputError
+from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
+
+
+def spoken(name, final_value, *emotions, **kwargs):
+    return dialogue(name, final_value, num_turns=2 * len(emotions), emotions=emotions, **kwargs)
+
+
+ROWS = [
+    spoken("a", 30.0, "fear", "anger"),  # savings 1
+    spoken("b", 30.0, "fear", "anger", "fear", "anger"),  # 1, and once for fear -> anger
+    spoken("c", 60.0, "fear", "anger"),  # 0.5
+    spoken("d", 30.0, "joy", "joy", "fear"),  # 1
+    spoken("e", None, "joy", "joy"),
+    spoken("f", 30.0, "joy", "joy"),  # 1
+    spoken("g", 30.0, "joy", "joy", None, "fear"),  # 1; None parts joy and fear
+]
+
+
+def test_sequences_by_hand():
+    found = top_sequences(ROWS)
+    assert [(row.first, row.second) for row in found] == [("fear", "anger"), ("joy", "joy")]
+    fear, joy = found
+    assert (fear.num_dialogues, fear.num_accepted) == (3, 3)
+    assert fear.utility == fear.outcomes == pytest.approx(2.5 / 3)
+    assert (joy.num_dialogues, joy.num_accepted, joy.utility, joy.outcomes) == (4, 3, 0.75, 1.0)
+
+
+def test_rarer_sequences_rank_by_savings_then_number_then_vocabulary():
+    found = top_sequences([*ROWS, spoken("h", 30.0, "anger", "fear")], min_dialogues=1)
+    assert [(row.first, row.second, row.num_dialogues) for row in found] == [
+        ("anger", "fear", 2),
+        ("joy", "fear", 1),
+        ("fear", "anger", 3),
+        ("joy", "joy", 4),
+    ]
+    (failed,) = top_sequences([spoken("e", None, "joy", "fear")], min_dialogues=1)
+    assert failed.utility == 0.0 and math.isnan(failed.outcomes)
+
+
+def test_whole_dialogues_only():
+    found = top_sequences(ROWS, min_dialogues=2, only_whole=True)
+    assert [(row.first, row.num_dialogues, row.utility) for row in found] == [
+        ("fear", 2, 0.75),
+        ("joy", 2, 0.5),
+    ]
+    assert top_sequences([]) == []
+
+
+def test_match_rates_by_hand():
+    rows = [
+        spoken("a", 30.0, "fear", "anger"),
+        spoken("b", None, "fear", "joy", scenario_id="debt_002"),
+        spoken("c", 90.0, "fear", None, scenario_id="debt_002"),
+        spoken("d", 30.0, "joy", "joy"),
+    ]
+    scores = {("a", 0): 9, ("a", 2): 10, ("b", 0): 1, ("b", 2): 2, ("c", 0): 3, ("c", 2): 3}
+    scores |= {("d", 0): 4, ("d", 2): 5}
+    seen = []
+
+    def choose(state):
+        seen.append(state)
+        return "anger" if state.emotions else "fear"
+
+    found = {
+        rate.group: (rate.num_matches, rate.num_turns)
+        for rate in match_rates(rows, scores, choose, n_resamples=200)
+    }
+    assert found == {
+        "all": (4, 7),
+        "kept": (2, 2),  # of 8 scored turns the best two, both of a
+        "accepted": (3, 5),
+        "breakdown": (1, 2),
+        "ongoing": (0, 0),
+    }
+    # The states are those before the turn: no offer or emotion of its own.
+    assert [len(state.emotions) for state in seen] == [0, 1, 0, 1, 0, 0, 1]
+    assert seen[1].emotions == ("fear",) and seen[1].num_turns == 2
+
+
+def test_match_rates_carry_their_interval():
+    rows = [
+        spoken(f"{i}/{run}", 30.0, "fear" if i else "joy", scenario_id=f"debt_{i:03d}")
+        for i in range(2)
+        for run in range(3)
+    ]
+    everything, *_, ongoing = match_rates(rows, {}, lambda state: "fear", n_resamples=500)
+    # Two scenarios, each unanimous.
+    assert everything.rate == (0.5, 0.0, 1.0)
+    assert ongoing.group == "ongoing" and np.isnan(ongoing.rate).all()
+
+
+def test_the_same_states_have_not_shifted():
+    assert all(row.distance == 0 for row in state_shift(ROWS, ROWS[::-1]))
+
+
+def test_state_shift_by_hand():
+    sweep = [spoken("a", 30.0, "fear", "anger"), spoken("b", 30.0, "joy", "anger")]
+    played = [spoken("c", 30.0, "fear", "anger"), spoken("d", 30.0, "fear", "anger")]
+    found = {row.feature: row for row in state_shift(sweep, played)}
+    # Before the second turn, joy is half of the sweep's last emotions, and never one here.
+    assert found["last_emotion=joy"][1:] == (0.25, 0.25, 0.0)
+    assert found["last_emotion=fear"][1:] == (0.25, 0.25, 0.5)
+    assert found["progress"].distance == 0
+    first = state_shift(sweep, played)[0]
+    assert first.distance == max(row.distance for row in found.values())
+    assert len(state_shift(sweep, played, kind="upstream")) == 10
+
+
+def test_state_shift_needs_turns():
+    silent = [dataclasses.replace(ROWS[0], turns=())]
+    with pytest.raises(InputError, match="evaluation: 1 dialogues without a focal turn"):
+        state_shift(ROWS, silent)
