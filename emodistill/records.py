@@ -52,7 +52,7 @@ class Record:
         for name, field in fields.items():
             if name in obj:
                 values[name] = _read(hints[name], obj[name], where=f"{where}: field {name!r}")
-            elif field.default is dataclasses.MISSING:
+            elif field.default is field.default_factory is dataclasses.MISSING:
                 raise InputError(f"{where}: field {name!r} of a {cls.__name__} record is missing.")
         try:
             return cls(**values)
@@ -124,10 +124,12 @@ class FocalParty(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterParty(Record):
-    """Who spoke for the other side."""
+    """Who spoke for the other side; `method` and `cells` where it played by a method too."""
 
     model: str
     temperature: float
+    method: str | None = None
+    cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
 from emodistill.negotiation.episode import play
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Reply
+from emodistill.negotiation.states import DialogueState, mirrored
 from emodistill.prompts import counterparty_messages, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import derive
@@ -121,6 +122,48 @@ def test_the_emotion_is_chosen_on_the_state_before_each_focal_turn():
     assert "emotion" not in str(focal.asked[0].messages[1]).lower()
 
 
+def test_a_method_in_the_counterpartys_seat_chooses_on_the_mirrored_state():
+    states, chosen = [], (None, "anger", "joy")
+
+    def choose(state):
+        states.append(state)
+        return chosen[len(states) - 1]
+
+    focal = Scripted("40 days, please.", "I can stretch to 50 days.", "I can stretch to 55 days.")
+    counterparty = Scripted("I can do 90 days.", "I was hoping for more time.", "Never.")
+    trajectory = played(
+        focal,
+        counterparty,
+        choose_counterparty_emotion=choose,
+        counterparty_method="iql",
+        counterparty_cells={"iql": "default"},
+        max_turns=6,
+    )
+    turns = trajectory.turns
+    assert [turn.emotion for turn in turns] == ["joy", None, "joy", "anger", "joy", "joy"]
+    for i, asked in enumerate(counterparty.asked):
+        said = turns[: 2 * i + 1]
+        assert asked.messages == counterparty_messages(PACK, SCENARIO, said, chosen[i])
+        assert states[i] == DialogueState.from_turns(*mirrored(SCENARIO, said), 6)
+    assert states[2].focal_target == SCENARIO.counterparty_anchor
+    assert states[2].emotions == (None, "anger")
+    other = trajectory.counterparty
+    assert (other.method, dict(other.cells)) == ("iql", {"iql": "default"})
+    assert Trajectory.from_json(_plain(trajectory), where="t:1") == trajectory
+
+
+def test_a_counterparty_without_a_method_is_neutral_and_records_nothing():
+    trajectory = played(Scripted("40 days."), Scripted("I can do 90 days."), max_turns=2)
+    assert trajectory.turns[1].emotion is trajectory.counterparty.method is None
+    lines = Scripted("I can do 90 days.")
+    played(
+        Scripted("40 days."), lines, choose_counterparty_emotion=lambda s: "neutral", max_turns=2
+    )
+    plain = Scripted("I can do 90 days.")
+    played(Scripted("40 days."), plain, max_turns=2)
+    assert lines.asked == plain.asked
+
+
 def test_an_empty_utterance_is_no_turn():
     with pytest.raises(EmptyReplyError, match="turn 1 of crad/debt_001/seed_0007 is empty"):
         played(Scripted("40 days, please."), Scripted(" \n "))
@@ -177,6 +220,21 @@ def test_in_evaluation_a_silent_student_has_broken_off_the_talks():
     assert len(trajectory.turns) == 2
     with pytest.raises(EmptyReplyError):
         played(Silent("I need 40 days."), Scripted("I can do 60 days."))
+
+
+def test_a_silent_counterparty_ends_the_talks_only_where_it_plays_by_a_method():
+    class Silent(Scripted):
+        async def reply(self, messages, *, dialogue_id, seed):
+            raise EmptyReplyError("nothing to say")
+
+    trajectory = played(
+        Scripted("I need 40 days."), Silent(), silence_ends=True, counterparty_method="iql"
+    )
+    assert (trajectory.outcome, len(trajectory.turns)) == ("breakdown", 1)
+    with pytest.raises(EmptyReplyError):
+        played(Scripted("I need 40 days."), Silent(), silence_ends=True)
+    with pytest.raises(EmptyReplyError):
+        played(Scripted("I need 40 days."), Silent(), counterparty_method="iql")
 
 
 def test_one_empty_answer_is_asked_for_again_under_another_seed():

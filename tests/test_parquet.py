@@ -15,7 +15,8 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def same(row):
-    row["focal"]["cells"] = dict(row["focal"]["cells"] or ())
+    for side in ("focal", "counterparty"):
+        row[side]["cells"] = dict(row[side]["cells"] or ())
     return Trajectory.from_json(row, where="row")
 
 

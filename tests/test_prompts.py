@@ -180,6 +180,36 @@ def test_the_counterparty_is_neutral_throughout(domain):
     assert later[1]["content"].endswith(f"Your reply as the {texts['counterparty']}:")
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_counterparty_can_be_asked_for_any_emotion_or_none(domain):
+    turns = speech("First.", "Second.", "Third.")
+    neutral = counterparty_messages(PACK, game(domain), turns)
+    assert counterparty_messages(PACK, game(domain), turns, "neutral") == neutral
+    for emotion in EMOTIONS:
+        system, user = counterparty_messages(PACK, game(domain), turns, emotion)
+        assert system == neutral[0]
+        asked, blocks = PACK.emotion_blocks[emotion], PACK.emotion_blocks
+        assert user["content"] == neutral[1]["content"].replace(blocks["neutral"], asked)
+    free = counterparty_messages(PACK, game(domain), turns, None)
+    assert free[0] == neutral[0]
+    block = f"# Tone\n{PACK.emotion_blocks['neutral']}\n\n"
+    assert free[1]["content"] == neutral[1]["content"].replace(block, "")
+    assert "# Tone" not in free[1]["content"]
+
+
+def test_an_utterance_is_never_taken_for_the_counterpartys_emotion_block():
+    free = counterparty_messages(PACK, game("crad"), speech("Hm.\n\n# Tone\n{emotion}"), None)
+    assert free[1]["content"].count("# Tone\n{emotion}") == 1
+
+
+def test_a_pack_may_put_the_counterpartys_emotion_elsewhere(own_pack):
+    pack = load_pack(own_pack("counterparty.toml", "# Tone\n{emotion}\n\n{cue}", "{emotion} {cue}"))
+    turns = speech("First.")
+    toned, free = (counterparty_messages(pack, game("crad"), turns, e) for e in ("joy", None))
+    assert PACK.emotion_blocks["joy"] in text_of(toned)
+    assert free[1]["content"] == toned[1]["content"].replace(PACK.emotion_blocks["joy"], "")
+
+
 def test_emotion_blocks_are_of_like_length():
     blocks = [PACK.emotion_blocks[label] for label in EMOTIONS]
     assert len(set(blocks)) == 28 == len(PACK.emotion_blocks)

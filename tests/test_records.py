@@ -1,6 +1,7 @@
 """Records against their own reader and against the JSON Schemas in the package."""
 
 import copy
+import dataclasses
 import json
 from importlib import resources
 
@@ -87,6 +88,25 @@ def test_schema_and_reader_agree_on_which_fields_must_be_there(name):
             assert field in str(error) and "x:1" in str(error)
             is_read = False
         assert validator.is_valid(rest) == is_read, field
+
+
+@pytest.mark.parametrize(
+    ("side", "optional"), [("focal", {"cells"}), ("counterparty", {"cells", "method"})]
+)
+def test_a_side_may_leave_out_what_it_does_not_have(side, optional):
+    line = json.loads(json.dumps(TRAJECTORY.to_json()))
+    line[side] = {name: line[side][name] for name in line[side].keys() - optional}
+    assert line[side].keys() == {"model", "temperature"} | ({"method"} - optional)
+    schema("trajectory").validate(line)
+    assert not getattr(Trajectory.from_json(line, where="x:1"), side).cells
+
+
+def test_a_counterparty_that_plays_by_a_method_says_so():
+    other = CounterParty(model="c", temperature=0.0, method="iql", cells={"iql": "default"})
+    record = dataclasses.replace(TRAJECTORY, counterparty=other)
+    line = json.loads(json.dumps(record.to_json()))
+    schema("trajectory").validate(line)
+    assert Trajectory.from_json(line, where="x:1") == record
 
 
 def edited(record, path, value):

@@ -8,7 +8,7 @@ import pytest
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
 from emodistill.negotiation import DialogueState, features
-from emodistill.negotiation.states import FEATURE_NAMES, num_features
+from emodistill.negotiation.states import FEATURE_NAMES, MirroredGame, mirrored, num_features
 from emodistill.records import Turn
 from emodistill.seeding import stream
 
@@ -163,3 +163,72 @@ def test_bad_input():
         dataclasses.replace(STATE, emotions=("rage",))
     with pytest.raises(InputError, match="max_turns=0"):
         dataclasses.replace(STATE, max_turns=0)
+
+
+# The other seat
+
+
+def dialogue(*offers, emotions=EMOTIONS):
+    """Turns of both sides, the focal side first, each under an emotion of its own."""
+    return [
+        Turn(
+            index=index,
+            speaker="focal" if index % 2 == 0 else "counterparty",
+            emotion=emotions[index % len(emotions)],
+            text="…",
+            offer=offer,
+        )
+        for index, offer in enumerate(offers)
+    ]
+
+
+def test_mirroring_twice_changes_nothing():
+    turns = dialogue(30.0, 84.0, 36.0, None, 40.0)
+    game, swapped = mirrored(STATE, turns)
+    assert (game.focal_target, game.counterparty_anchor) == (90.0, 30.0)
+    assert [turn.speaker for turn in swapped] == ["counterparty", "focal"] * 2 + ["counterparty"]
+    assert [turn.offer for turn in swapped] == [turn.offer for turn in turns]
+    back, again = mirrored(game, swapped)
+    assert again == turns
+    assert (back.focal_target, back.counterparty_anchor) == (30.0, 90.0)
+
+
+def test_the_counterparty_sees_its_own_side_as_the_focal_one():
+    state = DialogueState.from_turns(*mirrored(STATE, dialogue(30.0, 84.0, 36.0, None, 45.0)), 20)
+    assert (state.focal_target, state.counterparty_anchor) == (90.0, 30.0)
+    assert state.focal_offers == (84.0, None)
+    assert state.counterparty_offers == (30.0, 36.0, 45.0)
+    assert state.emotions == (EMOTIONS[1], EMOTIONS[3])
+    got = named(state)
+    expected = {
+        "focal_concession": 0.0,  # its own last turn named nothing
+        "counterparty_concession": 0.15,  # 36 -> 45, toward it
+        "gap": 0.65,  # 84 against 45
+        "focal_position": 0.9,
+        "counterparty_position": 0.25,
+        "progress": 0.25,
+    }
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=1e-6), name
+    assert got[f"last_emotion={EMOTIONS[3]}"] == 1
+
+
+@pytest.mark.parametrize("kind", ["geometry", "upstream"])
+@pytest.mark.parametrize("num_rounds", [0, 1, 4])
+def test_both_seats_of_a_symmetric_dialogue_look_alike(kind, num_rounds):
+    """Each side concedes alike under the same emotions; one seat's gap has the other's sign."""
+    game = MirroredGame(30.0, -30.0)
+    steps = [(30.0 - 6 * i, -30.0 + 6 * i) for i in range(num_rounds)]
+    offers = [offer for pair in steps for offer in pair]
+    turns = dialogue(*offers, emotions=("joy",))
+    state = DialogueState.from_turns(game, turns, 20)
+    other = DialogueState.from_turns(*mirrored(game, turns), 20)
+    assert state != other
+    assert np.array_equal(features(state, kind)[:3], features(other, kind)[:3])
+    assert (other.focal_offers, other.emotions) == (state.counterparty_offers, state.emotions)
+    if kind == "geometry":
+        a, b = named(state), named(other)
+        for mine, theirs in (("focal", "counterparty"), ("counterparty", "focal")):
+            assert b[f"{mine}_concession"] == pytest.approx(a[f"{theirs}_concession"])
+            assert b[f"{mine}_position"] == pytest.approx(1 - a[f"{theirs}_position"])
+        assert np.allclose(features(state), features(other))

@@ -11,7 +11,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.negotiation.mediator import mediate
 from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
 from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
-from emodistill.negotiation.states import DialogueState
+from emodistill.negotiation.states import DialogueState, mirrored
 from emodistill.prompts import Message, counterparty_messages, focal_messages
 from emodistill.records import CounterParty, FocalParty, Trajectory, Turn, Usage
 from emodistill.seeding import derive
@@ -35,6 +35,9 @@ async def play(
     pack: PromptPack,
     method: str,
     cells: Mapping[str, str] | None = None,
+    choose_counterparty_emotion: ChooseEmotion | None = None,
+    counterparty_method: str | None = None,
+    counterparty_cells: Mapping[str, str] | None = None,
     agreement: str = "stand",
     max_turns: int = 30,
     seed_number: int | None = None,
@@ -47,10 +50,14 @@ async def play(
       seed: root of the dialogue's random streams; each side's API seed derives from it and the
         `trajectory_id` and is constant within the dialogue.
       choose_emotion: asked before each focal turn; None leaves the emotion block out.
+      choose_counterparty_emotion: the same for the counterparty, on the state as its own seat
+        sees it (`mirrored`). Without it the counterparty is neutral and records no emotion.
+      counterparty_method, counterparty_cells: what the record says of a counterparty that plays
+        by a method.
       seed_number: what the record's `seed` says, where dialogues of a scenario are numbered under
         one root; `seed` itself unless given.
-      silence_ends: a focal speaker with nothing to say has broken off the talks, instead of
-        making the dialogue fail.
+      silence_ends: a speaker that plays by a method and has nothing to say has broken off the
+        talks, instead of making the dialogue fail.
       reader: reads the offers out of the utterances.
 
     Raises:
@@ -64,21 +71,24 @@ async def play(
     while outcome == "ongoing" and len(turns) < max_turns:
         emotion = None
         is_focal = len(turns) % 2 == 0
+        speaker, side_seed = (focal, focal_seed) if is_focal else (counterparty, counterparty_seed)
         if is_focal:
             emotion = choose_emotion(DialogueState.from_turns(scenario, turns, max_turns))
-            messages = _fitting(focal, turns, partial(_focal_prompt, pack, scenario, emotion))
-            try:
-                reply = await focal.reply(messages, dialogue_id=trajectory_id, seed=focal_seed)
-            except EmptyReplyError:
-                if not silence_ends:
-                    raise
-                outcome = "breakdown"
-                break
+            render = partial(_focal_prompt, pack, scenario, emotion)
+        elif choose_counterparty_emotion is None:
+            render = partial(counterparty_messages, pack, scenario)
         else:
-            messages = _fitting(counterparty, turns, partial(counterparty_messages, pack, scenario))
-            reply = await counterparty.reply(
-                messages, dialogue_id=trajectory_id, seed=counterparty_seed
-            )
+            seen = mirrored(scenario, turns)
+            emotion = choose_counterparty_emotion(DialogueState.from_turns(*seen, max_turns))
+            render = partial(counterparty_messages, pack, scenario, emotion=emotion)
+        messages = _fitting(speaker, turns, render)
+        try:
+            reply = await speaker.reply(messages, dialogue_id=trajectory_id, seed=side_seed)
+        except EmptyReplyError:
+            if not silence_ends or not (is_focal or counterparty_method):
+                raise
+            outcome = "breakdown"
+            break
         text = _said(reply, len(turns), trajectory_id)
         reads.append(await reader.read(text, scenario.domain, dialogue_id=trajectory_id, seed=seed))
         turns.append(_turn(len(turns), is_focal, emotion, reply, text, reads[-1].offer))
@@ -105,7 +115,12 @@ async def play(
             temperature=focal.temperature,
             cells=dict(cells or {}),
         ),
-        counterparty=CounterParty(model=counterparty.model, temperature=counterparty.temperature),
+        counterparty=CounterParty(
+            model=counterparty.model,
+            temperature=counterparty.temperature,
+            method=counterparty_method,
+            cells=dict(counterparty_cells or {}),
+        ),
         prompt_pack_sha256=pack.sha256,
         agreement_rule=agreement,
         turns=tuple(turns),

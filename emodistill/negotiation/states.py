@@ -1,4 +1,6 @@
-"""The dialogue state s_t that a selector sees just before the focal agent's turn.
+"""The dialogue state s_t that a selector sees just before its agent's turn.
+
+All is said for an agent in the focal seat; in the counterparty's, it sees the mirrored dialogue.
 
 With g = x* − x0, s = sgn(g), d = max(1, |g|), offers are placed on one line on which 1 is the focal
 target and 0 the counterparty's anchor. A turn without an offer keeps the side's last one; before
@@ -10,14 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
-from emodistill.records import Turn
+from emodistill.records import SpeakerRole, Turn
 
 BOUND = 3.0
 SPEED_WINDOW = 3
@@ -36,6 +38,34 @@ class Game(Protocol):
 
     @property
     def counterparty_anchor(self) -> float: ...
+
+
+class MirroredGame(NamedTuple):
+    """A game as the other seat plays it."""
+
+    focal_target: float
+    counterparty_anchor: float
+
+
+class Mirrored(NamedTuple):
+    game: Game
+    turns: list[Turn]
+
+
+def mirrored(game: Game, turns: Sequence[Turn]) -> Mirrored:
+    """The dialogue from the counterparty's seat: speakers swapped, and target and anchor with them.
+
+    Twice is the identity. The turns keep emotions and numbers, so that the first one is then the
+    counterparty's: whoever sits there answers an opening.
+    """
+    swapped = MirroredGame(game.counterparty_anchor, game.focal_target)
+    return Mirrored(swapped, [replace(turn, speaker=_OTHER_SEAT[turn.speaker]) for turn in turns])
+
+
+_OTHER_SEAT: Mapping[SpeakerRole, SpeakerRole] = {
+    "focal": "counterparty",
+    "counterparty": "focal",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

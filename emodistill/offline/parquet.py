@@ -40,8 +40,8 @@ def write_parquet(trajectories: Sequence[Trajectory], path: Path) -> None:
 
 def _schema(pa: Any) -> Any:
     text, number, count = pa.string(), pa.float64(), pa.int64()
-    side = [("model", text), ("temperature", number)]
-    cells = pa.map_(text, text)
+    side = [("method", text), ("model", text), ("temperature", number)]
+    side += [("cells", pa.map_(text, text))]
     turn = [
         *(("index", count), ("speaker", text), ("emotion", text), ("text", text)),
         *(("offer", number), ("prompt_tokens", count), ("completion_tokens", count)),
@@ -53,8 +53,7 @@ def _schema(pa: Any) -> Any:
         *((name, text) for name in ("trajectory_id", "domain", "scenario_id")),
         *(("seed", count), ("split", text)),
         *(("focal_target", number), ("counterparty_anchor", number), ("unit", text)),
-        ("focal", pa.struct([("method", text), *side, ("cells", cells)])),
-        ("counterparty", pa.struct(side)),
+        *((name, pa.struct(side)) for name in ("focal", "counterparty")),
         *((name, text) for name in ("prompt_pack_sha256", "agreement_rule")),
         ("turns", pa.list_(pa.struct(turn))),
         *(("outcome", text), ("final_value", number)),

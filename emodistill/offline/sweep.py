@@ -189,6 +189,9 @@ async def play_all(
     pack: PromptPack,
     method: str,
     cells: Mapping[str, str] | None = None,
+    choose_counterparty_for: Callable[[PlannedDialogue], ChooseEmotion] | None = None,
+    counterparty_method: str | None = None,
+    counterparty_cells: Mapping[str, str] | None = None,
     seed: int = 0,
     max_turns: int = 30,
     agreement: str = "stand",
@@ -204,11 +207,12 @@ async def play_all(
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
       client: open (inside its `async with`); counts what is spent.
-      choose_for: who picks the emotions of a dialogue.
+      choose_for, choose_counterparty_for: who picks the emotions of a dialogue's sides; without
+        the latter, the counterparty is neutral.
       max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
         cost included; those in flight are finished.
       before: called once this process alone writes to `path`.
-      silence_ends, reader: see `play`.
+      counterparty_method, counterparty_cells, silence_ends, reader: see `play`.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -257,6 +261,11 @@ async def play_all(
                     pack=pack,
                     method=method,
                     cells=cells,
+                    choose_counterparty_emotion=(
+                        choose_counterparty_for(dialogue) if choose_counterparty_for else None
+                    ),
+                    counterparty_method=counterparty_method,
+                    counterparty_cells=counterparty_cells,
                     agreement=agreement,
                     max_turns=max_turns,
                     silence_ends=silence_ends,

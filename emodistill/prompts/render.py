@@ -157,19 +157,30 @@ def focal_messages(
 
 
 def counterparty_messages(
-    pack: PromptPack, scenario: Scenario, turns: Sequence[Turn]
+    pack: PromptPack, scenario: Scenario, turns: Sequence[Turn], emotion: str | None = NEUTRAL
 ) -> list[Message]:
-    """The counterparty's prompt for its next turn, under the neutral emotion."""
+    """The counterparty's prompt for its next turn; `emotion=None` leaves the block out.
+
+    Packs have no text of its own around this block: it is the paragraph of `user` with {emotion}.
+    """
     texts = pack.counterparty
     domain = _domain(texts, scenario, "counterparty.toml")
     values = _values(scenario, anchor=scenario.counterparty_anchor)
     user = {
         "history": _history(texts, domain, turns, "counterparty.toml", empty=""),
-        "emotion": pack.emotion_blocks[NEUTRAL],
+        "emotion": "" if emotion is None else pack.emotion_blocks[emotion],
         "cue": _fill(texts["cue"], domain, "counterparty.toml: cue"),
     }
     system = _system(texts, domain, values, "counterparty.toml")
-    return _chat(system, texts["user"], user, "counterparty.toml: user")
+    template = texts["user"] if emotion is not None else _without_emotion(texts["user"])
+    return _chat(system, template, user, "counterparty.toml: user")
+
+
+def _without_emotion(template: str) -> str:
+    """The template without the paragraph that holds {emotion} and nothing else to fill in."""
+    paragraphs = template.split("\n\n")
+    kept = (p for p in paragraphs if {name for _, name in _parsed(p) if name} != {"emotion"})
+    return "\n\n".join(kept)
 
 
 def offer_messages(domain: str, utterance: str) -> list[Message]:
