@@ -40,6 +40,7 @@ STAGES = (
     "alol",
     "dpo",
     "evaluate",
+    "tournament",
     "report",
     "quickstart",
     "pretrain",

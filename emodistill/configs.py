@@ -452,12 +452,9 @@ METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(ApiConfig):
-    """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
+class MatchConfig(ApiConfig):
+    """What stages share that play held-out scenarios."""
 
-    method: str = "iql+sft+jpo"
-    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, iql+sft+alol,
-    iql+sft+dpo, oracle."""
     model: str | None = None
     """The focal language model of `vanilla-llm`, `random` and `iql`."""
     student: str = EMBEDDED
@@ -501,6 +498,34 @@ class EvaluateConfig(ApiConfig):
         for name in ("focal_temperature", "counterparty_temperature"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 2, f"{name}={value} must lie in [0, 2].")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(MatchConfig):
+    """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
+
+    method: str = "iql+sft+jpo"
+    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, iql+sft+alol,
+    iql+sft+dpo, oracle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TournamentConfig(MatchConfig):
+    """Methods play each other, each in both seats, on the held-out scenarios (Table 13)."""
+
+    methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft+jpo", "free-sft+jpo")
+    """V, I, E and E0 of Table 13; any others (see `evaluate.py --method`), but not `oracle`."""
+
+    def __post_init__(self) -> None:
+        MatchConfig.__post_init__(self)
+        require(len(self.methods) > 0, "methods is empty; name one at least.")
+        for name in self.methods:
+            require(self.methods.count(name) == 1, f"methods names {name} twice.")
+
+    def evaluation(self, method: str) -> EvaluateConfig:
+        """The settings with which `evaluate` plays one of the methods."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(MatchConfig)}
+        return EvaluateConfig(method=method, **shared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from emodistill import seeding
 from emodistill.errors import InputError
-from emodistill.model.adapters import load_adapter, save_adapter
+from emodistill.model.adapters import adapted, load_adapter, save_adapter
 from emodistill.model.config import TARGETS
 from emodistill.model.fingerprint import lora_sha256
 from emodistill.model.lora import LoRAParam, add_lora, target_layers
@@ -183,6 +183,22 @@ def test_other_tensors_are_refused(tiny_checkpoint, adapter):
     )
     change_weights(adapter, lambda t: t.pop(Q_B))
     refused(tiny_checkpoint, adapter, "layers.1.self_attn.q_proj.lora_B.weight is missing")
+
+
+def test_an_adapter_beside_the_base_leaves_it_alone_and_shares_its_arrays(tiny_checkpoint, adapter):
+    base = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    before = np.asarray(base(TOKENS_BT))
+    one = adapted(base, adapter)
+    assert one.embed_tokens.weight[...] is base.embed_tokens.weight[...]
+    for name, layer in target_layers(one).items():
+        assert layer.weight[...] is target_layers(base)[name].weight[...]
+    assert base.lora is None and one.lora is not None
+    loaded = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    load_adapter(loaded, adapter)
+    assert np.array_equal(one(TOKENS_BT), loaded(TOKENS_BT))
+    assert np.array_equal(base(TOKENS_BT), before) and not np.array_equal(one(TOKENS_BT), before)
+    with pytest.raises(InputError, match="has an adapter already"):
+        adapted(one, adapter)
 
 
 def test_another_lora_in_place_is_refused(tiny_checkpoint, adapter):

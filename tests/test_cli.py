@@ -27,6 +27,7 @@ from emodistill.configs import (
     SFTConfig,
     SimulatorConfig,
     SweepConfig,
+    TournamentConfig,
 )
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
 from emodistill.stages.files import write_config
@@ -41,6 +42,7 @@ CONFIGS = {
     "alol": ALoLConfig,
     "dpo": DPOConfig,
     "evaluate": EvaluateConfig,
+    "tournament": TournamentConfig,
     "report": ReportConfig,
     "quickstart": QuickstartConfig,
     "pretrain": PretrainConfig,

@@ -49,6 +49,8 @@ def test_help_costs_no_heavy_import(script):
         (["train_jpo.py", "--clip", "1.5"], "clip=1.5 must lie in (0, 1); the paper uses"),
         (["train_jpo.py", "--kappa", "2"], "kappa=2.0 must lie in [0, 1]"),
         (["evaluate.py", "--method", "iql+magic"], "--method iql+magic is not known; use one of"),
+        (["tournament.py", "--methods", "iql+magic"], "iql+magic is not known; use one of"),
+        (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who sits in"),
         (["sweep.py", "--provider", "nowhere"], "--provider nowhere is none of"),
         (["sweep.py", "--provider", "dashscope"], "set DASHSCOPE_API_KEY"),
         (

@@ -18,7 +18,7 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError, StaleInputError
-from emodistill.evaluation.matches import focal_temperature
+from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
@@ -142,7 +142,8 @@ def test_config_yaml_of_a_cell_leads_back_to_the_cell(tmp_path):
     ],
 )
 def test_the_embedded_student_is_sampled_cooler_than_others(settings, temperature):
-    assert focal_temperature(EvaluateConfig(**settings)) == temperature
+    config = EvaluateConfig(**settings)
+    assert writing_temperature(config, config.method) == temperature
 
 
 def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_path):

@@ -32,6 +32,8 @@ _HOMES = {
     "Bout": "ratings",
     "Rating": "ratings",
     "bradley_terry": "ratings",
+    "pair_scores": "tournament",
+    "tournament_matrix": "tournament",
 }
 
 __all__ = [*_HOMES]

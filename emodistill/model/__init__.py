@@ -21,6 +21,7 @@ _HOMES = {
     "base_fingerprint": "fingerprint",
     "load_qwen2": "weights",
     "save_qwen2": "weights",
+    "adapted": "adapters",
     "load_adapter": "adapters",
     "lora_sha256": "fingerprint",
     "save_adapter": "adapters",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from emodistill import runs
 from emodistill.errors import InputError
@@ -116,6 +117,19 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
     for target, lora in _loras(model):
         lora.a = LoRAParam(place_like(values[target, "A"], lora.a[...]))
         lora.b = LoRAParam(place_like(values[target, "B"], lora.b[...]))
+
+
+def adapted(model: Qwen2, folder: Path | str) -> Qwen2:
+    """`model` with the adapter in `folder`, beside `model` itself: both hold the same base arrays.
+
+    Raises:
+      InputError: as `load_adapter`, or `model` has an adapter.
+    """
+    if model.lora is not None:
+        raise InputError(f"{folder} goes onto a base model; this one has an adapter already.")
+    beside = nnx.merge(*nnx.split(model))
+    load_adapter(beside, folder)
+    return beside
 
 
 def _loras(model: Qwen2) -> Iterator[tuple[str, LoRA]]:

@@ -19,14 +19,15 @@ from emodistill.configs import (
     ReportConfig,
     SFTConfig,
     SweepConfig,
+    TournamentConfig,
 )
 from emodistill.prompts import load_pack
-from emodistill.stages import assess, collect, learn
+from emodistill.stages import assess, collect, learn, pairings
 from emodistill.stages.apis import model_name, offer_model
 from emodistill.stages.files import Made, model_hashes, say
 from emodistill.stages.learn import student_base
 from emodistill.stages.memory import plan_memory
-from emodistill.stages.missing import base_jpo_cell, prepare
+from emodistill.stages.missing import prepare, prepare_method
 
 __all__ = [
     "Made",
@@ -43,6 +44,7 @@ __all__ = [
     "sft",
     "student_base",
     "sweep",
+    "tournament",
 ]
 
 
@@ -108,19 +110,18 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     if method.writer == "student":
         model_hashes(config.student)
     prepare(config, "sweep")
-    if method.emotion == "iql" and config.iql_cell == "default":
-        prepare(config, "iql")
-    if method.adapter == "sft" and config.sft_cell == "default":
-        prepare(config, "judge", "sft")
-    refined = method.adapter
-    if refined in ("jpo", "alol", "dpo") and getattr(config, f"{refined}_cell") == "default":
-        prepare(config, "judge", "sft", refined)
-    if method.adapter == "jpo-base" and config.jpo_cell == "default":
-        prepare(config, "judge")
-        changes = {"jpo_cell": base_jpo_cell(config)}
-        base = dataclasses.replace(base or config, **changes)
-        config = dataclasses.replace(config, **changes)
-    return assess.evaluate(config, base)
+    cells = prepare_method(config)
+    base = dataclasses.replace(base or config, **cells)
+    return assess.evaluate(dataclasses.replace(config, **cells), base)
+
+
+def tournament(config: TournamentConfig) -> Made:
+    """Methods play each other, each in both seats, on the held-out scenarios."""
+    pairings.check(config)
+    prepare(config, "sweep")
+    evaluations = [config.evaluation(name) for name in config.methods]
+    evaluations = [dataclasses.replace(one, **prepare_method(one)) for one in evaluations]
+    return pairings.tournament(config, evaluations)
 
 
 def report(config: ReportConfig) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from emodistill.configs import SIMULATED_MODELS, ApiConfig, EvaluateConfig, SweepConfig
+from emodistill.configs import SIMULATED_MODELS, ApiConfig, MatchConfig, SweepConfig
 from emodistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     return provider.default_model(role) if named is None else named
 
 
-def offer_model(config: SweepConfig | EvaluateConfig) -> str | None:
+def offer_model(config: SweepConfig | MatchConfig) -> str | None:
     """The model that reads the offers; None where patterns do."""
     if config.offer_reader == "pattern":
         if config.reader is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from emodistill.configs import EvaluateConfig, ReportConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import kept_log
-from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
+from emodistill.runs import finish_stage, stage_dir
 from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.files import (
     CONFIG,
@@ -23,12 +22,12 @@ from emodistill.stages.files import (
     announce,
     by_id,
     cell,
-    covers,
     judge_file,
     model_hashes,
     say,
     write_config,
 )
+from emodistill.stages.matches import begin_matches, entrant, held_out
 
 if TYPE_CHECKING:
     from emodistill.records import Trajectory
@@ -38,8 +37,8 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     """Stage 5: play a method on the held-out scenarios."""
     from emodistill.agents import get_method
     from emodistill.evaluation.matches import run_matches
-    from emodistill.offline.sweep import failures_path
-    from emodistill.prompts import load_pack, offer_prompt_sha256
+    from emodistill.evaluation.players import Player, Speakers
+    from emodistill.prompts import load_pack
 
     announce(config, f"evaluate {config.method}")
     method = get_method(config.method)
@@ -49,66 +48,44 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     if method.emotion == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     pack = load_pack(config.prompt_pack)
-    cells: dict[str, str] = {}
-    inputs: list[Path] = [stage_dir(config.run, config.domain, "sweep") / SCENARIOS]
-    selector_dir = adapter_dir = None
-    if method.emotion == "iql":
-        cells["iql"] = config.iql_cell
-        selector_dir = stage_dir(config.run, config.domain, "iql", config.iql_cell)
-        inputs += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
-    if method.adapter is not None:
-        stage = method.adapter.removesuffix("-base")
-        cells[stage] = getattr(config, f"{stage}_cell")
-        adapter_dir = stage_dir(config.run, config.domain, stage, cells[stage]) / "adapter"
-        inputs += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
+    player, files = entrant(config, focal)
+    scenarios = stage_dir(config.run, config.domain, "sweep") / SCENARIOS
     directory = stage_dir(
         config.run, config.domain, "eval", f"{config.method}@{counterparty}".replace("/", "-")
     )
     name = cell(config, base, without=("method", "counterparty", "num_seeds", "num_scenarios"))
-    reader_prompt = {} if reader is None else {"offer reader's prompt": offer_prompt_sha256()}
-    student_hashes = model_hashes(config.student) if method.writer == "student" else {}
-    manifest_name = f"{name}.manifest.json"
-    path = directory / f"{name}.jsonl"
-    found = read_manifest(directory, manifest_name)
-    if found is not None and covers(found, config):
-        sizes = {key: found.config[key] for key in ("num_seeds", "num_scenarios")}
-        config = dataclasses.replace(config, **sizes)
-    manifest = begin_stage(
-        directory,
+    begun = begin_matches(
+        config,
         stage="evaluate",
-        config=config.identity() | {"model": focal, "counterparty": counterparty, "reader": reader},
-        seed=config.seed,
-        inputs=input_hashes(inputs, config.run)
-        | student_hashes
-        | reader_prompt
-        | {"prompt pack": pack.sha256},
-        growing=("num_seeds", "num_scenarios"),
-        name=manifest_name,
-        output=path,
-        leftovers=[failures_path(path)],
+        directory=directory,
+        name=name,
+        identity={"model": focal, "counterparty": counterparty},
+        inputs=[scenarios, *files],
+        student_hashes=model_hashes(config.student) if focal is None else {},
+        reader=reader,
+        pack=pack,
     )
+    config, path = begun.config, begun.path
     made = Made(path, f"python scripts/report.py --run {config.run}")
-    if manifest.is_finished:
+    if begun.manifest.is_finished:
         say(f"evaluate {config.method}: finished before, dialogues in {path}")
         return made
     write_config(directory / f"{name}.{CONFIG}", "evaluate", config, base)
-    from emodistill.offline.store import read_scenarios
-
-    scenarios = read_scenarios(inputs[0])
 
     async def work() -> Any:
-        async with open_client(config) as client:
+        async with open_client(config) as client, Speakers(config, client) as speakers:
             return await run_matches(
                 config,
-                scenarios=[scenario for scenario in scenarios if scenario.split == "test"],
+                label=f"evaluate {config.method}",
+                scenarios=held_out(scenarios),
                 path=path,
                 client=client,
                 pack=pack,
-                focal_model=focal,
-                counterparty_model=counterparty,
-                selector_dir=selector_dir,
-                adapter_dir=adapter_dir,
-                cells=cells,
+                focal=player,
+                counterparty=Player(
+                    language_model=counterparty, temperature=config.counterparty_temperature
+                ),
+                speakers=speakers,
                 reader=offer_reader(client, reader),
             )
 
@@ -120,7 +97,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
         directory,
         cost_usd=result.cost_usd,
         summary={"text": result.summary},
-        name=manifest_name,
+        name=begun.manifest_name,
     )
     say(f"evaluate {config.method}: {result.summary}")
     return made

@@ -17,8 +17,8 @@ from emodistill.configs import (
     SIMULATED_MODELS,
     AdapterConfig,
     ApiConfig,
-    EvaluateConfig,
     ExperimentConfig,
+    MatchConfig,
     SweepConfig,
 )
 from emodistill.errors import InputError
@@ -68,7 +68,7 @@ def announce(config: ExperimentConfig, stage: str) -> None:
 
 def student_of(config: ExperimentConfig) -> str:
     """The student that a configuration names, `embedded` where it has no say."""
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, MatchConfig):
         return config.student
     return config.model if isinstance(config, AdapterConfig) else EMBEDDED
 
@@ -148,7 +148,7 @@ def read_scores(path: Path) -> Scores:
     return scores_by_turn(read_judgements(path)) if path.is_file() else {}
 
 
-def covers(found: Manifest | None, config: SweepConfig | EvaluateConfig) -> bool:
+def covers(found: Manifest | None, config: SweepConfig | MatchConfig) -> bool:
     """Whether a finished stage holds at least the dialogues that are asked for now."""
 
     def at_least(have: int | None, want: int | None) -> bool:

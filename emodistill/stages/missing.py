@@ -19,6 +19,7 @@ from emodistill.configs import (
     IQLConfig,
     JPOConfig,
     JudgeConfig,
+    MatchConfig,
     SFTConfig,
     SweepConfig,
 )
@@ -113,7 +114,7 @@ def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
         fixed["level"] = judge_level(config)
     if issubclass(_needed(stage).cls, AdapterConfig):
         fixed["model"] = student_of(config)
-        if isinstance(config, EvaluateConfig):
+        if isinstance(config, MatchConfig):
             fixed["prompt_pack"] = config.prompt_pack
         elif isinstance(config, AdapterConfig):
             fixed |= {name: getattr(config, name) for name in SHARED_BY_ADAPTERS}
@@ -156,6 +157,33 @@ def _was_simulated(config: ExperimentConfig) -> bool:
     if found is None:
         return not (home / TRAJECTORIES).is_file()
     return found.config.get("counterparty") in SIMULATED_MODELS.values()
+
+
+def prepare_method(config: EvaluateConfig) -> dict[str, str]:
+    """Make what the method of `config` lacks, and name the cells that it plays instead of others.
+
+    Only what is called `default` is made; other cells are the user's own.
+
+    Returns:
+      Changes to `config`, such as `{"jpo_cell": "reference=base-1f3c"}`.
+
+    Raises:
+      InputError: as `prepare`.
+    """
+    from emodistill.agents import get_method
+
+    method = get_method(config.method)
+    if method.emotion == "iql" and config.iql_cell == "default":
+        prepare(config, "iql")
+    if method.adapter == "sft" and config.sft_cell == "default":
+        prepare(config, "judge", "sft")
+    refined = method.adapter
+    if refined in ("jpo", "alol", "dpo") and getattr(config, f"{refined}_cell") == "default":
+        prepare(config, "judge", "sft", refined)
+    if method.adapter == "jpo-base" and config.jpo_cell == "default":
+        prepare(config, "judge")
+        return {"jpo_cell": base_jpo_cell(config)}
+    return {}
 
 
 def base_jpo_cell(config: EvaluateConfig) -> str:

@@ -1,0 +1,251 @@
+"""The tournament: methods play each other on the held-out scenarios, each in both seats.
+
+    runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
+
+A language model that writes in the counterparty's seat is the one that writes in the focal seat.
+On the simulator it is `sim-counterparty` there unless `--counterparty` says otherwise: it answers
+to the emotions that it hears and shows none, so that columns of such methods are all alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from emodistill.configs import EvaluateConfig, TournamentConfig
+from emodistill.errors import EmodistillError, InputError, StoppedError
+from emodistill.logs import kept_log
+from emodistill.runs import finish_stage, read_manifest, stage_dir
+from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
+from emodistill.stages.files import (
+    CONFIG,
+    LOG,
+    SCENARIOS,
+    Made,
+    announce,
+    by_id,
+    model_hashes,
+    say,
+    write_config,
+)
+from emodistill.stages.matches import Begun, Entrant, begin_matches, entrant, held_out
+
+Pair = tuple[str, str]
+STAGE = "tournament"
+_OF_ONE_METHOD = ("methods", "iql_cell", "sft_cell", "jpo_cell", "alol_cell", "dpo_cell")
+"""Settings that a pair's manifest names for the two methods instead."""
+
+
+class _LanguageModels(NamedTuple):
+    """Who writes for methods without a student; None where there are no such methods."""
+
+    focal: str | None
+    counterparty: str | None
+
+
+def check(config: TournamentConfig) -> None:
+    """Refuse what can't be played before anything is made for it.
+
+    Raises:
+      InputError: a method, model, prompt pack or student that isn't there.
+    """
+    from emodistill.agents import get_method
+    from emodistill.prompts import load_pack
+
+    methods = [get_method(name) for name in config.methods]
+    if any(method.emotion == "oracle" for method in methods):
+        raise InputError(
+            "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
+            "itself; see what it reaches with evaluate.py --method oracle."
+        )
+    _language_models(config)
+    offer_model(config)
+    load_pack(config.prompt_pack)
+    _student_hashes(config)
+
+
+def tournament(config: TournamentConfig, evaluations: Sequence[EvaluateConfig]) -> Made:
+    """Play the pairs that are not finished; `evaluations` has the settings of each method.
+
+    Raises:
+      StoppedError: stopped by the user or the ceiling on costs.
+      EmodistillError: pairs have failed; the others are played.
+    """
+    from emodistill.evaluation.matches import run_matches
+    from emodistill.evaluation.players import Speakers
+    from emodistill.prompts import load_pack
+
+    announce(config, STAGE)
+    reader = offer_model(config)
+    pack = load_pack(config.prompt_pack)
+    directory = stage_dir(config.run, config.domain, STAGE)
+    scenarios = stage_dir(config.run, config.domain, "sweep") / SCENARIOS
+    models, student_hashes = _language_models(config), _student_hashes(config)
+    focal = {one.method: entrant(one, models.focal) for one in evaluations}
+    counterparty = {
+        name: _opposite(config, one, models.counterparty) for name, one in focal.items()
+    }
+    pairs = _pairs(config)
+    failed: list[Pair] = []
+    todo: dict[Pair, Begun[TournamentConfig]] = {}
+    spent_usd = 0.0
+
+    def fail(pair: Pair, error: EmodistillError) -> None:
+        failed.append(pair)
+        say(f"{_name(pair)}: failed: {error}")
+
+    for pair in pairs:
+        seats = {"focal": focal[pair[0]], "counterparty": counterparty[pair[1]]}
+        writers = [one.player.language_model for one in seats.values()]
+        try:
+            begun = begin_matches(
+                config,
+                stage=STAGE,
+                directory=directory,
+                name=_stem(pair),
+                identity={seat: _identity(one) for seat, one in seats.items()},
+                without=(*_OF_ONE_METHOD, "model"),
+                inputs=[scenarios, *(path for one in seats.values() for path in one.inputs)],
+                student_hashes=student_hashes if None in writers else {},
+                reader=reader,
+                pack=pack,
+            )
+        except EmodistillError as error:
+            fail(pair, error)
+            continue
+        if begun.manifest.is_finished:
+            spent_usd += begun.manifest.cost_usd
+            say(f"{_name(pair)}: finished before, dialogues in {begun.path}")
+        else:
+            todo[pair] = begun
+
+    async def play_all() -> None:
+        nonlocal spent_usd
+        test_scenarios = held_out(scenarios)
+        async with open_client(config) as client, Speakers(config, client) as speakers:
+            for pair, begun in todo.items():
+                try:
+                    result = await run_matches(
+                        _within_budget(begun.config, spent_usd),
+                        label=_name(pair),
+                        scenarios=test_scenarios,
+                        path=begun.path,
+                        client=client,
+                        pack=pack,
+                        focal=focal[pair[0]].player,
+                        counterparty=counterparty[pair[1]].player,
+                        speakers=speakers,
+                        reader=offer_reader(client, reader),
+                    )
+                except EmodistillError as error:
+                    fail(pair, error)
+                    continue
+                if not result.is_complete:
+                    raise StoppedError(f"{_name(pair)}: {result.summary}")
+                spent_usd += result.cost_usd
+                finish_stage(
+                    directory,
+                    cost_usd=result.cost_usd,
+                    summary={"text": result.summary},
+                    name=begun.manifest_name,
+                )
+                say(f"{_name(pair)}: {_result(begun.path)}; {result.summary}")
+
+    if todo:
+        write_config(directory / CONFIG, STAGE, config)
+        with kept_log(directory / LOG):
+            asyncio.run(play_all())
+    say(f"\n{_matrix(config)}\n")
+    if failed:
+        raise EmodistillError(
+            f"{len(failed)} of {len(pairs)} pairs failed: {', '.join(map(_stem, failed))}. The "
+            "reasons are above; start again to try them again."
+        )
+    return Made(directory, f"python scripts/report.py --run {config.run}")
+
+
+def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
+    """The dialogues of the pairs that are finished, by (focal, counterparty), in order of names."""
+    directory = stage_dir(run, domain, STAGE)
+    found: dict[Pair, Path] = {}
+    for path in sorted(directory.glob("*@*.jsonl")):
+        manifest = read_manifest(directory, f"{path.stem}.manifest.json")
+        if manifest is not None and manifest.is_finished:
+            focal, _, counterparty = path.stem.partition("@")
+            found[focal, counterparty] = path
+    return found
+
+
+def _language_models(config: TournamentConfig) -> _LanguageModels:
+    from emodistill.agents import get_method
+
+    if all(get_method(name).writer == "student" for name in config.methods):
+        return _LanguageModels(None, None)
+    focal = model_name(config, "focal", config.model)
+    if config.counterparty is None and not config.is_simulated:
+        return _LanguageModels(focal, focal)
+    return _LanguageModels(focal, model_name(config, "counterparty", config.counterparty))
+
+
+def _student_hashes(config: TournamentConfig) -> dict[str, str]:
+    from emodistill.agents import get_method
+
+    has_student = any(get_method(name).writer == "student" for name in config.methods)
+    return model_hashes(config.student) if has_student else {}
+
+
+def _opposite(config: TournamentConfig, one: Entrant, language_model: str | None) -> Entrant:
+    """The same entrant in the counterparty's seat."""
+    if one.player.language_model is None:
+        return one
+    temperature = config.counterparty_temperature
+    player = dataclasses.replace(one.player, language_model=language_model, temperature=temperature)
+    return Entrant(player, one.inputs)
+
+
+def _identity(one: Entrant) -> dict[str, object]:
+    player = one.player
+    return {"method": player.method, "model": player.language_model, "cells": dict(player.cells)}
+
+
+def _within_budget(config: TournamentConfig, spent_usd: float) -> TournamentConfig:
+    """With what the pairs before have left of the ceiling, which is the whole tournament's."""
+    if config.max_cost_usd is None:
+        return config
+    return dataclasses.replace(config, max_cost_usd=config.max_cost_usd - spent_usd)
+
+
+def _pairs(config: TournamentConfig) -> list[Pair]:
+    """(focal, counterparty), row by row."""
+    return list(itertools.product(config.methods, config.methods))
+
+
+def _stem(pair: Pair) -> str:
+    return "@".join(pair)
+
+
+def _name(pair: Pair) -> str:
+    return f"{STAGE} {_stem(pair)}"
+
+
+def _result(path: Path) -> str:
+    """What has come of a pair, in a few words."""
+    from emodistill.evaluation.tournament import cell_text, tournament_matrix
+    from emodistill.offline.store import read_trajectories
+
+    pair = ("", "")
+    return cell_text(tournament_matrix({pair: read_trajectories(path)})[pair])
+
+
+def _matrix(config: TournamentConfig) -> str:
+    from emodistill.evaluation.tournament import matrix_text, tournament_matrix
+    from emodistill.offline.store import read_trajectories
+
+    finished = played_pairs(config.run, config.domain)
+    wanted = [pair for pair in _pairs(config) if pair in finished]
+    dialogues = {pair: by_id(read_trajectories(finished[pair])) for pair in wanted}
+    return matrix_text(tournament_matrix(dialogues), config.methods)

@@ -1,0 +1,300 @@
+"""Methods against each other: both seats, paired dialogues, resuming, failures, and the matrix."""
+
+import asyncio
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from test_metrics import dialogue
+
+from emodistill import agents, stages
+from emodistill.configs import EvaluateConfig, SweepConfig, TournamentConfig
+from emodistill.domains import load_scenarios
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import EmodistillError, InputError
+from emodistill.evaluation import pair_scores, tournament_matrix
+from emodistill.evaluation.players import Player, Speakers, choices
+from emodistill.evaluation.tournament import dialogue_shares, matrix_text
+from emodistill.negotiation import DialogueState
+from emodistill.offline.store import read_trajectories
+from emodistill.offline.sweep import plan_dialogues
+from emodistill.prompts import load_pack
+from emodistill.stages import pairings
+from emodistill.train import student
+
+METHODS = ("vanilla-llm", "random")
+PAIRS = [(focal, other) for focal in METHODS for other in METHODS]
+SMALL = {"num_scenarios": 2, "num_seeds": 2, "max_turns": 6, "concurrency": 4}
+
+
+# The matrix
+
+
+DIALOGUES = {
+    ("a", "b"): [
+        dialogue("1", 60.0),  # half of the way from 90 to 30
+        dialogue("2", 20.0, scenario_id="debt_002"),  # past the target
+        dialogue("3", None),
+        dialogue("4", None, outcome="ongoing"),
+    ],
+    ("b", "a"): [dialogue("1", 75.0)],
+}
+
+
+def test_a_cell_by_hand():
+    matrix = tournament_matrix(DIALOGUES)
+    assert list(matrix) == [("a", "b"), ("b", "a")]
+    cell = matrix["a", "b"]
+    assert (cell.num_dialogues, cell.num_scenarios, cell.success) == (4, 2, 0.5)
+    assert cell.utility == pytest.approx(0.375)
+    assert cell.utility_std == pytest.approx(np.std([0.5, 1, 0, 0]))
+    assert cell.counterparty_utility == pytest.approx(0.125)
+    assert cell.counterparty_utility_std == pytest.approx(np.std([0.5, 0, 0, 0]))
+    assert np.isnan(tournament_matrix({("a", "a"): []})["a", "a"].utility)
+
+
+def test_scores_of_both_seats():
+    scores = pair_scores(DIALOGUES)
+    assert [tuple(score) for score in scores] == [
+        ("a", "b", 0.5, "debt_001", 0.5),
+        ("a", "b", 1.0, "debt_002", 0.0),
+        ("a", "b", 0.0, "debt_001", 0.0),
+        ("a", "b", 0.0, "debt_001", 0.0),
+        ("b", "a", 0.25, "debt_001", 0.75),
+    ]
+    assert dialogue_shares(DIALOGUES["a", "b"][2]) == (0.0, 0.0)
+
+
+def test_the_matrix_as_text():
+    text = matrix_text(tournament_matrix(DIALOGUES), ["a", "b"])
+    assert [line.split("  ")[0] for line in text.splitlines()] == [
+        "focal \\ counterparty",
+        "a",
+        "b",
+    ]
+    assert "50.0 / 37.5 ± 41.5" in text.splitlines()[1]
+    assert text.splitlines()[2].split() == ["b", "100.0", "/", "25.0", "±", "0.0", "-"]
+
+
+# Played through the simulator
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tournament, and the evaluation of one of its methods."""
+    run = tmp_path_factory.mktemp("runs") / "tournament"
+    stages.sweep(SweepConfig(run=run, num_scenarios=1, num_seeds=1))
+    stages.evaluate(EvaluateConfig(run=run, method="random", **SMALL))
+    stages.tournament(TournamentConfig(run=run, methods=METHODS, **SMALL))
+    return run
+
+
+def played(run, pair):
+    return read_trajectories(run / "crad/tournament" / f"{'@'.join(pair)}.jsonl")
+
+
+def test_every_pair_plays_the_same_dialogues(run):
+    ids = {pair: sorted(t.trajectory_id for t in played(run, pair)) for pair in PAIRS}
+    assert len(ids[PAIRS[0]]) == 4 and len({tuple(names) for names in ids.values()}) == 1
+    assert list(pairings.played_pairs(run, "crad")) == sorted(PAIRS)
+    assert {t.split for t in played(run, PAIRS[0])} == {"test"}
+
+
+def test_records_say_who_sat_where_and_what_was_chosen(run):
+    for pair in PAIRS:
+        for trajectory in played(run, pair):
+            assert (trajectory.focal.method, trajectory.counterparty.method) == pair
+            for turns, method in (
+                (trajectory.focal_turns, pair[0]),
+                (trajectory.counterparty_turns, pair[1]),
+            ):
+                chosen = [turn.emotion for turn in turns]
+                assert (set(chosen) == {"neutral"}) == (method == "vanilla-llm"), pair
+    both = played(run, ("random", "random"))
+    assert any(
+        [turn.emotion for turn in t.focal_turns] != [turn.emotion for turn in t.counterparty_turns]
+        for t in both
+    )
+
+
+def test_against_the_vanilla_model_a_method_plays_as_in_its_evaluation(run):
+    evaluated = read_trajectories(run / "crad/eval/random@sim-counterparty/default.jsonl")
+
+    def said(trajectories):
+        return {
+            t.trajectory_id: [(turn.text, turn.offer) for turn in t.turns] for t in trajectories
+        }
+
+    assert said(played(run, ("random", "vanilla-llm"))) == said(evaluated)
+
+
+def no_client(config):
+    raise AssertionError("nothing is left to call for")
+
+
+def test_a_finished_tournament_makes_no_call(run, monkeypatch, capsys):
+    monkeypatch.setattr(pairings, "open_client", no_client)
+    stages.tournament(TournamentConfig(run=run, methods=METHODS, **SMALL))
+    stages.tournament(TournamentConfig(run=run, methods=METHODS, **(SMALL | {"num_seeds": 1})))
+    shown = capsys.readouterr().out
+    assert shown.count("finished before") == 8
+    assert "focal \\ counterparty" in shown
+
+
+def test_what_is_missing_is_played_and_nothing_else(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path)
+    path = copy / "crad/tournament/random@vanilla-llm.jsonl"
+    lines = sorted(path.read_text().splitlines())
+    path.write_text("\n".join(lines[:3]) + "\n")
+    manifest = path.with_name("random@vanilla-llm.manifest.json")
+    manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
+    other = copy / "crad/tournament/random@random.jsonl"
+    before = other.stat().st_mtime_ns
+    stages.tournament(TournamentConfig(run=copy, methods=METHODS, **SMALL))
+    assert capsys.readouterr().out.count("finished before") == 3
+    again = {without_times(line) for line in path.read_text().splitlines()}
+    assert again == {without_times(line) for line in lines}
+    assert other.stat().st_mtime_ns == before
+
+
+def without_times(line):
+    record = json.loads(line)
+    for turn in record["turns"]:
+        del turn["latency_s"]
+    return json.dumps(record)
+
+
+def copy_of(run, folder):
+    for source in run.rglob("*"):
+        if source.is_file() and not source.name.startswith("."):
+            target = folder / source.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    return folder
+
+
+def test_a_pair_that_fails_leaves_the_others_alone(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path)
+    stale = copy / "crad/tournament/random@random.manifest.json"
+    stale.write_text(stale.read_text().replace('"max_turns": 6', '"max_turns": 8'))
+    (copy / "crad/tournament/vanilla-llm@random.jsonl").unlink()
+    with pytest.raises(EmodistillError, match="1 of 4 pairs failed: random@random"):
+        stages.tournament(TournamentConfig(run=copy, methods=METHODS, **SMALL))
+    shown = capsys.readouterr().out
+    assert "tournament random@random: failed:" in shown and "max_turns=8, now max_turns=6" in shown
+    assert "tournament vanilla-llm@random: " in shown and "4 of 4 dialogues finished" in shown
+    assert len(played(copy, ("vanilla-llm", "random"))) == 4
+
+
+def test_an_adapter_that_can_not_be_read_fails_its_pairs_alone(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path)
+    folder = copy / "crad/sft/mine/adapter"
+    folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text("torn")
+    for name in ("selector.json", "selector.safetensors"):
+        (copy / "crad/iql/mine").mkdir(parents=True, exist_ok=True)
+        (copy / "crad/iql/mine" / name).write_text("torn")
+    methods = ("vanilla-llm", "iql+sft")
+    cells = {"sft_cell": "mine", "iql_cell": "mine"}
+    config = TournamentConfig(run=copy, methods=methods, **cells, **SMALL)
+    with pytest.raises(EmodistillError, match="3 of 4 pairs failed"):
+        stages.tournament(config)
+    assert "vanilla-llm@vanilla-llm: finished before" in capsys.readouterr().out
+
+
+# Who plays
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (("vanilla-llm", "iql+magic"), "iql\\+magic is not known; use one of"),
+        (("vanilla-llm", "oracle"), "oracle: it knows who sits in the counterparty's seat"),
+    ],
+)
+def test_who_can_not_play_is_refused_before_anything_is_made(tmp_path, methods, message):
+    with pytest.raises(InputError, match=message):
+        stages.tournament(TournamentConfig(run=tmp_path / "r", methods=methods))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_method_is_named_once():
+    with pytest.raises(InputError, match="methods names iql twice"):
+        TournamentConfig(methods=("iql", "iql"))
+    with pytest.raises(InputError, match="methods is empty"):
+        TournamentConfig(methods=())
+
+
+def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
+    config = TournamentConfig(run=tmp_path / "r", base_url="http://127.0.0.1:9/v1", model="m")
+    config = dataclasses.replace(config, methods=("iql",))
+    with pytest.raises(InputError, match=r"(?s)lacks sweep. Run first:.*scripts/sweep\.py --run"):
+        stages.tournament(config)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_evaluation_of_a_method_has_all_settings():
+    config = TournamentConfig(num_seeds=3, greedy=True, methods=("random",), iql_cell="mine")
+    one = config.evaluation("random")
+    assert (one.method, one.num_seeds, one.greedy, one.iql_cell) == ("random", 3, True, "mine")
+
+
+def test_a_language_model_is_the_same_in_both_seats_unless_it_is_told_otherwise():
+    def models(**settings):
+        return pairings._language_models(TournamentConfig(methods=METHODS, **settings))
+
+    served = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    assert models(**served) == ("m", "m")
+    assert models(**served, counterparty="c") == ("m", "c")
+    assert models() == ("sim-teacher", "sim-counterparty")
+    assert models(counterparty="sim-teacher") == ("sim-teacher", "sim-teacher")
+    none = TournamentConfig(methods=("vanilla-slm",), base_url="http://127.0.0.1:9/v1")
+    assert pairings._language_models(none) == (None, None)
+
+
+def test_the_ceiling_is_the_whole_tournaments():
+    config = TournamentConfig(max_cost_usd=5.0)
+    assert pairings._within_budget(config, 3.5).max_cost_usd == 1.5
+    assert pairings._within_budget(TournamentConfig(), 3.5).max_cost_usd is None
+
+
+def test_the_seats_of_a_dialogue_throw_different_dice(monkeypatch):
+    monkeypatch.setitem(agents.METHODS, "free", agents.Method(writer="llm", emotion="none"))
+    (planned,) = plan_dialogues(load_scenarios("crad")[:1], num_seeds=1)
+    state = DialogueState(focal_target=1.0, counterparty_anchor=2.0, max_turns=30)
+
+    def chosen(method, stream_name):
+        choose_for = choices(
+            EvaluateConfig(), Player(method=method), load_pack(), stream_name=stream_name
+        )
+        choose = choose_for(planned)
+        return [choose(state) for _ in range(8)]
+
+    focal, other = (chosen("random", name) for name in ("evaluate-emotions", "other-emotions"))
+    assert focal != other and set(focal + other) <= set(EMOTIONS)
+    assert focal == chosen("random", "evaluate-emotions")
+    assert chosen("vanilla-llm", "any") == ["neutral"] * 8
+    assert chosen("free", "any") == [None] * 8
+
+
+def test_students_share_one_base(monkeypatch):
+    loaded = []
+
+    def load(*arguments, **settings):
+        loaded.append(real(*arguments, **settings))
+        return loaded[-1]
+
+    real = student.load_student
+    monkeypatch.setattr(student, "load_student", load)
+
+    async def main():
+        async with Speakers(EvaluateConfig(), client=None) as speakers:
+            one = await speakers.speaker(Player(method="vanilla-slm", temperature=0.4))
+            same = await speakers.speaker(Player(method="vanilla-slm", temperature=0.4))
+            warmer = await speakers.speaker(Player(method="vanilla-slm", temperature=0.7))
+            return one is same, one is warmer
+
+    assert asyncio.run(main()) == (True, False)
+    assert len(loaded) == 1
