@@ -93,13 +93,15 @@ def pair_scores(dialogues_by_pair: Mapping[Pair, Sequence[Trajectory]]) -> list[
 
 
 def cell_text(cell: TournamentCell) -> str:
-    """Success % / utility ± deviation, as Table 13 has it."""
+    """Success % / utility ± deviation, as Table 13 has it; a dash without dialogues."""
+    if not cell.num_dialogues:
+        return "-"
     spread = f"{100 * cell.utility:.1f} ± {100 * cell.utility_std:.1f}"
     return f"{100 * cell.success:.1f} / {spread}"
 
 
 def matrix_text(matrix: Mapping[Pair, TournamentCell], methods: Iterable[str]) -> str:
-    """The matrix as plain text, a cell by `cell_text`; a dash where nothing is played."""
+    """The matrix as plain text, each cell by `cell_text`; pairs that are missing get a dash."""
     methods = list(methods)
 
     def shown(pair: Pair) -> str:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from emodistill.configs import EvaluateConfig, TournamentConfig
+from emodistill.configs import EMBEDDED, EvaluateConfig, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.logs import kept_log
 from emodistill.runs import finish_stage, read_manifest, stage_dir
@@ -34,10 +34,11 @@ from emodistill.stages.files import (
 )
 from emodistill.stages.matches import Begun, Entrant, begin_matches, entrant, held_out
 
+if TYPE_CHECKING:
+    from emodistill.evaluation.players import Player
+
 Pair = tuple[str, str]
 STAGE = "tournament"
-_OF_ONE_METHOD = ("methods", "iql_cell", "sft_cell", "jpo_cell", "alol_cell", "dpo_cell")
-"""Settings that a pair's manifest names for the two methods instead."""
 
 
 class _LanguageModels(NamedTuple):
@@ -75,97 +76,119 @@ def tournament(config: TournamentConfig, evaluations: Sequence[EvaluateConfig]) 
       StoppedError: stopped by the user or the ceiling on costs.
       EmodistillError: pairs have failed; the others are played.
     """
-    from emodistill.evaluation.matches import run_matches
-    from emodistill.evaluation.players import Speakers
+    announce(config, STAGE)
+    directory = stage_dir(config.run, config.domain, STAGE)
+    pairings, failed = _begin(config, evaluations, directory)
+    todo = {pair: one for pair, one in pairings.items() if not one.begun.manifest.is_finished}
+    if todo:
+        spent_usd = sum(one.begun.manifest.cost_usd for one in pairings.values())
+        write_config(directory / CONFIG, STAGE, config)
+        with kept_log(directory / LOG):
+            failed += asyncio.run(_play(config, todo, spent_usd))
+    say(f"\n{_matrix(config)}\n")
+    if failed:
+        raise EmodistillError(
+            f"{len(failed)} of {len(_pairs(config))} pairs failed, for the reasons above: "
+            f"{', '.join(map(_stem, failed))}. Start again to try them again."
+        )
+    return Made(directory, f"python scripts/report.py --run {config.run}")
+
+
+class _Pairing(NamedTuple):
+    focal: Player
+    counterparty: Player
+    begun: Begun[TournamentConfig]
+
+
+def _begin(
+    config: TournamentConfig, evaluations: Sequence[EvaluateConfig], directory: Path
+) -> tuple[dict[Pair, _Pairing], list[Pair]]:
+    """The pairs as they were left, and those whose files can't be gone on with."""
     from emodistill.prompts import load_pack
 
-    announce(config, STAGE)
-    reader = offer_model(config)
+    student_hashes = _student_hashes(config)
+    if student_hashes and config.student == EMBEDDED:
+        say(
+            f"{STAGE}: the embedded student has learned the focal seat alone and misreads its "
+            "figure in the other; what is won against it there says little about strategy."
+        )
+    models, reader = _language_models(config), offer_model(config)
     pack = load_pack(config.prompt_pack)
-    directory = stage_dir(config.run, config.domain, STAGE)
-    scenarios = stage_dir(config.run, config.domain, "sweep") / SCENARIOS
-    models, student_hashes = _language_models(config), _student_hashes(config)
     focal = {one.method: entrant(one, models.focal) for one in evaluations}
     counterparty = {
         name: _opposite(config, one, models.counterparty) for name, one in focal.items()
     }
-    pairs = _pairs(config)
+    cells = [name for name in config.identity() if name.endswith("_cell")]  # only those played
+    found: dict[Pair, _Pairing] = {}
     failed: list[Pair] = []
-    todo: dict[Pair, Begun[TournamentConfig]] = {}
-    spent_usd = 0.0
-
-    def fail(pair: Pair, error: EmodistillError) -> None:
-        failed.append(pair)
-        say(f"{_name(pair)}: failed: {error}")
-
-    for pair in pairs:
+    for pair in _pairs(config):
         seats = {"focal": focal[pair[0]], "counterparty": counterparty[pair[1]]}
-        writers = [one.player.language_model for one in seats.values()]
+        has_student = any(one.player.language_model is None for one in seats.values())
+        files = [path for one in seats.values() for path in one.inputs]
         try:
             begun = begin_matches(
                 config,
                 stage=STAGE,
                 directory=directory,
                 name=_stem(pair),
-                identity={seat: _identity(one) for seat, one in seats.items()},
-                without=(*_OF_ONE_METHOD, "model"),
-                inputs=[scenarios, *(path for one in seats.values() for path in one.inputs)],
-                student_hashes=student_hashes if None in writers else {},
+                identity={seat: _identity(one.player) for seat, one in seats.items()},
+                without=["methods", "model", *cells],
+                inputs=[_scenarios(config), *files],
+                student_hashes=student_hashes if has_student else {},
                 reader=reader,
                 pack=pack,
             )
         except EmodistillError as error:
-            fail(pair, error)
+            failed.append(pair)
+            say(f"{_name(pair)}: failed: {error}")
             continue
+        found[pair] = _Pairing(seats["focal"].player, seats["counterparty"].player, begun)
         if begun.manifest.is_finished:
-            spent_usd += begun.manifest.cost_usd
             say(f"{_name(pair)}: finished before, dialogues in {begun.path}")
-        else:
-            todo[pair] = begun
+    return found, failed
 
-    async def play_all() -> None:
-        nonlocal spent_usd
-        test_scenarios = held_out(scenarios)
-        async with open_client(config) as client, Speakers(config, client) as speakers:
-            for pair, begun in todo.items():
-                try:
-                    result = await run_matches(
-                        _within_budget(begun.config, spent_usd),
-                        label=_name(pair),
-                        scenarios=test_scenarios,
-                        path=begun.path,
-                        client=client,
-                        pack=pack,
-                        focal=focal[pair[0]].player,
-                        counterparty=counterparty[pair[1]].player,
-                        speakers=speakers,
-                        reader=offer_reader(client, reader),
-                    )
-                except EmodistillError as error:
-                    fail(pair, error)
-                    continue
-                if not result.is_complete:
-                    raise StoppedError(f"{_name(pair)}: {result.summary}")
-                spent_usd += result.cost_usd
-                finish_stage(
-                    directory,
-                    cost_usd=result.cost_usd,
-                    summary={"text": result.summary},
-                    name=begun.manifest_name,
+
+async def _play(
+    config: TournamentConfig, todo: Mapping[Pair, _Pairing], spent_usd: float
+) -> list[Pair]:
+    """Play the pairs one after the other; those that have failed."""
+    from emodistill.evaluation.matches import run_matches
+    from emodistill.evaluation.players import Speakers
+    from emodistill.prompts import load_pack
+
+    scenarios, pack = held_out(_scenarios(config)), load_pack(config.prompt_pack)
+    failed: list[Pair] = []
+    async with open_client(config) as client, Speakers(config, client) as speakers:
+        reader = offer_model(config)
+        for pair, (focal, counterparty, begun) in todo.items():
+            try:
+                result = await run_matches(
+                    _within_budget(begun.config, spent_usd),
+                    label=_name(pair),
+                    scenarios=scenarios,
+                    path=begun.path,
+                    client=client,
+                    pack=pack,
+                    focal=focal,
+                    counterparty=counterparty,
+                    speakers=speakers,
+                    reader=offer_reader(client, reader),
                 )
-                say(f"{_name(pair)}: {_result(begun.path)}; {result.summary}")
-
-    if todo:
-        write_config(directory / CONFIG, STAGE, config)
-        with kept_log(directory / LOG):
-            asyncio.run(play_all())
-    say(f"\n{_matrix(config)}\n")
-    if failed:
-        raise EmodistillError(
-            f"{len(failed)} of {len(pairs)} pairs failed: {', '.join(map(_stem, failed))}. The "
-            "reasons are above; start again to try them again."
-        )
-    return Made(directory, f"python scripts/report.py --run {config.run}")
+            except EmodistillError as error:
+                failed.append(pair)
+                say(f"{_name(pair)}: failed: {error}")
+                continue
+            if not result.is_complete:
+                raise StoppedError(f"{_name(pair)}: {result.summary}")
+            spent_usd += result.cost_usd
+            finish_stage(
+                begun.path.parent,
+                cost_usd=result.cost_usd,
+                summary={"text": result.summary},
+                name=begun.manifest_name,
+            )
+            say(f"{_name(pair)}: {_result(begun.path)}; {result.summary}")
+    return failed
 
 
 def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
@@ -207,8 +230,7 @@ def _opposite(config: TournamentConfig, one: Entrant, language_model: str | None
     return Entrant(player, one.inputs)
 
 
-def _identity(one: Entrant) -> dict[str, object]:
-    player = one.player
+def _identity(player: Player) -> dict[str, object]:
     return {"method": player.method, "model": player.language_model, "cells": dict(player.cells)}
 
 
@@ -217,6 +239,10 @@ def _within_budget(config: TournamentConfig, spent_usd: float) -> TournamentConf
     if config.max_cost_usd is None:
         return config
     return dataclasses.replace(config, max_cost_usd=config.max_cost_usd - spent_usd)
+
+
+def _scenarios(config: TournamentConfig) -> Path:
+    return stage_dir(config.run, config.domain, "sweep") / SCENARIOS
 
 
 def _pairs(config: TournamentConfig) -> list[Pair]:
