@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from emodistill.errors import InputError
 from emodistill.model import decode_reply, encode_chat, stop_ids
@@ -26,13 +26,30 @@ if TYPE_CHECKING:
 class Method:
     """What a method's name stands for.
 
-    `adapter` names the stage that trained the writer: None is the base model, `jpo-base` a JPO
-    that started from the base model instead of the SFT snapshot.
+    `adapter` names the stage that trained the writer, None is the base model. Under the emotion
+    `none` prompts have no emotion block.
     """
 
     writer: Literal["llm", "student"]
-    emotion: Literal["neutral", "random", "iql", "oracle"]
-    adapter: Literal["sft", "jpo", "jpo-base", "alol", "dpo"] | None = None
+    emotion: Literal["none", "neutral", "random", "fixed", "iql", "oracle"]
+    adapter: Literal["sft", "jpo", "alol", "dpo"] | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what its training changes for this method: a cell of its own."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The training stages that it needs, each before those that go on from it."""
+        selector = ("iql",) if self.emotion == "iql" else ()
+        if self.adapter is None:
+            return selector
+        is_refined = self.adapter != "sft"
+        has_start = self.settings.get(self.adapter, {}).get("reference") != "base"
+        start = ("sft",) if is_refined and has_start else ()
+        return (*selector, *start, self.adapter)
+
+
+_FREE = {"emotion_free": True}
+_BASE = {"reference": "base"}
 
 
 METHODS: Mapping[str, Method] = {
@@ -42,10 +59,19 @@ METHODS: Mapping[str, Method] = {
     "random": Method(writer="llm", emotion="random"),
     "iql": Method(writer="llm", emotion="iql"),
     "iql+sft": Method(writer="student", emotion="iql", adapter="sft"),
-    "iql+jpo": Method(writer="student", emotion="iql", adapter="jpo-base"),
+    "iql+jpo": Method(writer="student", emotion="iql", adapter="jpo", settings={"jpo": _BASE}),
     "iql+sft+jpo": Method(writer="student", emotion="iql", adapter="jpo"),
+    "iql+sft+jpo-stripped": Method(writer="student", emotion="none", adapter="jpo"),
     "iql+sft+alol": Method(writer="student", emotion="iql", adapter="alol"),
     "iql+sft+dpo": Method(writer="student", emotion="iql", adapter="dpo"),
+    "free-sft": Method(writer="student", emotion="none", adapter="sft", settings={"sft": _FREE}),
+    "free-jpo": Method(
+        writer="student", emotion="none", adapter="jpo", settings={"jpo": _FREE | _BASE}
+    ),
+    "free-sft+jpo": Method(
+        writer="student", emotion="none", adapter="jpo", settings={"sft": _FREE, "jpo": _FREE}
+    ),
+    "fixed": Method(writer="llm", emotion="fixed"),
     "oracle": Method(writer="llm", emotion="oracle"),
 }
 

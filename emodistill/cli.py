@@ -47,6 +47,8 @@ STAGES = (
     "simulator",
     "memory",
     "bench",
+    *("study-signal", "study-kappa", "study-kl", "study-rank", "study-iql", "study-transfer"),
+    *("study-counterparty", "study-emotion-free", "study-refinement", "study-emotions"),
 )
 PRESETS = ("quickstart", "fast", "embedded_full")
 
@@ -190,6 +192,34 @@ def parse_cell(
             base = make_config(cls, stage, {stage: settings[BASE]}, where=f"{where}: {BASE}")
     text = f"{description}\n\n--config FILE.yaml is the base for all flags; flags override it."
     return tyro.cli(cls, default=start, args=rest, description=text), base
+
+
+def parse_study(
+    studies: Mapping[str, type[Config]] | type[Config],
+    *,
+    description: str | None,
+    args: Sequence[str] | None = None,
+) -> tuple[Config, dict[str, Any]]:
+    """A study's settings (of the one that a subcommand names), and those of the stages it runs."""
+    import tyro
+
+    config_file, rest = take_config(sys.argv[1:] if args is None else args)
+    settings = read_settings(config_file or preset_path("quickstart"))
+    where = f"--config {config_file}" if config_file else "quickstart.yaml"
+    text = f"{description}\n\n--config FILE.yaml has the settings of the stages; flags override it."
+    if isinstance(studies, type):
+        section = f"study-{studies.study}"  # type: ignore[attr-defined]
+        default = make_config(studies, section, settings, where=where)
+        return tyro.cli(studies, default=default, args=rest, description=text), settings
+    union = tyro.extras.subcommand_type_from_defaults(
+        {
+            name: make_config(cls, f"study-{name}", settings, where=where)
+            for name, cls in studies.items()
+        },
+        {name: str(cls.__doc__) for name, cls in studies.items()},
+    )
+    markers = (tyro.conf.OmitSubcommandPrefixes,)
+    return tyro.cli(union, args=rest, description=text, config=markers), settings
 
 
 def take_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 
 DomainName = Literal["crad", "disaster", "hospital", "student"]
@@ -31,6 +32,12 @@ SIMULATED_MODELS = {
     "judge": "sim-judge",
     "reader": "sim-reader",
 }
+TYPED_COUNTERPARTIES = {
+    "sim-proud": "proud",
+    "sim-anxious": "anxious",
+    "sim-practical": "practical",
+}
+"""Simulated counterparties that are all of one type, which `sim-counterparty` draws by lot."""
 EMBEDDED = "embedded"
 AUTO = "auto"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
@@ -505,8 +512,25 @@ class EvaluateConfig(MatchConfig):
     """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
 
     method: str = "iql+sft+jpo"
-    """vanilla-llm, vanilla-slm, neutral, random, iql, iql+sft, iql+jpo, iql+sft+jpo, iql+sft+alol,
-    iql+sft+dpo, oracle."""
+    """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
+    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, free-sft, free-jpo, free-sft+jpo, oracle."""
+    emotion: str | None = None
+    """What `fixed` expresses at every turn."""
+    trained_on: DomainName | None = None
+    """The domain that selector and adapter come from, where it is another one."""
+    selector: Literal["source", "target"] = "source"
+    """With --trained-on: the selector of that domain, or of the one that is played."""
+
+    def __post_init__(self) -> None:
+        MatchConfig.__post_init__(self)
+        require(
+            self.emotion is None or self.emotion in EMOTION_INDEX,
+            f"emotion={self.emotion!r} is none of the 28 labels: {', '.join(EMOTION_INDEX)}.",
+        )
+        require(
+            (self.emotion is not None) == (self.method == "fixed"),
+            "--method fixed and --emotion LABEL go together.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -615,6 +639,9 @@ class QuickstartConfig:
     """The folder of the experiment; started again, finished stages are kept."""
     domains: tuple[DomainName, ...] = ("crad",)
     methods: tuple[str, ...] = METHODS
+    studies: tuple[str, ...] = ()
+    """signal, kappa, kl, rank, iql, transfer, counterparty, emotion-free, refinement, emotions,
+    tournament; what has no list of domains is of the first domain."""
     seed: int = 0
     fast: bool = False
     """About two minutes, too small for conclusions (configs/fast.yaml)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from emodistill.configs import (
     ReportConfig,
     SFTConfig,
     SweepConfig,
+    TournamentConfig,
 )
+from emodistill.errors import InputError
+from emodistill.studies import run_study
+from emodistill.studies.configs import STUDIES
 
 DESCRIPTION = """The whole pipeline on this machine, from sweep to report.
 
@@ -71,6 +76,9 @@ def quickstart(config: QuickstartConfig, settings_file: Path) -> Path:
         for method in config.methods:
             one = dataclasses.replace(made(EvaluateConfig, "evaluate"), method=method)
             stages.evaluate(one)
+    for name in config.studies:
+        stages.say(f"\n=== study: {name}")
+        _study(name, config, settings, str(settings_file))
     page = stages.report(
         cli.make_config(
             ReportConfig,
@@ -86,3 +94,15 @@ def quickstart(config: QuickstartConfig, settings_file: Path) -> Path:
     stages.say(f"\n{table.read_text()}")
     stages.say(f"Done in {minutes} min {seconds} s. Open {page} in a browser.")
     return page
+
+
+def _study(name: str, config: QuickstartConfig, settings: Mapping[str, Any], where: str) -> None:
+    """One study, its settings from its section of the file."""
+    shared = {"run": config.run, "seed": config.seed, "domain": config.domains[0]}
+    if name == "tournament":
+        stages.tournament(cli.make_config(TournamentConfig, name, settings, where=where, **shared))
+        return
+    if name not in STUDIES:
+        raise InputError(f"studies: {name!r} is none of {', '.join([*STUDIES, 'tournament'])}.")
+    study = cli.make_config(STUDIES[name], f"study-{name}", settings, where=where, **shared)
+    run_study(study, settings)

@@ -13,7 +13,7 @@ LAYERS = (
     *("configs", "cli"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors", "agents"),
-    *("evaluation", "reports", "stages", "pipeline", "bench"),
+    *("evaluation", "reports", "stages", "studies", "pipeline", "bench"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 

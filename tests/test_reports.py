@@ -13,15 +13,25 @@ import pytest
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
 from emodistill.llm.client import Usage
 from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
-from emodistill.reports import PARTS, write_report, writers
+from emodistill.reports import PARTS, RunData, table, write_report
+from emodistill.reports.catalogue import TABLES
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
 from emodistill.reports.figures import read_curve, support_maps
-from emodistill.reports.paper import TABLE_1
-from emodistill.reports.tables import METHODS, paired_differences, percent, signed, table_1
-from emodistill.reports.viewer import headline
+from emodistill.reports.paper import PaperCell, paper_cell, tables
+from emodistill.reports.table import Block, Column, PlusMinus, Range, Table, plain, signed
+from emodistill.reports.tables import (
+    METHODS,
+    Resampling,
+    entries_of,
+    method_rows,
+    method_table,
+    paired_differences,
+)
+from emodistill.reports.viewer import CAVEAT, headline
 from emodistill.seeding import stream
 
 SKILL = dict(zip(METHODS, (0.3, 0.35, 0.35, 0.5, 0.6, 0.55, 0.7), strict=True))
@@ -167,15 +177,21 @@ def make_support():
 
 def report(run, out, **changes):
     sweep, judgements = make_sweep()
-    inputs = {
+    options = {name: changes.pop(name) for name in ("only", "provenance") if name in changes}
+    data = {
         "evaluations": make_evaluations(),
         "judgements": {"crad": judgements},
         "trajectories": {"crad": sweep},
-        "metrics_files": list(run.rglob("metrics.jsonl")),
+        "curves": [read_curve(path) for path in sorted(run.rglob("metrics.jsonl"))],
         "support": {"crad": make_support()},
-        "num_resamples": 200,
+        "caveat": CAVEAT,
     }
-    return write_report(run, out_dir=out, **inputs | changes)
+    found = RunData(run_dir=run, **data | changes)
+    return write_report(found, out_dir=out, num_resamples=200, **options)
+
+
+def table_1(evaluations, num_resamples=10):
+    return method_rows("table-1", entries_of(evaluations), Resampling(0, num_resamples))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +212,7 @@ def test_table_1_by_hand():
         make_dialogue(number=2, share=0.4, turns=6),
         make_dialogue(number=3, share=None, turns=8),
     ]
-    (row,) = table_1({"crad": {"iql": dialogues}}, seed=0, num_resamples=500)
+    (row,) = table_1({"crad": {"iql": dialogues}}, num_resamples=500)
     assert (row.num_dialogues, row.num_scenarios) == (3, 3)
     assert row.success == pytest.approx(100 * 2 / 3)
     assert (row.outcomes, row.outcomes_std) == pytest.approx((60.0, 20.0))
@@ -205,7 +221,7 @@ def test_table_1_by_hand():
     for ci in (row.utility_ci, row.utility_clustered):
         assert ci.mean == pytest.approx(row.utility)
         assert 0 <= ci.low < row.utility < ci.high <= 80
-    assert row.paper == TABLE_1["crad"]["iql"]
+    assert row.paper.utility == 63.6
 
 
 def test_rows_come_in_order_and_empty_cells_are_left_out():
@@ -215,17 +231,17 @@ def test_rows_come_in_order_and_empty_cells_are_left_out():
     }
     shuffled["crad"]["iql"] = []
     shuffled["crad"]["oracle"] = [make_dialogue(share=1.0, method="oracle")]
-    rows = table_1(shuffled, seed=0, num_resamples=10)
-    assert [row.method for row in rows if row.domain == "crad"] == [
+    rows = table_1(shuffled)
+    assert [row.label for row in rows if row.block == "crad"] == [
         *(method for method in METHODS if method != "iql"),
         "oracle",
     ]
-    assert [row.domain for row in rows] == ["crad"] * 7 + ["student"] * 7
+    assert [row.block for row in rows] == ["crad"] * 7 + ["student"] * 7
 
 
 def test_a_dialogue_under_another_domain_is_refused():
     with pytest.raises(InputError, match=r"crad/debt_001/seed_0000 is a dialogue of crad"):
-        table_1({"student": {"iql": [make_dialogue()]}}, seed=0, num_resamples=10)
+        table_1({"student": {"iql": [make_dialogue()]}})
 
 
 def test_clustered_interval_sees_that_dialogues_of_a_scenario_are_alike():
@@ -235,7 +251,7 @@ def test_clustered_interval_sees_that_dialogues_of_a_scenario_are_alike():
         for number in range(1, 5)
         for seed in range(10)
     ]
-    (row,) = table_1({"crad": {"iql": dialogues}}, seed=0, num_resamples=2000)
+    (row,) = table_1({"crad": {"iql": dialogues}}, num_resamples=2000)
     naive = row.utility_ci.high - row.utility_ci.low
     clustered = row.utility_clustered.high - row.utility_clustered.low
     assert clustered > 2 * naive
@@ -247,7 +263,7 @@ def test_differences_are_paired_on_shared_scenarios():
     after = [make_dialogue(number=n, share=0.1 * n + 0.25) for n in range(1, 6)]
     alone = make_dialogue(number=9, share=1.0)
     evaluations = {"crad": {"vanilla-slm": before, "iql+sft+jpo": [*after, alone]}}
-    (difference,) = paired_differences(evaluations, seed=0, num_resamples=500)
+    (difference,) = paired_differences(evaluations, Resampling(0, 500))
     assert (difference.method, difference.baseline) == ("iql+sft+jpo", "vanilla-slm")
     assert difference.num_scenarios == 5
     assert (difference.mean, difference.low, difference.high) == pytest.approx((25.0,) * 3)
@@ -256,59 +272,190 @@ def test_differences_are_paired_on_shared_scenarios():
     assert dataclasses.replace(difference, low=-9.0, high=-1.0).verdict == "lower"
 
 
-@pytest.mark.parametrize("domain", TABLE_1)
-def test_the_papers_figures_agree_with_each_other(domain):
+METHOD_TABLES = ("1", "2", "3", "5", "6", "12", "14")
+
+
+@pytest.mark.parametrize("name", METHOD_TABLES)
+def test_the_papers_figures_agree_with_each_other(name):
     """Utility is success times outcomes, up to the paper's rounding: a check on the copying."""
-    assert set(TABLE_1[domain]) == set(METHODS)
-    for method, cell in TABLE_1[domain].items():
-        assert cell.success * cell.outcomes / 100 == pytest.approx(cell.utility, abs=0.11), method
+    for block, rows in tables()[name].items():
+        for label in rows:
+            cell = paper_cell(f"table-{name}", block, label)
+            product = cell.success * cell.outcomes / 100
+            assert product == pytest.approx(cell.utility, abs=0.15), (block, label)
+
+
+def test_the_papers_tables_repeat_the_same_runs():
+    """Where two of its tables show one run, success, utility and rounds are the same."""
+    for domain, rows in tables()["4"].items():
+        for label, method in (
+            ("vanilla-llm", "vanilla-llm"),
+            ("iql", "iql"),
+            (f"iql+sft+jpo of {domain}", "iql+sft+jpo"),
+        ):
+            here, there = PaperCell(*rows[label]), paper_cell("table-1", domain, method)
+            assert (here.success, here.utility, here.rounds) == (
+                there.success,
+                there.utility,
+                there.rounds,
+            )
+    assert tables()["3"]["crad"] == tables()["12"]["crad"]
+    assert paper_cell("table-6", "iql+sft+jpo", "κ = 1") == paper_cell(
+        "table-14", "crad", "iql+sft+jpo"
+    )
+    for domain, rows in tables()["9"].items():
+        for method, (outcomes, low, high) in rows.items():
+            assert outcomes == paper_cell("table-1", domain, method).outcomes
+            assert low <= outcomes <= high
 
 
 def test_csv_holds_every_number(written):
-    rows = table_1(make_evaluations(), seed=0, num_resamples=200)
+    rows = table_1(make_evaluations(), num_resamples=200)
     lines = list(csv.DictReader((written.parent / "table-1.csv").open(newline="")))
     assert [line["method"] for line in lines] == list(METHODS)
     for line, row in zip(lines, rows, strict=True):
         assert float(line["utility"]) == row.utility
+        assert float(line["utility_std"]) == row.utility_std
         assert float(line["utility_clustered_high"]) == row.utility_clustered.high
         assert float(line["paper_utility"]) == row.paper.utility
+        assert float(line["less_utility"]) == row.utility - row.paper.utility
     differences = list(csv.DictReader((written.parent / "differences.csv").open(newline="")))
-    assert {(d["method"], d["baseline"]) for d in differences} >= {
-        ("iql+sft+jpo", "vanilla-slm"),
-        ("iql", "random"),
-        ("iql+sft+jpo", "iql+sft"),
+    assert {d["comparison"] for d in differences} >= {
+        "iql+sft+jpo − vanilla-slm",
+        "iql − random",
+        "iql+sft+jpo − iql+sft",
     }
 
 
 def test_markdown_and_latex_are_well_formed(written):
+    for path in written.parent.glob("*.md"):
+        groups = re.findall(r"(?:^\|.*\n)+", path.read_text(), flags=re.M)
+        assert groups, path
+        for group in groups:
+            assert len({line.replace("\\|", "").count("|") for line in group.splitlines()}) == 1
+    for path in written.parent.glob("*.tex"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("%")]
+        assert not re.search(r"(?<!\\)%", "\n".join(lines)), path
+        num_columns = len(re.search(r"tabular\}\{(\w+)\}", path.read_text())[1])
+        rows = [line for line in lines if line.endswith(r"\\") and "multicolumn" not in line]
+        assert rows and all(len(re.findall(r"(?<!\\)&", r)) == num_columns - 1 for r in rows), path
     text = (written.parent / "table-1.md").read_text()
-    table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(METHODS)
-    assert {line.count("|") for line in table} == {13}
     assert "population standard deviation" in text
     assert "nothing about real models" in text
-    latex = (written.parent / "table-1.tex").read_text()
-    body = [line for line in latex.splitlines() if line.startswith(tuple(METHODS))]
-    assert len(body) == len(METHODS)
-    assert all(line.count(" & ") == 10 and line.endswith(r"\\") for line in body)
-    assert not re.search(r"(?<!\\)%", latex.partition("\n")[2])
+    assert "Focal side: embedded. Counterparty: sim-counterparty." in text
     odd = make_dialogue(share=0.5, method="50%_greedy & co")
-    rows = table_1({"crad": {odd.focal.method: [odd]}}, seed=0, num_resamples=10)
-    assert r"50\%\_greedy \& co & 100.0 &" in writers.table_1_latex(rows)
+    rows = table_1({"crad": {odd.focal.method: [odd]}})
+    assert r"50\%\_greedy \& co & 1 & 100.0 &" in table.latex(method_table("x", "X", rows))
 
 
-def test_numbers_without_a_value_are_dashes():
-    rows = table_1({"crad": {"iql": [make_dialogue(share=None)]}}, seed=0, num_resamples=10)
+def test_numbers_without_a_value_are_named_and_left_out():
+    rows = table_1({"crad": {"iql": [make_dialogue(share=None)]}})
     assert math.isnan(rows[0].outcomes)
-    assert "| – |" in re.sub(" +", " ", writers.table_1_markdown(rows))
-    assert "nan" not in writers.table_1_markdown(rows) + writers.table_1_csv(rows)
-    assert "nan" not in writers.table_1_latex(rows)
-    assert (percent(-0.04), signed(-0.04), signed(-1.26), signed(3.0)) == (
+    made = method_table("x", "X", rows)
+    assert "| N/A |" in re.sub(" +", " ", table.markdown(made))
+    assert "nan" not in table.markdown(made) + table.csv_text(made) + table.latex(made)
+    assert (plain(-0.04), signed(-0.04), signed(-1.26), signed(3.0), plain(-1.26)) == (
         "0.0",
         "0.0",
         "−1.3",
         "+3.0",
+        "−1.3",
     )
+
+
+def test_a_table_in_its_three_forms():
+    made = Table(
+        name="x",
+        title="X",
+        columns=(
+            Column(key="name", title="name"),
+            Column(key="mean", title="mean %", best="max"),
+            Column(key="ci", title="interval", group="paper"),
+            Column(key="low", title="less", best="min", is_signed=True, group="paper"),
+        ),
+        blocks=(
+            Block(
+                title="B",
+                rows=(
+                    ("a|b", PlusMinus(1.04, 2.0), Range(0.0, 3.0), -0.26),
+                    ("c", PlusMinus(1.0, math.nan), None, 0.0),
+                    ("d", math.nan, None, None),
+                ),
+            ),
+        ),
+        notes=("Note.",),
+    )
+    assert table.csv_text(made).splitlines() == [
+        "block,name,mean,mean_std,ci_low,ci_high,low",
+        "B,a|b,1.04,2.0,0.0,3.0,-0.26",
+        "B,c,1.0,,,,0.0",
+        "B,d,,,,,",
+    ]
+    lines = [re.sub(" +", " ", line) for line in table.markdown(made).splitlines()]
+    assert lines[:5] == ["# X", "", "Note.", "", "## B"]
+    assert lines[8:] == [
+        "| a\\|b | **1.0 ± 2.0** | 0.0 to 3.0 | **−0.3** |",
+        "| c | **1.0** | – | 0.0 |",
+        "| d | N/A | – | – |",
+    ]
+    latex = table.latex(made).splitlines()
+    assert r"& & \multicolumn{2}{c}{paper} \\" in latex
+    assert r"a|b & \textbf{1.0 $\pm$ 2.0} & 0.0 to 3.0 & \textbf{$-$0.3} \\" in latex
+
+
+def test_a_study_table_has_its_arms_and_says_what_is_missing(tmp_path):
+    def arm(label, **more):
+        return Arm(block="iql+sft+jpo", label=label, domain="crad", method="iql+sft+jpo", **more)
+
+    arms = [
+        arm("κ = 0", status="finished", path="a.jsonl"),
+        arm("κ = 0.5", status="failed", reason="disk full"),
+        arm("κ = 1"),
+    ]
+    dialogues = [make_dialogue(number=n, share=0.5, method="iql+sft+jpo") for n in (1, 2)]
+    path = report(
+        tmp_path,
+        tmp_path / "out",
+        only="table-6",
+        arms={"kappa": arms},
+        arm_dialogues={"a.jsonl": dialogues},
+    )
+    text = path.read_text()
+    assert "Missing: iql+sft+jpo κ = 0.5 (disk full); iql+sft+jpo κ = 1." in text
+    (line,) = csv.DictReader((tmp_path / "out/table-6.csv").open(newline=""))
+    assert (line["method"], float(line["utility"]), line["paper_utility"]) == ("κ = 0", 50, "73.2")
+    with pytest.raises(InputError, match=r"nothing for table-2 yet; scripts/ablate.py signal"):
+        report(tmp_path, tmp_path / "out", only="table-2")
+
+
+def test_a_tournament_table_has_both_seats(tmp_path):
+    pairs = {
+        (a, b): [make_dialogue(number=n, share=0.25 if a == b else 0.5) for n in (1, 2)]
+        for a in ("iql", "vanilla-llm")
+        for b in ("iql", "vanilla-llm")
+    }
+    path = report(tmp_path, tmp_path / "out", only="table-13", tournament={"crad": pairs})
+    first, second = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    assert (first["focal"], second["focal"]) == ("vanilla-llm", "iql")
+    assert float(second["utility_vanilla-llm"]) == 50 and second["paper_vanilla-llm"] == "3.2"
+    assert float(first["less_vanilla-llm"]) == pytest.approx(25 - 3.2)
+    rated = report(tmp_path, tmp_path / "out", only="ratings", tournament={"crad": pairs})
+    lines = list(csv.DictReader(rated.with_suffix(".csv").open(newline="")))
+    assert [float(line["strength"]) for line in lines] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_stability_and_sequences_come_from_curves_and_sweep(tmp_path, written):
+    lines = list(csv.DictReader((written.parent / "table-15.csv").open(newline="")))
+    assert [line["block"] for line in lines] == ["IQL", "LoRA-SFT", "JPO"]
+    assert lines[0]["points"] == "60 / 60" and lines[0]["paper_control"] == "0.323 (0.043)"
+    assert lines[2]["kl_spikes"].endswith("/ 60") and lines[2]["paper_signal"] == ""
+    same = [make_dialogue(number=1, method="random", share=s, turns=4) for s in (0.2, 0.4, 0.9)]
+    path = report(tmp_path, tmp_path / "out", only="table-16", trajectories={"crad": same})
+    (line,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    first, second = (turn.emotion for turn in same[0].focal_turns)
+    assert line["sequence"] == f"{first} → {second}"
+    assert (line["num_dialogues"], float(line["utility"])) == ("3", pytest.approx(0.5, abs=0.01))
+    assert line["paper"] == "curiosity → surprise (4, 1.00)"
 
 
 class Reader(HTMLParser):
@@ -363,7 +510,7 @@ def test_page_says_what_it_must(written):
     text = " ".join(" ".join(read_page(written).text).split())
     gain = next(
         d
-        for d in paired_differences(make_evaluations(), seed=0, num_resamples=200)
+        for d in paired_differences(make_evaluations(), Resampling(0, 200))
         if (d.method, d.baseline) == ("iql+sft+jpo", "vanilla-slm")
     )
     assert f"The student got better, by {gain.mean:.1f} points of utility" in text
@@ -375,7 +522,7 @@ def test_page_says_what_it_must(written):
     for part in (
         "Before training: vanilla-slm",
         "After training: iql+sft+jpo",
-        "paper, real models",
+        "EmoDistill, arXiv:2605.26785",
     ):
         assert part in text
     assert text.count(" Agreement at ") + text.count("Breakdown") + text.count("Still open") >= 2
@@ -394,7 +541,7 @@ def test_whatever_is_said_stays_text(tmp_path):
         evaluations=evaluations,
         trajectories={},
         judgements={},
-        metrics_files=[],
+        curves=[],
         support={},
     )
     page = read_page(path)
@@ -408,7 +555,11 @@ def test_same_inputs_same_bytes(written, tmp_path):
     again = report(run, tmp_path / "again", provenance={"Preset": "configs/<quick>.yaml"})
     names = sorted(path.name for path in written.parent.iterdir())
     assert names == sorted(path.name for path in again.parent.iterdir())
-    assert {name.partition(".")[0] for name in names} == {*PARTS[:-1], "index"}
+    made = {name.partition(".")[0] for name in names}
+    assert made <= {*PARTS, "index"} and made >= {
+        *("table-1", "table-7", "table-9", "table-15", "differences", "cost", "index"),
+        *("utility", "figure-1", "training-curves", "support"),
+    }
     for name in names:
         assert (written.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
 
@@ -419,8 +570,9 @@ def test_only_one_part(written, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"table-1.{s}" for s in ("csv", "md", "tex")
     ]
-    with pytest.raises(InputError, match=r"only='table-6' .* use one of table-1"):
-        report(written.parents[1], tmp_path, only="table-6")
+    with pytest.raises(InputError, match=r"only='table-17' .* use one of table-1"):
+        report(written.parents[1], tmp_path, only="table-17")
+    assert set(TABLES) >= {f"table-{number}" for number in range(1, 17)}
 
 
 def test_the_support_map_crosses_out_what_the_data_does_not_know():
@@ -440,9 +592,9 @@ def test_nothing_to_report_leaves_nothing(tmp_path):
         "support": {},
     }
     with pytest.raises(InputError, match=r"holds nothing for a report yet"):
-        report(tmp_path, tmp_path / "out", metrics_files=[], **empty)
+        report(tmp_path, tmp_path / "out", curves=[], **empty)
     with pytest.raises(InputError, match=r"nothing for training-curves .* a training run"):
-        report(tmp_path, tmp_path / "out", metrics_files=[], only="training-curves")
+        report(tmp_path, tmp_path / "out", curves=[], only="training-curves")
     assert not (tmp_path / "out").exists()
 
 
@@ -455,9 +607,7 @@ def test_a_run_without_both_ends_promises_nothing():
 def test_headline_claims_no_more_than_the_intervals():
     differences = [
         d
-        for d in paired_differences(
-            make_evaluations(("crad", "student"), 2, 1), seed=0, num_resamples=10
-        )
+        for d in paired_differences(make_evaluations(("crad", "student"), 2, 1), Resampling(0, 10))
         if (d.method, d.baseline) == ("iql+sft+jpo", "vanilla-slm")
     ]
     crad, student = (dataclasses.replace(d, mean=5.0, low=1.0, high=9.0) for d in differences)
@@ -476,7 +626,7 @@ def test_headline_speaks_of_the_scenarios_that_both_ends_played():
     by_method = evaluations["crad"]
     by_method["vanilla-llm"] = by_method["vanilla-llm"][:2]
     by_method["vanilla-slm"] = by_method["vanilla-slm"][:4]
-    found = headline(paired_differences(evaluations, seed=0, num_resamples=10))
+    found = headline(paired_differences(evaluations, Resampling(0, 10)))
     (tile,) = found.tiles
     assert "On 4 held-out scenarios of CRAD" in found.lead
     shared = {t.scenario_id for t in by_method["vanilla-slm"]}
@@ -541,23 +691,23 @@ def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
         path = run / f"{name}.usage.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(usage._asdict()))
-    nothing = {"evaluations": {}, "trajectories": {}, "judgements": {}}
-    path = report(run, tmp_path / "out", only="cost", metrics_files=[], **nothing)
+    nothing = {"evaluations": {}, "trajectories": {}, "judgements": {}, "support": {}}
+    path = report(run, tmp_path / "out", only="cost", curves=[], **nothing)
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in path.read_text().splitlines()
         if line.startswith("|")
     ]
-    assert rows[2] == ["CRAD", "sweep", "", "100", "3", "5,000", "700", "1.25"]
+    assert rows[2] == ["CRAD", "sweep", "", "100", "3", "5,000", "700", "1.25", "–"]
     assert [row[:3] for row in rows[3:6]] == [
         ["CRAD", "judge", "gpt-4o-mini"],
         ["Student", "sweep", ""],
         ["Student", "eval", "iql+sft@deepseek"],
     ]
-    assert rows[6] == ["all", "sweep", "paper: $31.0", "110", "3", "5,400", "760", "1.50"]
-    assert rows[-1] == ["all", "", "paper: $44.6", "157", "4", "7,700", "860", "2.12"]
+    assert rows[8] == ["all", "sweep", "", "110", "3", "5,400", "760", "1.50", "31.00"]
+    assert rows[-1] == ["all", "", "", "157", "4", "7,700", "860", "2.12", "44.60"]
     (_, first, *_) = csv.reader((tmp_path / "out/cost.csv").read_text().splitlines())
-    assert first[:4] == ["crad", "sweep", "", "100"]
+    assert first[:5] == ["By stage", "CRAD", "sweep", "", "100"]
 
 
 def test_the_other_rule_of_agreement_is_told_apart():

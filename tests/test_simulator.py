@@ -100,7 +100,7 @@ def dialogue(domain: str, number: int, kind: str) -> Trajectory:
     """Scenario `number` under random or oracle emotions, against the same counterparty."""
     scenario, name = SCENARIOS[domain][number], f"{domain}/{number}"
     rng = stream(0, "test-emotions", name)
-    oracle = OracleSelector(PACK, scenario, 0, name)
+    oracle = OracleSelector(PACK, scenario, 0, name, counterparty="sim-counterparty")
 
     def choose(state) -> str:
         return (

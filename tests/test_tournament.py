@@ -183,7 +183,7 @@ def test_a_pair_that_fails_leaves_the_others_alone(run, tmp_path, capsys):
     stale = copy / "crad/tournament/random@random.manifest.json"
     stale.write_text(stale.read_text().replace('"max_turns": 6', '"max_turns": 8'))
     (copy / "crad/tournament/vanilla-llm@random.jsonl").unlink()
-    with pytest.raises(EmodistillError, match="1 of 4 pairs failed.*: random@random"):
+    with pytest.raises(EmodistillError, match=r"1 of 4 pairs failed.*: random@random"):
         stages.tournament(TournamentConfig(run=copy, methods=METHODS, **SMALL))
     shown = capsys.readouterr().out
     assert "tournament random@random: failed:" in shown and "max_turns=8, now max_turns=6" in shown
@@ -271,7 +271,11 @@ def test_the_seats_of_a_dialogue_throw_different_dice(monkeypatch):
 
     def chosen(method, stream_name):
         choose_for = choices(
-            EvaluateConfig(), Player(method=method), load_pack(), stream_name=stream_name
+            EvaluateConfig(),
+            Player(method=method),
+            load_pack(),
+            opposite=Player(),
+            stream_name=stream_name,
         )
         choose = choose_for(planned)
         return [choose(state) for _ in range(8)]

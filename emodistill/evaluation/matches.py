@@ -50,7 +50,9 @@ async def run_matches(
     choose_counterparty_for = None
     if counterparty.method is not None:
         stream_name = "counterparty-emotions"
-        choose_counterparty_for = choices(config, counterparty, pack, stream_name=stream_name)
+        choose_counterparty_for = choices(
+            config, counterparty, pack, opposite=focal, stream_name=stream_name
+        )
     return await play_all(
         plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
         path=path,
@@ -58,7 +60,9 @@ async def run_matches(
         client=client,
         focal=await speakers.speaker(focal),
         counterparty=await speakers.speaker(counterparty),
-        choose_for=choices(config, focal, pack, stream_name="evaluate-emotions"),
+        choose_for=choices(
+            config, focal, pack, opposite=counterparty, stream_name="evaluate-emotions"
+        ),
         pack=pack,
         method=focal.method,
         cells=focal.cells,

@@ -29,8 +29,6 @@ from emodistill.selectors.oracle import OracleSelector
 if TYPE_CHECKING:
     from emodistill.train.student import Student
 
-_FIXED: Mapping[str, str | None] = {"neutral": NEUTRAL, "none": None}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Player:
@@ -38,12 +36,14 @@ class Player:
 
     Attributes:
       method: None for a mere language model, which is neutral.
+      emotion: what the method `fixed` expresses.
       language_model: who writes; None for the student.
       cells: stage -> cell, as the records name them.
       selector_dir, adapter_dir: what stages 3 and 4 have trained, where the method uses it.
     """
 
     method: str | None = None
+    emotion: str | None = None
     language_model: str | None = None
     temperature: float = TEMPERATURE
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -60,14 +60,15 @@ def writing_temperature(config: MatchConfig, method: str) -> float:
 
 
 def choices(
-    config: MatchConfig, player: Player, pack: PromptPack, *, stream_name: str
+    config: MatchConfig, player: Player, pack: PromptPack, *, opposite: Player, stream_name: str
 ) -> Callable[[PlannedDialogue], ChooseEmotion]:
     """Who picks the emotions of a dialogue, for a player that has a method.
 
     Args:
+      opposite: who sits there, which only the oracle looks at.
       stream_name: of the dice; the two seats of a dialogue throw different ones.
     """
-    selector_for = _selectors(config, player, pack)
+    selector_for = _selectors(config, player, pack, opposite)
 
     def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:
         rng = stream(config.seed, stream_name, dialogue.trajectory_id)
@@ -82,22 +83,29 @@ def choices(
 
 
 def _selectors(
-    config: MatchConfig, player: Player, pack: PromptPack
+    config: MatchConfig, player: Player, pack: PromptPack, opposite: Player
 ) -> Callable[[PlannedDialogue], Selector]:
     """Dialogue -> selector; one for all, but for the oracle, which knows who sits opposite."""
     assert player.method is not None
     emotion = get_method(player.method).emotion
     if emotion == "oracle":
         return lambda dialogue: OracleSelector(
-            pack, dialogue.scenario, config.seed, dialogue.trajectory_id
+            pack,
+            dialogue.scenario,
+            config.seed,
+            dialogue.trajectory_id,
+            counterparty=opposite.language_model,
         )
     selector: Selector
     if emotion == "iql":
         assert player.selector_dir is not None
         directory = player.selector_dir
         selector = IQLSelector.load(directory, policy=config.policy, greedy=config.greedy)
+    elif emotion == "random":
+        selector = RandomSelector()
     else:
-        selector = RandomSelector() if emotion == "random" else FixedSelector(_FIXED[emotion])
+        fixed = {"neutral": NEUTRAL, "none": None, "fixed": player.emotion}
+        selector = FixedSelector(fixed[emotion])
     return lambda dialogue: selector
 
 

@@ -8,7 +8,7 @@ not say what its two signal figures are; those of IQL and SFT equal the last qua
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -63,12 +63,11 @@ class Stability(NamedTuple):
     """Points whose mean ratio lies outside [0.8, 1.2]."""
 
 
-def stability_row(
-    stage: Literal["iql", "sft", "jpo"], metrics: Metrics, *, num_steps: int | None = None
-) -> Stability:
+def stability_row(stage: str, metrics: Metrics, *, num_steps: int | None = None) -> Stability:
     """Table 15's row for a run of `stage`.
 
     Args:
+      stage: `iql`, `sft` or `jpo`.
       num_steps: steps of the run; None is the last one logged.
 
     Raises:

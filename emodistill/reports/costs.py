@@ -9,12 +9,10 @@ from typing import NamedTuple
 from emodistill.domains import DOMAINS
 from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
-from emodistill.reports.tables import TITLES
 
 PAPER_USD = {"sweep": 31.0, "judge": 10.1, "eval": 3.5}
 """All four domains together, with Qwen3.5-Plus at $0.26 and $0.78 per million tokens."""
 
-HEAD = ("domain", "stage", "what", "calls", "repeated", "prompt tokens", "completion tokens", "USD")
 NOTE = (
     "Counted call by call, those that were repeated or came to nothing included; tokens are what "
     "the servers reported. Beside it the paper's own figures for its four domains (Appendix N)."
@@ -46,28 +44,14 @@ def read_costs(run_dir: Path) -> list[Cost]:
     return found
 
 
-def lines(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
-    """The table's cells as text, one row a count, then the sum of each stage and of all."""
-    rows = [(TITLES[c.domain], c.stage, c.name, c.usage) for c in costs]
-    totals = {stage: [c.usage for c in costs if c.stage == stage] for stage in PAPER_USD}
-    sums = [
-        ("all", stage, f"paper: ${PAPER_USD[stage]:.1f}", _sum(usages))
-        for stage, usages in totals.items()
-        if usages
+def sums(costs: Sequence[Cost]) -> list[tuple[str, Usage, float]]:
+    """(stage, what it used over all domains, the paper's dollars), and of all stages in the end."""
+    found = [
+        (stage, _sum([cost.usage for cost in costs if cost.stage == stage]), usd)
+        for stage, usd in PAPER_USD.items()
+        if any(cost.stage == stage for cost in costs)
     ]
-    total = _sum([cost.usage for cost in costs])
-    sums.append(("all", "", f"paper: ${sum(PAPER_USD.values()):.1f}", total))
-    return [
-        (
-            *row[:3],
-            f"{row[3].num_calls:,}",
-            f"{row[3].num_retries:,}",
-            f"{row[3].prompt_tokens:,}",
-            f"{row[3].completion_tokens:,}",
-            f"{row[3].cost_usd:.2f}",
-        )
-        for row in (*rows, *sums)
-    ]
+    return [*found, ("", _sum([cost.usage for cost in costs]), sum(PAPER_USD.values()))]
 
 
 def _sum(usages: Sequence[Usage]) -> Usage:

@@ -185,19 +185,19 @@ def utility_by_method(rows: Sequence[Row]) -> Figure:
 
     The dashed line is the untrained student; rows that are trained are blue.
     """
-    domains = list(dict.fromkeys(row.domain for row in rows))
-    methods = list(dict.fromkeys(row.method for row in rows))
+    domains = list(dict.fromkeys(row.block for row in rows))
+    methods = list(dict.fromkeys(row.label for row in rows))
     num_columns = min(2, max(1, len(domains)))
     num_rows = max(1, math.ceil(len(domains) / num_columns))
     size = (5.1 * num_columns, (0.27 * len(methods) + 0.85) * num_rows)
     with _style():
         figure, axes = _grid(num_rows, num_columns, size)
         for domain, ax in zip(domains, axes, strict=False):
-            found = [row for row in rows if row.domain == domain]
+            found = [row for row in rows if row.block == domain]
             for row in found:
-                y = methods.index(row.method)
+                y = methods.index(row.label)
                 low, high = row.utility_clustered.low, row.utility_clustered.high
-                colour = BLUE if row.method in TRAINED else MUTED
+                colour = BLUE if row.label in TRAINED else MUTED
                 ax.plot([low, high], [y, y], color=colour, lw=2.2, alpha=0.45)
                 ax.plot([row.utility], [y], "o", color=colour, ms=6, mec=PAPER, mew=0.8)
                 ax.annotate(
@@ -209,7 +209,7 @@ def utility_by_method(rows: Sequence[Row]) -> Figure:
                     va="center",
                     color=colour,
                 )
-                if row.method == "vanilla-slm":
+                if row.label == "vanilla-slm":
                     ax.axvline(row.utility, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
             ax.set_yticks(range(len(methods)), methods)
             ax.tick_params(axis="y", labelcolor=INK)

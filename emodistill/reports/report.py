@@ -4,69 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
 from emodistill.offline.judging import scores_by_turn
-from emodistill.records import Judgement, Trajectory
-from emodistill.reports import costs, facts, figures, writers
+from emodistill.reports import facts, figures, table
+from emodistill.reports.catalogue import HINTS, TABLES, RunData
 from emodistill.reports.dialogues import typical_pair
+from emodistill.reports.table import Table
 from emodistill.reports.tables import (
     STUDENT,
     TAUGHT,
-    Difference,
-    Evaluations,
-    Row,
+    Resampling,
+    entries_of,
+    method_rows,
     order_of,
     paired_differences,
-    table_1,
 )
-from emodistill.reports.viewer import CAVEAT, Page, render
+from emodistill.reports.viewer import Page, render
 
-PARTS = (
-    "table-1",
-    "differences",
-    "utility",
-    "figure-1",
-    "training-curves",
-    "support",
-    "cost",
-    "page",
-)
+FIGURES = ("utility", "figure-1", "training-curves", "support")
+PARTS = (*TABLES, *FIGURES, "page")
 """What `only` can name."""
+FORMS = {"md": table.markdown, "csv": table.csv_text, "tex": table.latex}
 
 
 def write_report(
-    run_dir: Path,
+    data: RunData,
     *,
-    evaluations: Evaluations,
-    judgements: Mapping[str, Sequence[Judgement]],
-    trajectories: Mapping[str, Sequence[Trajectory]],
-    metrics_files: Sequence[Path],
-    support: Mapping[str, Mapping[str, Any]] | None = None,
     out_dir: Path | None = None,
     seed: int = 0,
     num_resamples: int = 10_000,
     only: str | None = None,
     provenance: Mapping[str, str] | None = None,
-    num_failed: int = 0,
 ) -> Path:
     """Write the report of a run, or one part of it.
 
     Args:
-      run_dir: the run; its name heads the page, its manifests end it.
-      evaluations: domain -> method -> dialogues of stage 5.
-      judgements: domain -> judge calls on the sweep.
-      trajectories: domain -> dialogues of the sweep.
-      metrics_files: `<run>/<domain>/<stage>/<cell>/metrics.jsonl` of the training runs.
-      support: domain -> the support map of its selector.
+      data: what the run holds; its folder heads the page, its manifests end it.
       out_dir: `<run_dir>/report` without it.
       seed: names the bootstrap's streams.
       only: one of PARTS.
       provenance: further lines for the page's end.
-      num_failed: dialogues of stage 5 that never came about.
 
     Returns:
       `index.html`, or with `only` the first file of that part. What a run lacks is left out.
@@ -76,112 +56,89 @@ def write_report(
     """
     if only is not None and only not in PARTS:
         raise InputError(f"only={only!r} is no part of a report; use one of {', '.join(PARTS)}.")
-    out_dir = out_dir or run_dir / "report"
-    evaluations = {d: {m: ts for m, ts in by.items() if ts} for d, by in evaluations.items()}
-    evaluations = {domain: by_method for domain, by_method in evaluations.items() if by_method}
-    rankings = _rankings(trajectories, judgements, seed, num_resamples)
-    curves = [figures.read_curve(path) for path in sorted(metrics_files)]
-    used = costs.read_costs(run_dir)
-    available = {
-        "table-1": bool(evaluations),
-        "differences": bool(evaluations),
-        "utility": bool(evaluations),
-        "figure-1": bool(rankings),
-        "training-curves": bool(curves),
-        "support": bool(support),
-        "cost": bool(used),
-        "page": bool(evaluations or rankings or curves),
-    }
-    if not available[only or "page"]:
-        raise InputError(
-            f"{run_dir} holds nothing for {only or 'a report'} yet: tables need dialogues of "
-            "evaluate.py, figure-1 a sweep and its judge.py, training-curves a training run, "
-            "support a train_iql.py."
-        )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    played = [t for by_method in evaluations.values() for ts in by_method.values() for t in ts]
-    is_simulated = facts.is_simulated([*played, *(t for ts in trajectories.values() for t in ts)])
-    caveat = CAVEAT if is_simulated else ""
-    wanted = [part for part in PARTS if available[part] and only in (None, part)]
-    needs_statistics = evaluations and {"table-1", "differences", "utility", "page"} & set(wanted)
-    rows: list[Row] = []
-    differences: list[Difference] = []
-    if needs_statistics:
-        rows = table_1(evaluations, seed=seed, num_resamples=num_resamples)
-        differences = paired_differences(evaluations, seed=seed, num_resamples=num_resamples)
-
-    written: list[Path] = []
-    if "table-1" in wanted:
-        written += [
-            _write(out_dir / "table-1.md", writers.table_1_markdown(rows, caveat)),
-            _write(out_dir / "table-1.csv", writers.table_1_csv(rows)),
-            _write(out_dir / "table-1.tex", writers.table_1_latex(rows, caveat)),
-        ]
-    if "differences" in wanted:
-        written += [
-            _write(out_dir / "differences.md", writers.differences_markdown(differences, caveat)),
-            _write(out_dir / "differences.csv", writers.differences_csv(differences)),
-            _write(out_dir / "differences.tex", writers.differences_latex(differences, caveat)),
-        ]
-    if "cost" in wanted:
-        written += [
-            _write(out_dir / "cost.md", writers.cost_markdown(costs.lines(used), caveat)),
-            _write(out_dir / "cost.csv", writers.cost_csv(used)),
-        ]
+    out_dir = out_dir or data.run_dir / "report"
+    resampling = Resampling(seed, num_resamples)
+    rankings = _rankings(data, resampling) if only in (None, "figure-1", "page") else {}
+    rows = []
+    if data.evaluations and only in (None, "utility", "page"):
+        rows = method_rows("table-1", entries_of(data.evaluations), resampling)
     draw = {
-        "utility": lambda: figures.utility_by_method(rows),
-        "figure-1": lambda: figures.emotion_ranking(rankings),
-        "training-curves": lambda: figures.training_curves(curves),
-        "support": lambda: figures.support_maps(support or {}),
+        "utility": (bool(rows), lambda: figures.utility_by_method(rows)),
+        "figure-1": (bool(rankings), lambda: figures.emotion_ranking(rankings)),
+        "training-curves": (bool(data.curves), lambda: figures.training_curves(data.curves)),
+        "support": (bool(data.support), lambda: figures.support_maps(data.support)),
     }
+    tables: list[Table] = []
+    for name, make in TABLES.items():
+        if only in (None, name, "page") and (made := make(data, resampling)) is not None:
+            tables.append(made)
+    pictures = [n for n in FIGURES if only in (None, n, "page") and draw[n][0]]
+    played = [ts for by_method in data.evaluations.values() for ts in by_method.values() if ts]
+    has_results = played or rankings or data.curves or data.arm_dialogues or data.tournament
+    if not (tables or pictures) or (only in (None, "page") and not has_results):
+        raise InputError(_nothing(data.run_dir, only))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for made in tables:
+        written += [
+            _write(out_dir / f"{made.name}.{suffix}", form(made)) for suffix, form in FORMS.items()
+        ]
     drawings = {}
-    for name, drawing in draw.items():
-        if available[name] and (name in wanted or "page" in wanted):
-            paths = figures.save_figure(drawing(), out_dir / name)
-            drawings[name] = paths[0].read_text(encoding="utf-8")
-            written += paths
-    if "page" not in wanted:
+    for name in pictures:
+        paths = figures.save_figure(draw[name][1](), out_dir / name)
+        drawings[name] = paths[0].read_text(encoding="utf-8")
+        written += paths
+    if only not in (None, "page"):
         return written[0]
+    by_domain = sorted(data.evaluations.items(), key=lambda kv: order_of(DOMAINS)(kv[0]))
     pairs = [
         typical_pair(domain, by_method.get(STUDENT, ()), by_method.get(TAUGHT, ()))
-        for domain, by_method in sorted(
-            evaluations.items(), key=lambda kv: order_of(DOMAINS)(kv[0])
-        )
+        for domain, by_method in by_domain
     ]
     page = Page(
-        run_name=run_dir.resolve().name,
-        rows=rows,
-        differences=differences,
+        run_name=data.run_dir.resolve().name,
+        tables={made.name: made for made in tables},
+        differences=paired_differences(data.evaluations, resampling),
         pairs=[pair for pair in pairs if pair],
         figures=drawings,
+        num_domains=len(data.evaluations),
         num_rankings=len(rankings),
-        num_supports=len(support or {}),
+        num_supports=len(data.support),
         facts=[
-            *facts.counted(evaluations, trajectories, judgements, num_failed),
+            *facts.counted(data.evaluations, data.trajectories, data.judgements, data.num_failed),
             ("Bootstrap", f"{num_resamples:,} resamples, seed {seed}"),
             *(provenance or {}).items(),
         ],
-        stages=facts.stages(run_dir),
-        is_simulated=is_simulated,
+        stages=facts.stages(data.run_dir),
+        caveat=data.caveat,
     )
     return _write(out_dir / "index.html", render(page))
 
 
-def _rankings(
-    trajectories: Mapping[str, Sequence[Trajectory]],
-    judgements: Mapping[str, Sequence[Judgement]],
-    seed: int,
-    num_resamples: int,
-) -> dict[str, Sequence[EmotionScore]]:
-    """domain -> judge score by emotion, where a sweep was judged."""
+def _nothing(run_dir: Path, only: str | None) -> str:
+    if only is not None and only in HINTS:
+        return f"{run_dir} holds nothing for {only} yet; scripts/{HINTS[only]} makes what it needs."
+    return (
+        f"{run_dir} holds nothing for {only or 'a report'} yet: tables need dialogues of "
+        "evaluate.py, figure-1 a sweep and its judge.py or emotion_study.py, training-curves a "
+        "training run, support a train_iql.py."
+    )
+
+
+def _rankings(data: RunData, resampling: Resampling) -> dict[str, Sequence[EmotionScore]]:
+    """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
+    sources = {
+        domain: (data.trajectories[domain], data.judgements.get(domain, ()))
+        for domain in data.trajectories
+    } | dict(data.emotions)
     found = {
         domain: emotion_scores(
-            trajectories[domain],
-            scores_by_turn(judgements.get(domain, ())),
-            n_resamples=num_resamples,
-            seed=seed,
+            sources[domain][0],
+            scores_by_turn(sources[domain][1]),
+            n_resamples=resampling.num_resamples,
+            seed=resampling.seed,
         )
-        for domain in sorted(trajectories, key=order_of(DOMAINS))
+        for domain in sorted(sources, key=order_of(DOMAINS))
     }
     return {domain: scores for domain, scores in found.items() if scores}
 

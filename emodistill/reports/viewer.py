@@ -14,24 +14,18 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from emodistill.domains import DOMAINS, format_value, get_domain
-from emodistill.reports import paper
 from emodistill.reports.dialogues import Pair, offer_track, outcome_line
 from emodistill.reports.facts import Stage
-from emodistill.reports.tables import (
-    STUDENT,
-    TAUGHT,
-    TITLES,
-    TRAINED,
-    Difference,
-    Row,
-    percent,
-    signed,
-)
+from emodistill.reports.table import Table, plain, show, signed, spans
+from emodistill.reports.tables import STUDENT, TAUGHT, TITLES, TRAINED, Difference
 
 CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "
     "nothing about real models, people or negotiations."
 )
+
+LEADING = ("table-1", "differences")
+"""Tables with a section of their own on the page."""
 
 INK_VARIABLES = {
     "#1f2328": "var(--ink)",
@@ -73,15 +67,16 @@ class Page:
     """What the page shows; empty parts are left out. `figures` hold SVG text by name."""
 
     run_name: str
-    rows: Sequence[Row] = ()
+    tables: Mapping[str, Table]
     differences: Sequence[Difference] = ()
     pairs: Sequence[Pair] = ()
     figures: Mapping[str, str]
+    num_domains: int = 0
     num_rankings: int = 0
     num_supports: int = 0
     facts: Sequence[tuple[str, str]] = ()
     stages: Sequence[Stage] = ()
-    is_simulated: bool = True
+    caveat: str = ""
 
 
 def headline(differences: Sequence[Difference]) -> Headline:
@@ -118,8 +113,8 @@ def headline(differences: Sequence[Difference]) -> Headline:
         }[tile.verdict]
         lead = (
             f"On {tile.num_scenarios} held-out scenarios of {TITLES[tile.domain]}, the trained "
-            f"student ({TAUGHT}) wins {percent(tile.after)} % of the gap between the opening "
-            f"positions; before training it won {percent(tile.before)} %. The difference, "
+            f"student ({TAUGHT}) wins {plain(tile.after)} % of the gap between the opening "
+            f"positions; before training it won {plain(tile.before)} %. The difference, "
             f"{signed(tile.gain)} points, has a 95 % interval of {signed(tile.low)} to "
             f"{signed(tile.high)}, paired by scenario."
         )
@@ -165,7 +160,6 @@ def render(page: Page) -> str:
     """The page as HTML text."""
     from markupsafe import Markup
 
-    domains = list(dict.fromkeys(row.domain for row in page.rows))
     figures = {name: Markup(inline_svg(text, name)) for name, text in page.figures.items()}
     return (
         _environment()
@@ -174,10 +168,10 @@ def render(page: Page) -> str:
             css=Markup(_resource("report.css")),
             run_name=page.run_name,
             headline=headline(page.differences),
-            caveat=CAVEAT if page.is_simulated else "",
-            rows=page.rows,
-            differences=page.differences,
-            domains=domains,
+            caveat=page.caveat,
+            tables=page.tables,
+            further=[table for name, table in page.tables.items() if name not in LEADING],
+            num_domains=page.num_domains,
             pairs=page.pairs,
             figures=figures,
             num_rankings=page.num_rankings,
@@ -186,8 +180,6 @@ def render(page: Page) -> str:
             stages=page.stages,
             titles=TITLES,
             trained=TRAINED,
-            paper_label=paper.LABEL,
-            paper_source=paper.SOURCE,
             roles={
                 name: {
                     "focal": get_domain(name).focal_role,
@@ -215,8 +207,10 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent,
+        "percent": plain,
         "signed": signed,
+        "show": show,
+        "spans": lambda columns: spans([column.group for column in columns]),
         "value": lambda value, domain: format_value(domain, value),
         "track": offer_track,
         "outcome_line": outcome_line,

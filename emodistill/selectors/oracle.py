@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emodistill.configs import TYPED_COUNTERPARTIES
 from emodistill.prompts import counterparty_messages
 from emodistill.seeding import derive
 from emodistill.simulator.response_model import best_emotion, hidden_type, phase_of
@@ -26,10 +27,20 @@ class OracleSelector:
     Greedy, one turn ahead: it does not plan for habituation.
     """
 
-    def __init__(self, pack: PromptPack, scenario: Scenario, seed: int, trajectory_id: str) -> None:
+    def __init__(
+        self,
+        pack: PromptPack,
+        scenario: Scenario,
+        seed: int,
+        trajectory_id: str,
+        *,
+        counterparty: str | None,
+    ) -> None:
         system = counterparty_messages(pack, scenario, ())[0]["content"]
         self._domain = scenario.domain
-        self._type = hidden_type(system, derive(seed, "counterparty", trajectory_id)).name
+        own_seed = derive(seed, "counterparty", trajectory_id)
+        only = TYPED_COUNTERPARTIES.get(counterparty or "")
+        self._type = hidden_type(system, own_seed, only).name
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
         named = [offer for offer in state.focal_offers if offer is not None]

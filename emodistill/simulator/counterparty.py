@@ -38,8 +38,10 @@ class Stance(NamedTuple):
     has_moved: bool
 
 
-def counterparty_reply(messages: Sequence[Mapping[str, str]], seed: int) -> str:
-    """The next counterparty utterance for a chat request."""
+def counterparty_reply(
+    messages: Sequence[Mapping[str, str]], seed: int, type_name: str | None = None
+) -> str:
+    """The next counterparty utterance for a chat request; `type_name` fixes the hidden type."""
     system, user = messages_text(messages)
     brief = read_brief(system)
     history = read_history(user, brief.role)
@@ -49,7 +51,7 @@ def counterparty_reply(messages: Sequence[Mapping[str, str]], seed: int) -> str:
     rng = stream(seed, "sim-counterparty-words", system, len(focal))
     if brief.own_figure is None or not focal:
         return str(rng.choice(texts["flat"])) or "I am listening."
-    kind = rm.hidden_type(system, seed)
+    kind = rm.hidden_type(system, seed, type_name)
     stance = react(system, brief.domain, brief.own_figure, history, kind, seed)
 
     def say(options: Sequence[str], value: float) -> str:

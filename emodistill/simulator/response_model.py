@@ -132,14 +132,15 @@ class HiddenType(NamedTuple):
 
 
 @cache
-def hidden_type(scenario_text: str, seed: int) -> HiddenType:
+def hidden_type(scenario_text: str, seed: int, name: str | None = None) -> HiddenType:
     """The counterparty behind a scenario's text and a dialogue's seed, constant in a dialogue.
 
-    The text tilts the odds of the types, the seed draws one.
+    The text tilts the odds of the types, the seed draws one, unless `name` says which it is.
     """
     odds = stream(0, "sim-type-odds", scenario_text).dirichlet(np.full(len(TYPES), 2.0))
     draw = stream(seed, "sim-type", scenario_text)
-    name = TYPES[int(draw.choice(len(TYPES), p=odds))]
+    drawn = TYPES[int(draw.choice(len(TYPES), p=odds))]
+    name = name or drawn
     traits = TYPE_TRAITS[name]
     return HiddenType(
         name, float(draw.uniform(*traits.limit)), float(draw.uniform(*traits.patience))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
+from emodistill.configs import TYPED_COUNTERPARTIES
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
@@ -39,6 +40,10 @@ def _counterparty(messages: Messages, seed: int, rng: np.random.Generator) -> st
     return counterparty_reply(messages, seed)
 
 
+def _counterparty_of(type_name: str) -> Callable[[Messages, int, np.random.Generator], str]:
+    return lambda messages, seed, rng: counterparty_reply(messages, seed, type_name)
+
+
 def _judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
     return judge_reply(messages, rng)
 
@@ -50,6 +55,7 @@ def _reader(messages: Messages, seed: int, rng: np.random.Generator) -> str:
 MODELS: dict[str, Callable[[Messages, int, np.random.Generator], str]] = {
     "sim-teacher": _teacher,
     "sim-counterparty": _counterparty,
+    **{name: _counterparty_of(kind) for name, kind in TYPED_COUNTERPARTIES.items()},
     "sim-judge": _judge,
     "sim-reader": _reader,
 }

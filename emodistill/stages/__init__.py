@@ -27,24 +27,28 @@ from emodistill.stages.apis import model_name, offer_model
 from emodistill.stages.files import Made, model_hashes, say
 from emodistill.stages.learn import student_base
 from emodistill.stages.memory import plan_memory
-from emodistill.stages.missing import prepare, prepare_method
+from emodistill.stages.missing import chain, prepare, prepare_method, train_cell
 
 __all__ = [
     "Made",
+    "chain",
     "compare_judges",
     "evaluate",
     "iql",
     "judge",
+    "judge_matches",
     "plan",
     "plan_memory",
     "refine",
     "report",
+    "report_study",
     "say",
     "say_next",
     "sft",
     "student_base",
     "sweep",
     "tournament",
+    "train_cell",
 ]
 
 
@@ -64,6 +68,11 @@ def judge(config: JudgeConfig) -> Made:
     load_pack(config.prompt_pack)
     prepare(config, "sweep")
     return collect.judge(config)
+
+
+def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path:
+    """Score dialogues of a match instead of the sweep's."""
+    return collect.judge_matches(config, dialogues, directory)
 
 
 def plan(config: PlanConfig) -> Path:
@@ -126,4 +135,13 @@ def tournament(config: TournamentConfig) -> Made:
 
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
-    return assess.report(config)
+    from emodistill.stages import reporting
+
+    return reporting.report(config)
+
+
+def report_study(config: ReportConfig, study: str) -> list[Path]:
+    """The tables of one study."""
+    from emodistill.stages import reporting
+
+    return reporting.report_study(config, study)

@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from emodistill.configs import SIMULATED_MODELS, ApiConfig, MatchConfig, SweepConfig
+from emodistill.configs import (
+    SIMULATED_MODELS,
+    TYPED_COUNTERPARTIES,
+    ApiConfig,
+    MatchConfig,
+    SweepConfig,
+)
 from emodistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,11 +31,12 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
         provider lacks its key, a usable address or a default for that role.
     """
     if config.is_simulated:
-        if named is not None and named not in SIMULATED_MODELS.values():
+        served = (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES)
+        if named is not None and named not in served:
             flag = {"focal": "--model"}.get(role, f"--{role}")
             raise InputError(
                 f"{flag} {named} needs a --provider or --base-url that serves it; without one the "
-                f"simulator answers, and it serves {', '.join(SIMULATED_MODELS.values())} only."
+                f"simulator answers, and it serves {', '.join(served)} only."
             )
         return named or SIMULATED_MODELS[role]
     from emodistill.llm.providers import get_provider

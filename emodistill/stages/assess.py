@@ -1,13 +1,11 @@
-"""Stage 5 and the report: what the methods are worth on held-out scenarios."""
+"""Stage 5: what the methods are worth on held-out scenarios."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from emodistill.configs import EvaluateConfig, ReportConfig
+from emodistill.configs import EvaluateConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import kept_log
 from emodistill.runs import finish_stage, stage_dir
@@ -16,21 +14,14 @@ from emodistill.stages.files import (
     CONFIG,
     LOG,
     SCENARIOS,
-    SUPPORT,
-    TRAJECTORIES,
     Made,
     announce,
-    by_id,
     cell,
-    judge_file,
     model_hashes,
     say,
     write_config,
 )
 from emodistill.stages.matches import begin_matches, entrant, held_out
-
-if TYPE_CHECKING:
-    from emodistill.records import Trajectory
 
 
 def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
@@ -101,71 +92,3 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     )
     say(f"evaluate {config.method}: {result.summary}")
     return made
-
-
-def _evaluations(config: ReportConfig, domain: str) -> dict[str, Path]:
-    """Method -> its dialogues; `method (cell)` for cells that are not the default.
-
-    Raises:
-      InputError: methods have met several counterparties, which one table can't compare.
-    """
-    found: dict[str, Path] = {}
-    opponents = set()
-    for path in sorted(stage_dir(config.run, domain, "eval").glob("*/*.jsonl")):
-        method, _, counterparty = path.parent.name.partition("@")
-        if path.name.endswith(".failures.jsonl") or config.counterparty not in (None, counterparty):
-            continue
-        opponents.add(counterparty)
-        label = method if path.stem == "default" else f"{method} ({path.stem})"
-        found[label] = path
-    if len(opponents) > 1:
-        raise InputError(
-            f"{config.run}: methods have met {', '.join(sorted(opponents))} in domain {domain}; "
-            "say which to report on with --counterparty."
-        )
-    return found
-
-
-def report(config: ReportConfig) -> Path:
-    """Tables, figures and the page from whatever the run holds so far."""
-    from emodistill.domains import DOMAINS
-    from emodistill.jsonl import read_lines
-    from emodistill.offline.store import read_judgements, read_trajectories
-    from emodistill.offline.sweep import failures_path
-    from emodistill.reports import write_report
-
-    evaluations: dict[str, dict[str, list[Trajectory]]] = {}
-    sweeps: dict[str, list[Trajectory]] = {}
-    judgements: dict[str, list[Any]] = {}
-    metrics: list[Path] = []
-    support: dict[str, Any] = {}
-    num_failed = 0
-    for domain in DOMAINS:
-        if (path := stage_dir(config.run, domain, "sweep") / TRAJECTORIES).is_file():
-            sweeps[domain] = by_id(read_trajectories(path))
-        scores = judge_file(config.run, domain, config.judge)
-        if scores.is_file():
-            judgements[domain] = read_judgements(scores)
-        for label, path in _evaluations(config, domain).items():
-            evaluations.setdefault(domain, {})[label] = by_id(read_trajectories(path))
-            if (failures := failures_path(path)).is_file():
-                num_failed += sum(1 for _ in read_lines(failures))
-        metrics += sorted((config.run / domain).glob("*/*/metrics.jsonl"))
-        if (path := stage_dir(config.run, domain, "iql", "default") / SUPPORT).is_file():
-            support[domain] = json.loads(path.read_text())
-    page = write_report(
-        config.run,
-        evaluations=evaluations,
-        judgements=judgements,
-        trajectories=sweeps,
-        metrics_files=metrics,
-        support=support,
-        seed=config.seed,
-        num_resamples=config.num_resamples,
-        only=config.only,
-        num_failed=num_failed,
-    )
-    if num_failed:
-        say(f"report: {num_failed:,} dialogues of the evaluation failed and are in no table.")
-    say(f"report: {page}")
-    return page

@@ -30,6 +30,7 @@ from emodistill.stages.files import (
     TRAJECTORIES,
     Made,
     announce,
+    by_id,
     command,
     covers,
     judge_file,
@@ -284,6 +285,47 @@ def _judge(config: JudgeConfig, only: Container[str] | None = None) -> Made:
     finish_stage(directory, cost_usd=result.cost_usd, summary=summary, name=manifest_name)
     say(f"judge: {result.summary}")
     return made
+
+
+def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path:
+    """Score the focal turns of dialogues that were played in a match; the judge's file.
+
+    What is scored there is not asked again.
+
+    Args:
+      directory: where the judge's file goes.
+    """
+    from emodistill.offline.judging import judge_path, run_judging
+    from emodistill.offline.store import read_scenarios, read_trajectories
+    from emodistill.prompts import load_pack
+
+    name = model_name(config, "judge", config.judge)
+    path = judge_path(directory, name)
+    trajectories = by_id(read_trajectories(dialogues))
+    scenarios = read_scenarios(stage_dir(config.run, config.domain, "sweep") / SCENARIOS)
+
+    async def work() -> Any:
+        async with open_client(config) as client:
+            return await run_judging(
+                trajectories,
+                scenarios,
+                path=path,
+                client=client,
+                pack=load_pack(config.prompt_pack),
+                judge=name,
+                level=config.level,
+                repeats=config.repeats,
+                seed=config.seed,
+                concurrency=config.concurrency,
+                max_cost_usd=config.max_cost_usd,
+            )
+
+    with kept_log(directory / LOG):
+        result = asyncio.run(work())
+    if not result.is_complete:
+        raise StoppedError(f"judge: {result.summary}")
+    say(f"judge: {result.summary}")
+    return path
 
 
 def compare_judges(config: JudgeConfig) -> Path:

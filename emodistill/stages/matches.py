@@ -44,17 +44,20 @@ def entrant(config: EvaluateConfig, language_model: str | None) -> Entrant:
     cells: dict[str, str] = {}
     inputs: list[Path] = []
     selector_dir = adapter_dir = None
+    source = config.trained_on or config.domain
     if method.emotion == "iql":
         cells["iql"] = config.iql_cell
-        selector_dir = stage_dir(config.run, config.domain, "iql", config.iql_cell)
+        home = source if config.selector == "source" else config.domain
+        selector_dir = stage_dir(config.run, home, "iql", config.iql_cell)
         inputs += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
     if method.adapter is not None:
-        stage = method.adapter.removesuffix("-base")
+        stage = method.adapter
         cells[stage] = getattr(config, f"{stage}_cell")
-        adapter_dir = stage_dir(config.run, config.domain, stage, cells[stage]) / "adapter"
+        adapter_dir = stage_dir(config.run, source, stage, cells[stage]) / "adapter"
         inputs += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
     player = Player(
         method=config.method,
+        emotion=config.emotion,
         language_model=None if method.writer == "student" else language_model,
         temperature=writing_temperature(config, config.method),
         cells=cells,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from emodistill import cli
 from emodistill.configs import (
     EMBEDDED,
     SIMULATED_MODELS,
+    TYPED_COUNTERPARTIES,
     AdapterConfig,
     ALoLConfig,
     DPOConfig,
@@ -29,6 +31,7 @@ from emodistill.stages import collect, learn
 from emodistill.stages.files import (
     SCENARIOS,
     TRAJECTORIES,
+    cell,
     command,
     judge_file,
     judge_level,
@@ -52,7 +55,7 @@ SHARED_BY_ADAPTERS = (
 class _Needed(NamedTuple):
     script: str
     cls: type[ExperimentConfig]
-    make: Callable[[Any], object]
+    make: Callable[..., object]
 
 
 def _needed(stage: str) -> _Needed:
@@ -156,7 +159,7 @@ def _was_simulated(config: ExperimentConfig) -> bool:
     found = read_manifest(home)
     if found is None:
         return not (home / TRAJECTORIES).is_file()
-    return found.config.get("counterparty") in SIMULATED_MODELS.values()
+    return found.config.get("counterparty") in (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES)
 
 
 def prepare_method(config: EvaluateConfig) -> dict[str, str]:
@@ -173,33 +176,76 @@ def prepare_method(config: EvaluateConfig) -> dict[str, str]:
     from emodistill.agents import get_method
 
     method = get_method(config.method)
+    home = dataclasses.replace(config, domain=config.trained_on or config.domain)
     if method.emotion == "iql" and config.iql_cell == "default":
-        prepare(config, "iql")
-    if method.adapter == "sft" and config.sft_cell == "default":
-        prepare(config, "judge", "sft")
-    refined = method.adapter
-    if refined in ("jpo", "alol", "dpo") and getattr(config, f"{refined}_cell") == "default":
-        prepare(config, "judge", "sft", refined)
-    if method.adapter == "jpo-base" and config.jpo_cell == "default":
-        prepare(config, "judge")
-        return {"jpo_cell": base_jpo_cell(config)}
-    return {}
+        prepare(home if config.selector == "source" else config, "iql")
+    if method.adapter is None or getattr(config, f"{method.adapter}_cell") != "default":
+        return {}
+    prepare(home, "sweep", "judge")
+    adapters = [stage for stage in method.stages if stage != "iql"]
+    made = chain(adapters, method.settings, functools.partial(_cell_with, home))
+    return {f"{method.adapter}_cell": made[method.adapter]}
 
 
-def base_jpo_cell(config: EvaluateConfig) -> str:
-    """The cell of a JPO that differs from its base in `--reference base` alone."""
-    name = cell_name({"reference": "base"}, {})
-    directory = stage_dir(config.run, config.domain, "jpo", name)
+def chain(
+    stages: Sequence[str],
+    changes: Mapping[str, Mapping[str, Any]],
+    make: Callable[[str, Mapping[str, Any]], str],
+) -> dict[str, str]:
+    """`{stage: cell}` of stages that are made one after the other.
+
+    Args:
+      changes: stage -> what its training changes.
+      make: makes the cell of a stage with such changes; a refinement's name the SFT cell that it
+        starts from, unless that is the default one.
+    """
+    made: dict[str, str] = {}
+    for stage in stages:
+        start = made.get("sft", "default")
+        from_sft = {} if start == "default" else {"sft_cell": start}
+        made[stage] = make(stage, {**changes.get(stage, {}), **from_sft})
+    return made
+
+
+def _cell_with(config: EvaluateConfig, stage: str, changes: Mapping[str, Any]) -> str:
+    """The cell of a stage that differs from the default one by `changes`; made if it is missing."""
+    if not changes:
+        prepare(config, stage)
+        return "default"
+    name = cell_name(changes, {})
+    directory = stage_dir(config.run, config.domain, stage, name)
     found = read_manifest(directory)
     if found is not None and found.is_finished:
         return name
     if not config.is_simulated:
+        flags = " ".join(_flag(key, value) for key, value in changes.items())
         raise InputError(
-            f"{directory} is missing. Run first: {command('train_jpo', config)} --reference base"
+            f"{directory} is missing. Run first: {command(_needed(stage).script, config)} {flags}"
         )
-    settings = cli.read_settings(cli.preset_path("quickstart"))
-    base = settings if config.student == EMBEDDED else {}
-    fixed = _shared(config, "jpo")
-    start = cli.make_config(JPOConfig, "jpo", base, where="quickstart.yaml", **fixed)
-    learn.refine(dataclasses.replace(start, reference="base"), start)
+    return train_cell(config, stage, changes, cli.read_settings(cli.preset_path("quickstart")))
+
+
+def _flag(key: str, value: Any) -> str:
+    flag = f"--{key.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
+
+
+def train_cell(
+    config: ExperimentConfig, stage: str, changes: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """Train a stage with `changes` on top of its section of `settings`, unless that was done.
+
+    Returns: the cell's name, `default` where nothing differs.
+    """
+    needed = _needed(stage)
+    is_adapter = issubclass(needed.cls, AdapterConfig)
+    section = settings if student_of(config) == EMBEDDED or not is_adapter else {}
+    fixed = _shared(config, stage)
+    start: Any = cli.make_config(needed.cls, stage, section, where=f"{stage} settings", **fixed)
+    changed = dataclasses.replace(start, **changes)
+    name = cell(changed, start)
+    if name != "default" or not _is_there(changed, stage):
+        is_blind = stage == "iql" and changed.signal == "outcome"
+        prepare(changed, "sweep", *([] if is_blind else ["judge"]))
+        needed.make(changed, start)
     return name

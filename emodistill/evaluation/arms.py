@@ -1,0 +1,81 @@
+"""What a study has run: its arms, one line of a table each, kept beside the dialogues.
+
+runs/<run>/studies/<study>.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emodistill.errors import InputError
+from emodistill.runs import stage_dir, write_json
+
+STUDIES: Mapping[str, tuple[str, ...]] = {
+    "signal": ("table-2", "table-11"),
+    "kappa": ("table-6",),
+    "kl": ("kl",),
+    "rank": ("rank",),
+    "iql": ("iql",),
+    "transfer": ("table-4",),
+    "counterparty": ("table-5", "table-10"),
+    "emotion-free": ("table-3", "table-12", "table-15"),
+    "refinement": ("table-14",),
+    "emotions": ("figure-1", "emotions"),
+}
+"""Study -> the tables that come of it."""
+
+ArmStatus = Literal["finished", "failed", "missing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One setting of a study: what it is called, and where what came of it lies."""
+
+    block: str
+    """What heads its part of the table: a domain, a counterparty, a method, or nothing."""
+    label: str
+    """What its row says."""
+    domain: str
+    method: str | None
+    """None for an arm that is only trained."""
+    path: str | None = None
+    """Dialogues, or the metrics of an arm that is only trained; relative to the run."""
+    status: ArmStatus = "missing"
+    reason: str = ""
+    """Why it failed."""
+
+
+def emotion_dir(run: Path, domain: str, emotion: str) -> Path:
+    """Where the judge's file of the dialogues under one emotion is."""
+    return stage_dir(run, domain, "emotions") / emotion
+
+
+def study_path(run: Path, study: str) -> Path:
+    return run / "studies" / f"{study}.json"
+
+
+def write_arms(run: Path, study: str, arms: Sequence[Arm]) -> Path:
+    """Keep the arms of a study in place of those that are there."""
+    path = study_path(run, study)
+    write_json(path, [dataclasses.asdict(arm) for arm in arms])
+    return path
+
+
+def read_arms(run: Path, study: str) -> list[Arm]:
+    """The arms of a study, none where it was not run.
+
+    Raises:
+      InputError: the file can't be read.
+    """
+    path = study_path(run, study)
+    if not path.is_file():
+        return []
+    try:
+        return [Arm(**arm) for arm in json.loads(path.read_text())]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}); run the study again.") from None

@@ -1,0 +1,205 @@
+"""From the settings of a study to its arms: which training each needs, and who plays whom."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
+from emodistill.studies.configs import (
+    CounterpartyStudy,
+    EmotionFreeStudy,
+    EmotionStudy,
+    IQLStudy,
+    KappaStudy,
+    KLStudy,
+    RankStudy,
+    RefinementStudy,
+    SignalStudy,
+    StudyConfig,
+    TransferStudy,
+)
+
+FULL = "iql+sft+jpo"
+SIGNALS = {
+    "iql": ("outcome", "episode-judge", "turn-judge"),
+    "sft": ("hybrid", "episode-judge", "turn-judge"),
+    "jpo": ("outcome", "episode-judge", "turn-judge"),
+}
+SIGNAL_METHODS = {"iql": "iql", "sft": "iql+sft", "jpo": FULL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An arm before it is run."""
+
+    block: str
+    label: str
+    domain: str
+    method: str | None
+    """None trains only, up to the last stage of `training`."""
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what it changes."""
+    playing: Mapping[str, Any] = field(default_factory=dict)
+    """What the evaluation changes."""
+
+
+def plan_arms(config: StudyConfig) -> list[Plan]:
+    """The arms of a study, in the order of its table.
+
+    Raises:
+      InputError: the grid is empty.
+    """
+    plans = _PLANNERS[type(config)](config)
+    if not plans:
+        raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
+    return plans
+
+
+def _signal(config: SignalStudy) -> list[Plan]:
+    return [
+        Plan(
+            block=SIGNAL_METHODS[stage],
+            label=signal,
+            domain=config.domain,
+            method=SIGNAL_METHODS[stage],
+            training={stage: {"signal": signal}},
+        )
+        for stage in config.stages
+        for signal in SIGNALS[stage]
+    ]
+
+
+def _jpo(config: KappaStudy | KLStudy, name: str, symbol: str) -> list[Plan]:
+    return [
+        Plan(
+            block=FULL,
+            label=f"{symbol} = {value:g}",
+            domain=config.domain,
+            method=FULL,
+            training={"jpo": {name: value}},
+        )
+        for value in config.values
+    ]
+
+
+def _rank(config: RankStudy) -> list[Plan]:
+    return [
+        Plan(
+            block=method,
+            label=f"r = {rank}",
+            domain=config.domain,
+            method=method,
+            training={stage: {"lora_rank": rank} for stage in stages},
+        )
+        for method, stages in (("iql+sft", ("sft",)), (FULL, ("sft", "jpo")))
+        for rank in config.values
+    ]
+
+
+def _iql(config: IQLStudy) -> list[Plan]:
+    grid = itertools.product(config.expectiles, config.advantage_scales, config.discounts)
+    return [
+        Plan(
+            block="iql",
+            label=f"τ = {expectile:g}, β = {scale:g}, γ = {discount:g}",
+            domain=config.domain,
+            method="iql",
+            training={
+                "iql": {"expectile": expectile, "advantage_scale": scale, "discount": discount}
+            },
+        )
+        for expectile, scale, discount in grid
+    ]
+
+
+def _transfer(config: TransferStudy) -> list[Plan]:
+    plans = []
+    for target in config.targets:
+        plans += [
+            Plan(block=target, label=method, domain=target, method=method)
+            for method in ("vanilla-llm", "iql")
+        ]
+        for source in config.sources:
+            playing = {} if source == target else {"trained_on": source}
+            if playing and config.selector == "target":
+                playing["selector"] = "target"
+            plans.append(
+                Plan(
+                    block=target,
+                    label=f"{FULL} of {source}",
+                    domain=target,
+                    method=FULL,
+                    playing=playing,
+                )
+            )
+    return plans
+
+
+def _counterparty(config: CounterpartyStudy) -> list[Plan]:
+    return [
+        Plan(
+            block=opposite,
+            label=method,
+            domain=config.domain,
+            method=method,
+            playing={"counterparty": opposite},
+        )
+        for opposite in config.opposite
+        for method in config.methods
+    ]
+
+
+def _by_domain(config: EmotionFreeStudy | RefinementStudy) -> list[Plan]:
+    return [
+        Plan(block=domain, label=method, domain=domain, method=method)
+        for domain in config.targets
+        for method in config.methods
+    ]
+
+
+def _emotion_free(config: EmotionFreeStudy) -> list[Plan]:
+    plans = _by_domain(config)
+    free = {"emotion_free": True}
+    if config.long_epochs:
+        plans += [
+            Plan(
+                block=domain,
+                label=f"free-sft+jpo, {config.long_epochs} epochs",
+                domain=domain,
+                method=None,
+                training={"sft": free, "jpo": free | {"num_epochs": config.long_epochs}},
+            )
+            for domain in config.long_domains
+        ]
+    return plans
+
+
+def _emotions(config: EmotionStudy) -> list[Plan]:
+    return [
+        Plan(
+            block=config.domain,
+            label=emotion,
+            domain=config.domain,
+            method="fixed",
+            playing={"emotion": emotion},
+        )
+        for emotion in EMOTIONS
+    ]
+
+
+_PLANNERS: Mapping[type[StudyConfig], Any] = {
+    SignalStudy: _signal,
+    KappaStudy: lambda config: _jpo(config, "kappa", "κ"),
+    KLStudy: lambda config: _jpo(config, "kl_coef", "λ"),
+    RankStudy: _rank,
+    IQLStudy: _iql,
+    TransferStudy: _transfer,
+    CounterpartyStudy: _counterparty,
+    EmotionFreeStudy: _emotion_free,
+    RefinementStudy: _by_domain,
+    EmotionStudy: _emotions,
+}

@@ -1,0 +1,203 @@
+"""Studies: their arms, a small one run for real, what fails and what is finished."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from emodistill import cli, stages
+from emodistill.agents import METHODS, get_method
+from emodistill.configs import EvaluateConfig, SweepConfig
+from emodistill.domains import DOMAINS
+from emodistill.errors import InputError
+from emodistill.evaluation.arms import STUDIES as TABLES_OF
+from emodistill.evaluation.arms import read_arms, study_path
+from emodistill.offline.store import read_trajectories
+from emodistill.reports.catalogue import TABLES
+from emodistill.reports.paper import numbers
+from emodistill.stages import missing
+from emodistill.studies import plans, run_study
+from emodistill.studies.configs import (
+    ABLATIONS,
+    STUDIES,
+    CounterpartyStudy,
+    EmotionFreeStudy,
+    EmotionStudy,
+    KappaStudy,
+    RankStudy,
+    SignalStudy,
+    TransferStudy,
+)
+from emodistill.studies.plans import plan_arms
+
+ADAPTER = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
+SETTINGS = {
+    "sweep": {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8},
+    "judge": {"concurrency": 8},
+    "iql": {"num_steps": 20},
+    **dict.fromkeys(("sft", "jpo", "alol", "dpo"), ADAPTER),
+    "evaluate": {"num_scenarios": 2, "num_seeds": 1, "max_turns": 4, "concurrency": 8},
+    "report": {"num_resamples": 50},
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_arms_are_told_apart_and_name_what_there_is(name):
+    arms = plan_arms(STUDIES[name]())
+    assert len({(arm.block, arm.label) for arm in arms}) == len(arms)
+    assert all(arm.domain in DOMAINS for arm in arms)
+    assert all(arm.method is None or arm.method in METHODS for arm in arms)
+    assert set(TABLES_OF[name]) <= {*TABLES, "figure-1"}
+
+
+def test_every_study_has_tables_and_every_ablation_a_subcommand():
+    assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions"}
+    assert len(ABLATIONS) == 9
+
+
+@pytest.mark.parametrize(
+    ("study", "table", "num_known"),
+    [
+        (KappaStudy(), "table-6", 5),
+        (SignalStudy(), "table-2", 9),
+        (TransferStudy(), "table-4", 24),
+        (EmotionFreeStudy(long_epochs=0), "table-12", 16),
+        (
+            CounterpartyStudy(
+                base_url="http://127.0.0.1:1/v1",
+                counterparties=("deepseek-chat", "gpt-4o-mini", "Qwen2.5-3B-Instruct"),
+            ),
+            "table-5",
+            12,
+        ),
+    ],
+)
+def test_arms_go_by_the_names_of_the_papers_rows(study, table, num_known):
+    found = [numbers(table, arm.block, arm.label) for arm in plan_arms(study)]
+    assert sum(row is not None for row in found) == num_known
+
+
+def test_empty_grids_and_unnamed_counterparties_are_refused():
+    with pytest.raises(InputError, match="kappa: nothing to run"):
+        plan_arms(KappaStudy(values=()))
+    with pytest.raises(InputError, match="by --counterparties"):
+        CounterpartyStudy(provider="openai")
+
+
+@pytest.fixture(scope="module")
+def kappa(tmp_path_factory):
+    """A small study of two arms, one of which is the usual training."""
+    run = tmp_path_factory.mktemp("runs") / "study"
+    config = KappaStudy(run=run, values=(0.5, 1.0))
+    return config, run_study(config, SETTINGS)
+
+
+def test_a_study_ends_in_its_table(kappa):
+    config, (path,) = kappa
+    assert path == config.run / "report/table-6.md"
+    rows = list(csv.DictReader(path.with_suffix(".csv").open(newline="")))
+    assert [row["method"] for row in rows] == ["κ = 0.5", "κ = 1"]
+    for row, arm in zip(rows, read_arms(config.run, "kappa"), strict=True):
+        played = read_trajectories(config.run / arm.path)
+        assert int(row["num_dialogues"]) == len(played) == 2
+        won = [t.outcome == "accepted" for t in played]
+        assert float(row["success"]) == pytest.approx(100 * sum(won) / len(won))
+    first, second = read_arms(config.run, "kappa")
+    assert "kappa=0.5" in first.path and second.path.endswith("/default.jsonl")
+
+
+def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
+    config, _ = kappa
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("called")
+
+    monkeypatch.setattr("emodistill.llm.client.ChatClient.chat", refuse)
+    monkeypatch.setattr("emodistill.train.loop.train", refuse)
+    monkeypatch.setattr("emodistill.train.iql.train_iql", refuse)
+    written = {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
+    run_study(config, SETTINGS)
+    assert written == {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
+    assert capsys.readouterr().out.count("finished before") >= 6
+
+
+def test_an_arm_that_fails_is_named_and_the_others_go_on(kappa):
+    config, _ = kappa
+    (path,) = run_study(RankStudy(run=config.run, values=(0, 16)), SETTINGS)
+    arms = read_arms(config.run, "rank")
+    assert [arm.status for arm in arms] == ["failed", "finished", "failed", "finished"]
+    assert "lora_rank=0 must be at least 1" in arms[0].reason
+    assert "Missing: iql+sft r = 0 (lora_rank=0 must be at least 1)" in path.read_text()
+    with pytest.raises(InputError, match=r"all 2 arms failed; .*lora_rank=0"):
+        run_study(RankStudy(run=config.run, values=(0,)), SETTINGS)
+
+
+def test_arms_of_other_domains_stay(kappa):
+    config, _ = kappa
+    path = study_path(config.run, "kappa")
+    arms = json.loads(path.read_text())
+    other = arms[0] | {"domain": "hospital", "status": "failed", "reason": "later"}
+    path.write_text(json.dumps([other, *arms]))
+    run_study(config, SETTINGS)
+    assert [arm.domain for arm in read_arms(config.run, "kappa")] == ["hospital", "crad", "crad"]
+    path.write_text(json.dumps(arms))
+    path.with_name("kl.json").write_text("[{}]")
+    with pytest.raises(InputError, match=r"kl\.json can't be read .* run the study again"):
+        read_arms(config.run, "kl")
+    path.with_name("kl.json").unlink()
+
+
+def test_emotion_free_methods_are_trained_and_played_without_a_block(kappa, monkeypatch):
+    config, _ = kappa
+    monkeypatch.setattr(missing.cli, "read_settings", lambda path: SETTINGS)
+    few = {"run": config.run, "num_scenarios": 2, "max_turns": 4, "concurrency": 8}
+    for method in ("free-sft+jpo", "iql+sft+jpo-stripped"):
+        path = stages.evaluate(EvaluateConfig(method=method, **few)).path
+        assert path.name == "default.jsonl"
+        played = read_trajectories(path)
+        assert {turn.emotion for t in played for turn in t.focal_turns} == {None}
+        (cell,) = {t.focal.cells["jpo"] for t in played}
+        found = json.loads((config.run / "crad/jpo" / cell / "manifest.json").read_text())
+        assert found["config"]["emotion_free"] is (method == "free-sft+jpo")
+        sft = config.run / "crad/sft" / found["config"]["sft_cell"] / "manifest.json"
+        assert json.loads(sft.read_text())["config"]["emotion_free"] is (method == "free-sft+jpo")
+
+
+def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
+    config, _ = kappa
+    few = {"run": config.run, "num_scenarios": 1, "max_turns": 4, "concurrency": 8}
+    hospital = {"run": config.run, "domain": "hospital"}
+    stages.sweep(cli.make_config(SweepConfig, "sweep", SETTINGS, where="", **hospital))
+    base = EvaluateConfig(method="iql+sft+jpo", domain="hospital", **few)
+    path = stages.evaluate(dataclasses.replace(base, trained_on="crad"), base).path
+    assert path.name.startswith("trained_on=crad")
+    manifest = json.loads(path.with_suffix(".manifest.json").read_text())
+    inputs = set(manifest["inputs"])
+    assert "crad/iql/default/selector.safetensors" in inputs
+    assert "crad/jpo/default/adapter/adapter_model.safetensors" in inputs
+    assert not (config.run / "hospital/iql").exists()
+
+
+def test_single_emotions_are_played_judged_and_ranked(kappa, monkeypatch):
+    config, _ = kappa
+    labels = ("anger", "joy", "neutral")
+    monkeypatch.setattr(plans, "EMOTIONS", labels)
+    study = EmotionStudy(run=config.run, num_scenarios=2, num_seeds=1)
+    run_study(study, SETTINGS)
+    rows = list(csv.DictReader((config.run / "report/emotions.csv").open(newline="")))
+    assert {row["emotion"] for row in rows} == {"anger", "joy"}
+    assert all(row["num_scenarios"] == "2" for row in rows)
+    for arm in read_arms(config.run, "emotions"):
+        played = read_trajectories(config.run / arm.path)
+        assert {turn.emotion for t in played for turn in t.focal_turns} == {arm.label}
+    assert (config.run / "report/figure-1.svg").is_file()
+
+
+def test_methods_name_the_stages_that_they_need():
+    assert get_method("iql+sft+jpo").stages == ("iql", "sft", "jpo")
+    assert get_method("iql+jpo").stages == ("iql", "jpo")
+    assert get_method("free-jpo").stages == ("jpo",)
+    assert get_method("free-sft+jpo").stages == ("sft", "jpo")
+    assert get_method("iql+sft+jpo-stripped").stages == ("sft", "jpo")
+    assert get_method("random").stages == ()
