@@ -122,6 +122,17 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
     assert capsys.readouterr().out.count("finished before") >= 6
 
 
+def test_scores_of_whole_dialogues_leave_what_learned_from_turns_as_it_is(kappa):
+    config, _ = kappa
+    run_study(SignalStudy(run=config.run, stages=("sft",)), SETTINGS)
+    judged = (config.run / "crad/judge/sim-judge.jsonl").read_text()
+    assert '"turn_index": null' in judged or '"turn_index":null' in judged
+    rows = list(csv.DictReader((config.run / "report/table-2.csv").open(newline="")))
+    assert [row["method"] for row in rows] == ["hybrid", "episode-judge", "turn-judge"]
+    run_study(config, SETTINGS)  # nothing is stale
+    assert {arm.status for arm in read_arms(config.run, "kappa")} == {"finished"}
+
+
 def test_an_arm_that_fails_is_named_and_the_others_go_on(kappa):
     config, _ = kappa
     (path,) = run_study(RankStudy(run=config.run, values=(0, 16)), SETTINGS)

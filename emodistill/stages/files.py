@@ -22,7 +22,15 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError
-from emodistill.runs import Manifest, cell_name, file_sha256, read_manifest, stage_dir
+from emodistill.jsonl import read_lines
+from emodistill.runs import (
+    Manifest,
+    canonical_json,
+    cell_name,
+    file_sha256,
+    read_manifest,
+    stage_dir,
+)
 
 if TYPE_CHECKING:
     from emodistill.domains.scenario import Scenario
@@ -131,6 +139,21 @@ def judge_manifest(path: Path, level: str) -> str:
 def judge_level(config: ExperimentConfig) -> Level:
     """What has to be scored for a stage's signal."""
     return "dialogue" if getattr(config, "signal", None) == "episode-judge" else "turn"
+
+
+def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
+    """What identifies the scores that a stage learns from: the hash of the lines of that level.
+
+    The judge's file holds both levels; more scores of the other one change nothing here.
+    """
+    digest = hashlib.sha256()
+    for line, _ in read_lines(path):
+        is_whole = not isinstance(line, dict) or line.get("turn_index") is None
+        if is_whole == (level == "dialogue"):
+            digest.update(canonical_json(line).encode() + b"\n")
+    inside = path.resolve().is_relative_to(run.resolve())
+    name = path.resolve().relative_to(run.resolve()) if inside else path
+    return {f"{name} ({level} scores)": digest.hexdigest()}
 
 
 def read_sweep(run: Path, domain: str) -> tuple[list[Trajectory], list[Scenario]]:

@@ -20,11 +20,13 @@ from emodistill.stages.files import (
     command,
     data_files,
     judge_file,
+    judge_level,
     max_turns,
     model_hashes,
     read_scores,
     read_sweep,
     say,
+    scores_hash,
     write_config,
 )
 from emodistill.train.metrics_log import METRICS
@@ -38,16 +40,17 @@ def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
     directory = stage_dir(config.run, config.domain, "iql", cell(config, base))
     inputs = data_files(config.run, config.domain)
     scores: Scores = {}
+    of_scores: dict[str, str] = {}
     if config.signal != "outcome":
         scores_file = judge_file(config.run, config.domain, config.judge)
-        inputs.append(scores_file)
+        of_scores = scores_hash(scores_file, judge_level(config), config.run)
         scores = read_scores(scores_file)
     manifest = begin_stage(
         directory,
         stage="iql",
         config=config.identity(),
         seed=config.seed,
-        inputs=input_hashes(inputs, config.run),
+        inputs=input_hashes(inputs, config.run) | of_scores,
         output=directory / METRICS,
     )
     made = Made(directory, _evaluation(config, "iql", directory))
@@ -165,10 +168,11 @@ def _train_adapter(
     scores_file = judge_file(config.run, config.domain, config.judge)
     pack = load_pack(config.prompt_pack)
     directory = stage_dir(config.run, config.domain, stage, cell(config, base))
-    inputs = [*data_files(config.run, config.domain), scores_file]
+    inputs = [*data_files(config.run, config.domain)]
     if sft_dir is not None:
         inputs += sorted((sft_dir / "adapter").iterdir())
     hashes = input_hashes(inputs, config.run) | {"prompt pack": pack.sha256}
+    hashes |= scores_hash(scores_file, judge_level(config), config.run)
     hashes |= model_hashes(config.model)
 
     def is_finished() -> bool:
