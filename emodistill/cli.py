@@ -200,26 +200,35 @@ def parse_study(
     description: str | None,
     args: Sequence[str] | None = None,
 ) -> tuple[Config, dict[str, Any]]:
-    """A study's settings (of the one that a subcommand names), and those of the stages it runs."""
+    """A study's settings (of the one that a subcommand names), and those of the stages it runs.
+
+    The latter are the file's; without one, on the simulator with the embedded student, those of
+    configs/quickstart.yaml, else the paper's.
+    """
     import tyro
 
     config_file, rest = take_config(sys.argv[1:] if args is None else args)
-    settings = read_settings(config_file or preset_path("quickstart"))
-    where = f"--config {config_file}" if config_file else "quickstart.yaml"
+    settings = read_settings(config_file) if config_file else {}
+    where = f"--config {config_file}"
     text = f"{description}\n\n--config FILE.yaml has the settings of the stages; flags override it."
+    markers = (tyro.conf.OmitSubcommandPrefixes,)
     if isinstance(studies, type):
         section = f"study-{studies.study}"  # type: ignore[attr-defined]
         default = make_config(studies, section, settings, where=where)
-        return tyro.cli(studies, default=default, args=rest, description=text), settings
-    union = tyro.extras.subcommand_type_from_defaults(
-        {
-            name: make_config(cls, f"study-{name}", settings, where=where)
-            for name, cls in studies.items()
-        },
-        {name: str(cls.__doc__) for name, cls in studies.items()},
-    )
-    markers = (tyro.conf.OmitSubcommandPrefixes,)
-    return tyro.cli(union, args=rest, description=text, config=markers), settings
+        config: Any = tyro.cli(studies, default=default, args=rest, description=text)
+    else:
+        union = tyro.extras.subcommand_type_from_defaults(
+            {
+                name: make_config(cls, f"study-{name}", settings, where=where)
+                for name, cls in studies.items()
+            },
+            {name: str(cls.__doc__) for name, cls in studies.items()},
+        )
+        config = tyro.cli(union, args=rest, description=text, config=markers)
+    is_small = config.is_simulated and config.student == configs.EMBEDDED
+    if config_file is None and is_small:
+        settings = read_settings(preset_path("quickstart"))
+    return config, settings
 
 
 def take_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -52,6 +52,10 @@ def main(description: str | None = None) -> None:
 def quickstart(config: QuickstartConfig, settings_file: Path) -> Path:
     """Run all stages for all domains and methods asked for; the report's page."""
     settings = cli.read_settings(settings_file)
+    for name in config.studies:
+        if name not in (*STUDIES, "tournament"):
+            known = ", ".join([*STUDIES, "tournament"])
+            raise InputError(f"{settings_file}: studies: {name!r} is none of {known}.")
     started_s = time.monotonic()
     stages.say(
         "No key and no GPU needed: a simulator on this machine plays all language models, and the "
@@ -102,7 +106,5 @@ def _study(name: str, config: QuickstartConfig, settings: Mapping[str, Any], whe
     if name == "tournament":
         stages.tournament(cli.make_config(TournamentConfig, name, settings, where=where, **shared))
         return
-    if name not in STUDIES:
-        raise InputError(f"studies: {name!r} is none of {', '.join([*STUDIES, 'tournament'])}.")
     study = cli.make_config(STUDIES[name], f"study-{name}", settings, where=where, **shared)
     run_study(study, settings)

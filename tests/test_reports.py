@@ -421,11 +421,44 @@ def test_a_study_table_has_its_arms_and_says_what_is_missing(tmp_path):
         arm_dialogues={"a.jsonl": dialogues},
     )
     text = path.read_text()
-    assert "Missing: iql+sft+jpo κ = 0.5 (disk full); iql+sft+jpo κ = 1." in text
+    assert "Missing: CRAD: iql+sft+jpo κ = 0.5 (disk full); CRAD: iql+sft+jpo κ = 1." in text
     (line,) = csv.DictReader((tmp_path / "out/table-6.csv").open(newline=""))
     assert (line["method"], float(line["utility"]), line["paper_utility"]) == ("κ = 0", 50, "73.2")
     with pytest.raises(InputError, match=r"nothing for table-2 yet; scripts/ablate.py signal"):
         report(tmp_path, tmp_path / "out", only="table-2")
+
+
+def test_the_papers_figures_of_one_domain_stand_beside_no_other(tmp_path):
+    arms = [
+        Arm(
+            block="iql+sft+jpo",
+            label="κ = 1",
+            domain=domain,
+            method="iql+sft+jpo",
+            path=f"{domain}.jsonl",
+            status="finished",
+        )
+        for domain in ("crad", "hospital")
+    ]
+    dialogues = {f"{arm.domain}.jsonl": [make_dialogue(arm.domain, share=0.5)] for arm in arms}
+    found = {"arms": {"kappa": arms}, "arm_dialogues": dialogues}
+    path = report(tmp_path, tmp_path / "out", only="table-6", **found)
+    first, second = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    assert (first["block"], first["paper_utility"]) == ("CRAD: iql+sft+jpo", "72.2")
+    assert (second["block"], second["paper_utility"]) == ("Hospital: iql+sft+jpo", "")
+
+
+def test_a_run_that_has_logged_nothing_is_named(tmp_path):
+    (path, *_) = write_metrics(tmp_path)
+    path.write_text("")
+    text = report(tmp_path, tmp_path / "out", only="table-15").read_text()
+    assert "Missing: iql of CRAD, which has logged nothing yet." in text
+
+
+def test_evaluations_that_were_cut_off_are_named(tmp_path):
+    unfinished = {("crad", "iql"): "evaluate.py --config x.yaml"}
+    text = report(tmp_path, tmp_path / "out", only="table-1", unfinished=unfinished).read_text()
+    assert "some dialogues of iql in CRAD (go on with evaluate.py --config x.yaml)" in text
 
 
 def test_a_tournament_table_has_both_seats(tmp_path):
@@ -447,8 +480,9 @@ def test_a_tournament_table_has_both_seats(tmp_path):
 def test_stability_and_sequences_come_from_curves_and_sweep(tmp_path, written):
     lines = list(csv.DictReader((written.parent / "table-15.csv").open(newline="")))
     assert [line["block"] for line in lines] == ["IQL", "LoRA-SFT", "JPO"]
-    assert lines[0]["points"] == "60 / 60" and lines[0]["paper_control"] == "0.323 (0.043)"
-    assert lines[2]["kl_spikes"].endswith("/ 60") and lines[2]["paper_signal"] == ""
+    assert (lines[0]["num_points"], lines[0]["num_steps"]) == ("60", "60")
+    assert (lines[0]["paper_control"], lines[0]["paper_control_std"]) == ("0.323", "0.043")
+    assert int(lines[2]["kl_spikes"]) <= 60 and lines[2]["paper_last"] == ""
     same = [make_dialogue(number=1, method="random", share=s, turns=4) for s in (0.2, 0.4, 0.9)]
     path = report(tmp_path, tmp_path / "out", only="table-16", trajectories={"crad": same})
     (line,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))

@@ -12,7 +12,7 @@ from emodistill.configs import EvaluateConfig, SweepConfig
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import STUDIES as TABLES_OF
-from emodistill.evaluation.arms import read_arms, study_path
+from emodistill.evaluation.arms import read_arms, study_path, write_arms
 from emodistill.offline.store import read_trajectories
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers
@@ -66,7 +66,11 @@ def test_every_study_has_tables_and_every_ablation_a_subcommand():
         (
             CounterpartyStudy(
                 base_url="http://127.0.0.1:1/v1",
-                counterparties=("deepseek-chat", "gpt-4o-mini", "Qwen2.5-3B-Instruct"),
+                counterparties=(
+                    "deepseek/deepseek-chat",
+                    "openai/gpt-4o-mini",
+                    "qwen/qwen-2.5-3b-instruct",
+                ),
             ),
             "table-5",
             12,
@@ -122,6 +126,31 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
     assert capsys.readouterr().out.count("finished before") >= 6
 
 
+def test_with_a_provider_a_study_makes_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    for study in (KappaStudy, EmotionStudy):
+        config = study(run=tmp_path, provider="openai")
+        with pytest.raises(InputError, match=r"(?s)lacks sweep.*sweep\.py .*--provider openai"):
+            run_study(config, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_made_otherwise_is_refused_and_what_is_known_stays(kappa):
+    config, _ = kappa
+    half = KappaStudy(run=config.run, values=(0.5,))
+    run_study(half, SETTINGS)
+    assert [arm.status for arm in read_arms(config.run, "kappa")] == ["finished"] * 2
+    other = SETTINGS | {"jpo": ADAPTER | {"learning_rate": 2e-3}}
+    run_study(KappaStudy(run=config.run, values=(0.25, 1.0)), other)
+    arms = {arm.label: arm for arm in read_arms(config.run, "kappa")}
+    assert set(arms) == {"κ = 0.25", "κ = 0.5", "κ = 1"}
+    assert arms["κ = 1"].status == "failed"
+    assert "was made with learning_rate=0.001, now learning_rate=0.002" in arms["κ = 1"].reason
+    run_study(KappaStudy(run=config.run, values=(0.5, 1.0)), SETTINGS)
+    kept = [arm for arm in read_arms(config.run, "kappa") if arm.label != "κ = 0.25"]
+    write_arms(config.run, "kappa", kept)
+
+
 def test_scores_of_whole_dialogues_leave_what_learned_from_turns_as_it_is(kappa):
     config, _ = kappa
     run_study(SignalStudy(run=config.run, stages=("sft",)), SETTINGS)
@@ -139,7 +168,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(kappa):
     arms = read_arms(config.run, "rank")
     assert [arm.status for arm in arms] == ["failed", "finished", "failed", "finished"]
     assert "lora_rank=0 must be at least 1" in arms[0].reason
-    assert "Missing: iql+sft r = 0 (lora_rank=0 must be at least 1)" in path.read_text()
+    assert "Missing: CRAD: iql+sft r = 0 (lora_rank=0 must be at least 1)" in path.read_text()
     with pytest.raises(InputError, match=r"all 2 arms failed; .*lora_rank=0"):
         run_study(RankStudy(run=config.run, values=(0,)), SETTINGS)
 
@@ -151,7 +180,7 @@ def test_arms_of_other_domains_stay(kappa):
     other = arms[0] | {"domain": "hospital", "status": "failed", "reason": "later"}
     path.write_text(json.dumps([other, *arms]))
     run_study(config, SETTINGS)
-    assert [arm.domain for arm in read_arms(config.run, "kappa")] == ["hospital", "crad", "crad"]
+    assert [arm.domain for arm in read_arms(config.run, "kappa")] == ["crad", "crad", "hospital"]
     path.write_text(json.dumps(arms))
     path.with_name("kl.json").write_text("[{}]")
     with pytest.raises(InputError, match=r"kl\.json can't be read .* run the study again"):

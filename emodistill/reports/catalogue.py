@@ -17,19 +17,21 @@ from emodistill.agents import METHODS as KNOWN_METHODS
 from emodistill.configs import METHODS, TournamentConfig
 from emodistill.domains import DOMAINS, get_domain
 from emodistill.domains.scenario import Scenario
+from emodistill.errors import InputError
 from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.comparisons import emotion_tests
 from emodistill.evaluation.ratings import Bout, bradley_terry
-from emodistill.evaluation.sequences import top_sequences
+from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
 from emodistill.evaluation.stability import stability_row
 from emodistill.evaluation.tournament import Pair, PairScore, pair_scores, tournament_matrix
 from emodistill.offline.judging import scores_by_turn
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports import costs, paper
 from emodistill.reports.figures import Curve
-from emodistill.reports.table import Block, Cell, Column, PlusMinus, Range, Table, plain
+from emodistill.reports.table import Block, Cell, Column, PlusMinus, Range, Table
 from emodistill.reports.tables import (
     NOTE_PAPER,
+    TAUGHT,
     TITLES,
     Entry,
     Evaluations,
@@ -43,8 +45,12 @@ from emodistill.reports.tables import (
     outcome_table,
     paired_differences,
 )
+from emodistill.seeding import stream
+from emodistill.selectors import IQLSelector
 
 Played = Mapping[str, Sequence[Trajectory]]
+PAPER_DOMAIN = "crad"
+"""Where the paper has run what it has run in one domain."""
 TOP_SEQUENCES = 5
 TOURNAMENT = TournamentConfig().methods
 """Those of Table 13, in its order."""
@@ -63,6 +69,10 @@ class RunData:
     curves: Sequence[Curve] = ()
     support: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """domain -> the support map of its selector."""
+    selectors: Mapping[str, Path] = field(default_factory=dict)
+    """domain -> the folder of its trained selector."""
+    max_turns: Mapping[str, int] = field(default_factory=dict)
+    """domain -> the cap that the sweep was played under."""
     scenarios: Mapping[str, Sequence[Scenario]] = field(default_factory=dict)
     arms: Mapping[str, Sequence[Arm]] = field(default_factory=dict)
     """study -> its arms."""
@@ -77,6 +87,8 @@ class RunData:
     emotion."""
     tournament: Mapping[str, Mapping[Pair, Sequence[Trajectory]]] = field(default_factory=dict)
     """domain -> methods in the focal and the other seat -> dialogues."""
+    unfinished: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(domain, method) of evaluations that were cut off -> the command that goes on."""
     num_failed: int = 0
     """Dialogues of stage 5 that never came about."""
     caveat: str = ""
@@ -123,10 +135,21 @@ def _methods(
         for method in methods or METHODS
         if (domain, method) not in there
     ]
+    missing += [
+        f"some dialogues of {method} in {TITLES[domain]} (go on with {command})"
+        for (domain, method), command in data.unfinished.items()
+        if (domain, method) in there
+    ]
     notes = _notes(data, (t for entry in entries for t in entry.dialogues), missing)
     if name == "table-9":
         return outcome_table(name, title, entries, resampling, notes)
     return method_table(name, title, method_rows(name, entries, resampling), notes)
+
+
+def _missing(arm: Arm) -> str:
+    reason = f" ({arm.reason.rstrip('.')})" if arm.reason else ""
+    block = TITLES.get(arm.block, f"{TITLES[arm.domain]}: {arm.block}")
+    return f"{block} {arm.label}{reason}"
 
 
 def _study(
@@ -137,19 +160,14 @@ def _study(
     finished = [arm for arm in arms if arm.path in data.arm_dialogues]
     if not finished:
         return None
-    domains = {arm.domain for arm in arms}
     is_by_domain = all(arm.block == arm.domain for arm in arms)
     entries = []
     for arm in finished:
-        block = arm.block
-        if len(domains) > 1 and not is_by_domain:
-            block = f"{TITLES[arm.domain]}: {block}"
-        entries.append(Entry(block, arm.label, data.arm_dialogues[str(arm.path)]))
-    missing = [
-        f"{arm.block} {arm.label}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
-        for arm in arms
-        if arm not in finished
-    ]
+        block = arm.block if is_by_domain else f"{TITLES[arm.domain]}: {arm.block}"
+        published_as = arm.block if is_by_domain or arm.domain == PAPER_DOMAIN else None
+        dialogues = data.arm_dialogues[str(arm.path)]
+        entries.append(Entry(block, arm.label, dialogues, published_as))
+    missing = [_missing(arm) for arm in arms if arm not in finished]
     notes = _notes(data, (t for entry in entries for t in entry.dialogues), missing)
     if name in ("table-10", "table-11"):
         return outcome_table(name, title, entries, resampling, notes)
@@ -258,7 +276,7 @@ def table_13(data: RunData, resampling: Resampling) -> Table | None:
                     missing.append(f"{focal} against {other} in {TITLES[domain]}")
                     cells += [None] * 4
                     continue
-                published = paper.tables()["13"] if domain == "crad" else {}
+                published = paper.tables()["13"] if domain == PAPER_DOMAIN else {}
                 theirs = published.get(f"{focal} @ {other}")
                 cells += [
                     100 * cell.success,
@@ -339,60 +357,66 @@ def table_15(data: RunData, resampling: Resampling) -> Table | None:
             curve = data.arm_curves[str(arm.path)]
             runs.append(("jpo", arm.domain, f"{TITLES[arm.domain]}, {arm.label}", curve))
     runs.sort(key=lambda run: (("iql", "sft", "jpo").index(run[0]), order_of(DOMAINS)(run[1])))
-    rows = []
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    missing = []
     for stage, domain, name, curve in runs:
-        found = stability_row(stage, curve.metrics)
-        shown = [f"{plain(q.median, 3)} ({plain(q.mad, 3)})" for q in found.controls]
-        share = None
-        if found.kl_spikes is not None:
-            share = f"{found.kl_spikes} / {found.num_points}"
-        is_long = "epochs" in name
-        key = f"{stage} {domain}"
-        theirs = paper.tables()["15"].get(key) if stage != "jpo" or is_long else None
-        rows.append(
-            (
-                {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}[stage],
-                (
-                    name,
-                    f"{found.num_points:,} / {found.num_steps:,}",
-                    f"{plain(found.first, 2)} → {plain(found.last, 2)}",
-                    shown[0],
-                    shown[1] if len(shown) > 1 else None,
-                    share,
-                    found.ratio_clips,
-                    None if theirs is None else f"{plain(theirs[2], 2)} → {plain(theirs[3], 2)}",
-                    None if theirs is None else f"{plain(theirs[4], 3)} ({plain(theirs[5], 3)})",
-                    None if theirs is None else found.last - theirs[3],
-                ),
-            )
-        )
+        try:
+            found = stability_row(stage, curve.metrics)
+        except InputError:
+            missing.append(f"{stage} of {name}, which has logged nothing yet")
+            continue
+        is_papers = stage != "jpo" or PAPER_EPOCHS in name
+        theirs = paper.tables()["15"].get(f"{stage} {domain}") if is_papers else None
+        cells: list[Cell] = [name, found.num_points, found.num_steps, found.first, found.last]
+        quarters = [PlusMinus(quarter.median, quarter.mad) for quarter in found.controls]
+        cells += [quarters[0], quarters[1] if len(quarters) > 1 else None]
+        cells += [found.kl_spikes, found.ratio_clips]
+        if theirs is None:
+            cells += [None] * 7
+        else:
+            has_ratio = len(theirs) > 6
+            cells += [*theirs[2:4], PlusMinus(*theirs[4:6])]
+            cells += [PlusMinus(*theirs[6:8]), *theirs[8:10]] if has_ratio else [None] * 3
+            cells.append(found.last - theirs[3])
+        title = {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}[stage]
+        rows.append((title, tuple(cells)))
     if not rows:
         return None
     return Table(
         name="table-15",
         title="Stability of training",
-        columns=(
-            Column(key="run", title="run"),
-            Column(key="points", title="points / steps"),
-            Column(key="signal", title="signal, first → last quarter"),
-            Column(key="control", title="control, last quarter"),
-            Column(key="ratio", title="ratio, last quarter"),
-            Column(key="kl_spikes", title="KL spikes"),
-            Column(key="ratio_clips", title="ratio clips"),
-            Column(key="paper_signal", title="signal", group="paper"),
-            Column(key="paper_control", title="control", group="paper"),
-            Column(key="less_signal", title="last", group="ours − paper", digits=2, is_signed=True),
-        ),
+        columns=STABILITY_COLUMNS,
         blocks=blocks(rows),
         notes=(
-            "Signal: critic loss, loss per token, clipped surrogate; medians of a quarter's "
-            "points. Control: median (MAD) of critic loss, loss per token, KL. Spikes: KL > 0.5; "
-            "clips: mean ratio outside [0.8, 1.2]. The paper's JPO rows are emotion-free runs of "
-            "five epochs.",
-            *_notes(data, (), ()),
+            "Signal: critic loss, loss per token, clipped surrogate; medians of the first and the "
+            "last quarter of the points. Control: median ± MAD of critic loss, loss per token, KL "
+            "over the last quarter. Spikes: KL > 0.5; clips: mean ratio outside [0.8, 1.2]. The "
+            "paper's JPO rows are emotion-free runs of five epochs.",
+            *_notes(data, (), missing),
             NOTE_PAPER,
         ),
     )
+
+
+PAPER_EPOCHS = "5 epochs"
+STABILITY_COLUMNS = (
+    Column(key="run", title="run"),
+    Column(key="num_points", title="points"),
+    Column(key="num_steps", title="steps"),
+    Column(key="first", title="signal, first", digits=2),
+    Column(key="last", title="signal, last", digits=2),
+    Column(key="control", title="control", digits=3),
+    Column(key="ratio", title="ratio", digits=3),
+    Column(key="kl_spikes", title="KL spikes"),
+    Column(key="ratio_clips", title="ratio clips"),
+    Column(key="paper_first", title="signal, first", digits=2, group="paper"),
+    Column(key="paper_last", title="signal, last", digits=2, group="paper"),
+    Column(key="paper_control", title="control", digits=3, group="paper"),
+    Column(key="paper_ratio", title="ratio", digits=3, group="paper"),
+    Column(key="paper_kl_spikes", title="KL spikes", group="paper"),
+    Column(key="paper_ratio_clips", title="ratio clips", group="paper"),
+    Column(key="less_last", title="last", group="ours − paper", digits=2, is_signed=True),
+)
 
 
 def table_16(data: RunData, resampling: Resampling) -> Table | None:
@@ -434,6 +458,98 @@ def table_16(data: RunData, resampling: Resampling) -> Table | None:
             "savings; each dialogue counts once for a sequence.",
             *_notes(data, (t for ts in data.trajectories.values() for t in ts), ()),
             NOTE_PAPER,
+        ),
+    )
+
+
+PAPER_MATCHES = {"all": (136, 2104), "kept": (25, 526)}
+"""Of CRAD (Appendix H)."""
+
+
+def matches(data: RunData, resampling: Resampling) -> Table | None:
+    """How often a greedy selector would have said what was recorded (Appendix H)."""
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    for domain in sorted(data.selectors, key=order_of(DOMAINS)):
+        if domain not in data.trajectories or domain not in data.judgements:
+            continue
+        selector = IQLSelector.load(data.selectors[domain], greedy=True)
+        dice = stream(resampling.seed, "matches", domain)
+        found = match_rates(
+            data.trajectories[domain],
+            scores_by_turn(data.judgements[domain]),
+            lambda state, selector=selector, dice=dice: selector.choose(state, dice),
+            max_turns=data.max_turns.get(domain, 30),
+            n_resamples=resampling.num_resamples,
+            seed=resampling.seed,
+        )
+        for row in found:
+            published = PAPER_MATCHES.get(row.group) if domain == PAPER_DOMAIN else None
+            theirs = None if published is None else 100 * published[0] / published[1]
+            cells: tuple[Cell, ...] = (
+                row.group,
+                row.num_turns,
+                row.num_matches,
+                100 * row.rate.mean,
+                Range(100 * row.rate.low, 100 * row.rate.high),
+                theirs,
+                None if theirs is None else 100 * row.rate.mean - theirs,
+            )
+            rows.append((domain, cells))
+    if not rows:
+        return None
+    return Table(
+        name="matches",
+        title="Recorded emotions that the selector would have chosen",
+        columns=(
+            Column(key="group", title="turns"),
+            Column(key="num_turns", title="n"),
+            Column(key="num_matches", title="matches"),
+            Column(key="rate", title="rate %"),
+            Column(key="interval", title="95 % interval"),
+            Column(key="paper_rate", title="rate %", group="paper"),
+            Column(key="less_rate", title="rate %", group="ours − paper", is_signed=True),
+        ),
+        blocks=blocks(rows),
+        notes=(
+            "The selector's most probable emotion against the recorded one, over all focal turns "
+            "of the sweep, those that SFT keeps, and by outcome; intervals draw whole scenarios. "
+            "One in 28 (3.6 %) would match by chance.",
+            *_notes(data, (), ()),
+            NOTE_PAPER,
+        ),
+    )
+
+
+NUM_SHIFTS = 8
+
+
+def shift(data: RunData, resampling: Resampling) -> Table | None:
+    """How far the states of evaluation are from those that were learned from."""
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    for domain in sorted(data.trajectories, key=order_of(DOMAINS)):
+        played = data.evaluations.get(domain, {}).get(TAUGHT, ())
+        if not any(t.focal_turns for t in played):
+            continue
+        most = data.max_turns.get(domain, 30)
+        found = state_shift(data.trajectories[domain], played, max_turns=most)
+        rows += [(domain, tuple(row)) for row in found[:NUM_SHIFTS]]
+    if not rows:
+        return None
+    return Table(
+        name="shift",
+        title="States of the sweep and of evaluation",
+        columns=(
+            Column(key="feature", title="feature"),
+            Column(key="distance", title="KS distance", digits=2),
+            Column(key="sweep_mean", title="mean, sweep", digits=2),
+            Column(key="evaluation_mean", title=f"mean, {TAUGHT}", digits=2),
+        ),
+        blocks=blocks(rows),
+        notes=(
+            f"The {NUM_SHIFTS} features of the state whose distributions are furthest apart "
+            f"between the sweep and the dialogues of {TAUGHT}; the paper names this shift and does "
+            "not measure it.",
+            *_notes(data, (), ()),
         ),
     )
 
@@ -511,7 +627,7 @@ def cost(data: RunData, resampling: Resampling) -> Table | None:
 
 def _crad(data: RunData) -> Sequence[str]:
     """The domain of what the paper has for CRAD alone; another one if that is missing."""
-    return ["crad"] if "crad" in data.evaluations else list(data.evaluations)[:1]
+    return [PAPER_DOMAIN] if PAPER_DOMAIN in data.evaluations else list(data.evaluations)[:1]
 
 
 Maker = Callable[[RunData, Resampling], Table | None]
@@ -559,6 +675,8 @@ TABLES: Mapping[str, Maker] = {
     "rank": functools.partial(_study, "rank", "rank", "Rank of LoRA"),
     "iql": functools.partial(_study, "iql", "iql", "Settings of the selector"),
     "emotions": emotions,
+    "matches": matches,
+    "shift": shift,
     "ratings": ratings,
     "differences": _differences,
     "cost": cost,
@@ -579,6 +697,8 @@ HINTS: Mapping[str, str] = {
     "table-16": "sweep.py",
     **{name: f"ablate.py {name}" for name in ("kl", "rank", "iql")},
     "emotions": "emotion_study.py",
+    "matches": "train_iql.py",
+    "shift": f"evaluate.py --method {TAUGHT}",
     "cost": "sweep.py",
 }
 """Table -> the script that makes what it is made from."""

@@ -14,8 +14,12 @@ from typing import Any, NamedTuple
 
 LABEL = "paper"
 SOURCE = "EmoDistill, arXiv:2605.26785 (Qwen2.5-7B and Qwen3.5-Plus, 20 scenarios)"
-COUNTERPARTIES = {"deepseek-chat": "deepseek-v3", "Qwen2.5-3B-Instruct": "qwen2.5-3b-instruct"}
-"""Other names of the counterparties of Tables 5 and 10."""
+COUNTERPARTIES = {
+    "deepseek-chat": "deepseek-v3",
+    "deepseek-chat-v3-0324": "deepseek-v3",
+    "qwen-2.5-3b-instruct": "qwen2.5-3b-instruct",
+}
+"""Other names that the counterparties of Tables 5 and 10 are served under."""
 
 
 class PaperCell(NamedTuple):
@@ -37,13 +41,16 @@ def tables() -> Mapping[str, Any]:
     return tomllib.loads(text)
 
 
-def numbers(table: str, block: str, row: str) -> Sequence[float] | None:
+def numbers(table: str, block: str | None, row: str) -> Sequence[float] | None:
     """The numbers of a row of `table` (`table-6`), None where the paper has none."""
+    if block is None:
+        return None
     blocks = tables().get(table.removeprefix("table-"), {})
-    return blocks.get(COUNTERPARTIES.get(block, block), {}).get(row)
+    served_as = block.rpartition("/")[2].lower()
+    return blocks.get(COUNTERPARTIES.get(served_as, served_as), {}).get(row)
 
 
-def paper_cell(table: str, block: str, row: str) -> PaperCell | None:
+def paper_cell(table: str, block: str | None, row: str) -> PaperCell | None:
     """The figures of a row of methods."""
     found = numbers(table, block, row)
     return None if found is None else PaperCell(*found)

@@ -233,7 +233,7 @@ def latex(table: Table) -> str:
             body.append(" & ".join(cells) + r" \\")
     return "\n".join(
         [
-            *(f"% {note}" for note in (table.title, *table.notes)),
+            *(f"% {' '.join(note.split())}" for note in (table.title, *table.notes)),
             rf"\begin{{tabular}}{{l{'r' * (len(groups) - 1)}}}",
             r"\toprule",
             *head,

@@ -60,6 +60,8 @@ class Entry(NamedTuple):
     """A domain, a counterparty, a method: what heads its part of the table."""
     label: str
     dialogues: Sequence[Trajectory]
+    published_as: str | None
+    """The block of the paper's table that it stands beside; None where the paper has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +129,15 @@ def entries_of(evaluations: Evaluations) -> list[Entry]:
                         f"those of {domain}; evaluations must be grouped by their own domain."
                     )
             if dialogues:
-                found.append(Entry(domain, method, dialogues))
+                found.append(Entry(domain, method, dialogues, domain))
     return found
 
 
 def method_rows(table: str, entries: Iterable[Entry], resampling: Resampling) -> list[Row]:
     """The rows of `table` (`table-1`), the paper's figures beside them."""
     return [
-        _row(entry, paper_cell(table, entry.block, entry.label), resampling) for entry in entries
+        _row(entry, paper_cell(table, entry.published_as, entry.label), resampling)
+        for entry in entries
     ]
 
 
@@ -310,7 +313,8 @@ def outcome_table(
         over_dialogues = bootstrap_ci(values, *drawn)
         clustered = clustered_ci(values, found.scenario_ids, *drawn)
         theirs: tuple[Cell, ...] = (None, None, None)
-        if (published := paper.numbers(name, entry.block, entry.label)) is not None:
+        published = paper.numbers(name, entry.published_as, entry.label)
+        if published is not None:
             mean, low, high = published
             theirs = (mean, Range(low, high), over_dialogues.mean - mean)
         cells = (

@@ -39,6 +39,7 @@ __all__ = [
     "judge_matches",
     "plan",
     "plan_memory",
+    "prepare",
     "refine",
     "report",
     "report_study",

@@ -70,12 +70,14 @@ def _needed(stage: str) -> _Needed:
     }[stage]
 
 
-def prepare(config: ExperimentConfig, *stages: str) -> None:
+def prepare(
+    config: ExperimentConfig, *stages: str, settings: Mapping[str, Any] | None = None
+) -> None:
     """Make sure that earlier stages are there.
 
-    On the simulator those that are missing are made, at the size of configs/quickstart.yaml, and
-    those that were cut off are finished at their own. What the user has put there is used as it
-    is.
+    On the simulator those that are missing are made, by their sections of `settings` (those of
+    configs/quickstart.yaml without any), and those that were cut off are finished at their own
+    size. What the user has put there is used as it is.
 
     Raises:
       InputError: a stage is missing, and a provider is named, what is there came from one, or
@@ -93,17 +95,22 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
             f"{config.run / config.domain} lacks {', '.join(lacking)}. Run first:\n  "
             + "\n  ".join(commands)
         )
-    settings = cli.read_settings(cli.preset_path("quickstart"))
+    where = "the settings given"
+    if settings is None:
+        settings, where = (
+            cli.read_settings(cli.preset_path("quickstart")),
+            "configs/quickstart.yaml",
+        )
     say(
         f"{config.run / config.domain} lacks {', '.join(lacking)}: made now on the simulator, at "
-        "the size of configs/quickstart.yaml."
+        f"the size of {where}."
     )
     for stage in lacking:
         needed = _needed(stage)
         is_adapter = issubclass(needed.cls, AdapterConfig)
         base = settings if student_of(config) == EMBEDDED or not is_adapter else {}
         fixed = _shared(config, stage)
-        made = cli.make_config(needed.cls, stage, base, where="quickstart.yaml", **fixed)
+        made = cli.make_config(needed.cls, stage, base, where=where, **fixed)
         if stage == "sweep" and (found := read_manifest(_stage_home(config, stage))) is not None:
             sizes = {key: found.config[key] for key in ("num_seeds", "num_scenarios")}
             made = dataclasses.replace(made, **sizes)
@@ -112,7 +119,8 @@ def prepare(config: ExperimentConfig, *stages: str) -> None:
 
 def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
     """What `stage` has to have in common with the one that needs it."""
-    fixed: dict[str, Any] = {"run": config.run, "domain": config.domain, "seed": config.seed}
+    shared = ("run", "domain", "seed", "provider", "base_url")
+    fixed: dict[str, Any] = {name: getattr(config, name) for name in shared}
     if stage == "judge":
         fixed["level"] = judge_level(config)
     if issubclass(_needed(stage).cls, AdapterConfig):
@@ -222,7 +230,9 @@ def _cell_with(config: EvaluateConfig, stage: str, changes: Mapping[str, Any]) -
         raise InputError(
             f"{directory} is missing. Run first: {command(_needed(stage).script, config)} {flags}"
         )
-    return train_cell(config, stage, changes, cli.read_settings(cli.preset_path("quickstart")))
+    is_embedded = config.student == EMBEDDED
+    settings = cli.read_settings(cli.preset_path("quickstart")) if is_embedded else {}
+    return train_cell(config, stage, changes, settings)
 
 
 def _flag(key: str, value: Any) -> str:
@@ -236,16 +246,15 @@ def train_cell(
     """Train a stage with `changes` on top of its section of `settings`, unless that was done.
 
     Returns: the cell's name, `default` where nothing differs.
+
+    Raises:
+      StaleInputError: the cell is there and was made otherwise, or from other data.
     """
     needed = _needed(stage)
-    is_adapter = issubclass(needed.cls, AdapterConfig)
-    section = settings if student_of(config) == EMBEDDED or not is_adapter else {}
     fixed = _shared(config, stage)
-    start: Any = cli.make_config(needed.cls, stage, section, where=f"{stage} settings", **fixed)
+    start: Any = cli.make_config(needed.cls, stage, settings, where=f"{stage} settings", **fixed)
     changed = dataclasses.replace(start, **changes)
-    name = cell(changed, start)
-    if name != "default" or not _is_there(changed, stage):
-        is_blind = stage == "iql" and changed.signal == "outcome"
-        prepare(changed, "sweep", *([] if is_blind else ["judge"]))
-        needed.make(changed, start)
-    return name
+    is_blind = stage == "iql" and changed.signal == "outcome"
+    prepare(changed, "sweep", *([] if is_blind else ["judge"]), settings=settings)
+    needed.make(changed, start)
+    return cell(changed, start)

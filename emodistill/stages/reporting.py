@@ -13,6 +13,7 @@ from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import STUDIES, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
+from emodistill.offline.judging import judge_path
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
 from emodistill.records import Judgement, Trajectory
@@ -27,6 +28,7 @@ from emodistill.stages.files import (
     TRAJECTORIES,
     by_id,
     judge_file,
+    max_turns,
     say,
 )
 from emodistill.stages.pairings import played_pairs
@@ -48,11 +50,16 @@ def report(config: ReportConfig) -> Path:
 def report_study(config: ReportConfig, study: str) -> list[Path]:
     """The tables of one study."""
     data = read_run(config)
-    paths = [
-        write_report(data, seed=config.seed, num_resamples=config.num_resamples, only=name)
-        for name in STUDIES[study]
-    ]
-    for path in paths:
+    paths = []
+    for name in STUDIES[study]:
+        try:
+            path = write_report(
+                data, seed=config.seed, num_resamples=config.num_resamples, only=name
+            )
+        except InputError as error:
+            say(f"{study}: {error}")
+            continue
+        paths.append(path)
         say(f"{study}: {path}")
     return paths
 
@@ -80,7 +87,9 @@ def read_run(config: ReportConfig) -> RunData:
             for arm in finished
             if arm.method is None and (run / str(arm.path)).is_file()
         },
-        emotions=_emotions(run, [arm for arm in finished if arm in arms.get("emotions", ())]),
+        emotions=_emotions(
+            run, [arm for arm in finished if arm in arms.get("emotions", ())], config.judge
+        ),
         **_by_domain(config, of_arms),
     )
     played = [t for by_name in data.evaluations.values() for ts in by_name.values() for t in ts]
@@ -90,8 +99,20 @@ def read_run(config: ReportConfig) -> RunData:
     return dataclasses.replace(data, caveat=caveat)
 
 
+def _scores_of(directory: Path, judge: str | None) -> list[Judgement]:
+    """Those of the judge that is named, or of the only one there is."""
+    if judge is not None:
+        path = judge_path(directory, judge)
+        return read_judgements(path) if path.is_file() else []
+    files = sorted(directory.glob("*.jsonl"))
+    if len(files) > 1:
+        names = ", ".join(path.stem for path in files)
+        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
+    return read_judgements(files[0]) if files else []
+
+
 def _emotions(
-    run: Path, arms: Sequence[Arm]
+    run: Path, arms: Sequence[Arm], judge: str | None
 ) -> dict[str, tuple[list[Trajectory], list[Judgement]]]:
     """domain -> dialogues under single emotions with their scores.
 
@@ -104,16 +125,16 @@ def _emotions(
         for dialogue in by_id(read_trajectories(run / str(arm.path))):
             name = f"{arm.label}:{dialogue.trajectory_id}"
             trajectories.append(dataclasses.replace(dialogue, trajectory_id=name))
-        for path in sorted(emotion_dir(run, arm.domain, arm.label).glob("*.jsonl"))[:1]:
-            for line in read_judgements(path):
-                name = f"{arm.label}:{line.trajectory_id}"
-                judgements.append(dataclasses.replace(line, trajectory_id=name))
+        for line in _scores_of(emotion_dir(run, arm.domain, arm.label), judge):
+            name = f"{arm.label}:{line.trajectory_id}"
+            judgements.append(dataclasses.replace(line, trajectory_id=name))
     return found
 
 
 def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
     names = ("evaluations", "judgements", "trajectories", "support", "scenarios")
-    found: dict[str, Any] = {name: {} for name in (*names, "tournament")}
+    names += ("tournament", "unfinished", "selectors", "max_turns")
+    found: dict[str, Any] = {name: {} for name in names}
     curves: list[Any] = []
     num_failed = 0
     for domain in DOMAINS:
@@ -128,11 +149,19 @@ def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
         for label, path in _evaluations(config, domain, of_arms).items():
             played: list[Trajectory] = by_id(read_trajectories(path))
             found["evaluations"].setdefault(domain, {})[label] = played
+            manifest = read_manifest(path.parent, f"{path.stem}.manifest.json")
+            if manifest is not None and not manifest.is_finished:
+                settings = path.with_name(f"{path.stem}.config.yaml")
+                found["unfinished"][domain, label] = f"evaluate.py --config {settings}"
             if (failures := failures_path(path)).is_file():
                 num_failed += sum(1 for _ in read_lines(failures))
         metrics = sorted((config.run / domain).glob(f"*/*/{METRICS}"))
         curves += [read_curve(path) for path in metrics if path not in of_arms]
-        support = stage_dir(config.run, domain, "iql", "default") / SUPPORT
+        selector = stage_dir(config.run, domain, "iql", "default")
+        if (selector / "selector.safetensors").is_file():
+            found["selectors"][domain] = selector
+            found["max_turns"][domain] = max_turns(config.run, domain)
+        support = selector / SUPPORT
         if support.is_file():
             found["support"][domain] = json.loads(support.read_text())
         for pair, path in played_pairs(config.run, domain).items():
@@ -143,11 +172,16 @@ def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
 def _evaluations(config: ReportConfig, domain: str, of_arms: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     found: dict[str, dict[str, Path]] = {}
+    manifest = read_manifest(stage_dir(config.run, domain, "sweep"))
+    usual = None if manifest is None else manifest.config.get("counterparty")
+    usual = None if usual is None else str(usual).replace("/", "-")
     for path in sorted(stage_dir(config.run, domain, "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")
         is_default = path.stem == "default"
+        is_unusual = path in of_arms and usual is not None and counterparty != usual
         if (
             method == "fixed"
+            or (is_unusual and config.counterparty is None)
             or path.name.endswith(".failures.jsonl")
             or (path in of_arms and not is_default)
         ):
@@ -155,14 +189,12 @@ def _evaluations(config: ReportConfig, domain: str, of_arms: set[Path]) -> dict[
         label = method if is_default else f"{method} ({path.stem})"
         found.setdefault(counterparty, {})[label] = path
     if config.counterparty is not None:
-        return found.get(config.counterparty, {})
+        return found.get(config.counterparty.replace("/", "-"), {})
     if len(found) > 1:
-        usual = read_manifest(stage_dir(config.run, domain, "sweep"))
-        name = None if usual is None else usual.config.get("counterparty")
-        if name not in found:
+        if usual not in found:
             raise InputError(
                 f"{config.run}: methods have met {', '.join(sorted(found))} in domain {domain}; "
                 "say which to report on with --counterparty."
             )
-        return found[str(name)]
+        return found[str(usual)]
     return next(iter(found.values()), {})

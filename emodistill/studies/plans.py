@@ -130,7 +130,8 @@ def _transfer(config: TransferStudy) -> list[Plan]:
             plans.append(
                 Plan(
                     block=target,
-                    label=f"{FULL} of {source}",
+                    label=f"{FULL} of {source}"
+                    + (", own selector" if "selector" in playing else ""),
                     domain=target,
                     method=FULL,
                     playing=playing,

@@ -7,19 +7,23 @@ written after each of them, so that a report can be made at any time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emodistill import cli, stages
 from emodistill.agents import Method, get_method
-from emodistill.configs import ApiConfig, EvaluateConfig, JudgeConfig, ReportConfig, SweepConfig
+from emodistill.configs import ApiConfig, EvaluateConfig, JudgeConfig, ReportConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
+from emodistill.offline.budget import read_usage
 from emodistill.runs import stage_dir
 from emodistill.studies.configs import EmotionStudy, StudyConfig
 from emodistill.studies.plans import Plan, plan_arms
 from emodistill.train.metrics_log import METRICS
+
+log = logging.getLogger("emodistill.studies")
 
 NOBODY = Method(writer="student", emotion="none")
 """Whoever plays for an arm that is only trained."""
@@ -35,30 +39,41 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     Returns: the tables' files.
 
     Raises:
-      InputError: every arm failed, or nothing is to be run.
-      StoppedError: Ctrl-C, or a cost cap; starting again goes on.
+      InputError: sweep or scores are missing and have to be paid for, every arm failed, or nothing
+        is to be run.
+      StoppedError: Ctrl-C, or the ceiling on costs, which is the whole study's; starting again goes
+        on.
     """
     plans = plan_arms(config)
-    arms = [
-        Arm(block=plan.block, label=plan.label, domain=plan.domain, method=plan.method)
-        for plan in plans
-    ]
-    domains = {plan.domain for plan in plans}
-    others = [arm for arm in read_arms(config.run, config.study) if arm.domain not in domains]
+    known = read_arms(config.run, config.study)
+    arms = [_known(plan, known) for plan in plans]
+    asked = {_key(arm) for arm in arms}
+    others = [arm for arm in known if _key(arm) not in asked]
     stages.say(f"{config.study}: {len(plans)} arms, the table grows with each.")
+    for domain in dict.fromkeys(domain for plan in plans for domain in _domains(plan)):
+        home = _made(EvaluateConfig, "evaluate", config, settings, domain)
+        needed = ["sweep"] if isinstance(config, EmotionStudy) else ["sweep", "judge"]
+        stages.prepare(home, *needed, settings=settings)
+    spent_usd = 0.0
     for number, plan in enumerate(plans):
         stages.say(f"\n--- {config.study} {number + 1}/{len(plans)}: {plan.block}, {plan.label}")
         try:
-            path = _run(plan, config, settings)
+            path = _run(plan, _within_budget(config, spent_usd), settings)
         except StoppedError:
             raise
-        except EmodistillError as error:
+        except Exception as error:  # one arm's failure, whatever it is, is no other's
+            if not isinstance(error, EmodistillError):
+                log.exception("%s: %s failed.", config.study, plan.label)
             stages.say(f"{config.study}: {plan.label} failed: {error}")
-            arms[number] = dataclasses.replace(arms[number], status="failed", reason=str(error))
+            reason = " ".join(f"{error or type(error).__name__}".split())
+            arms[number] = dataclasses.replace(arms[number], status="failed", reason=reason)
         else:
             inside = path.relative_to(config.run).as_posix()
-            arms[number] = dataclasses.replace(arms[number], status="finished", path=inside)
-        write_arms(config.run, config.study, [*others, *arms])
+            arms[number] = dataclasses.replace(
+                arms[number], status="finished", path=inside, reason=""
+            )
+            spent_usd += _cost_usd(plan, path, config)
+        write_arms(config.run, config.study, [*arms, *others])
     failed = [arm for arm in arms if arm.status == "failed"]
     if len(failed) == len(arms):
         raise InputError(f"{config.study}: all {len(arms)} arms failed; {failed[0].reason}")
@@ -67,17 +82,49 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
             f"\n{config.study}: {len(failed)} of {len(arms)} arms failed; the reasons are in "
             f"{study_path(config.run, config.study)}. Start again to try them again."
         )
-    return stages.report_study(
-        cli.make_config(ReportConfig, "report", settings, where="report settings", run=config.run),
-        config.study,
-    )
+    wanted = {"run": config.run, "seed": config.seed, "counterparty": config.counterparty}
+    report = cli.make_config(ReportConfig, "report", settings, where="report settings", **wanted)
+    return stages.report_study(report, config.study)
+
+
+def _key(arm: Arm) -> tuple[str, str, str]:
+    return arm.domain, arm.block, arm.label
+
+
+def _known(plan: Plan, known: Sequence[Arm]) -> Arm:
+    """The plan's arm as an earlier call left it, or a new one."""
+    new = Arm(block=plan.block, label=plan.label, domain=plan.domain, method=plan.method)
+    return next((arm for arm in known if _key(arm) == _key(new)), new)
+
+
+def _domains(plan: Plan) -> tuple[str, ...]:
+    return plan.domain, plan.playing.get("trained_on", plan.domain)
+
+
+def _within_budget(config: StudyConfig, spent_usd: float) -> StudyConfig:
+    """With what the arms before have left of the ceiling."""
+    if config.max_cost_usd is None:
+        return config
+    if config.max_cost_usd <= spent_usd:
+        raise StoppedError(
+            f"{config.study}: ${spent_usd:.2f} spent. Stopped by --max-cost-usd; raise it and "
+            "start again to go on."
+        )
+    return dataclasses.replace(config, max_cost_usd=config.max_cost_usd - spent_usd)
+
+
+def _cost_usd(plan: Plan, path: Path, config: StudyConfig) -> float:
+    """What an arm's calls have cost, those of earlier runs included."""
+    if plan.method is None:
+        return 0.0
+    judged = emotion_dir(config.run, plan.domain, plan.label).glob("*.jsonl")
+    files = [path, *(judged if isinstance(config, EmotionStudy) else ())]
+    return sum(read_usage(file).cost_usd for file in files)
 
 
 def _run(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Path:
     """The arm's dialogues, or the metrics of one that is only trained."""
     source = plan.playing.get("trained_on", plan.domain)
-    for domain in dict.fromkeys((plan.domain, source)):
-        _collect(config, settings, domain, is_judged=not isinstance(config, EmotionStudy))
     sizes = {n: getattr(config, n) for n in PLAYING if getattr(config, n) is not None}
     base = _made(EvaluateConfig, "evaluate", config, settings, plan.domain, **sizes)
     parts = NOBODY if plan.method is None else get_method(plan.method)
@@ -103,20 +150,10 @@ def _run(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Path:
     playing = dataclasses.replace(base, method=plan.method, **own, **plan.playing)
     path = stages.evaluate(playing, base).path
     if isinstance(config, EmotionStudy):
-        judging = _made(JudgeConfig, "judge", config, settings, plan.domain, judge=config.judge)
+        judge = {} if config.judge is None else {"judge": config.judge}
+        judging = _made(JudgeConfig, "judge", config, settings, plan.domain, **judge)
         stages.judge_matches(judging, path, emotion_dir(config.run, plan.domain, plan.label))
     return path
-
-
-def _collect(
-    config: StudyConfig, settings: Mapping[str, Any], domain: str, *, is_judged: bool
-) -> None:
-    """Sweep and judge on the simulator; with a provider they have to be there."""
-    if not config.is_simulated:
-        return
-    stages.sweep(_made(SweepConfig, "sweep", config, settings, domain))
-    if is_judged:
-        stages.judge(_made(JudgeConfig, "judge", config, settings, domain))
 
 
 def _made(
