@@ -31,6 +31,7 @@ from emodistill.configs import (
 )
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
 from emodistill.stages.files import write_config
+from emodistill.studies.configs import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -49,6 +50,7 @@ CONFIGS = {
     "simulator": SimulatorConfig,
     "memory": MemoryConfig,
     "bench": BenchSweepConfig,
+    **{f"study-{name}": study for name, study in STUDIES.items()},
 }
 
 

@@ -86,7 +86,7 @@ def test_empty_grids_and_unnamed_counterparties_are_refused():
     with pytest.raises(InputError, match="kappa: nothing to run"):
         plan_arms(KappaStudy(values=()))
     with pytest.raises(InputError, match="by --counterparties"):
-        CounterpartyStudy(provider="openai")
+        plan_arms(CounterpartyStudy(provider="openai"))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,9 @@ from typing import ClassVar, Literal
 
 from emodistill.configs import (
     EMBEDDED,
-    TYPED_COUNTERPARTIES,
     ApiConfig,
     DomainName,
     operational,
-    require,
 )
 
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
@@ -96,18 +94,6 @@ class CounterpartyStudy(StudyConfig):
     counterparties: tuple[str, ...] = ()
     """Language models; the simulator's three types without any."""
     methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft", "iql+sft+jpo")
-
-    @property
-    def opposite(self) -> tuple[str, ...]:
-        """Who sits opposite, one after the other."""
-        return self.counterparties or tuple(TYPED_COUNTERPARTIES)
-
-    def __post_init__(self) -> None:
-        ApiConfig.__post_init__(self)
-        require(
-            self.is_simulated or bool(self.counterparties),
-            "name the language models to negotiate with by --counterparties.",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

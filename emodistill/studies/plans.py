@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from emodistill.configs import TYPED_COUNTERPARTIES
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.studies.configs import (
@@ -141,6 +142,8 @@ def _transfer(config: TransferStudy) -> list[Plan]:
 
 
 def _counterparty(config: CounterpartyStudy) -> list[Plan]:
+    if not config.counterparties and not config.is_simulated:
+        raise InputError("name the language models to negotiate with by --counterparties.")
     return [
         Plan(
             block=opposite,
@@ -149,7 +152,7 @@ def _counterparty(config: CounterpartyStudy) -> list[Plan]:
             method=method,
             playing={"counterparty": opposite},
         )
-        for opposite in config.opposite
+        for opposite in config.counterparties or TYPED_COUNTERPARTIES
         for method in config.methods
     ]
 
