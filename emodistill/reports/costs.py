@@ -9,6 +9,9 @@ from typing import NamedTuple
 from emodistill.domains import DOMAINS
 from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
+from emodistill.reports.run_data import RunData, notes
+from emodistill.reports.table import Block, Column, Table
+from emodistill.reports.tables import TITLES, Resampling
 
 PAPER_USD = {"sweep": 31.0, "judge": 10.1, "eval": 3.5}
 """All four domains together, with Qwen3.5-Plus at $0.26 and $0.78 per million tokens."""
@@ -56,3 +59,32 @@ def sums(costs: Sequence[Cost]) -> list[tuple[str, Usage, float]]:
 
 def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage._make(map(sum, zip(*usages, strict=True)))
+
+
+COST_COLUMNS = (
+    Column(key="domain", title="domain"),
+    Column(key="stage", title="stage"),
+    Column(key="name", title="what"),
+    Column(key="num_calls", title="calls"),
+    Column(key="num_retries", title="repeated"),
+    Column(key="prompt_tokens", title="prompt tokens"),
+    Column(key="completion_tokens", title="completion tokens"),
+    Column(key="cost_usd", title="USD", digits=2),
+    Column(key="paper_usd", title="USD, four domains", digits=2, group="paper"),
+)
+
+
+def cost_table(data: RunData, resampling: Resampling) -> Table | None:
+    """What the calls used (Appendix N)."""
+    used = read_costs(data.run_dir)
+    if not used:
+        return None
+    rows = [(TITLES[c.domain], c.stage, c.name, *c.usage, None) for c in used]
+    total = [("all", stage, "", *usage, usd) for stage, usage, usd in sums(used)]
+    return Table(
+        name="cost",
+        title="Cost of the calls",
+        columns=COST_COLUMNS,
+        blocks=(Block(title="By stage", rows=tuple(rows)), Block(title="Sums", rows=tuple(total))),
+        notes=(NOTE, *notes(data, (), ())),
+    )

@@ -10,8 +10,9 @@ from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
 from emodistill.offline.judging import scores_by_turn
 from emodistill.reports import facts, figures, table
-from emodistill.reports.catalogue import HINTS, TABLES, RunData
+from emodistill.reports.catalogue import HINTS, TABLES
 from emodistill.reports.dialogues import typical_pair
+from emodistill.reports.run_data import RunData
 from emodistill.reports.table import Table
 from emodistill.reports.tables import (
     STUDENT,

@@ -1,0 +1,74 @@
+"""What a run holds, as the report reads it, and what stands below every table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emodistill.domains.scenario import Scenario
+from emodistill.evaluation.arms import Arm
+from emodistill.evaluation.tournament import Pair
+from emodistill.records import Judgement, Trajectory
+from emodistill.reports.figures import Curve
+from emodistill.reports.tables import (
+    Evaluations,
+)
+
+Played = Mapping[str, Sequence[Trajectory]]
+PAPER_DOMAIN = "crad"
+"""Where the paper has run what it has run in one domain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """What a run holds; empty parts are left out of the report."""
+
+    run_dir: Path
+    evaluations: Evaluations = field(default_factory=dict)
+    judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
+    """domain -> judge calls on the sweep."""
+    trajectories: Played = field(default_factory=dict)
+    """domain -> dialogues of the sweep."""
+    curves: Sequence[Curve] = ()
+    support: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """domain -> the support map of its selector."""
+    selectors: Mapping[str, Path] = field(default_factory=dict)
+    """domain -> the folder of its trained selector."""
+    max_turns: Mapping[str, int] = field(default_factory=dict)
+    """domain -> the cap that the sweep was played under."""
+    scenarios: Mapping[str, Sequence[Scenario]] = field(default_factory=dict)
+    arms: Mapping[str, Sequence[Arm]] = field(default_factory=dict)
+    """study -> its arms."""
+    arm_dialogues: Played = field(default_factory=dict)
+    """path of an arm -> its dialogues."""
+    arm_curves: Mapping[str, Curve] = field(default_factory=dict)
+    """path of an arm -> its metrics."""
+    emotions: Mapping[str, tuple[Sequence[Trajectory], Sequence[Judgement]]] = field(
+        default_factory=dict
+    )
+    """domain -> dialogues under single emotions, and their judge calls; ids begin with the
+    emotion."""
+    tournament: Mapping[str, Mapping[Pair, Sequence[Trajectory]]] = field(default_factory=dict)
+    """domain -> methods in the focal and the other seat -> dialogues."""
+    unfinished: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(domain, method) of evaluations that were cut off -> the command that goes on."""
+    num_failed: int = 0
+    """Dialogues of stage 5 that never came about."""
+    caveat: str = ""
+    """What every table says about where its figures come from."""
+
+
+def notes(data: RunData, dialogues: Iterable[Trajectory], missing: Sequence[str]) -> list[str]:
+    played = list(dialogues)
+    notes = []
+    if played:
+        focal = ", ".join(sorted({t.focal.model for t in played}))
+        other = ", ".join(sorted({t.counterparty.model for t in played}))
+        notes.append(f"Focal side: {focal}. Counterparty: {other}.")
+    if missing:
+        notes.append(f"Missing: {'; '.join(missing)}.")
+    if data.caveat:
+        notes.append(f"**{data.caveat}**")
+    return notes
