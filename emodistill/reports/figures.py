@@ -408,11 +408,12 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
 def _legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
     from matplotlib.lines import Line2D
 
+    width = 0.6 + 0.07 * max(map(len, looks))  # inches of an entry, at the style's font size
     figure.legend(
         [Line2D([], [], color=colour, ls=dashes, lw=1.6) for colour, dashes in looks.values()],
         list(looks),
         loc="outside lower left",
-        ncols=min(4, len(looks)),
+        ncols=max(1, min(len(looks), int(figure.get_figwidth() / width))),
         frameon=False,
         labelcolor=INK,
     )

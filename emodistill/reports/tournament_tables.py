@@ -55,7 +55,7 @@ def table_13(data: RunData, resampling: Resampling) -> Table | None:
             Column(key=f"success_{other}", title="success %", group=other),
             Column(key=f"utility_{other}", title="utility %", group=other, best="max"),
             Column(key=f"paper_{other}", title="paper", group=other),
-            Column(key=f"less_{other}", title="less", group=other, is_signed=True),
+            Column(key=f"less_{other}", title="ours − paper", group=other, is_signed=True),
         ]
     dialogues = [t for pairs in data.tournament.values() for ts in pairs.values() for t in ts]
     return Table(
