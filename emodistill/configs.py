@@ -462,6 +462,8 @@ METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", 
 class MatchConfig(ApiConfig):
     """What stages share that play held-out scenarios."""
 
+    split: Literal["test", "validation"] = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings."""
     model: str | None = None
     """The focal language model of `vanilla-llm`, `random` and `iql`."""
     student: str = EMBEDDED

@@ -111,7 +111,10 @@ def test_what_the_flags_change_is_a_cell_of_its_own(run):
     assert f"--jpo-cell {made.path.parent.name}" in made.next_command
     found = read_manifest(made.path.parent)
     assert found.config["kappa"] == 0.5
-    assert found.inputs.keys() >= {"crad/sweep/trajectories.jsonl", "crad/judge/sim-judge.jsonl"}
+    assert found.inputs.keys() >= {
+        "crad/sweep/trajectories.jsonl",
+        "crad/judge/sim-judge.jsonl (turn scores)",
+    }
     assert len(list((run / "crad/jpo/reference").glob("*.safetensors"))) == 1
 
 
@@ -174,7 +177,9 @@ def test_changed_inputs_are_refused_by_name(run, tmp_path):
     copy = copy_of(run, tmp_path / "copy")
     scores = copy / "crad/judge/sim-judge.jsonl"
     scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(StaleInputError, match=r"crad/judge/sim-judge\.jsonl has changed"):
+    with pytest.raises(
+        StaleInputError, match=r"crad/judge/sim-judge\.jsonl \(turn scores\) has changed"
+    ):
         stages.sft(SFTConfig(run=copy, **TINY))
 
 
@@ -229,14 +234,20 @@ def test_another_student_of_the_same_size_is_another_student(tmp_path):
         model_hashes(str(tmp_path))
 
 
-def test_a_report_shows_cells_and_refuses_to_mix_counterparties(run, tmp_path):
+def test_a_report_shows_cells_and_does_not_mix_counterparties(run, tmp_path, capsys):
     copy = copy_of(run, tmp_path / "copy")
     home = copy / "crad/eval/random@sim-counterparty"
     shutil.copy(home / "default.jsonl", home / "max_turns=4-0000.jsonl")
     stages.report(ReportConfig(run=copy, num_resamples=200))
     assert "random (max_turns=4-0000)" in (copy / "report/table-1.csv").read_text()
     shutil.copytree(home, copy / "crad/eval/random@deepseek-chat")
-    with pytest.raises(InputError, match=r"deepseek-chat, sim-counterparty .* --counterparty"):
+    stages.report(ReportConfig(run=copy, num_resamples=200))
+    assert (
+        "crad also has dialogues against deepseek-chat; --counterparty" in capsys.readouterr().out
+    )
+    for met in (copy / "crad/eval").glob("*@sim-counterparty"):
+        met.rename(met.with_name(met.name.replace("sim-counterparty", "sim-other")))
+    with pytest.raises(InputError, match=r"deepseek-chat, sim-other .* --counterparty"):
         stages.report(ReportConfig(run=copy))
     stages.report(ReportConfig(run=copy, counterparty="deepseek-chat", num_resamples=200))
     assert "vanilla-slm" not in (copy / "report/table-1.csv").read_text()
@@ -271,7 +282,7 @@ def test_own_files_without_manifests_are_used_as_they_are(run, tmp_path):
     stages.iql(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
     found = read_manifest(own / "crad/iql/default")
     assert found.is_finished
-    assert "crad/judge/my-judge.jsonl" in found.inputs
+    assert "crad/judge/my-judge.jsonl (turn scores)" in found.inputs
 
 
 def test_manifests_name_inputs_that_can_be_traced(run):

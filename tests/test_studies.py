@@ -219,6 +219,20 @@ def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
     assert not (config.run / "hospital/iql").exists()
 
 
+def test_settings_can_be_chosen_on_validation_scenarios(tmp_path):
+    run = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 1, "max_turns": 4}
+    stages.sweep(SweepConfig(num_validation=2, **run))
+    base = EvaluateConfig(method="random", **run)
+    path = stages.evaluate(dataclasses.replace(base, split="validation"), base).path
+    (played,) = read_trajectories(path)
+    assert played.split == "validation" and path.name.startswith("split=validation")
+    (plan, *_) = plan_arms(KappaStudy(split="validation"))
+    assert plan.block == "iql+sft+jpo, validation"
+    stages.sweep(SweepConfig(**run | {"run": tmp_path / "b"}))
+    with pytest.raises(InputError, match=r"split='validation'; sweep with --num-validation 10"):
+        stages.evaluate(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
+
+
 def test_single_emotions_are_played_judged_and_ranked(kappa, monkeypatch):
     config, _ = kappa
     labels = ("anger", "joy", "neutral")

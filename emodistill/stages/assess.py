@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
             return await run_matches(
                 config,
                 label=f"evaluate {config.method}",
-                scenarios=held_out(scenarios),
+                scenarios=held_out(scenarios, config.split),
                 path=path,
                 client=client,
                 pack=pack,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from emodistill.configs import EvaluateConfig, MatchConfig
+from emodistill.errors import InputError
 from emodistill.runs import Manifest, begin_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import covers
 
@@ -117,8 +118,19 @@ def begin_matches(
     return Begun(config, manifest, path, manifest_name)
 
 
-def held_out(scenarios_file: Path) -> list[Scenario]:
-    """The test scenarios of a run, in order."""
+def held_out(scenarios_file: Path, split: str) -> list[Scenario]:
+    """The scenarios of a run that nothing was trained on, in order.
+
+    Raises:
+      InputError: there is none.
+    """
     from emodistill.offline.store import read_scenarios
 
-    return [scenario for scenario in read_scenarios(scenarios_file) if scenario.split == "test"]
+    found = [scenario for scenario in read_scenarios(scenarios_file) if scenario.split == split]
+    if not found:
+        flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
+        raise InputError(
+            f"{scenarios_file}: no scenario has split={split!r}; sweep with {flag} into a new "
+            "--run."
+        )
+    return found

@@ -156,7 +156,7 @@ async def _play(
     from emodistill.evaluation.players import Speakers
     from emodistill.prompts import load_pack
 
-    scenarios, pack = held_out(_scenarios(config)), load_pack(config.prompt_pack)
+    scenarios, pack = held_out(_scenarios(config), config.split), load_pack(config.prompt_pack)
     failed: list[Pair] = []
     async with open_client(config) as client, Speakers(config, client) as speakers:
         reader = offer_model(config)

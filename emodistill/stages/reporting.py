@@ -196,5 +196,7 @@ def _evaluations(config: ReportConfig, domain: str, of_arms: set[Path]) -> dict[
                 f"{config.run}: methods have met {', '.join(sorted(found))} in domain {domain}; "
                 "say which to report on with --counterparty."
             )
+        others = ", ".join(sorted({*found} - {usual}))
+        say(f"report: {domain} also has dialogues against {others}; --counterparty shows them.")
         return found[str(usual)]
     return next(iter(found.values()), {})

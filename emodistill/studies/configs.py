@@ -27,6 +27,8 @@ class StudyConfig(ApiConfig):
     """`embedded`, or the folder of the student's base checkpoint."""
     counterparty: str | None = None
     """The language model on the other side."""
+    split: Literal["test", "validation"] = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings."""
     num_scenarios: int | None = None
     """Held-out scenarios that each arm plays."""
     num_seeds: int | None = None

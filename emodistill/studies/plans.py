@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ def plan_arms(config: StudyConfig) -> list[Plan]:
       InputError: the grid is empty.
     """
     plans = _PLANNERS[type(config)](config)
+    if config.split == "validation":
+        plans = [dataclasses.replace(plan, block=f"{plan.block}, validation") for plan in plans]
     if not plans:
         raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
     return plans

@@ -27,7 +27,7 @@ log = logging.getLogger("emodistill.studies")
 
 NOBODY = Method(writer="student", emotion="none")
 """Whoever plays for an arm that is only trained."""
-PLAYING = ("model", "student", "counterparty", "num_scenarios", "num_seeds")
+PLAYING = ("split", "model", "student", "counterparty", "num_scenarios", "num_seeds")
 
 
 def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
