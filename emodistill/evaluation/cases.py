@@ -1,0 +1,122 @@
+"""Case studies found by query instead of by eye (paper, Appendix Q).
+
+Four questions, each answered by the dialogue that answers it most clearly: which emotions close the
+whole gap in the fewest turns, which utterance ranks highest for SFT, where the judge likes one turn
+of a dialogue most and another least, and where the selector makes the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.offline.rewards import (
+    FocalTurnTable,
+    Scores,
+    focal_turn_table,
+    jpo_advantages,
+    sft_quality,
+)
+from emodistill.records import Trajectory, Turn
+
+
+class Case(NamedTuple):
+    """A dialogue, the turns of it to show, and what each of them is worth in the case's terms."""
+
+    trajectory: Trajectory
+    turns: tuple[Turn, ...]
+    values: tuple[float, ...]
+
+
+class SelectorCase(NamedTuple):
+    """The same scenario and seed with the selector's emotions and without any."""
+
+    with_selector: Trajectory
+    without: Trajectory
+
+
+def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
+    """The dialogue with the highest savings, of those the one with the fewest turns (IQL's case).
+
+    Values are the turns' offers as savings; dialogues with one focal turn hold no transition.
+    """
+    found = [t for t in trajectories if t.outcome == "accepted" and len(t.focal_turns) >= 2]
+    if not found:
+        return None
+    best = min(found, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
+    gap = best.focal_target - best.counterparty_anchor
+    places = [
+        float("nan")
+        if turn.offer is None or gap == 0
+        else (turn.offer - best.counterparty_anchor) / gap
+        for turn in best.focal_turns
+    ]
+    return Case(best, tuple(best.focal_turns), tuple(places))
+
+
+def best_utterance(
+    trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
+) -> Case | None:
+    """The turn with the highest hybrid quality q = r + R/2 (SFT's case); its value is q."""
+    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
+    quality = sft_quality(table).values
+    if not np.isfinite(quality).any():
+        return None
+    row = int(np.nanargmax(quality))
+    return Case(*_turns(trajectories, table, [row]), (float(quality[row]),))
+
+
+def largest_flip(
+    trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
+) -> Case | None:
+    """The dialogue whose turns have the most different advantages, one of either sign (JPO's case).
+
+    Values are the advantages, in the turns' order; the first dialogue by name where several tie.
+    """
+    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
+    advantages = jpo_advantages(table).values
+    best: tuple[float, list[int]] | None = None
+    for index in dict.fromkeys(table.trajectory_index.tolist()):
+        rows = np.flatnonzero((table.trajectory_index == index) & np.isfinite(advantages))
+        if len(rows) < 2:
+            continue
+        low, high = rows[np.argmin(advantages[rows])], rows[np.argmax(advantages[rows])]
+        if not advantages[low] < 0 < advantages[high]:
+            continue
+        spread = float(advantages[high] - advantages[low])
+        if best is None or spread > best[0]:
+            best = spread, sorted((int(low), int(high)))
+    if best is None:
+        return None
+    values = tuple(float(advantages[row]) for row in best[1])
+    return Case(*_turns(trajectories, table, best[1]), values)
+
+
+def selector_difference(
+    with_selector: Sequence[Trajectory], without: Sequence[Trajectory]
+) -> SelectorCase | None:
+    """The scenario and seed on which the selector gains most, if it gains anywhere."""
+    plain = {(t.scenario_id, t.seed): t for t in without}
+    pairs = [
+        SelectorCase(t, plain[t.scenario_id, t.seed])
+        for t in with_selector
+        if (t.scenario_id, t.seed) in plain
+    ]
+    pairs.sort(key=lambda pair: pair.with_selector.trajectory_id)
+    best = max(pairs, key=_gain, default=None)
+    return best if best is not None and _gain(best) > 0 else None
+
+
+def _gain(pair: SelectorCase) -> float:
+    return dialogue_utility(pair.with_selector) - dialogue_utility(pair.without)
+
+
+def _turns(
+    trajectories: Sequence[Trajectory], table: FocalTurnTable, rows: Sequence[int]
+) -> tuple[Trajectory, tuple[Turn, ...]]:
+    """The dialogue of some rows of the table, which is the same for all, and their turns."""
+    trajectory = trajectories[table.trajectory_index[rows[0]]]
+    return trajectory, tuple(trajectory.turns[table.turn_index[row]] for row in rows)
