@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from emodistill.domains import DOMAINS
@@ -48,7 +49,7 @@ def _of_domain(domain: str, data: RunData) -> list[str]:
                 "Of the dialogues with the highest savings the one with the fewest turns; beside "
                 "each turn how much of the gap its offer asks for.",
                 closed,
-                [f"{plain(100 * value, 0)} %" for value in closed.values],
+                ["no offer" if math.isnan(v) else f"{plain(100 * v, 0)} %" for v in closed.values],
             )
         )
     if scores and (said := best_utterance(sweep, scores, max_turns=most)) is not None:
