@@ -1,6 +1,8 @@
 """Returns, savings, advantages and signals against hand-worked figures and plain loops."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -350,3 +352,35 @@ def test_an_empty_data_set_makes_an_empty_table():
     assert len(made) == 0
     assert rewards.jpo_advantages(made).values.shape == (0,)
     assert rewards.jpo_advantages(made, "outcome").values.shape == (0,)
+
+
+def test_the_worked_dialogue_of_the_documentation():
+    text = (Path(__file__).parents[1] / "docs/rewards.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if re.match(r"\| \d", line)]
+    focal = [float(row[1]) for row in rows]
+    counterparty = [float(row[2].split(",")[0]) for row in rows]
+    found = rewards.shaped_return(20, 110, focal, counterparty, True)
+    parts = [float(row[6]) for row in rows]
+    assert found == pytest.approx(sum(parts) + 2, abs=1e-4)
+    before = list(zip([20, *focal], [110, *counterparty], strict=True))
+    for t, (row, x, y, (x0, y0)) in enumerate(
+        zip(rows, focal, counterparty, before, strict=False), start=1
+    ):
+        moves = (-(y - y0) / 90, (x - x0) / 90, 1 - t / 30)
+        assert [float(cell) for cell in row[3:6]] == pytest.approx(moves, abs=5e-5)
+
+    def said(pattern):
+        return [float(number) for number in re.search(pattern, text, re.S).groups()]
+
+    assert said(r"\+ 2 = ([\d.]+)") == pytest.approx([found], abs=5e-5)
+    assert said(r"\(20 − 110\) = ([\d.]+)") == pytest.approx(
+        [rewards.savings(45, 110, 20)], abs=5e-5
+    )
+    quality = rewards.hybrid_quality([6, 7, 9], [found] * 3)
+    assert said(r"R/2 is ([\d.]+), ([\d.]+) and ([\d.]+);") == pytest.approx(quality, abs=5e-5)
+    scores = [6, 7, 9, 5, 5, 4, 6, 8]
+    advantages = rewards.scenario_advantages(scores, ["s"] * 8)[:3]
+    shown = said(r"A = .*? is −([\d.]+), ([\d.]+) and\s+([\d.]+)\.")
+    assert [-shown[0], *shown[1:]] == pytest.approx(advantages, abs=5e-5)
+    halved = said(r"counts half: −([\d.]+)\.")
+    assert halved == pytest.approx(-rewards.asymmetric(advantages[:1], 0.5), abs=1e-4)
