@@ -5,6 +5,8 @@ python mesh_worker.py CELL train STAGE MESH NUM_STEPS [--at HOST:PORT NUM ID]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
 python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS --at HOST:PORT NUM ID
 python mesh_worker.py OUT.json load FOLDER MESH [--at HOST:PORT NUM ID]
+python mesh_worker.py RUN refuse --at HOST:PORT NUM ID
+python mesh_worker.py OUT fail --at HOST:PORT NUM ID
 """
 
 from __future__ import annotations
@@ -25,25 +27,29 @@ import optax
 from flax import nnx
 from test_batches import lengths_to_examples
 
+from emodistill import cli
 from emodistill.batches import PackedBatches
 from emodistill.configs import DPOConfig, JPOConfig, MeshShape, SFTConfig
-from emodistill.errors import StoppedError
+from emodistill.errors import InputError, StoppedError
 from emodistill.model import (
     LoRAParam,
     Qwen2,
     Qwen2Config,
     add_lora,
+    agree,
     base_fingerprint,
     is_first,
     joined,
     load_qwen2,
     make_mesh,
     num_row_shards,
+    processes,
     qwen2,
     sharding,
     to_host,
     weights,
 )
+from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key, stream
 from emodistill.train.loop import train
 from emodistill.train.objectives import loss_of
@@ -200,6 +206,16 @@ def load(folder: str, mesh) -> dict[str, object]:
     }
 
 
+def refuse(run_dir: Path) -> None:
+    """Begin a stage that was begun with another setting; only the first process looks."""
+
+    def begin() -> bool:
+        begin_stage(run_dir, stage="sft", config={"kappa": 1.0}, seed=0, inputs={})
+        return True
+
+    agree(begin)
+
+
 def main(out: Path, command: str, *args: str) -> None:
     if command == "gradients":
         found = {
@@ -209,6 +225,12 @@ def main(out: Path, command: str, *args: str) -> None:
         }
         if is_first():
             np.savez(out, **found)
+    elif command == "refuse":
+        refuse(out)
+    elif command == "fail":
+        if is_first():
+            raise InputError(f"{out} can't be written.")
+        agree(lambda: True)
     elif command == "load":
         folder, shape = args
         found = load(folder, make_mesh(MeshShape.parse(shape)))
@@ -226,5 +248,11 @@ if __name__ == "__main__":
     if "--at" in arguments:
         *arguments, _, address, num, number = arguments
         settings = {"coordinator": address, "num_processes": int(num), "process_id": int(number)}
-    with joined(SFTConfig(**settings)):
-        main(Path(arguments[0]), *arguments[1:])
+    if arguments[1] == "fail":
+        processes.LEAVING_S = 1  # in vain
+
+    def body() -> None:
+        with joined(SFTConfig(**settings)):
+            main(Path(arguments[0]), *arguments[1:])
+
+    cli.run(body)

@@ -24,6 +24,7 @@ from emodistill.configs import MeshShape, SFTConfig
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, add_lora, sharding
 from emodistill.model.config import PUBLISHED
+from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key
 from emodistill.train.loop import warn_of_empty_rows
 
@@ -53,6 +54,17 @@ def finish(*processes):
     errors = [process.communicate(timeout=900)[1] for process in processes]
     for process, error in zip(processes, errors, strict=True):
         assert process.returncode == 0, error
+
+
+def errors_of(*processes):
+    """What those that are to fail say, which they do soon."""
+    try:
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode != 0 for process in processes), errors
+    return errors
 
 
 def free_port():
@@ -133,6 +145,17 @@ def test_two_processes_each_read_their_part_of_a_checkpoint(tiny_checkpoint, tmp
         np.testing.assert_allclose(part["logits"], whole["logits"], rtol=0, atol=1e-5)
         # Half of the matrices; norms are whole everywhere, and four devices share a process.
         assert part["num_read"] < 0.55 * whole["num_read"]
+
+
+def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
+    begin_stage(tmp_path, stage="sft", config={"kappa": 0.5}, seed=0, inputs={})
+    for error in errors_of(*start_two(tmp_path, "refuse")):
+        assert f"error: {tmp_path} was made with kappa=0.5, now kappa=1.0. Delete" in error
+
+
+def test_a_process_that_fails_alone_says_so_and_ends_the_others(tmp_path):
+    first, _ = errors_of(*start_two(tmp_path / "out", "fail"))
+    assert f"error: {tmp_path / 'out'} can't be written." in first
 
 
 def abstract_mesh(data, fsdp, tensor):
