@@ -9,10 +9,13 @@ unchanged means resume, changed means refuse, naming what changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,17 +89,30 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> Manifest | None:
         ) from None
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, whose place it takes at the end; no trace of it on an error.
+
+    A reader sees the old file or the new one, never half of one. The name is the writer's own:
+    cells that run side by side may make the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk doesn't say where
+        raise
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk doesn't say where
-        partial.unlink(missing_ok=True)
-        raise
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def write_tensors(
@@ -112,20 +128,17 @@ def write_tensors(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode
     try:
-        save_file(dict(tensors), partial, metadata=dict(metadata or {}))
-        _sort_metadata(partial)
+        with replacing(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(dict(tensors), partial, metadata=dict(metadata or {}))
+            _sort_metadata(partial)
+            partial.chmod(mode)  # safetensors makes files that nobody else can read
     except SafetensorError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(
             f"{path} could not be written ({error}); free space or rights, then start again."
         ) from None
-    partial.chmod(mode)  # safetensors makes files that nobody else can read
-    partial.replace(path)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +105,23 @@ def test_json_is_replaced_whole(run):
         runs.write_json(path, _circular())
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
+
+
+def test_writers_of_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "reference.safetensors"
+    tensors = {f"{n}": np.full(5_000, n) for n in range(5)}
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(runs.write_tensors, path, tensors) for _ in range(40)]:
+            done.result()
+    np.testing.assert_array_equal(load_file(path)["4"], np.full(5_000, 4))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_error_of_any_kind_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), runs.replacing(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def _circular():

@@ -14,6 +14,7 @@ from typing import Any
 
 from emodistill.errors import InputError
 from emodistill.records import SCHEMA, Trajectory
+from emodistill.runs import replacing
 
 
 def write_parquet(trajectories: Sequence[Trajectory], path: Path) -> None:
@@ -33,9 +34,8 @@ def write_parquet(trajectories: Sequence[Trajectory], path: Path) -> None:
     for row in rows:
         row["focal"] = row["focal"] | {"cells": list(row["focal"].get("cells", {}).items())}
     table = pa.Table.from_pylist(rows, schema=_schema(pa))
-    partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as partial:
+        parquet.write_table(table, partial, compression="zstd")
 
 
 def _schema(pa: Any) -> Any:

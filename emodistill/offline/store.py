@@ -11,6 +11,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.jsonl import read_lines
 from emodistill.records import Judgement, Record, Trajectory
+from emodistill.runs import replacing
 
 R = TypeVar("R", bound=Record)
 
@@ -32,11 +33,9 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 def write_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
     """Write all scenarios at once: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     lines = (json.dumps(scenario.to_json(), ensure_ascii=False) for scenario in scenarios)
-    partial.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
 
 
 def _read_unique(path: Path, kind: type[R], id_field: str) -> list[R]:

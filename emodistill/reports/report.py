@@ -25,6 +25,7 @@ from emodistill.reports.tables import (
     paired_differences,
 )
 from emodistill.reports.viewer import Page, render
+from emodistill.runs import replacing
 
 FIGURES = ("utility", "figure-1", "training-curves", "support")
 CASES = "cases"
@@ -151,6 +152,6 @@ def _rankings(data: RunData, resampling: Resampling) -> dict[str, Sequence[Emoti
 
 def _write(path: Path, text: str) -> Path:
     """Write so that a reader sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from emodistill.runs import replacing
+
 METRICS = "metrics.jsonl"
 
 
@@ -28,10 +30,8 @@ class MetricsLog:
             return
         from tensorboardX import SummaryWriter
 
-        cell_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{METRICS}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(cell_dir / "tensorboard"), purge_step=num_steps + 1)
 
