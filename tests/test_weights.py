@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
+from emodistill.configs import MeshShape
 from emodistill.errors import InputError
-from emodistill.model import weights
+from emodistill.model import fingerprint, weights
 from emodistill.model.fingerprint import base_fingerprint
 from emodistill.model.lora import add_lora
+from emodistill.model.sharding import make_mesh
 from emodistill.model.weights import load_qwen2, save_qwen2
+from emodistill.seeding import stream
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -117,6 +123,34 @@ def test_a_tied_head_stored_twice_is_fine(checkpoint):
         ),
     )
     assert load_qwen2(checkpoint, dtype=jnp.float32).lm_head is None
+
+
+@pytest.mark.parametrize("shape", [(37,), (11, 6), (5, 7, 6)])
+def test_checksums_are_those_of_their_formula(shape, monkeypatch):
+    """With loops whose last turn is a short one."""
+    monkeypatch.setattr(fingerprint, "NUMBERS_AT_ONCE", 24)
+    x = jnp.asarray(stream(0, "checksums").normal(size=shape), jnp.bfloat16)
+    bits = np.asarray(x).view(np.uint16).astype(np.uint32)
+    size = bits[0].size if len(shape) > 1 else 1
+    index = (np.arange(bits.size, dtype=np.uint32) + np.uint32(3 * size)).reshape(shape)
+    mixed = (index ^ (index >> 15)) * np.uint32(0x85EBCA6B) | np.uint32(1)
+    axes = tuple(range(min(1, len(shape) - 1), len(shape)))
+    want = [np.sum(bits * m, axes, dtype=np.uint32) for m in (mixed, mixed >> 7)]
+    found = fingerprint.rounded_sums(x, 3)
+    np.testing.assert_array_equal(found, np.reshape(want, (2, -1)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(8, 2_048, 4_096), (150_000, 512)])
+def test_checksums_need_room_for_few_numbers_at_once(shape, dtype):
+    """And not for several times the parameter, of which there may be barely room for one."""
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    first = jax.ShapeDtypeStruct((), jnp.uint32)
+    room = 16 * fingerprint.NUMBERS_AT_ONCE + 2 * 8 * math.prod(shape[:-1])  # and sums of rows
+    mesh = make_mesh(MeshShape())
+    for place in ((None, None), (mesh, PartitionSpec(*(None,) * (len(shape) - 1), "fsdp"))):
+        compiled = fingerprint.rounded_sums_on.lower(x, first, *place).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < room
 
 
 def test_fingerprint_tells_bases_apart(checkpoint):

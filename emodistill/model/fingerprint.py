@@ -7,19 +7,26 @@ same on every mesh. They tell weights apart and find damage; they do not withsta
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.lora import LoRAParam
 from emodistill.model.processes import to_host
 from emodistill.model.qwen2 import Qwen2, flat_state
+
+NUMBERS_AT_ONCE = 2**18
+"""Of a parameter whose checksums are made."""
 
 
 def base_fingerprint(model: Qwen2) -> str:
@@ -56,7 +63,9 @@ def fingerprint_of_sums(
 
 def rounded_sums(array: jax.Array, first: int = 0) -> np.ndarray:
     """Checksums [2, L] of the layers `first`, `first + 1`, … of a parameter; [2, 1] of a vector."""
-    return to_host(_rounded_sums(array, jnp.uint32(first)))
+    place = array.sharding
+    mesh, spec = (place.mesh, place.spec) if isinstance(place, NamedSharding) else (None, None)
+    return to_host(rounded_sums_on(array, jnp.uint32(first), mesh, spec))
 
 
 def bit_checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
@@ -68,24 +77,85 @@ def bit_checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     }
 
 
-@jax.jit
-def _rounded_sums(x: jax.Array, first: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-    axes = tuple(range(min(1, x.ndim - 1), x.ndim))
-    return _sums(bits, axes, first).reshape(2, -1)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def rounded_sums_on(
+    x: jax.Array, first: jax.Array, mesh: Mesh | None, spec: PartitionSpec | None
+) -> jax.Array:
+    """`rounded_sums` of what lies on `mesh` by `spec`: each device sums up what it holds."""
+    if mesh is None or spec is None:
+        return _local_sums(x, first, x.shape, ())
+    axes = (*spec, *(None,) * (x.ndim - len(spec)))
+    is_stacked = x.ndim > 1
+    summed = [axis for axis in axes[is_stacked:] if axis is not None]
+    names = tuple(n for axis in summed for n in ((axis,) if isinstance(axis, str) else axis))
+
+    def local(part: jax.Array, first: jax.Array) -> jax.Array:
+        sums = _local_sums(part, first, x.shape, axes)
+        return jax.lax.psum(sums, names) if names else sums
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(*axes), PartitionSpec()),
+        out_specs=PartitionSpec(None, axes[0] if is_stacked else None),
+        check_vma=False,
+    )(x, first)
+
+
+def _local_sums(
+    x: jax.Array, first: jax.Array, shape: tuple[int, ...], axes: Sequence[Any]
+) -> jax.Array:
+    """The share of a device's part `x` of an array of `shape`, split by `axes` (none: not split).
+
+    A few rows at a time: what is in between takes four times the room of its numbers.
+    """
+    starts = [jnp.uint32(0)] * x.ndim
+    for i, axis in enumerate(axes):
+        if axis is not None:
+            starts[i] = jax.lax.axis_index(axis).astype(jnp.uint32) * jnp.uint32(x.shape[i])
+    *leading, width = x.shape
+    num_rows = math.prod(leading)
+    size = min(num_rows, max(1, NUMBERS_AT_ONCE // width))
+    x_RW = x.reshape(num_rows, width)
+
+    def some(k: jax.Array, sums_R: jax.Array) -> jax.Array:
+        start = jnp.minimum(k * size, num_rows - size)  # the last ones anew, if they don't divide
+        # Without the barrier, XLA converts the whole array before the loop.
+        same_RW, start = jax.lax.optimization_barrier((x_RW, start))
+        x_SW = jax.lax.dynamic_slice_in_dim(same_RW, start, size)
+        bits = jax.lax.bitcast_convert_type(x_SW.astype(jnp.bfloat16), jnp.uint16)
+        rows = jnp.unravel_index(start + jnp.arange(size), leading) if leading else ()
+        index = jnp.zeros((size,), jnp.uint32)
+        for axis, row in enumerate(rows):
+            begin = starts[axis] + (first if axis == 0 else jnp.uint32(0))
+            index = index * jnp.uint32(shape[axis]) + begin + row.astype(jnp.uint32)
+        columns = jnp.arange(width, dtype=jnp.uint32) + starts[-1]
+        if not leading:
+            columns = columns + first
+        index = index[:, None] * jnp.uint32(shape[-1]) + columns[None]
+        found = _mixed_sums(bits.astype(jnp.uint32), index, (1,))
+        return jax.lax.dynamic_update_slice_in_dim(sums_R, found, start, 1)
+
+    zeros = jnp.zeros((2, num_rows), jnp.uint32)
+    sums_R = jax.lax.fori_loop(0, -(-num_rows // size), some, zeros)
+    return sums_R.reshape(2, x.shape[0] if leading else 1, -1).sum(axis=2, dtype=jnp.uint32)
 
 
 @jax.jit
 def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [_sums(jax.lax.bitcast_convert_type(x, jnp.uint32), None, jnp.uint32(0)) for x in arrays]
+    return [_sums(jax.lax.bitcast_convert_type(x, jnp.uint32)) for x in arrays]
 
 
-def _sums(bits: jax.Array, axes: tuple[int, ...] | None, first: jax.Array) -> jax.Array:
-    """Over `axes`, of an array whose leading index begins at `first`."""
-    index = jnp.zeros(bits.shape, jnp.uint32) + first.reshape((1,) * bits.ndim)
+def _sums(bits: jax.Array) -> jax.Array:
+    index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
-        scale = jnp.uint32(1 if axis == 0 else size)
-        index = index * scale + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index = index * jnp.uint32(size)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return _mixed_sums(bits, index, None)
+
+
+def _mixed_sums(bits: jax.Array, index: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    """Two sums over `axes` of `bits`, weighted by where each lies in the whole array."""
     mixed = (index ^ (index >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)
     return jnp.stack([jnp.sum(bits * mixed, axes), jnp.sum(bits * (mixed >> 7), axes)])
 
