@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emodistill.model.attention import tree_attention
+from emodistill.model.attention import _add, tree_attention
 from emodistill.seeding import stream
 
 
@@ -90,3 +90,9 @@ def test_what_is_not_seen_is_skipped_and_no_array_is_quadratic():
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v))
     assert "256,256" not in jaxpr
+
+
+def test_sums_of_blocks_side_by_side_are_float32_throughout():
+    """By default a GPU would round gradients to TF32 as it adds them up."""
+    text = str(jax.make_jaxpr(_add)(jnp.zeros((5, 3)), jnp.arange(2), jnp.ones((2, 3))))
+    assert text.count("dot_general") == 1 and text.count("HIGHEST") == 2

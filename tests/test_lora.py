@@ -150,6 +150,34 @@ def test_outputs_and_gradients_equal_peft(make_hf_checkpoint):
             assert error < 1e-4, (target, factor)
 
 
+def products(jaxpr):
+    """All dot_generals, those within loops and calls too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_products_with_a_factor_are_float32_throughout(tiny_checkpoint):
+    """By default a TPU would round their operands to bfloat16, a GPU to TF32."""
+    model = load_qwen2(tiny_checkpoint)
+    rank = 7  # no other dimension is
+    add_lora(model, rank=rank, targets=TARGETS)
+    graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+    loss = mean_loss(graphdef, frozen, jnp.asarray(TOKENS_BT))
+    found = [
+        equation.params["precision"]
+        for equation in products(jax.make_jaxpr(jax.grad(loss))(lora).jaxpr)
+        if any(rank in variable.aval.shape for variable in (*equation.invars, *equation.outvars))
+    ]
+    # Two forward and two for each of their operands backward.
+    assert len(found) >= 6 * len(TARGETS)
+    assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -176,7 +176,8 @@ def _add(x_Q: jax.Array, numbers_G: jax.Array, values_G: jax.Array) -> jax.Array
         sums = jax.lax.dynamic_slice_in_dim(x_Q, numbers_G[0], 1) + values_G
         return jax.lax.dynamic_update_slice_in_dim(x_Q, sums, numbers_G[0], 0)
     is_at_GQ = jax.nn.one_hot(numbers_G, len(x_Q), dtype=x_Q.dtype)
-    return x_Q + jnp.einsum("GQ,G...->Q...", is_at_GQ, values_G)
+    # By default a GPU would round what it adds to TF32.
+    return x_Q + jnp.einsum("GQ,G...->Q...", is_at_GQ, values_G, precision="highest")
 
 
 class _Lanes(NamedTuple):

@@ -6,6 +6,7 @@ A and B are float32 `LoRAParam`s, stacked over layers like the weights that they
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -53,9 +54,13 @@ class LoRA(nnx.Module):
         self.scale = config.scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The adapter's share of the output, float32 throughout."""
-        low = jnp.einsum("...i,ri->...r", x.astype(jnp.float32), self.a[...])
-        return jnp.einsum("...r,or->...o", low, self.b[...]) * self.scale
+        """The adapter's share of the output, float32 throughout.
+
+        The default precision would round the operands to bfloat16 on TPUs, to TF32 on GPUs.
+        """
+        product = functools.partial(jnp.einsum, precision="highest")
+        low = product("...i,ri->...r", x.astype(jnp.float32), self.a[...])
+        return product("...r,or->...o", low, self.b[...]) * self.scale
 
 
 def target_layers(model: Qwen2) -> dict[str, Linear]:
