@@ -22,7 +22,7 @@ from test_train import lines, without_times
 from emodistill.batches import PackedBatches
 from emodistill.configs import MeshShape, SFTConfig
 from emodistill.errors import InputError
-from emodistill.model import Qwen2, add_lora, sharding
+from emodistill.model import Qwen2, add_lora, processes, sharding
 from emodistill.model.config import PUBLISHED
 from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key
@@ -156,6 +156,47 @@ def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
 def test_a_process_that_fails_alone_says_so_and_ends_the_others(tmp_path):
     first, _ = errors_of(*start_two(tmp_path / "out", "fail"))
     assert f"error: {tmp_path / 'out'} can't be written." in first
+
+
+@pytest.mark.parametrize(
+    ("environment", "ids"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "2"}, []),
+        ({"SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "16"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, None),
+    ],
+)
+def test_one_process_a_machine_gets_all_of_its_devices(environment, ids):
+    assert processes.local_devices(environment) == ids
+
+
+VISIBLE = """
+import sys
+import jax
+from emodistill.configs import SFTConfig
+from emodistill.model import joined
+with joined(SFTConfig(coordinator=sys.argv[1], num_processes=1, process_id=0)):
+    print(jax.config.read("jax_cuda_visible_devices"))
+"""
+
+
+def test_slurm_s_only_task_of_a_machine_sees_all_gpus():
+    slurm = dict.fromkeys(("JOB_ID", "STEP_NUM_NODES", "NTASKS"), "1")
+    slurm |= {"PROCID": "0", "LOCALID": "0", "STEP_NODELIST": "localhost"}
+    done = subprocess.run(
+        [sys.executable, "-c", VISIBLE, f"127.0.0.1:{free_port()}"],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **{f"SLURM_{name}": value for name, value in slurm.items()},
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "all", done.stderr
 
 
 def abstract_mesh(data, fsdp, tensor):

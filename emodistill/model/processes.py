@@ -8,8 +8,9 @@ comes next, it decides for all.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def joined(config: AdapterConfig) -> Iterator[None]:
             address,
             config.num_processes,
             config.process_id,
+            local_device_ids=local_devices(os.environ),
             shutdown_timeout_seconds=LEAVING_S,
         )
     except (RuntimeError, ValueError) as error:
@@ -56,6 +58,19 @@ def joined(config: AdapterConfig) -> Iterator[None]:
         sys.stdout = None  # print and rich take this for nowhere
     yield
     jax.distributed.shutdown()
+
+
+def local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """What JAX is to be told of the devices of this machine that are this process's.
+
+    Under Slurm and Open MPI, JAX gives the process of local rank n the GPU n alone, and leaves the
+    others idle where there is one process a machine. An empty list means all.
+    """
+    if "SLURM_STEP_NUM_NODES" in environment:
+        is_alone = environment["SLURM_STEP_NUM_NODES"] == environment.get("SLURM_NTASKS")
+    else:
+        is_alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return [] if is_alone else None
 
 
 def is_first() -> bool:
