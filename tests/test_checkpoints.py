@@ -134,12 +134,20 @@ def flip(path):
     path.write_bytes(content)
 
 
+def rewrite(folder, **changes):
+    path = folder / "record/metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 DAMAGE = {
     "no record": lambda folder: shutil.rmtree(folder / "record"),
     "no state": lambda folder: shutil.rmtree(folder / "state"),
     "empty": lambda folder: [shutil.rmtree(path) for path in folder.iterdir() if path.is_dir()],
     "torn record": lambda folder: (folder / "record/metadata").write_text('{"made_from": '),
     "another record": lambda folder: (folder / "record/metadata").write_text("[1, 2]"),
+    "made from a list": lambda folder: rewrite(folder, made_from=[1]),
+    "no checksums": lambda folder: rewrite(folder, checksums=None),
+    "place no object": lambda folder: rewrite(folder, data="s2"),
     "torn array": lambda folder: os.truncate(largest_file(folder), 10),
     "lost array": lambda folder: largest_file(folder).unlink(),
     "flipped bits": lambda folder: flip(largest_file(folder)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -211,6 +212,23 @@ def test_config_reads_both_places_of_rope_theta():
         ({"attention_bias": False}, "attention_bias=false is not implemented for qwen2"),
         ({"model_type": "llama", "attention_bias": True}, "attention_bias=true"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": ["qwen2"]}, r"model_type=\['qwen2'\] is not implemented"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a positive integer"),
+        ({"num_attention_heads": "2"}, "num_attention_heads='2' must be a positive integer"),
+        ({"hidden_size": [8]}, r"hidden_size=\[8\] must be a positive integer"),
+        ({"num_key_value_heads": 0}, "num_kv_heads=0 must be a positive integer"),
+        ({"vocab_size": True}, "vocab_size=True must be a positive integer"),
+        ({"rope_theta": "many"}, "rope_theta='many' must be a positive number"),
+        ({"rope_theta": -1}, "rope_theta=-1 must be a positive number"),
+        ({"rope_theta": math.nan}, "rope_theta=nan must be a positive number"),
+        ({"rms_norm_eps": -1}, "norm_eps=-1 must be a positive number"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn' must be an object, or null"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\] must be an object, or null"),
+        ({"layer_types": 7}, "layer_types=7 must be a list"),
+        ({"layer_types": [["full_attention"]]}, "layer_types="),
+        ({"tie_word_embeddings": "no"}, "is_tied='no' must be true or false"),
+        ({"eos_token_id": ["</s>"]}, r"eos_token_ids=\('</s>',\) must be token ids"),
+        ({"eos_token_id": {}}, r"eos_token_ids=\({},\) must be token ids"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,15 @@ ParamPath = tuple[str, ...]
 
 # What older Llama-type configurations leave out, and the values that they then mean.
 _LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
+
+
+def _is_int(value: object) -> bool:
+    """Whether it is a whole number; for Python `true` is one too."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and 0 < value < math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +66,17 @@ class Qwen2Config:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
         for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _is_int(value) or value < 1:
                 raise InputError(f"{name}={value!r} must be a positive integer.")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not _is_positive(value):
+                raise InputError(f"{name}={value!r} must be a positive number.")
+            object.__setattr__(self, name, float(value))
+        if not isinstance(self.is_tied, bool):
+            raise InputError(f"is_tied={self.is_tied!r} must be true or false.")
+        if not all(_is_int(number) and number >= 0 for number in self.eos_token_ids):
+            raise InputError(f"eos_token_ids={self.eos_token_ids!r} must be token ids.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_heads={self.num_heads} must be a multiple of "
@@ -105,7 +124,7 @@ class Qwen2Config:
     def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
         """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
         architecture: Any = fields.get("model_type")
-        if architecture not in ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             raise InputError(
                 f"{where}: model_type={architecture!r} is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}."
@@ -119,30 +138,38 @@ class Qwen2Config:
                 raise InputError(f"{where}: {name} is missing; copy the checkpoint's own config.")
             return fields[name]
 
+        def given(name: str, otherwise: Any) -> Any:
+            return otherwise if fields.get(name) is None else fields[name]
+
         rope = fields.get("rope_parameters") or {}
-        heads = need("num_attention_heads")
-        eos = fields.get("eos_token_id")
+        heads, width = need("num_attention_heads"), need("hidden_size")
+        for name, size in (("num_attention_heads", heads), ("hidden_size", width)):
+            if not _is_int(size) or size < 1:
+                raise InputError(f"{where}: {name}={size!r} must be a positive integer.")
+        eos = given("eos_token_id", [])
         try:
             return cls(
                 architecture=architecture,
                 vocab_size=need("vocab_size"),
-                hidden_size=need("hidden_size"),
+                hidden_size=width,
                 intermediate_size=need("intermediate_size"),
                 num_layers=need("num_hidden_layers"),
                 num_heads=heads,
-                num_kv_heads=fields.get("num_key_value_heads") or heads,
-                head_dim=fields.get("head_dim") or need("hidden_size") // heads,
-                rope_theta=float(rope.get("rope_theta") or need("rope_theta")),
-                norm_eps=float(need("rms_norm_eps")),
+                num_kv_heads=given("num_key_value_heads", heads),
+                head_dim=given("head_dim", width // heads),
+                rope_theta=rope.get("rope_theta") or need("rope_theta"),
+                norm_eps=need("rms_norm_eps"),
                 max_positions=need("max_position_embeddings"),
-                is_tied=bool(fields.get("tie_word_embeddings", False)),
-                eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+                is_tied=given("tie_word_embeddings", False),
+                eos_token_ids=()
+                if eos is None
+                else tuple(eos)
+                if isinstance(eos, list)
+                else (eos,),
             )
         except InputError as error:
             message = str(error)
             raise InputError(message if where in message else f"{where}: {message}") from None
-        except TypeError as error:
-            raise InputError(f"{where}: a field has the wrong type ({error}).") from None
 
     def to_hf(self, *, dtype: str = "float32") -> dict[str, Any]:
         """The fields of a `config.json` that transformers, PEFT and vLLM read.
@@ -229,9 +256,9 @@ class LoRAConfig:
     targets: tuple[str, ...] = ATTENTION_TARGETS
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
+        if not _is_int(self.rank) or self.rank < 1:
             raise InputError(f"rank={self.rank!r} must be a positive integer.")
-        if not self.alpha > 0:
+        if not _is_positive(self.alpha):
             raise InputError(f"alpha={self.alpha!r} must be positive.")
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
@@ -250,10 +277,15 @@ class LoRAConfig:
 
 def _refuse_options(fields: Mapping[str, Any], architecture: Architecture, where: str) -> None:
     """Raise for what would silently compute something else."""
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(fields.get(name) or {}, Mapping):
+            raise InputError(f"{where}: {name}={fields[name]!r} must be an object, or null.")
+    if not isinstance(fields.get("layer_types") or [], list):
+        raise InputError(f"{where}: layer_types={fields['layer_types']!r} must be a list.")
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     has_attention_bias = bool(fields.get("attention_bias", architecture == "qwen2"))
-    layer_types = set(fields.get("layer_types") or ["full_attention"])
+    layer_types = set(map(str, fields.get("layer_types") or ["full_attention"]))
     refused = {
         f"rope_type={kind!r}": kind != "default",
         f"rope_parameters={rope}": any(isinstance(value, dict) for value in rope.values()),

@@ -23,6 +23,9 @@ from emodistill.runs import canonical_json
 
 Result = TypeVar("Result")
 
+RECORD = ("made_from", "checksums", "data")
+"""What a checkpoint's record holds, each an object."""
+
 
 class Restored(NamedTuple):
     """What a run goes on from."""
@@ -110,7 +113,8 @@ class Checkpoints:
             return Restored(state, {})
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         record = self._reading(step, lambda: self._manager.restore(step, args=args)["record"])
-        if not isinstance(record, dict) or not {"made_from", "checksums", "data"} <= record.keys():
+        parts = [record.get(name) for name in RECORD] if isinstance(record, dict) else []
+        if not parts or not all(isinstance(part, dict) for part in parts):
             raise self._unreadable(step, "it has no record of what it was made from")
         arrays = _arrays(state)
         self._compare(record["made_from"], self._identity | {"arrays": _shapes(arrays)}, step)
