@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +29,7 @@ from flax import nnx
 from test_batches import lengths_to_examples
 
 from emodistill import cli
-from emodistill.batches import PackedBatches
+from emodistill.batches import PackedBatches, Step
 from emodistill.configs import DPOConfig, JPOConfig, MeshShape, SFTConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.model import (
@@ -147,17 +148,26 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
     """Take up to `num_steps` of 8 steps, of several micro-batches each, and then end.
 
     By leaving (`train`), by SIGKILL (`die`), or, in the first process, by SIGTERM (`preempt`).
-    `trace.jsonl` gets the number and the samples of every step that was begun.
+    `trace.jsonl` gets the number and the samples of every step that was begun: those of the rows
+    that the loop was given, not those that should come at that number.
     """
     config = SFTConfig(learning_rate=1e-2, save_every=100 if end == "preempt" else 1)
     batches = make_batches(mesh, batch_size=9, num_epochs=4)
     assert all(len(batches.step(n).batches) > 1 for n in range(batches.num_steps)) or mesh
     cell_dir.mkdir(parents=True, exist_ok=True)
+    given: deque[list[str]] = deque()
+    make_step = batches.step
+
+    def noting(number: int) -> Step:
+        made = make_step(number)
+        given.append([batches.examples[i].sample_id for i in made.numbers])
+        return made
 
     def on_step(step: int) -> None:
+        samples = given.popleft()
         if is_first():
             with (cell_dir / "trace.jsonl").open("a") as file:
-                file.write(json.dumps([step, batches.sample_ids(step - 1)]) + "\n")
+                file.write(json.dumps([step, samples]) + "\n")
         if end == "preempt":
             time.sleep(0.5)  # the notice reaches the other process long before the last step
         if step != num_steps or step == batches.num_steps:
@@ -169,16 +179,17 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
         if is_first():
             signal.raise_signal(signal.SIGTERM)
 
-    train(
-        make_model(MANY_HEADS, mesh),
-        batches,
-        LOSSES[stage],
-        config,
-        stage=stage,
-        cell_dir=cell_dir,
-        identity={},
-        on_step=on_step,
-    )
+    with mock.patch.object(batches, "step", noting):
+        train(
+            make_model(MANY_HEADS, mesh),
+            batches,
+            LOSSES[stage],
+            config,
+            stage=stage,
+            cell_dir=cell_dir,
+            identity={},
+            on_step=on_step,
+        )
 
 
 def load(folder: str, mesh) -> dict[str, object]:
