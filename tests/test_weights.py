@@ -170,12 +170,16 @@ def test_fingerprint_tells_bases_apart(checkpoint):
 
 
 def test_a_mesh_holds_the_same_model(tiny_checkpoint):
-    """Eight virtual devices give one device's logits; needs a process of its own."""
+    """Eight virtual devices give one device's logits; needs a process of its own.
+
+    Copies of a part are read once.
+    """
     code = f"""
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
 from flax import nnx
-from emodistill.model import load_qwen2, base_fingerprint
+from unittest import mock
+from emodistill.model import load_qwen2, base_fingerprint, weights
 mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 one = load_qwen2({str(tiny_checkpoint)!r}, dtype=jnp.float32)
 many = load_qwen2({str(tiny_checkpoint)!r}, mesh, dtype=jnp.float32)
@@ -190,6 +194,18 @@ tokens = jnp.arange(24).reshape(2, 12)
 run = jax.jit(lambda g, s: nnx.merge(g, s)(tokens), static_argnums=0)
 np.testing.assert_allclose(run(*nnx.split(many)), run(*nnx.split(one)), rtol=1e-4, atol=1e-5)
 assert base_fingerprint(many) == base_fingerprint(one)
+
+sizes = []
+def noting(read):
+    def noted(*args):
+        sizes.append(read(*args).size)
+        return read(*args)
+    return noted
+readers = {{name: noting(getattr(weights, name)) for name in ("_read_slice", "_read_layers")}}
+copies = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+with mock.patch.multiple(weights, **readers):
+    load_qwen2({str(tiny_checkpoint)!r}, copies, dtype=jnp.float32)
+assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(one))), "read twice"
 """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags.strip()}

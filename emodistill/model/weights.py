@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,7 @@ def _read_groups(
     names = [name for name, _ in _tensors(config, place)]
     if place[0] != "layers":
         read = functools.partial(_read_slice, files, names[0], dtype)
-        yield 0, jax.make_array_from_callback(shape, param_sharding(place, shape, mesh), read)
+        yield 0, _placed(shape, param_sharding(place, shape, mesh), read)
         return
     layer_bytes = math.prod(shape[1:]) * jnp.dtype(dtype).itemsize
     size = max(1, MAX_GROUP_BYTES // layer_bytes)
@@ -270,7 +270,25 @@ def _read_groups(
         group = names[first : first + size]
         part = (len(group), *shape[1:])
         read = functools.partial(_read_layers, files, group, part, dtype)
-        yield first, jax.make_array_from_callback(part, param_sharding(place, part, mesh), read)
+        yield first, _placed(part, param_sharding(place, part, mesh), read)
+
+
+def _placed(
+    shape: tuple[int, ...], where: jax.sharding.Sharding, read: Callable[[Any], np.ndarray]
+) -> jax.Array:
+    """An array of `shape` from what `read` gives for an index, asked once for each.
+
+    Devices that hold copies of a part share one reading of it.
+    """
+    found: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
+        if key not in found:
+            found[key] = read(index)
+        return found[key]
+
+    return jax.make_array_from_callback(shape, where, part)
 
 
 def _read_slice(files: Mapping[str, Any], name: str, dtype: Any, index: Any) -> np.ndarray:
