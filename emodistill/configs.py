@@ -303,15 +303,15 @@ class AdapterConfig(ExperimentConfig):
     num_processes: int | None = operational(None)
     process_id: int | None = operational(None)
 
-    def mesh_shape(self, num_devices: int) -> MeshShape:
-        """The mesh to train on.
+    def mesh_shape(self, num_devices: int, num_heads: int) -> MeshShape:
+        """The mesh on which to train a model of `num_heads` query heads.
 
-        Unless it is asked for, `tensor` takes what rows can't use: samples share much within a row,
-        and too little between rows.
+        Unless it is asked for, `tensor` takes what rows can't use, as far as it divides the heads:
+        samples share much within a row, and too little between rows.
         """
         if self.mesh:
             return MeshShape.parse(self.mesh)
-        tensors = [size for size in (1, 2, 4) if num_devices % size == 0]
+        tensors = [n for n in (1, 2, 4) if num_devices % n == 0 and num_heads % n == 0]
         enough = (t for t in tensors if self.batch_size * t >= SAMPLES_PER_ROW * num_devices)
         tensor = next(enough, tensors[-1])
         return MeshShape(fsdp=num_devices // tensor, tensor=tensor)

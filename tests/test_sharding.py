@@ -248,11 +248,23 @@ def test_what_an_axis_does_not_divide_stays_whole():
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "batch_size", "shape"),
-    [(1, 16, "1x1x1"), (2, 16, "1x2x1"), (8, 16, "1x2x4"), (8, 64, "1x8x1"), (6, 16, "1x3x2")],
+    ("num_devices", "batch_size", "num_heads", "shape"),
+    [
+        (1, 16, 28, "1x1x1"),
+        (2, 16, 28, "1x2x1"),
+        (8, 16, 28, "1x2x4"),
+        (8, 64, 28, "1x8x1"),
+        (6, 16, 28, "1x3x2"),
+        (8, 16, 14, "1x4x2"),
+        (8, 16, 6, "1x4x2"),
+        (8, 16, 7, "1x8x1"),
+    ],
 )
-def test_rows_are_split_no_further_than_a_step_has_samples(num_devices, batch_size, shape):
-    assert str(SFTConfig(batch_size=batch_size).mesh_shape(num_devices)) == shape
+def test_rows_are_split_no_further_than_samples_and_heads_allow(
+    num_devices, batch_size, num_heads, shape
+):
+    found = SFTConfig(batch_size=batch_size).mesh_shape(num_devices, num_heads)
+    assert str(found) == shape
 
 
 @pytest.mark.parametrize(("batch_size", "is_told"), [(8, True), (64, False)])

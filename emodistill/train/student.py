@@ -17,6 +17,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import (
     Qwen2,
+    Qwen2Config,
     base_fingerprint,
     encode_chat,
     encode_reply,
@@ -74,7 +75,8 @@ def load_student(
 
 def student_to_train(config: AdapterConfig) -> Student:
     """The student of `config`, spread over the mesh that it asks for."""
-    mesh = make_mesh(config.mesh_shape(jax.device_count()))
+    architecture = Qwen2Config.from_pretrained(student_folder(config.model))
+    mesh = make_mesh(config.mesh_shape(jax.device_count(), architecture.num_heads))
     return load_student(config.model, mesh=mesh, remat=config.remat, quantize=config.quantize)
 
 
