@@ -124,7 +124,7 @@ class Qwen2Config:
     def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
         """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
         architecture: Any = fields.get("model_type")
-        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        if architecture not in tuple(ARCHITECTURES):  # which a list may be looked for in
             raise InputError(
                 f"{where}: model_type={architecture!r} is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}."

@@ -282,7 +282,7 @@ def _placed(
     """
     found: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         key = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
         if key not in found:
             found[key] = read(index)
