@@ -101,12 +101,12 @@ def solved_runs():
         dataclasses.replace(base, expectile=0.7, discount=0.9),
         dataclasses.replace(base, expectile=0.9, discount=0.99, advantage_scale=1.0),
     ]
-    every_row_PLKB = np.broadcast_to(np.arange(len(MDP)), (1, 8_000, 2, len(MDP)))
+    every_row_KPLB = np.broadcast_to(np.arange(len(MDP)), (2, 1, 8_000, len(MDP)))
     state, _ = iql._train_chunk(
         iql._init([0, 1], 3, 32),
         iql._data(transitions(MDP, 3)),
         iql._settings(configs),
-        every_row_PLKB,
+        every_row_KPLB,
         np.array([8_000]),
     )
     params = jax.device_get(state.params)
@@ -353,3 +353,22 @@ def test_turns_without_score_or_emotion_are_left_out_and_counted():
         make_transitions([dialogue("a", [30, 80], "ongoing")], {})
     with pytest.raises(InputError, match=r"signal='episode-judge': 0 are cut off"):
         make_transitions(dialogues, scores, signal="episode-judge")
+
+
+def test_runs_side_by_side_are_runs_one_after_the_other(monkeypatch):
+    """As on an accelerator, and as on CPU."""
+    rows_KPLB = np.random.default_rng(0).integers(len(MDP), size=(2, 3, 4, 8), dtype=np.int32)
+    found = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        state, metrics = iql._train_chunk.__wrapped__(
+            iql._init([0, 1], 3, 16),
+            iql._data(transitions(MDP, 3)),
+            iql._settings([CONFIG, dataclasses.replace(CONFIG, expectile=0.9)]),
+            rows_KPLB,
+            np.array([4, 4, 2]),
+        )
+        found.append(jax.tree.leaves((state.params, metrics)))
+        assert metrics["value/loss"].shape == (2, 3)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -1,8 +1,8 @@
 """Discrete implicit Q-learning of the emotion selector (Eqs. 13–15; Kostrikov et al., 2021).
 
 The whole training is one compiled program: transitions live on the device, a scan runs over the
-steps, and several runs (seeds, or a grid of settings) go side by side as a leading axis. Between
-its chunks the host draws the rows of the next minibatches, passes on metrics, shows progress.
+steps, and several runs (seeds, or a grid of settings) are a leading axis. Between its chunks the
+host draws the rows of the next minibatches, passes on metrics, shows progress.
 
 Departures from the paper: the three losses are taken at the same parameters and applied by one
 Adam (no shared weights, so it is three optimisers in one); states are clipped features, not text;
@@ -179,42 +179,45 @@ def _update(
     return _State(params, target, moments), metrics
 
 
-_update_all = jax.vmap(_update, in_axes=(0, 0, None, 0))
-
-
-def _update_one(
-    state_K: _State, rows_KB: jax.Array, data: _Data, settings_K: _Settings
+def _train_run(
+    state: _State, settings: _Settings, rows_PLB: jax.Array, num_steps_P: jax.Array, data: _Data
 ) -> tuple[_State, dict[str, jax.Array]]:
-    """`_update_all` of a single run: on CPU, products without the leading axis are faster."""
-    state, settings = jax.tree.map(lambda leaf: leaf[0], (state_K, settings_K))
-    return jax.tree.map(lambda leaf: leaf[None], _update(state, rows_KB[0], data, settings))
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def _train_chunk(
-    state: _State, data: _Data, settings: _Settings, rows_PLKB: jax.Array, num_steps_P: jax.Array
-) -> tuple[_State, dict[str, jax.Array]]:
-    """Train for P points of up to L steps on the given minibatches; metrics [P, K] are means.
+    """Train one run for P points of up to L steps on the given minibatches; metrics [P] are means.
 
     How many steps a point takes (`num_steps_P`) is data, so that a shorter last chunk runs the
     same program.
     """
-    update = _update_one if rows_PLKB.shape[2] == 1 else _update_all
 
     def point(state: _State, inputs: tuple) -> tuple[_State, dict[str, jax.Array]]:
-        rows_LKB, num_steps = inputs
+        rows_LB, num_steps = inputs
 
         def step(number: jax.Array, carry: tuple) -> tuple:
             state, sums = carry
-            state, metrics = update(state, rows_LKB[number], data, settings)
+            state, metrics = _update(state, rows_LB[number], data, settings)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        shapes = jax.eval_shape(update, state, rows_LKB[0], data, settings)[1]
+        shapes = jax.eval_shape(_update, state, rows_LB[0], data, settings)[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state, sums = jax.lax.fori_loop(0, num_steps, step, (state, zeros))
         return state, jax.tree.map(lambda total: total / jnp.maximum(num_steps, 1), sums)
 
-    return jax.lax.scan(point, state, (rows_PLKB, num_steps_P))
+    return jax.lax.scan(point, state, (rows_PLB, num_steps_P))
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _train_chunk(
+    state: _State, data: _Data, settings: _Settings, rows_KPLB: jax.Array, num_steps_P: jax.Array
+) -> tuple[_State, dict[str, jax.Array]]:
+    """Train all runs, metrics [K, P].
+
+    Side by side on accelerators, which a single run leaves idle; one after the other on CPU, where
+    it does not, and where products with a leading axis of runs are slower.
+    """
+    if jax.default_backend() == "cpu":
+        runs = (state, settings, rows_KPLB)
+        return jax.lax.map(lambda run: _train_run(*run, num_steps_P, data), runs)
+    side_by_side = jax.vmap(_train_run, in_axes=(0, 0, 0, None, None))
+    return side_by_side(state, settings, rows_KPLB, num_steps_P, data)
 
 
 class IQLProgress(NamedTuple):
@@ -291,7 +294,7 @@ def train_iql_grid(
             state,
             data,
             settings,
-            np.stack(drawn, axis=2),
+            np.stack(drawn),
             np.clip(num_steps - starts, 0, steps_per_point),
         )
         done = min(first_point + points, num_points)
@@ -323,8 +326,8 @@ def _data(transitions: Transitions) -> _Data:
 def _rows(
     metrics: dict[str, jax.Array], ends: list[int], *, num_runs: int
 ) -> list[list[dict[str, float]]]:
-    """Metrics [points, K] as rows per run; points past the last step are dropped."""
-    values = {name: np.asarray(array) for name, array in metrics.items()}
+    """Metrics [K, points] as rows per run; points past the last step are dropped."""
+    values = {name: np.asarray(array).T for name, array in metrics.items()}
     bad = [
         (int(point), name, int(run))
         for name, array in values.items()
