@@ -22,7 +22,6 @@ from emodistill.configs import (
     TournamentConfig,
 )
 from emodistill.errors import InputError
-from emodistill.studies import run_study
 from emodistill.studies.configs import STUDIES
 
 DESCRIPTION = """The whole pipeline on this machine, from sweep to report.
@@ -106,5 +105,7 @@ def _study(name: str, config: QuickstartConfig, settings: Mapping[str, Any], whe
     if name == "tournament":
         stages.tournament(cli.make_config(TournamentConfig, name, settings, where=where, **shared))
         return
+    from emodistill.studies import run_study
+
     study = cli.make_config(STUDIES[name], f"study-{name}", settings, where=where, **shared)
     run_study(study, settings)
