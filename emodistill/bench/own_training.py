@@ -130,12 +130,8 @@ class Ours:
         loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig())
         trainer = Trainer(self._graphdef, loss_fn, SFTConfig(), num_steps=100)
         state = trainer.init(self._lora)
-        compiled: set[tuple[int, ...]] = set()
-        for step in self.steps:
-            shapes = {batch.tokens_BT.shape for batch in step.batches}
-            if shapes - compiled:
-                state, _ = trainer.step(state, self._frozen, trainer.place(step.batches))
-                compiled |= shapes
+        for step in self.steps:  # all of them, for some shape may be in one alone
+            state, _ = trainer.step(state, self._frozen, trainer.place(step.batches))
         jax.block_until_ready(state)
         return trainer, state
 
