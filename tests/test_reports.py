@@ -185,9 +185,9 @@ def report(run, out, **changes):
         "curves": [read_curve(path) for path in sorted(run.rglob("metrics.jsonl"))],
         "support": {"crad": make_support()},
         "caveat": CAVEAT,
+        "resampling": Resampling(0, 200),
     }
-    found = RunData(run_dir=run, **data | changes)
-    return write_report(found, out_dir=out, num_resamples=200, **options)
+    return write_report(RunData(run_dir=run, **data | changes), out_dir=out, **options)
 
 
 def table_1(evaluations, num_resamples=10):

@@ -11,8 +11,7 @@ from emodistill.agents import METHODS, get_method
 from emodistill.configs import EvaluateConfig, SweepConfig
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
-from emodistill.evaluation.arms import STUDIES as TABLES_OF
-from emodistill.evaluation.arms import read_arms, study_path, write_arms
+from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
 from emodistill.offline.store import read_trajectories
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers

@@ -15,7 +15,7 @@ from typing import Literal
 from emodistill.errors import InputError
 from emodistill.runs import stage_dir, write_json
 
-STUDIES: Mapping[str, tuple[str, ...]] = {
+TABLES_OF: Mapping[str, tuple[str, ...]] = {
     "signal": ("table-2", "table-11"),
     "kappa": ("table-6",),
     "kl": ("kl",),

@@ -40,7 +40,7 @@ def cases_markdown(data: RunData) -> str | None:
 def _of_domain(domain: str, data: RunData) -> list[str]:
     sweep = data.trajectories.get(domain, ())
     scores = scores_by_turn(data.judgements.get(domain, ()))
-    most = data.max_turns.get(domain, 30)
+    most = data.cap(domain)
     parts = []
     if (closed := quickest_close(sweep)) is not None:
         parts.append(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from emodistill.configs import METHODS
+from emodistill.evaluation.arms import TABLES_OF
 from emodistill.reports import (
     costs,
     emotion_tables,
@@ -16,9 +17,9 @@ from emodistill.reports import (
 )
 from emodistill.reports.run_data import RunData
 from emodistill.reports.table import Table
-from emodistill.reports.tables import TAUGHT, Resampling
+from emodistill.reports.tables import TAUGHT
 
-Maker = Callable[[RunData, Resampling], Table | None]
+Maker = Callable[[RunData], Table | None]
 
 
 def _study(study: str, name: str, title: str) -> Maker:
@@ -59,21 +60,12 @@ TABLES: Mapping[str, Maker] = {
 """Name -> what makes it; None where the run holds nothing for it."""
 
 HINTS: Mapping[str, str] = {
+    **{table: f"ablate.py {study}" for study, made in TABLES_OF.items() for table in made},
     **dict.fromkeys(("table-1", "table-9", "differences"), "evaluate.py"),
-    **dict.fromkeys(("table-2", "table-11"), "ablate.py signal"),
-    **dict.fromkeys(("table-3", "table-12"), "ablate.py emotion-free"),
-    "table-4": "ablate.py transfer",
-    **dict.fromkeys(("table-5", "table-10"), "ablate.py counterparty"),
-    "table-6": "ablate.py kappa",
-    "table-8": "sweep.py",
+    **dict.fromkeys(("table-8", "table-16", "cost"), "sweep.py"),
     **dict.fromkeys(("table-13", "ratings"), "tournament.py"),
-    "table-14": "ablate.py refinement",
-    "table-15": "train_iql.py",
-    "table-16": "sweep.py",
-    **{name: f"ablate.py {name}" for name in ("kl", "rank", "iql")},
-    "emotions": "emotion_study.py",
-    "matches": "train_iql.py",
+    **dict.fromkeys(("table-15", "matches"), "train_iql.py"),
+    **dict.fromkeys(("figure-1", "emotions"), "emotion_study.py"),
     "shift": f"evaluate.py --method {TAUGHT}",
-    "cost": "sweep.py",
 }
 """Table -> the script that makes what it is made from."""

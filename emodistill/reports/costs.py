@@ -11,7 +11,7 @@ from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.reports.run_data import RunData, notes
 from emodistill.reports.table import Block, Column, Table
-from emodistill.reports.tables import TITLES, Resampling
+from emodistill.reports.tables import TITLES
 
 PAPER_USD = {"sweep": 31.0, "judge": 10.1, "eval": 3.5}
 """All four domains together, with Qwen3.5-Plus at $0.26 and $0.78 per million tokens."""
@@ -74,7 +74,7 @@ COST_COLUMNS = (
 )
 
 
-def cost_table(data: RunData, resampling: Resampling) -> Table | None:
+def cost_table(data: RunData) -> Table | None:
     """What the calls used (Appendix N)."""
     used = read_costs(data.run_dir)
     if not used:

@@ -12,7 +12,6 @@ from emodistill.reports.table import Cell, Column, Range, Table
 from emodistill.reports.tables import (
     NOTE_PAPER,
     TAUGHT,
-    Resampling,
     blocks,
     order_of,
 )
@@ -22,7 +21,7 @@ from emodistill.selectors import IQLSelector
 TOP_SEQUENCES = 5
 
 
-def table_16(data: RunData, resampling: Resampling) -> Table | None:
+def table_16(data: RunData) -> Table | None:
     """The emotion sequences that end best in the sweep."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.trajectories, key=order_of(DOMAINS)):
@@ -69,21 +68,21 @@ PAPER_MATCHES = {"all": (136, 2104), "kept": (25, 526)}
 """Of CRAD (Appendix H)."""
 
 
-def matches(data: RunData, resampling: Resampling) -> Table | None:
+def matches(data: RunData) -> Table | None:
     """How often a greedy selector would have said what was recorded (Appendix H)."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.selectors, key=order_of(DOMAINS)):
         if domain not in data.trajectories or domain not in data.judgements:
             continue
         selector = IQLSelector.load(data.selectors[domain], greedy=True)
-        dice = stream(resampling.seed, "matches", domain)
+        dice = stream(data.resampling.seed, "matches", domain)
         found = match_rates(
             data.trajectories[domain],
             scores_by_turn(data.judgements[domain]),
             lambda state, selector=selector, dice=dice: selector.choose(state, dice),
-            max_turns=data.max_turns.get(domain, 30),
-            n_resamples=resampling.num_resamples,
-            seed=resampling.seed,
+            max_turns=data.cap(domain),
+            n_resamples=data.resampling.num_resamples,
+            seed=data.resampling.seed,
         )
         for row in found:
             published = PAPER_MATCHES.get(row.group) if domain == PAPER_DOMAIN else None
@@ -126,14 +125,14 @@ def matches(data: RunData, resampling: Resampling) -> Table | None:
 NUM_SHIFTS = 8
 
 
-def shift(data: RunData, resampling: Resampling) -> Table | None:
+def shift(data: RunData) -> Table | None:
     """How far the states of evaluation are from those that were learned from."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.trajectories, key=order_of(DOMAINS)):
         played = data.evaluations.get(domain, {}).get(TAUGHT, ())
         if not any(t.focal_turns for t in played):
             continue
-        most = data.max_turns.get(domain, 30)
+        most = data.cap(domain)
         found = state_shift(data.trajectories[domain], played, max_turns=most)
         rows += [(domain, tuple(row)) for row in found[:NUM_SHIFTS]]
     if not rows:
@@ -157,7 +156,7 @@ def shift(data: RunData, resampling: Resampling) -> Table | None:
     )
 
 
-def emotions(data: RunData, resampling: Resampling) -> Table | None:
+def emotions(data: RunData) -> Table | None:
     """Each emotion against neutral (Appendix B)."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.emotions, key=order_of(DOMAINS)):

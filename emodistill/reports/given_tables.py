@@ -10,7 +10,6 @@ from emodistill.reports.run_data import RunData, notes
 from emodistill.reports.table import Block, Cell, Column, Table
 from emodistill.reports.tables import (
     TITLES,
-    Resampling,
     order_of,
 )
 
@@ -31,7 +30,7 @@ ADAPTER_WORDS = {
 }
 
 
-def table_7(data: RunData, resampling: Resampling) -> Table:
+def table_7(data: RunData) -> Table:
     """What each method learns, from the definitions that run it."""
     rows = []
     for name, method in KNOWN_METHODS.items():
@@ -60,7 +59,7 @@ def table_7(data: RunData, resampling: Resampling) -> Table:
     )
 
 
-def table_8(data: RunData, resampling: Resampling) -> Table | None:
+def table_8(data: RunData) -> Table | None:
     """The data sets: size, direction, quantity."""
     if not data.scenarios:
         return None

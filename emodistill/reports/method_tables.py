@@ -13,15 +13,16 @@ from emodistill.reports.table import Table
 from emodistill.reports.tables import (
     TITLES,
     Entry,
-    Resampling,
     difference_table,
     entries_of,
     method_rows,
     method_table,
     order_of,
     outcome_table,
-    paired_differences,
 )
+
+OUTCOME_TABLES = ("table-9", "table-10", "table-11")
+"""Intervals of the outcomes in place of all figures."""
 
 
 def _methods(
@@ -30,7 +31,6 @@ def _methods(
     methods: Sequence[str] | None,
     domains: Sequence[str],
     data: RunData,
-    resampling: Resampling,
 ) -> Table | None:
     """A table of methods in their default cells; all of them without `methods`."""
     entries = [
@@ -55,10 +55,17 @@ def _methods(
         for (domain, method), command in data.unfinished.items()
         if (domain, method) in there
     ]
+    return _table(name, title, entries, missing, data)
+
+
+def _table(
+    name: str, title: str, entries: Sequence[Entry], missing: Sequence[str], data: RunData
+) -> Table:
     below = notes(data, (t for entry in entries for t in entry.dialogues), missing)
-    if name == "table-9":
-        return outcome_table(name, title, entries, resampling, below)
-    return method_table(name, title, method_rows(name, entries, resampling), below)
+    if name in OUTCOME_TABLES:
+        return outcome_table(name, title, entries, data.resampling, below)
+    rows = data.rows if name == "table-1" else method_rows(name, entries, data.resampling)
+    return method_table(name, title, rows, below)
 
 
 def _missing(arm: Arm) -> str:
@@ -67,7 +74,7 @@ def _missing(arm: Arm) -> str:
     return f"{block} {arm.label}{reason}"
 
 
-def study(study: str, name: str, title: str, data: RunData, resampling: Resampling) -> Table | None:
+def study(study: str, name: str, title: str, data: RunData) -> Table | None:
     """A table of a study's arms."""
     arms = [arm for arm in data.arms.get(study, ()) if arm.method is not None]
     finished = [arm for arm in arms if arm.path in data.arm_dialogues]
@@ -81,14 +88,12 @@ def study(study: str, name: str, title: str, data: RunData, resampling: Resampli
         dialogues = data.arm_dialogues[str(arm.path)]
         entries.append(Entry(block, arm.label, dialogues, published_as))
     missing = [_missing(arm) for arm in arms if arm not in finished]
-    below = notes(data, (t for entry in entries for t in entry.dialogues), missing)
-    if name in ("table-10", "table-11"):
-        return outcome_table(name, title, entries, resampling, below)
-    return method_table(name, title, method_rows(name, entries, resampling), below)
+    return _table(name, title, entries, missing, data)
 
 
-def differences(data: RunData, resampling: Resampling) -> Table | None:
-    found = paired_differences(data.evaluations, resampling)
+def differences(data: RunData) -> Table | None:
+    """Methods against each other on the scenarios that both played."""
+    found = data.differences
     return difference_table(found, notes(data, (), ())) if found else None
 
 
@@ -101,25 +106,23 @@ TRAINED_FREE = ("free-sft", "free-jpo", "free-sft+jpo")
 FREE = ("vanilla-slm", *TRAINED_FREE, "iql+sft+jpo", "iql+sft+jpo-stripped")
 
 
-def free(name: str, title: str, is_crad: bool, data: RunData, r: Resampling) -> Table | None:
+def free(name: str, title: str, is_crad: bool, data: RunData) -> Table | None:
     """Tables 3 and 12."""
     domains = [
         domain
         for domain in (_crad(data) if is_crad else DOMAINS)
         if set(TRAINED_FREE) & data.evaluations.get(domain, {}).keys()
     ]
-    return _methods(name, title, FREE, domains, data, r)
+    return _methods(name, title, FREE, domains, data)
 
 
-def refined(data: RunData, r: Resampling) -> Table | None:
+def refined(data: RunData) -> Table | None:
     """Table 14."""
     methods = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
     domains = [d for d in DOMAINS if {methods[0], methods[2]} & data.evaluations.get(d, {}).keys()]
-    return _methods("table-14", "A-LoL and DPO in place of JPO", methods, domains, data, r)
+    return _methods("table-14", "A-LoL and DPO in place of JPO", methods, domains, data)
 
 
-def main(
-    name: str, title: str, methods: Sequence[str] | None
-) -> Callable[[RunData, Resampling], Table | None]:
+def main(name: str, title: str, methods: Sequence[str] | None) -> Callable[[RunData], Table | None]:
     """Tables 1 and 9; all methods without `methods`."""
     return functools.partial(_methods, name, title, methods, DOMAINS)

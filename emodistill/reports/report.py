@@ -15,15 +15,7 @@ from emodistill.reports.catalogue import HINTS, TABLES
 from emodistill.reports.dialogues import typical_pair
 from emodistill.reports.run_data import RunData
 from emodistill.reports.table import Table
-from emodistill.reports.tables import (
-    STUDENT,
-    TAUGHT,
-    Resampling,
-    entries_of,
-    method_rows,
-    order_of,
-    paired_differences,
-)
+from emodistill.reports.tables import STUDENT, TAUGHT, order_of
 from emodistill.reports.viewer import Page, render
 from emodistill.runs import replacing
 
@@ -38,8 +30,6 @@ def write_report(
     data: RunData,
     *,
     out_dir: Path | None = None,
-    seed: int = 0,
-    num_resamples: int = 10_000,
     only: str | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Path:
@@ -48,7 +38,6 @@ def write_report(
     Args:
       data: what the run holds; its folder heads the page, its manifests end it.
       out_dir: `<run_dir>/report` without it.
-      seed: names the bootstrap's streams.
       only: one of PARTS.
       provenance: further lines for the page's end.
 
@@ -61,24 +50,20 @@ def write_report(
     if only is not None and only not in PARTS:
         raise InputError(f"only={only!r} is no part of a report; use one of {', '.join(PARTS)}.")
     out_dir = out_dir or data.run_dir / "report"
-    resampling = Resampling(seed, num_resamples)
-    rankings = _rankings(data, resampling) if only in (None, "figure-1", "page") else {}
-    rows = []
-    if data.evaluations and only in (None, "utility", "page"):
-        rows = method_rows("table-1", entries_of(data.evaluations), resampling)
+    rankings = _rankings(data) if only in (None, "figure-1", "page") else {}
+    played = [ts for by_method in data.evaluations.values() for ts in by_method.values() if ts]
     draw = {
-        "utility": (bool(rows), lambda: figures.utility_by_method(rows)),
+        "utility": (bool(played), lambda: figures.utility_by_method(data.rows)),
         "figure-1": (bool(rankings), lambda: figures.emotion_ranking(rankings)),
         "training-curves": (bool(data.curves), lambda: figures.training_curves(data.curves)),
         "support": (bool(data.support), lambda: figures.support_maps(data.support)),
     }
     tables: list[Table] = []
     for name, make in TABLES.items():
-        if only in (None, name, "page") and (made := make(data, resampling)) is not None:
+        if only in (None, name, "page") and (made := make(data)) is not None:
             tables.append(made)
     pictures = [n for n in FIGURES if only in (None, n, "page") and draw[n][0]]
     cases = cases_markdown(data) if only in (None, CASES) else None
-    played = [ts for by_method in data.evaluations.values() for ts in by_method.values() if ts]
     has_results = played or rankings or data.curves or data.arm_dialogues or data.tournament
     if not (tables or pictures or cases) or (only in (None, "page") and not has_results):
         raise InputError(_nothing(data.run_dir, only))
@@ -97,6 +82,7 @@ def write_report(
         written += paths
     if only not in (None, "page"):
         return written[0]
+    drawn = data.resampling
     by_domain = sorted(data.evaluations.items(), key=lambda kv: order_of(DOMAINS)(kv[0]))
     pairs = [
         typical_pair(domain, by_method.get(STUDENT, ()), by_method.get(TAUGHT, ()))
@@ -105,7 +91,7 @@ def write_report(
     page = Page(
         run_name=data.run_dir.resolve().name,
         tables={made.name: made for made in tables},
-        differences=paired_differences(data.evaluations, resampling),
+        differences=data.differences,
         pairs=[pair for pair in pairs if pair],
         figures=drawings,
         num_domains=len(data.evaluations),
@@ -113,7 +99,7 @@ def write_report(
         num_supports=len(data.support),
         facts=[
             *facts.counted(data.evaluations, data.trajectories, data.judgements, data.num_failed),
-            ("Bootstrap", f"{num_resamples:,} resamples, seed {seed}"),
+            ("Bootstrap", f"{drawn.num_resamples:,} resamples, seed {drawn.seed}"),
             *(provenance or {}).items(),
         ],
         stages=facts.stages(data.run_dir),
@@ -132,7 +118,7 @@ def _nothing(run_dir: Path, only: str | None) -> str:
     )
 
 
-def _rankings(data: RunData, resampling: Resampling) -> dict[str, Sequence[EmotionScore]]:
+def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
     sources = {
         domain: (data.trajectories[domain], data.judgements.get(domain, ()))
@@ -142,8 +128,8 @@ def _rankings(data: RunData, resampling: Resampling) -> dict[str, Sequence[Emoti
         domain: emotion_scores(
             sources[domain][0],
             scores_by_turn(sources[domain][1]),
-            n_resamples=resampling.num_resamples,
-            seed=resampling.seed,
+            n_resamples=data.resampling.num_resamples,
+            seed=data.resampling.seed,
         )
         for domain in sorted(sources, key=order_of(DOMAINS))
     }

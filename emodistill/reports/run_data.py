@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from emodistill.configs import SweepConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.tournament import Pair
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports.figures import Curve
 from emodistill.reports.tables import (
+    Difference,
     Evaluations,
+    Resampling,
+    Row,
+    entries_of,
+    method_rows,
+    paired_differences,
 )
 
 Played = Mapping[str, Sequence[Trajectory]]
@@ -21,11 +29,15 @@ PAPER_DOMAIN = "crad"
 """Where the paper has run what it has run in one domain."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run holds; empty parts are left out of the report."""
+    """What a run holds; empty parts are left out of the report.
+
+    What several parts of the report need is computed once.
+    """
 
     run_dir: Path
+    resampling: Resampling = Resampling()
     evaluations: Evaluations = field(default_factory=dict)
     judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
     """domain -> judge calls on the sweep."""
@@ -59,16 +71,30 @@ class RunData:
     caveat: str = ""
     """What every table says about where its figures come from."""
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Table 1's."""
+        return method_rows("table-1", entries_of(self.evaluations), self.resampling)
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        return paired_differences(self.evaluations, self.resampling)
+
+    def cap(self, domain: str) -> int:
+        """The cap on turns that the sweep was played under, the paper's where nothing is known."""
+        return self.max_turns.get(domain, SweepConfig().max_turns)
+
 
 def notes(data: RunData, dialogues: Iterable[Trajectory], missing: Sequence[str]) -> list[str]:
+    """What stands below a table: who played, what is missing, where the figures come from."""
     played = list(dialogues)
-    notes = []
+    lines = []
     if played:
         focal = ", ".join(sorted({t.focal.model for t in played}))
         other = ", ".join(sorted({t.counterparty.model for t in played}))
-        notes.append(f"Focal side: {focal}. Counterparty: {other}.")
+        lines.append(f"Focal side: {focal}. Counterparty: {other}.")
     if missing:
-        notes.append(f"Missing: {'; '.join(missing)}.")
+        lines.append(f"Missing: {'; '.join(missing)}.")
     if data.caveat:
-        notes.append(f"**{data.caveat}**")
-    return notes
+        lines.append(f"**{data.caveat}**")
+    return lines

@@ -11,34 +11,33 @@ from emodistill.reports.table import Cell, Column, PlusMinus, Table
 from emodistill.reports.tables import (
     NOTE_PAPER,
     TITLES,
-    Resampling,
     blocks,
     order_of,
 )
 
 
-def table_15(data: RunData, resampling: Resampling) -> Table | None:
+def table_15(data: RunData) -> Table | None:
     """How quietly training ended."""
     runs = [
-        (curve.stage, curve.domain, curve.name, curve)
+        (curve.stage, curve.domain, curve.stage, curve)
         for curve in data.curves
         if curve.stage in ("iql", "sft", "jpo") and curve.cell == "default"
     ]
     for arm in data.arms.get("emotion-free", ()):
         if arm.path in data.arm_curves:
             curve = data.arm_curves[str(arm.path)]
-            runs.append(("jpo", arm.domain, f"{TITLES[arm.domain]}, {arm.label}", curve))
+            runs.append((curve.stage, arm.domain, arm.label, curve))
     runs.sort(key=lambda run: (("iql", "sft", "jpo").index(run[0]), order_of(DOMAINS)(run[1])))
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     missing = []
-    for stage, domain, name, curve in runs:
+    for stage, domain, label, curve in runs:
+        name = TITLES[domain] if label == stage else f"{TITLES[domain]}, {label}"
         try:
             found = stability_row(stage, curve.metrics)
         except InputError:
             missing.append(f"{stage} of {name}, which has logged nothing yet")
             continue
-        is_papers = stage != "jpo" or PAPER_EPOCHS in name
-        theirs = paper.tables()["15"].get(f"{stage} {domain}") if is_papers else None
+        theirs = paper.numbers("table-15", domain, label)
         cells: list[Cell] = [name, found.num_points, found.num_steps, found.first, found.last]
         quarters = [PlusMinus(quarter.median, quarter.mad) for quarter in found.controls]
         cells += [quarters[0], quarters[1] if len(quarters) > 1 else None]
@@ -70,7 +69,6 @@ def table_15(data: RunData, resampling: Resampling) -> Table | None:
     )
 
 
-PAPER_EPOCHS = "5 epochs"
 STABILITY_COLUMNS = (
     Column(key="run", title="run"),
     Column(key="num_points", title="points"),

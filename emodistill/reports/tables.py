@@ -108,8 +108,8 @@ class Difference:
 class Resampling(NamedTuple):
     """Of the bootstrap."""
 
-    seed: int
-    num_resamples: int
+    seed: int = 0
+    num_resamples: int = 10_000
 
 
 def entries_of(evaluations: Evaluations) -> list[Entry]:

@@ -12,7 +12,6 @@ from emodistill.reports.table import Block, Cell, Column, PlusMinus, Range, Tabl
 from emodistill.reports.tables import (
     NOTE_PAPER,
     TITLES,
-    Resampling,
     blocks,
     order_of,
 )
@@ -21,7 +20,7 @@ TOURNAMENT = TournamentConfig().methods
 """Those of Table 13, in its order."""
 
 
-def table_13(data: RunData, resampling: Resampling) -> Table | None:
+def table_13(data: RunData) -> Table | None:
     """Methods against each other: rows in the focal seat, columns in the counterparty's."""
     if not data.tournament:
         return None
@@ -72,7 +71,7 @@ def table_13(data: RunData, resampling: Resampling) -> Table | None:
     )
 
 
-def ratings(data: RunData, resampling: Resampling) -> Table | None:
+def ratings(data: RunData) -> Table | None:
     """Bradley-Terry strengths from a tournament in which the seats were swapped."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.tournament, key=order_of(DOMAINS)):
@@ -80,7 +79,7 @@ def ratings(data: RunData, resampling: Resampling) -> Table | None:
             Bout(score.focal, score.counterparty, _score(score), score.scenario_id)
             for score in pair_scores(data.tournament[domain])
         ]
-        for rating in bradley_terry(found, resampling.num_resamples, resampling.seed):
+        for rating in bradley_terry(found, data.resampling.num_resamples, data.resampling.seed):
             interval = Range(rating.low, rating.high)
             rows.append((domain, (rating.method, rating.strength, interval, rating.num_bouts)))
     if not rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,11 @@ from emodistill.stages.files import (
 )
 
 if TYPE_CHECKING:
+    from emodistill.domains.scenario import Scenario
+    from emodistill.offline.judging import JudgingResult
     from emodistill.offline.rewards import Scores
+    from emodistill.prompts import PromptPack
+    from emodistill.records import Trajectory
 
 C = TypeVar("C", bound=ApiConfig)
 
@@ -212,7 +216,7 @@ def judge(config: JudgeConfig) -> Made:
 def _judge(config: JudgeConfig, only: Container[str] | None = None) -> Made:
     """All dialogues, or those of some ids, which leaves the stage unfinished."""
     from emodistill.offline.agreement import repeat_spread
-    from emodistill.offline.judging import judge_path, run_judging
+    from emodistill.offline.judging import judge_path
     from emodistill.offline.store import read_judgements
     from emodistill.prompts import load_pack
 
@@ -241,28 +245,8 @@ def _judge(config: JudgeConfig, only: Container[str] | None = None) -> Made:
         say(f"judge: finished before, {manifest.summary.get('text', '')}")
         return made
     write_config(directory / f"{path.stem}.{config.level}.{CONFIG}", "judge", config)
-
-    async def work() -> Any:
-        async with open_client(config) as client:
-            return await run_judging(
-                [t for t in trajectories if only is None or t.trajectory_id in only],
-                scenarios,
-                path=path,
-                client=client,
-                pack=pack,
-                judge=name,
-                level=config.level,
-                repeats=config.repeats,
-                retry_unanswered=config.retry_unanswered,
-                seed=config.seed,
-                concurrency=config.concurrency,
-                max_cost_usd=config.max_cost_usd,
-            )
-
-    with kept_log(directory / LOG):
-        result = asyncio.run(work())
-    if not result.is_complete:
-        raise StoppedError(f"judge: {result.summary}")
+    chosen = [t for t in trajectories if only is None or t.trajectory_id in only]
+    result = _score(config, chosen, scenarios, path=path, judge=name, pack=pack)
     if only is not None:
         return made
     summary: dict[str, Any] = {
@@ -295,37 +279,62 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
     Args:
       directory: where the judge's file goes.
     """
-    from emodistill.offline.judging import judge_path, run_judging
+    from emodistill.offline.judging import judge_path
     from emodistill.offline.store import read_scenarios, read_trajectories
     from emodistill.prompts import load_pack
 
     name = model_name(config, "judge", config.judge)
     path = judge_path(directory, name)
-    trajectories = by_id(read_trajectories(dialogues))
-    scenarios = read_scenarios(stage_dir(config.run, config.domain, "sweep") / SCENARIOS)
+    result = _score(
+        config,
+        by_id(read_trajectories(dialogues)),
+        read_scenarios(stage_dir(config.run, config.domain, "sweep") / SCENARIOS),
+        path=path,
+        judge=name,
+        pack=load_pack(config.prompt_pack),
+    )
+    say(f"judge: {result.summary}")
+    return path
 
-    async def work() -> Any:
+
+def _score(
+    config: JudgeConfig,
+    trajectories: Sequence[Trajectory],
+    scenarios: Sequence[Scenario],
+    *,
+    path: Path,
+    judge: str,
+    pack: PromptPack,
+) -> JudgingResult:
+    """Score what `path` lacks of the dialogues; the log is kept beside it.
+
+    Raises:
+      StoppedError: stopped before the end.
+    """
+    from emodistill.offline.judging import run_judging
+
+    async def work() -> JudgingResult:
         async with open_client(config) as client:
             return await run_judging(
                 trajectories,
                 scenarios,
                 path=path,
                 client=client,
-                pack=load_pack(config.prompt_pack),
-                judge=name,
+                pack=pack,
+                judge=judge,
                 level=config.level,
                 repeats=config.repeats,
+                retry_unanswered=config.retry_unanswered,
                 seed=config.seed,
                 concurrency=config.concurrency,
                 max_cost_usd=config.max_cost_usd,
             )
 
-    with kept_log(directory / LOG):
+    with kept_log(path.parent / LOG):
         result = asyncio.run(work())
     if not result.is_complete:
         raise StoppedError(f"judge: {result.summary}")
-    say(f"judge: {result.summary}")
-    return path
+    return result
 
 
 def compare_judges(config: JudgeConfig) -> Path:

@@ -118,10 +118,14 @@ def data_files(run: Path, domain: str) -> list[Path]:
 
 
 def judge_file(run: Path, domain: str, name: str | None) -> Path:
-    """The judge's file; the only one there is unless `name` says which."""
+    """The judge's file of a sweep; the only one there is unless `name` says which."""
+    return judge_file_in(stage_dir(run, domain, "judge"), name)
+
+
+def judge_file_in(directory: Path, name: str | None) -> Path:
+    """As `judge_file`, of whatever dialogues the scores in `directory` are."""
     from emodistill.offline.judging import judge_path
 
-    directory = stage_dir(run, domain, "judge")
     if name is not None:
         return judge_path(directory, name)
     files = sorted(directory.glob("*.jsonl"))

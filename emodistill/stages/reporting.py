@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from emodistill.configs import ReportConfig
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
-from emodistill.evaluation.arms import STUDIES, Arm, emotion_dir, read_arms
+from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
-from emodistill.offline.judging import judge_path
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports import RunData, write_report
 from emodistill.reports.facts import is_simulated
 from emodistill.reports.figures import read_curve
+from emodistill.reports.tables import Resampling
 from emodistill.reports.viewer import CAVEAT
 from emodistill.runs import read_manifest, stage_dir
 from emodistill.stages.files import (
@@ -28,19 +29,20 @@ from emodistill.stages.files import (
     TRAJECTORIES,
     by_id,
     judge_file,
+    judge_file_in,
     max_turns,
     say,
 )
 from emodistill.stages.pairings import played_pairs
 from emodistill.train.metrics_log import METRICS
 
+Read = Callable[[Path], list[Trajectory]]
+
 
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
     data = read_run(config)
-    page = write_report(
-        data, seed=config.seed, num_resamples=config.num_resamples, only=config.only
-    )
+    page = write_report(data, only=config.only)
     if data.num_failed:
         say(f"report: {data.num_failed:,} dialogues of the evaluation failed and are in no table.")
     say(f"report: {page}")
@@ -51,11 +53,9 @@ def report_study(config: ReportConfig, study: str) -> list[Path]:
     """The tables of one study."""
     data = read_run(config)
     paths = []
-    for name in STUDIES[study]:
+    for name in TABLES_OF[study]:
         try:
-            path = write_report(
-                data, seed=config.seed, num_resamples=config.num_resamples, only=name
-            )
+            path = write_report(data, only=name)
         except InputError as error:
             say(f"{study}: {error}")
             continue
@@ -71,26 +71,27 @@ def read_run(config: ReportConfig) -> RunData:
       InputError: methods have met several counterparties, none of which the sweep was played with.
     """
     run = config.run
-    arms = {study: found for study in STUDIES if (found := read_arms(run, study))}
-    finished = [arm for found in arms.values() for arm in found if arm.status == "finished"]
-    of_arms = {run / arm.path for arm in finished if arm.path is not None}
+
+    @functools.cache  # dialogues of an arm may be those of a method as well
+    def read(path: Path) -> list[Trajectory]:
+        return by_id(read_trajectories(path))
+
+    arms = {study: found for study in TABLES_OF if (found := read_arms(run, study))}
+    there = [
+        (arm, run / arm.path)
+        for found in arms.values()
+        for arm in found
+        if arm.status == "finished" and arm.path is not None and (run / arm.path).is_file()
+    ]
+    single = [(arm, path) for arm, path in there if arm in arms.get("emotions", ())]
     data = RunData(
         run_dir=run,
+        resampling=Resampling(config.seed, config.num_resamples),
         arms=arms,
-        arm_dialogues={
-            str(arm.path): by_id(read_trajectories(run / str(arm.path)))
-            for arm in finished
-            if arm.method is not None and (run / str(arm.path)).is_file()
-        },
-        arm_curves={
-            str(arm.path): read_curve(run / str(arm.path))
-            for arm in finished
-            if arm.method is None and (run / str(arm.path)).is_file()
-        },
-        emotions=_emotions(
-            run, [arm for arm in finished if arm in arms.get("emotions", ())], config.judge
-        ),
-        **_by_domain(config, of_arms),
+        arm_dialogues={str(arm.path): read(path) for arm, path in there if arm.method is not None},
+        arm_curves={str(arm.path): read_curve(path) for arm, path in there if arm.method is None},
+        emotions=_emotions(config, single, read),
+        **_by_domain(config, {path for _, path in there}, read),
     )
     played = [t for by_name in data.evaluations.values() for ts in by_name.values() for t in ts]
     swept = [t for ts in data.trajectories.values() for t in ts]
@@ -99,20 +100,8 @@ def read_run(config: ReportConfig) -> RunData:
     return dataclasses.replace(data, caveat=caveat)
 
 
-def _scores_of(directory: Path, judge: str | None) -> list[Judgement]:
-    """Those of the judge that is named, or of the only one there is."""
-    if judge is not None:
-        path = judge_path(directory, judge)
-        return read_judgements(path) if path.is_file() else []
-    files = sorted(directory.glob("*.jsonl"))
-    if len(files) > 1:
-        names = ", ".join(path.stem for path in files)
-        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
-    return read_judgements(files[0]) if files else []
-
-
 def _emotions(
-    run: Path, arms: Sequence[Arm], judge: str | None
+    config: ReportConfig, arms: Sequence[tuple[Arm, Path]], read: Read
 ) -> dict[str, tuple[list[Trajectory], list[Judgement]]]:
     """domain -> dialogues under single emotions with their scores.
 
@@ -120,18 +109,19 @@ def _emotions(
     emotion goes before the name.
     """
     found: dict[str, tuple[list[Trajectory], list[Judgement]]] = {}
-    for arm in arms:
+    for arm, path in arms:
         trajectories, judgements = found.setdefault(arm.domain, ([], []))
-        for dialogue in by_id(read_trajectories(run / str(arm.path))):
+        for dialogue in read(path):
             name = f"{arm.label}:{dialogue.trajectory_id}"
             trajectories.append(dataclasses.replace(dialogue, trajectory_id=name))
-        for line in _scores_of(emotion_dir(run, arm.domain, arm.label), judge):
+        scores = judge_file_in(emotion_dir(config.run, arm.domain, arm.label), config.judge)
+        for line in read_judgements(scores) if scores.is_file() else ():
             name = f"{arm.label}:{line.trajectory_id}"
             judgements.append(dataclasses.replace(line, trajectory_id=name))
     return found
 
 
-def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
+def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str, Any]:
     names = ("evaluations", "judgements", "trajectories", "support", "scenarios")
     names += ("tournament", "unfinished", "selectors", "max_turns")
     found: dict[str, Any] = {name: {} for name in names}
@@ -140,15 +130,14 @@ def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
     for domain in DOMAINS:
         sweep = stage_dir(config.run, domain, "sweep")
         if (sweep / TRAJECTORIES).is_file():
-            found["trajectories"][domain] = by_id(read_trajectories(sweep / TRAJECTORIES))
+            found["trajectories"][domain] = read(sweep / TRAJECTORIES)
         if (sweep / SCENARIOS).is_file():
             found["scenarios"][domain] = read_scenarios(sweep / SCENARIOS)
         scores = judge_file(config.run, domain, config.judge)
         if scores.is_file():
             found["judgements"][domain] = read_judgements(scores)
         for label, path in _evaluations(config, domain, of_arms).items():
-            played: list[Trajectory] = by_id(read_trajectories(path))
-            found["evaluations"].setdefault(domain, {})[label] = played
+            found["evaluations"].setdefault(domain, {})[label] = read(path)
             manifest = read_manifest(path.parent, f"{path.stem}.manifest.json")
             if manifest is not None and not manifest.is_finished:
                 settings = path.with_name(f"{path.stem}.config.yaml")
@@ -165,7 +154,7 @@ def _by_domain(config: ReportConfig, of_arms: set[Path]) -> dict[str, Any]:
         if support.is_file():
             found["support"][domain] = json.loads(support.read_text())
         for pair, path in played_pairs(config.run, domain).items():
-            found["tournament"].setdefault(domain, {})[pair] = by_id(read_trajectories(path))
+            found["tournament"].setdefault(domain, {})[pair] = read(path)
     return found | {"curves": curves, "num_failed": num_failed}
 
 

@@ -214,8 +214,12 @@ def _train_chunk(
     it does not, and where products with a leading axis of runs are slower.
     """
     if jax.default_backend() == "cpu":
-        runs = (state, settings, rows_KPLB)
-        return jax.lax.map(lambda run: _train_run(*run, num_steps_P, data), runs)
+
+        def train(run: tuple) -> tuple[_State, dict[str, jax.Array]]:
+            state, settings, rows_PLB = run
+            return _train_run(state, settings, rows_PLB, num_steps_P, data)
+
+        return jax.lax.map(train, (state, settings, rows_KPLB))
     side_by_side = jax.vmap(_train_run, in_axes=(0, 0, 0, None, None))
     return side_by_side(state, settings, rows_KPLB, num_steps_P, data)
 
