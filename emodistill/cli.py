@@ -11,7 +11,6 @@ share at the top and one section per stage:
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
 import sys
@@ -25,6 +24,7 @@ import yaml
 
 from emodistill import configs
 from emodistill.errors import EmodistillError, InputError, StoppedError
+from emodistill.logs import log_to_terminal
 
 Config = TypeVar("Config")
 
@@ -253,11 +253,7 @@ def run(main: Callable[[], object]) -> None:
     """Run a script's body: user errors become one message and exit code 2, Ctrl-C code 130."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(logging.INFO)  # the rest is for the log file of a stage
-    logging.getLogger("emodistill").setLevel(logging.INFO)
-    logging.getLogger("stamina").setLevel(logging.ERROR)
+    log_to_terminal()
     try:
         main()
     except StoppedError as error:

@@ -20,6 +20,15 @@ from typing import Any
 _ROOT = logging.getLogger("emodistill")
 
 
+def log_to_terminal() -> None:
+    """Warnings of all, and what the package has to say; the rest is for the log file of a stage."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO)
+    _ROOT.setLevel(logging.INFO)
+    logging.getLogger("stamina").setLevel(logging.ERROR)
+
+
 def fields(**values: Any) -> dict[str, Any]:
     """The `extra` of a log call: what its line says beside the message."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}

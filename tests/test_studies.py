@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -16,7 +17,7 @@ from emodistill.offline.store import read_trajectories
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers
 from emodistill.stages import missing
-from emodistill.studies import plans, run_study
+from emodistill.studies import plans, run_study, runner
 from emodistill.studies.configs import (
     ABLATIONS,
     STUDIES,
@@ -86,6 +87,31 @@ def test_empty_grids_and_unnamed_counterparties_are_refused():
         plan_arms(KappaStudy(values=()))
     with pytest.raises(InputError, match="by --counterparties"):
         plan_arms(CounterpartyStudy(provider="openai"))
+    with pytest.raises(InputError, match="emotions are none"):
+        plan_arms(EmotionStudy(split="validation"))
+
+
+def test_arms_of_the_two_splits_stand_side_by_side(tmp_path):
+    sweep = {"num_seeds": 1, "num_scenarios": 1, "num_validation": 2, "max_turns": 4}
+    settings = SETTINGS | {"sweep": sweep, "judge": {}}
+    common = {"run": tmp_path, "methods": ("random",), "counterparties": ("sim-proud",)}
+    for split in ("test", "validation"):
+        run_study(CounterpartyStudy(split=split, **common), settings)
+    arms = read_arms(tmp_path, "counterparty")
+    assert sorted(arm.split for arm in arms) == ["test", "validation"]
+    for arm in arms:
+        assert {t.split for t in read_trajectories(tmp_path / arm.path)} == {arm.split}
+    table = (tmp_path / "report/table-5.md").read_text()
+    assert "CRAD: sim-proud\n" in table and "CRAD: sim-proud, validation\n" in table
+
+
+def test_what_is_typed_overrides_the_stages_settings(tmp_path):
+    stages_settings = {"evaluate": {"concurrency": 32, "timeout_s": 9.0}}
+    kappa = functools.partial(KappaStudy, run=tmp_path)
+    made = functools.partial(runner._made, EvaluateConfig, "evaluate")
+    assert made(kappa(), stages_settings, "crad").concurrency == 32
+    typed = made(kappa(concurrency=6, timeout_s=120.0), stages_settings, "crad")
+    assert (typed.concurrency, typed.timeout_s) == (6, 120.0)
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +251,6 @@ def test_settings_can_be_chosen_on_validation_scenarios(tmp_path):
     path = stages.evaluate(dataclasses.replace(base, split="validation"), base).path
     (played,) = read_trajectories(path)
     assert played.split == "validation" and path.name.startswith("split=validation")
-    (plan, *_) = plan_arms(KappaStudy(split="validation"))
-    assert plan.block == "iql+sft+jpo, validation"
     stages.sweep(SweepConfig(**run | {"run": tmp_path / "b"}))
     with pytest.raises(InputError, match=r"split='validation'; sweep with --num-validation 10"):
         stages.evaluate(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
@@ -254,3 +278,31 @@ def test_methods_name_the_stages_that_they_need():
     assert get_method("free-sft+jpo").stages == ("sft", "jpo")
     assert get_method("iql+sft+jpo-stripped").stages == ("sft", "jpo")
     assert get_method("random").stages == ()
+
+
+def test_arms_side_by_side_are_those_that_run_one_by_one(kappa, tmp_path):
+    """On two Ray workers: the same dialogues, shared stages trained once, failures isolated."""
+    ray = pytest.importorskip("ray")
+    config, _ = kappa
+    side_by_side = dataclasses.replace(config, run=tmp_path / "ray", launcher="ray")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        run_study(dataclasses.replace(side_by_side, values=(0.5, 1.0, -1.0)), SETTINGS)
+    finally:
+        ray.shutdown()
+    *arms, failed = read_arms(side_by_side.run, "kappa")
+    assert failed.status == "failed" and "kappa=-1" in failed.reason
+    expected = {arm.label: arm for arm in read_arms(config.run, "kappa")}
+    for arm in arms:
+        path = expected[arm.label].path
+        assert arm.path == path
+        ours, theirs = (read_trajectories(run / path) for run in (side_by_side.run, config.run))
+        assert {t.trajectory_id: t.outcome for t in ours} == {
+            t.trajectory_id: t.outcome for t in theirs
+        }
+        for one, other in zip(ours, theirs, strict=True):
+            assert [(t.text, t.emotion) for t in one.turns] == [
+                (t.text, t.emotion) for t in other.turns
+            ]
+    with pytest.raises(InputError, match="needs --launcher local"):
+        dataclasses.replace(side_by_side, max_cost_usd=1.0)

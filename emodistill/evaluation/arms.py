@@ -43,6 +43,7 @@ class Arm:
     domain: str
     method: str | None
     """None for an arm that is only trained."""
+    split: Literal["test", "validation"] = "test"
     path: str | None = None
     """Dialogues, or the metrics of an arm that is only trained; relative to the run."""
     status: ArmStatus = "missing"

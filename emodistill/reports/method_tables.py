@@ -84,7 +84,10 @@ def study(study: str, name: str, title: str, data: RunData) -> Table | None:
     entries = []
     for arm in finished:
         block = arm.block if is_by_domain else f"{TITLES[arm.domain]}: {arm.block}"
-        published_as = arm.block if is_by_domain or arm.domain == PAPER_DOMAIN else None
+        is_published = is_by_domain or arm.domain == PAPER_DOMAIN
+        published_as = arm.block if is_published and arm.split == "test" else None
+        if arm.split != "test":
+            block = f"{TITLES.get(block, block)}, {arm.split}"
         dialogues = data.arm_dialogues[str(arm.path)]
         entries.append(Entry(block, arm.label, dialogues, published_as))
     missing = [_missing(arm) for arm in arms if arm not in finished]

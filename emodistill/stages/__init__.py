@@ -27,9 +27,10 @@ from emodistill.stages.apis import model_name, offer_model
 from emodistill.stages.files import Made, model_hashes, say
 from emodistill.stages.learn import student_base
 from emodistill.stages.memory import plan_memory
-from emodistill.stages.missing import chain, prepare, prepare_method, train_cell
+from emodistill.stages.missing import Cell, chain, plan_cell, prepare, prepare_method
 
 __all__ = [
+    "Cell",
     "Made",
     "chain",
     "compare_judges",
@@ -38,6 +39,7 @@ __all__ = [
     "judge",
     "judge_matches",
     "plan",
+    "plan_cell",
     "plan_memory",
     "prepare",
     "refine",
@@ -49,7 +51,6 @@ __all__ = [
     "student_base",
     "sweep",
     "tournament",
-    "train_cell",
 ]
 
 

@@ -232,7 +232,10 @@ def _cell_with(config: EvaluateConfig, stage: str, changes: Mapping[str, Any]) -
         )
     is_embedded = config.student == EMBEDDED
     settings = cli.read_settings(cli.preset_path("quickstart")) if is_embedded else {}
-    return train_cell(config, stage, changes, settings)
+    planned = plan_cell(config, stage, changes, settings)
+    planned.prepare(settings)
+    planned.train()
+    return name
 
 
 def _flag(key: str, value: Any) -> str:
@@ -240,21 +243,42 @@ def _flag(key: str, value: Any) -> str:
     return flag if value is True else f"{flag} {value}"
 
 
-def train_cell(
+class Cell(NamedTuple):
+    """One training of a stage."""
+
+    stage: str
+    config: Any
+    base: Any
+    """The settings that its name is relative to."""
+
+    @property
+    def name(self) -> str:
+        """`default` where nothing differs from the base."""
+        return cell(self.config, self.base)
+
+    @property
+    def directory(self) -> Path:
+        return stage_dir(self.config.run, self.config.domain, self.stage, self.name)
+
+    def prepare(self, settings: Mapping[str, Any]) -> None:
+        """Make sure that the data that it learns from are there."""
+        is_blind = self.stage == "iql" and self.config.signal == "outcome"
+        prepare(self.config, "sweep", *([] if is_blind else ["judge"]), settings=settings)
+
+    def train(self) -> None:
+        """Train it, unless that was done.
+
+        Raises:
+          StaleInputError: the cell is there and was made otherwise, or from other data.
+        """
+        _needed(self.stage).make(self.config, self.base)
+
+
+def plan_cell(
     config: ExperimentConfig, stage: str, changes: Mapping[str, Any], settings: Mapping[str, Any]
-) -> str:
-    """Train a stage with `changes` on top of its section of `settings`, unless that was done.
-
-    Returns: the cell's name, `default` where nothing differs.
-
-    Raises:
-      StaleInputError: the cell is there and was made otherwise, or from other data.
-    """
+) -> Cell:
+    """A stage with `changes` on top of its section of `settings`; nothing is made yet."""
     needed = _needed(stage)
     fixed = _shared(config, stage)
-    start: Any = cli.make_config(needed.cls, stage, settings, where=f"{stage} settings", **fixed)
-    changed = dataclasses.replace(start, **changes)
-    is_blind = stage == "iql" and changed.signal == "outcome"
-    prepare(changed, "sweep", *([] if is_blind else ["judge"]), settings=settings)
-    needed.make(changed, start)
-    return cell(changed, start)
+    base: Any = cli.make_config(needed.cls, stage, settings, where=f"{stage} settings", **fixed)
+    return Cell(stage, dataclasses.replace(base, **changes), base)

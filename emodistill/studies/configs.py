@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from emodistill.configs import (
     EMBEDDED,
-    ApiConfig,
     DomainName,
+    ExperimentConfig,
     operational,
+    require,
 )
 
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyConfig(ApiConfig):
-    """What every study shares; sizes that are left out are those of the stages' settings."""
+class StudyConfig(ExperimentConfig):
+    """What every study shares; what is left out is as the stages' settings have it."""
 
     study: ClassVar[str]
     model: str | None = None
@@ -33,6 +35,29 @@ class StudyConfig(ApiConfig):
     """Held-out scenarios that each arm plays."""
     num_seeds: int | None = None
     """Dialogues per scenario."""
+    concurrency: int | None = operational(None)
+    """Dialogues (or judge calls) in flight at once."""
+    timeout_s: float | None = operational(None)
+    """For one attempt at a call; it is then tried again."""
+    max_cost_usd: float | None = operational(None)
+    """Stop cleanly once the study has spent this much."""
+    record: Path | None = operational(None)
+    """A folder that keeps every call."""
+    replay: Path | None = operational(None)
+    """A folder made by --record, which answers every call instead of any server."""
+    launcher: Literal["local", "ray"] = operational("local")
+    """`ray` (extra [ray]) runs arms side by side, on every machine of a Ray cluster."""
+    ray_cpus: float = operational(1.0)
+    """CPU cores that each training and each arm holds under `--launcher ray`."""
+    ray_gpus: float = operational(0.0)
+    """GPUs, likewise."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.launcher == "local" or self.max_cost_usd is None,
+            "--max-cost-usd needs --launcher local: arms that run side by side can't share a "
+            "ceiling.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +160,6 @@ class EmotionStudy(StudyConfig):
     num_seeds: int | None = 20
     judge: str | None = None
     """The judging model."""
-    concurrency: int = operational(16)
 
 
 ABLATIONS: Mapping[str, type[StudyConfig]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,8 +55,6 @@ def plan_arms(config: StudyConfig) -> list[Plan]:
       InputError: the grid is empty.
     """
     plans = _PLANNERS[type(config)](config)
-    if config.split == "validation":
-        plans = [dataclasses.replace(plan, block=f"{plan.block}, validation") for plan in plans]
     if not plans:
         raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
     return plans
@@ -186,6 +183,10 @@ def _emotion_free(config: EmotionFreeStudy) -> list[Plan]:
 
 
 def _emotions(config: EmotionStudy) -> list[Plan]:
+    if config.split != "test":
+        raise InputError(
+            "--split validation is for choosing settings, and emotions are none; leave it out."
+        )
     return [
         Plan(
             block=config.domain,

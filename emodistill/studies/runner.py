@@ -7,27 +7,29 @@ written after each of them, so that a report can be made at any time.
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emodistill import cli, stages
 from emodistill.agents import Method, get_method
-from emodistill.configs import ApiConfig, EvaluateConfig, JudgeConfig, ReportConfig
+from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.offline.budget import read_usage
-from emodistill.runs import stage_dir
 from emodistill.studies.configs import EmotionStudy, StudyConfig
+from emodistill.studies.launchers import Task, run_here, run_on_ray
 from emodistill.studies.plans import Plan, plan_arms
-from emodistill.train.metrics_log import METRICS
-
-log = logging.getLogger("emodistill.studies")
 
 NOBODY = Method(writer="student", emotion="none")
 """Whoever plays for an arm that is only trained."""
-PLAYING = ("split", "model", "student", "counterparty", "num_scenarios", "num_seeds")
+SHARED = (
+    *("run", "seed", "provider", "base_url"),
+    *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
+)
+"""What a study hands on to the stages."""
+PLAYING = ("model", "student", "counterparty", "num_scenarios", "num_seeds")
 
 
 def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
@@ -46,7 +48,7 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     """
     plans = plan_arms(config)
     known = read_arms(config.run, config.study)
-    arms = [_known(plan, known) for plan in plans]
+    arms = [_known(plan, config, known) for plan in plans]
     asked = {_key(arm) for arm in arms}
     others = [arm for arm in known if _key(arm) not in asked]
     stages.say(f"{config.study}: {len(plans)} arms, the table grows with each.")
@@ -55,24 +57,34 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
         needed = ["sweep"] if isinstance(config, EmotionStudy) else ["sweep", "judge"]
         stages.prepare(home, *needed, settings=settings)
     spent_usd = 0.0
-    for number, plan in enumerate(plans):
+
+    def start(number: int) -> Task:
+        plan = plans[number]
         stages.say(f"\n--- {config.study} {number + 1}/{len(plans)}: {plan.block}, {plan.label}")
-        try:
-            path = _run(plan, _within_budget(config, spent_usd), settings)
-        except StoppedError:
-            raise
-        except Exception as error:  # one arm's failure, whatever it is, is no other's
-            if not isinstance(error, EmodistillError):
-                log.exception("%s: %s failed.", config.study, plan.label)
-            stages.say(f"{config.study}: {plan.label} failed: {error}")
-            reason = " ".join(f"{error or type(error).__name__}".split())
+        task = _task(plan, _within_budget(config, spent_usd), settings)
+        for cell in task.cells:
+            cell.prepare(settings)
+        return task
+
+    starts = [functools.partial(start, number) for number in range(len(plans))]
+    if config.launcher == "ray":
+        outcomes = run_on_ray(starts, cpus=config.ray_cpus, gpus=config.ray_gpus)
+    else:
+        outcomes = run_here(starts)
+    for number, outcome in outcomes:
+        plan = plans[number]
+        if isinstance(outcome, StoppedError):
+            raise outcome
+        if isinstance(outcome, EmodistillError):
+            stages.say(f"{config.study}: {plan.label} failed: {outcome}")
+            reason = " ".join(f"{outcome}".split())
             arms[number] = dataclasses.replace(arms[number], status="failed", reason=reason)
         else:
-            inside = path.relative_to(config.run).as_posix()
+            inside = outcome.relative_to(config.run).as_posix()
             arms[number] = dataclasses.replace(
                 arms[number], status="finished", path=inside, reason=""
             )
-            spent_usd += _cost_usd(plan, path, config)
+            spent_usd += _cost_usd(plan, outcome, config)
         write_arms(config.run, config.study, [*arms, *others])
     failed = [arm for arm in arms if arm.status == "failed"]
     if len(failed) == len(arms):
@@ -87,13 +99,19 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     return stages.report_study(report, config.study)
 
 
-def _key(arm: Arm) -> tuple[str, str, str]:
-    return arm.domain, arm.block, arm.label
+def _key(arm: Arm) -> tuple[str, ...]:
+    return arm.domain, arm.split, arm.block, arm.label
 
 
-def _known(plan: Plan, known: Sequence[Arm]) -> Arm:
+def _known(plan: Plan, config: StudyConfig, known: Sequence[Arm]) -> Arm:
     """The plan's arm as an earlier call left it, or a new one."""
-    new = Arm(block=plan.block, label=plan.label, domain=plan.domain, method=plan.method)
+    new = Arm(
+        block=plan.block,
+        label=plan.label,
+        domain=plan.domain,
+        method=plan.method,
+        split=config.split,
+    )
     return next((arm for arm in known if _key(arm) == _key(new)), new)
 
 
@@ -122,8 +140,8 @@ def _cost_usd(plan: Plan, path: Path, config: StudyConfig) -> float:
     return sum(read_usage(file).cost_usd for file in files)
 
 
-def _run(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Path:
-    """The arm's dialogues, or the metrics of one that is only trained."""
+def _task(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Task:
+    """What an arm trains and plays."""
     source = plan.playing.get("trained_on", plan.domain)
     sizes = {n: getattr(config, n) for n in PLAYING if getattr(config, n) is not None}
     base = _made(EvaluateConfig, "evaluate", config, settings, plan.domain, **sizes)
@@ -132,28 +150,32 @@ def _run(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Path:
         stage: {**parts.settings.get(stage, {}), **plan.training.get(stage, {})}
         for stage in (*parts.stages, *plan.training)
     }
+    cells: dict[str, stages.Cell] = {}
 
-    def make(stage: str, changes: Mapping[str, Any]) -> str:
+    def add(stage: str, changes: Mapping[str, Any]) -> str:
         is_here = stage == "iql" and plan.playing.get("selector") == "target"
         home = dataclasses.replace(base, domain=plan.domain if is_here else source)
-        return stages.train_cell(home, stage, changes, settings)
+        cells[stage] = stages.plan_cell(home, stage, changes, settings)
+        return cells[stage].name
 
-    cells = stages.chain(list(training), training, make)
+    stages.chain(list(training), training, add)
+    needed = tuple(cells.values())
     if plan.method is None:
-        stage, cell = list(cells.items())[-1]
-        return stage_dir(config.run, plan.domain, stage, cell) / METRICS
+        return Task(needed, None, None)
     own: dict[str, Any] = {
-        f"{stage}_cell": cells[stage] for stage in ("iql", parts.adapter) if stage in cells
+        f"{stage}_cell": cells[stage].name for stage in ("iql", parts.adapter) if stage in cells
     }
     if not plan.training:  # the method as it always is
         base = dataclasses.replace(base, **own)
-    playing = dataclasses.replace(base, method=plan.method, **own, **plan.playing)
-    path = stages.evaluate(playing, base).path
+    playing = dataclasses.replace(
+        base, method=plan.method, split=config.split, **own, **plan.playing
+    )
+    judging = None
     if isinstance(config, EmotionStudy):
         judge = {} if config.judge is None else {"judge": config.judge}
-        judging = _made(JudgeConfig, "judge", config, settings, plan.domain, **judge)
-        stages.judge_matches(judging, path, emotion_dir(config.run, plan.domain, plan.label))
-    return path
+        judged_by = _made(JudgeConfig, "judge", config, settings, plan.domain, **judge)
+        judging = judged_by, emotion_dir(config.run, plan.domain, plan.label)
+    return Task(needed, playing, base, judging)
 
 
 def _made(
@@ -164,12 +186,8 @@ def _made(
     domain: str,
     **more: Any,
 ) -> Any:
-    """A stage's settings; what the study's command line leaves at its default is theirs."""
-    given = {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(ApiConfig)
-        if f.name in ("run", "seed") or getattr(config, f.name) != f.default
-    }
+    """A stage's settings; what the study's command line leaves out is theirs."""
+    given = {n: getattr(config, n) for n in SHARED if getattr(config, n) is not None}
     return cli.make_config(
         cls, stage, settings, where=f"{stage} settings", **given | {"domain": domain} | more
     )

@@ -1,0 +1,129 @@
+"""Where the arms of a study run: one after the other here, or side by side on a Ray cluster.
+
+Both run the same functions. Data are made in this process before an arm is launched, so that what
+several arms share is made once; what several arms train in common is trained once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emodistill import stages
+from emodistill.configs import EvaluateConfig, JudgeConfig
+from emodistill.errors import EmodistillError, InputError
+from emodistill.logs import log_to_terminal
+from emodistill.train.metrics_log import METRICS
+
+log = logging.getLogger("emodistill.studies")
+
+Outcome = Path | EmodistillError
+"""The arm's dialogues (or metrics, where it is only trained), or why there are none."""
+
+
+class Task(NamedTuple):
+    """An arm that can run wherever the run's folder is seen."""
+
+    cells: tuple[stages.Cell, ...]
+    """What it needs, in the order of training."""
+    playing: EvaluateConfig | None
+    """None for an arm that is only trained."""
+    base: EvaluateConfig | None
+    """What the name of its dialogues is relative to."""
+    judging: tuple[JudgeConfig, Path] | None = None
+    """By whom the dialogues are judged, and where the scores go."""
+
+    def play(self) -> Path:
+        """Play and judge what `cells` have made."""
+        if self.playing is None:
+            return self.cells[-1].directory / METRICS
+        path = stages.evaluate(self.playing, self.base).path
+        if self.judging is not None:
+            config, directory = self.judging
+            stages.judge_matches(config, path, directory)
+        return path
+
+
+Start = Callable[[], Task]
+"""Makes the data that an arm needs, and the task."""
+
+
+def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
+    """(index, outcome) of one arm after the other; the next starts when it is asked for."""
+
+    def run(start: Start) -> Path:
+        task = start()
+        for cell in task.cells:
+            cell.train()
+        return task.play()
+
+    for number, start in enumerate(starts):
+        yield number, _attempt(lambda start=start: run(start))
+
+
+def run_on_ray(
+    starts: Sequence[Start], *, cpus: float, gpus: float
+) -> Iterator[tuple[int, Outcome]]:
+    """(index, outcome) of arms as they end, on the cluster of RAY_ADDRESS or on this machine.
+
+    Machines have to see the run's folder under the same path, and have the keys of providers in
+    their own environment; none travels through Ray.
+
+    Raises:
+      InputError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--launcher ray needs Ray: pip install 'emodistill[ray]', or leave the flag out."
+        ) from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True, include_dashboard=False, logging_level=logging.WARNING)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)
+    train, play = remote(_train), remote(_play)
+    trained: dict[Path, Any] = {}
+    running: dict[Any, int] = {}
+    for number, start in enumerate(starts):
+        task = _attempt(start)
+        if isinstance(task, EmodistillError):
+            yield number, task
+            continue
+        adapters: list[Any] = []
+        for cell in task.cells:
+            if cell.directory not in trained:
+                needs = [] if cell.stage == "iql" else adapters
+                trained[cell.directory] = train.remote(cell, *needs)
+            if cell.stage != "iql":
+                adapters.append(trained[cell.directory])
+        running[play.remote(task, *(trained[cell.directory] for cell in task.cells))] = number
+    while running:
+        (ended,), _ = ray.wait(list(running))
+        yield running.pop(ended), _attempt(lambda ended=ended: ray.get(ended))
+
+
+def _train(cell: stages.Cell, *needs: Outcome) -> Outcome:
+    log_to_terminal()
+    return _first_failure(needs) or _attempt(lambda: cell.train() or cell.directory)
+
+
+def _play(task: Task, *needs: Outcome) -> Outcome:
+    log_to_terminal()
+    return _first_failure(needs) or _attempt(task.play)
+
+
+def _first_failure(outcomes: Sequence[Outcome]) -> EmodistillError | None:
+    return next((one for one in outcomes if isinstance(one, EmodistillError)), None)
+
+
+def _attempt(do: Callable[[], Any]) -> Any:
+    """What `do` returns, or its failure: one arm's, whatever it is, is no other's."""
+    try:
+        return do()
+    except EmodistillError as error:
+        return error
+    except Exception as error:
+        log.exception("An arm failed.")
+        return EmodistillError(f"{error}" or type(error).__name__)
