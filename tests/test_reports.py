@@ -272,6 +272,41 @@ def test_differences_are_paired_on_shared_scenarios():
     assert dataclasses.replace(difference, low=-9.0, high=-1.0).verdict == "lower"
 
 
+def test_differences_are_tested_and_corrected_by_hand(tmp_path):
+    """Of 2^5 flips of signs, 2 lead as far as five equal signs, 4 as far as four and a zero."""
+    gains = {
+        "vanilla-slm": (0, 0, 0, 0, 0),
+        "iql": (0.1, 0.2, 0.1, 0.2, 0.1),
+        "iql+sft": (0, 0.1, 0.1, 0.3, 0.2),
+    }
+    evaluations = {
+        "crad": {
+            method: [make_dialogue(number=n, share=0.4 + gain) for n, gain in enumerate(found, 1)]
+            for method, found in gains.items()
+        },
+        "student": {
+            method: [make_dialogue("student", share=0.4 + found[1])]
+            for method, found in gains.items()
+        },
+    }
+    tested = paired_differences(evaluations, Resampling(0, 500))
+    p = {(d.domain, d.method, d.baseline): (d.p, d.p_holm) for d in tested}
+    assert p["crad", "iql", "vanilla-slm"] == pytest.approx((2 / 32, 3 * 2 / 32))
+    assert p["crad", "iql+sft", "vanilla-slm"] == pytest.approx((4 / 32, 2 * 4 / 32))
+    assert p["crad", "iql+sft", "iql"] == pytest.approx((1, 1))
+    # Differences of −10, −10, 0, 10, 10 deviate by 10; half a deviation takes 34 pairs (G*Power).
+    assert tested[2].num_needed == 34
+    path = report(tmp_path, tmp_path, only="differences", evaluations=evaluations)
+    lines = [re.sub(" +", " ", line) for line in path.read_text().splitlines()]
+    (crad,) = [line for line in lines if line.startswith("| iql − vanilla-slm | 5")]
+    (single,) = [line for line in lines if line.startswith("| iql − vanilla-slm | 1")]
+    assert crad.endswith("| +14.0 | +10.0 to +18.0 | higher | 0.0625 | 0.1875 | 12 |")
+    assert single.endswith("| higher | N/A | N/A | N/A |")
+    assert "sees an effect of 5 points with a power of 0.8" in path.read_text()
+    *_, line = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    assert (line["block"], line["p"], line["p_holm"], line["num_needed"]) == ("Student", "", "", "")
+
+
 METHOD_TABLES = ("1", "2", "3", "5", "6", "12", "14")
 
 

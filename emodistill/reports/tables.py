@@ -6,11 +6,13 @@ with failures counted as 0. Rounds: turns of both sides. In bounds: share of the
 open at the target or, later, step neither back nor past the other side's offer. ± is the population
 standard deviation over dialogues. Intervals are 95 % percentile bootstrap: over dialogues, and over
 scenarios with all their dialogues (clustered), which is the one to trust where a scenario has
-several.
+several. Beside a paired difference stand the p-value of a sign-flip test over scenarios, Holm's
+correction of it for the contrasts of the domain, and how many scenarios a stated effect needs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,12 @@ from emodistill.evaluation.bootstrap import (
     bootstrap_ci,
     clustered_ci,
     paired_difference_ci,
+)
+from emodistill.evaluation.comparisons import (
+    holm,
+    paired_p_value,
+    scenario_differences,
+    scenarios_needed,
 )
 from emodistill.evaluation.metrics import dialogue_outcomes, dialogue_utility, summarize
 from emodistill.records import Trajectory
@@ -45,6 +53,8 @@ CONTRASTS = (
     ("iql+sft+jpo", "iql+sft+alol"),
     ("iql+sft+jpo", "iql+sft+dpo"),
 )
+EFFECT_POINTS, POWER = 5.0, 0.8
+"""A difference in utility, in points of per cent, and how probably it is to be seen."""
 
 TITLES = {"crad": "CRAD", "disaster": "Disaster", "hospital": "Hospital", "student": "Student"}
 """Domains as the paper's tables head them."""
@@ -98,6 +108,12 @@ class Difference:
     mean: float
     low: float
     high: float
+    p: float
+    """Of the two-sided sign-flip test over scenarios; NaN with one scenario."""
+    p_holm: float = math.nan
+    """Adjusted for all contrasts of the domain."""
+    num_needed: float
+    """Scenarios that show EFFECT_POINTS with probability POWER; NaN with one scenario."""
 
     @property
     def verdict(self) -> str:
@@ -145,6 +161,7 @@ def paired_differences(evaluations: Evaluations, resampling: Resampling) -> list
     """Each of CONTRASTS that a domain has dialogues for, on the scenarios that both played."""
     found = []
     for domain in sorted(evaluations, key=order_of(DOMAINS)):
+        of_domain = []
         for method, baseline in CONTRASTS:
             ours = evaluations[domain].get(method, ())
             theirs = evaluations[domain].get(baseline, ())
@@ -152,13 +169,13 @@ def paired_differences(evaluations: Evaluations, resampling: Resampling) -> list
             if not shared:
                 continue
             on_shared = [dialogue_utility(t) for t in theirs if t.scenario_id in shared]
-            ci = paired_difference_ci(
-                *_utilities(ours),
-                *_utilities(theirs),
-                resampling.num_resamples,
-                resampling.seed,
-            )
-            found.append(
+            sides = (*_utilities(ours), *_utilities(theirs))
+            drawn = (resampling.num_resamples, resampling.seed)
+            ci = paired_difference_ci(*sides, *drawn)
+            deltas = scenario_differences(*sides)
+            can_vary = len(deltas) > 1
+            needed = scenarios_needed(deltas, EFFECT_POINTS, POWER) if can_vary else math.nan
+            of_domain.append(
                 Difference(
                     domain=domain,
                     method=method,
@@ -168,8 +185,14 @@ def paired_differences(evaluations: Evaluations, resampling: Resampling) -> list
                     mean=ci.mean,
                     low=ci.low,
                     high=ci.high,
+                    p=paired_p_value(*sides, *drawn),
+                    num_needed=needed,
                 )
             )
+        adjusted = holm([d.p for d in of_domain]).tolist()
+        found += [
+            dataclasses.replace(d, p_holm=p) for d, p in zip(of_domain, adjusted, strict=True)
+        ]
     return found
 
 
@@ -219,7 +242,11 @@ NOTE_OUTCOMES = (
 )
 NOTE_DIFFERENCES = (
     "Differences in utility on the same scenarios, in points of per cent, with paired "
-    "scenario-clustered 95 % percentile bootstrap intervals."
+    "scenario-clustered 95 % percentile bootstrap intervals; unclear: the interval includes zero. "
+    "p: two-sided sign-flip test on the scenarios' mean differences, and its Holm correction for "
+    "all comparisons of the domain. Needed: scenarios with which a paired t-test at 0.05 sees an "
+    f"effect of {EFFECT_POINTS:g} points with a power of {POWER:g}, the differences varying as "
+    "they do here. N/A: a single scenario."
 )
 NOTE_PAPER = f"Columns of the *paper*: {paper.SOURCE}; a difference is ours less the paper's."
 
@@ -255,6 +282,9 @@ DIFFERENCE_COLUMNS = (
     Column(key="difference", title="difference", is_signed=True),
     Column(key="interval", title="95 % interval", is_signed=True),
     Column(key="reading", title="reading"),
+    Column(key="p", title="p", digits=4),
+    Column(key="p_holm", title="p, Holm", digits=4),
+    Column(key="num_needed", title="needed"),
 )
 
 
@@ -346,6 +376,9 @@ def difference_table(differences: Sequence[Difference], notes: Sequence[str] = (
                 d.mean,
                 Range(d.low, d.high),
                 d.verdict,
+                d.p,
+                d.p_holm,
+                d.num_needed,
             ),
         )
         for d in differences
