@@ -12,6 +12,7 @@ from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm import ChatClient, Price, Provider
+from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import (
     judge_path,
     parse_score,
@@ -185,6 +186,20 @@ def test_a_finished_file_costs_no_call(path):
     result, calls = judge(path)
     assert calls == [] and path.read_bytes() == before
     assert result.is_complete and result.num_new == 0
+
+
+def test_the_time_that_answers_take_is_counted_over_restarts(path):
+    async def respond(call):
+        await asyncio.sleep(0.02)
+        return ok("SCORE: 8")
+
+    judge(path, respond, DIALOGUES[:2], concurrency=4)
+    first_s = read_usage(path).latency_s
+    judge(path, respond, concurrency=4)
+    whole_s = read_usage(path).latency_s
+    assert first_s >= 4 * 0.02 and first_s + (NUM_TURNS - 4) * 0.02 <= whole_s < 10
+    judge(path, respond)
+    assert read_usage(path).latency_s == whole_s
 
 
 def test_an_unreadable_answer_is_kept_and_asked_for_once_more(path):

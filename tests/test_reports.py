@@ -32,6 +32,7 @@ from emodistill.reports.tables import (
     paired_differences,
 )
 from emodistill.reports.viewer import CAVEAT, headline
+from emodistill.runs import begin_stage
 from emodistill.seeding import stream
 
 SKILL = dict(zip(METHODS, (0.3, 0.35, 0.35, 0.5, 0.6, 0.55, 0.7), strict=True))
@@ -777,6 +778,69 @@ def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
     assert rows[-1] == ["all", "", "", "157", "4", "7,700", "860", "2.12", "44.60"]
     (_, first, *_) = csv.reader((tmp_path / "out/cost.csv").read_text().splitlines())
     assert first[:5] == ["By stage", "CRAD", "sweep", "", "100"]
+
+
+def test_on_policy_steps_by_hand(tmp_path):
+    """4 samples of 10 s of talk and 2.5 turns judged in 3 s each, 2 at once: 35 s, 70 offline."""
+    run = tmp_path / "run"
+    home = run / "crad/jpo/default"
+    config = {"model": "embedded", "batch_size": 4}
+    begin_stage(home, stage="jpo", config=config, seed=0, inputs={})
+    lines = [{"step": n, "time/step_s": s} for n, s in enumerate((9.0, 0.5, 0.5, 0.7, 0.4), 1)]
+    (home / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    usage = Usage(num_calls=6, latency_s=15.0)
+    (run / "crad/judge").mkdir()
+    (run / "crad/judge/sim-judge.usage.json").write_text(json.dumps(usage._asdict()))
+    sweep = [make_dialogue(number=n, share=0.5, turns=2 + 2 * n) for n in (1, 2)]
+    timed = [
+        dataclasses.replace(
+            t, turns=tuple(dataclasses.replace(turn, latency_s=2.0) for turn in t.turns)
+        )
+        for t in sweep
+    ]
+    _, (judged, *_) = make_sweep(num_dialogues=1)
+    judgements = [
+        dataclasses.replace(judged, trajectory_id=t.trajectory_id, turn_index=turn.index)
+        for t in timed
+        for turn in t.focal_turns
+    ]
+    judgements.insert(0, dataclasses.replace(judgements[0], status="failed", score=None))
+    found = {"judgements": {"crad": judgements}, "trajectories": {"crad": timed}}
+    found |= {"curves": [read_curve(home / "metrics.jsonl")], "concurrency": {"crad": 2}}
+    path = report(run, tmp_path / "out", only="policy-cost", **found)
+    (line,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    ours = {key: float(v) for key, v in line.items() if key != "domain" and "paper" not in key}
+    assert ours == {
+        "offline_step_s": 0.5,
+        "negotiation_s": 10,
+        "judging_s": 3,
+        "num_turns": 5,
+        "num_judged_turns": 2.5,
+        "batch_size": 4,
+        "concurrency": 2,
+        "on_policy_step_s": 35,
+        "ratio": 70,
+    }
+    assert (line["paper_negotiation_s"], line["paper_ratio"]) == ("75", "130")
+    text = path.read_text()
+    assert "Judge: sim-judge." in text and "Student: embedded." in text
+    assert "Focal side: embedded. Counterparty: sim-counterparty." in text and CAVEAT in text
+    untimed = found | {"trajectories": {"crad": sweep, "student": [make_dialogue("student")]}}
+    text = report(run, tmp_path / "out", only="policy-cost", **untimed).read_text()
+    assert "| CRAD | 0.50 | N/A | 3.000 | 5.0 | 2.5 | 4 | 2 | N/A | N/A |" in re.sub(
+        " +", " ", text
+    )
+    assert "Missing: JPO of Student." in text
+    with pytest.raises(InputError, match=r"nothing for policy-cost yet; scripts/train_jpo.py"):
+        report(run, tmp_path / "out", only="policy-cost", curves=[])
+
+
+def test_the_papers_on_policy_step_follows_from_its_parts():
+    offline_s, talk_s, judging_s, turns, samples, at_once, on_policy_s, ratio = tables()[
+        "policy-cost"
+    ]["all"]["jpo"]
+    assert samples * (talk_s + turns * judging_s) / at_once == on_policy_s
+    assert on_policy_s / offline_s == pytest.approx(ratio, rel=0.05)  # it says roughly
 
 
 def test_the_other_rule_of_agreement_is_told_apart():

@@ -1,5 +1,6 @@
 """The whole pipeline, small: stages find their inputs, resume, and refuse what has changed."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -91,6 +92,27 @@ def test_the_report_holds_the_table_and_the_page(run, capsys):
     first = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     stages.report(ReportConfig(run=run, num_resamples=200))
     assert first == {path.name: path.read_bytes() for path in page.parent.iterdir()}
+
+
+def test_a_run_has_measured_what_on_policy_steps_would_take(run):
+    path = stages.report(ReportConfig(run=run, only="policy-cost", num_resamples=200))
+
+    def lines(name):
+        return [json.loads(line) for line in (run / "crad" / name).read_text().splitlines()]
+
+    talks = [t["turns"] for t in lines("sweep/trajectories.jsonl")]
+    usage = json.loads((run / "crad/judge/sim-judge.usage.json").read_text())
+    judged = {(j["trajectory_id"], j["turn_index"]) for j in lines("judge/sim-judge.jsonl")}
+    sample_s = sum(turn["latency_s"] for turns in talks for turn in turns) / len(talks)
+    num_focal = sum(turn["speaker"] == "focal" for turns in talks for turn in turns)
+    sample_s += num_focal / len(talks) * usage["latency_s"] / len(judged)
+    batch_size = read_manifest(run / "crad/jpo/default").config["batch_size"]
+    (step_s,) = [line["time/step_s"] for line in lines("jpo/default/metrics.jsonl")]
+    (row,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))
+    assert float(row["offline_step_s"]) == step_s
+    assert int(row["concurrency"]) == SMALL["concurrency"]
+    assert float(row["on_policy_step_s"]) == pytest.approx(batch_size * sample_s / 8)
+    assert float(row["ratio"]) == pytest.approx(batch_size * sample_s / 8 / step_s)
 
 
 def test_a_finished_stage_is_recognised(run, capsys):

@@ -72,6 +72,8 @@ class Usage(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    latency_s: float = 0.0
+    """Of all answers together, however many came at once."""
 
 
 class Completion(NamedTuple):
@@ -170,6 +172,7 @@ class ChatClient:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.spent_usd = 0.0
+        self.latency_s = 0.0
         self._timeout = aiohttp.ClientTimeout(
             total=timeout_s,
             sock_connect=min(connect_s, timeout_s),
@@ -195,6 +198,7 @@ class ChatClient:
             self.prompt_tokens,
             self.completion_tokens,
             self.spent_usd,
+            self.latency_s,
         )
 
     @property
@@ -293,10 +297,14 @@ class ChatClient:
             message, status = call["error"]["message"], call["error"]["status"]
             raise ExhaustedError(message) if status is None else RefusedError(message, status)
         completion = Completion(**call["answer"])
+        self._count(completion)
+        return completion
+
+    def _count(self, completion: Completion) -> None:
         self.spent_usd += completion.cost_usd
         self.prompt_tokens += completion.prompt_tokens
         self.completion_tokens += completion.completion_tokens
-        return completion
+        self.latency_s += completion.latency_s
 
     async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
         try:
@@ -449,11 +457,10 @@ class ChatClient:
         if price := self._price(model):
             cached_tokens = min(prompt_tokens, _cached_tokens(usage))
             cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
-        self.spent_usd += cost_usd
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
+        completion = Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
+        self._count(completion)
         self._has_answered = True
-        return Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
+        return completion
 
     def _price(self, model: str) -> Price | None:
         if model not in self._prices:

@@ -12,6 +12,7 @@ from emodistill.reports import (
     emotion_tables,
     given_tables,
     method_tables,
+    policy_cost,
     stability_table,
     tournament_tables,
 )
@@ -56,6 +57,7 @@ TABLES: Mapping[str, Maker] = {
     "ratings": tournament_tables.ratings,
     "differences": method_tables.differences,
     "cost": costs.cost_table,
+    "policy-cost": policy_cost.policy_cost_table,
 }
 """Name -> what makes it; None where the run holds nothing for it."""
 
@@ -66,6 +68,7 @@ HINTS: Mapping[str, str] = {
     **dict.fromkeys(("table-13", "ratings"), "tournament.py"),
     **dict.fromkeys(("table-15", "matches"), "train_iql.py"),
     **dict.fromkeys(("figure-1", "emotions"), "emotion_study.py"),
+    "policy-cost": "train_jpo.py",
     "shift": f"evaluate.py --method {TAUGHT}",
 }
 """Table -> the script that makes what it is made from."""

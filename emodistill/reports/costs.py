@@ -61,6 +61,11 @@ def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage._make(map(sum, zip(*usages, strict=True)))
 
 
+def _counts(usage: Usage) -> tuple[float, ...]:
+    """All but the seconds, which no two runs have in common."""
+    return usage[:-1]
+
+
 COST_COLUMNS = (
     Column(key="domain", title="domain"),
     Column(key="stage", title="stage"),
@@ -79,8 +84,8 @@ def cost_table(data: RunData) -> Table | None:
     used = read_costs(data.run_dir)
     if not used:
         return None
-    rows = [(TITLES[c.domain], c.stage, c.name, *c.usage, None) for c in used]
-    total = [("all", stage, "", *usage, usd) for stage, usage, usd in sums(used)]
+    rows = [(TITLES[c.domain], c.stage, c.name, *_counts(c.usage), None) for c in used]
+    total = [("all", stage, "", *_counts(usage), usd) for stage, usage, usd in sums(used)]
     return Table(
         name="cost",
         title="Cost of the calls",

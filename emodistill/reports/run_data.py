@@ -50,6 +50,8 @@ class RunData:
     """domain -> the folder of its trained selector."""
     max_turns: Mapping[str, int] = field(default_factory=dict)
     """domain -> the cap that the sweep was played under."""
+    concurrency: Mapping[str, int] = field(default_factory=dict)
+    """domain -> how many dialogues of the sweep were played at once."""
     scenarios: Mapping[str, Sequence[Scenario]] = field(default_factory=dict)
     arms: Mapping[str, Sequence[Arm]] = field(default_factory=dict)
     """study -> its arms."""

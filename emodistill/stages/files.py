@@ -199,6 +199,13 @@ def max_turns(run: Path, domain: str) -> int:
     return int(found.config["max_turns"]) if found is not None else SweepConfig().max_turns
 
 
+def sweep_concurrency(run: Path, domain: str) -> int | None:
+    """How many dialogues the sweep last played at once; None where its settings aren't kept."""
+    path = stage_dir(run, domain, "sweep") / CONFIG
+    settings = cli.read_settings(path).get("sweep", {}) if path.is_file() else {}
+    return settings.get("concurrency")
+
+
 def model_hashes(model: str) -> dict[str, str]:
     """What identifies a student: the hashes of its files.
 

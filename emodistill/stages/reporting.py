@@ -32,6 +32,7 @@ from emodistill.stages.files import (
     judge_file_in,
     max_turns,
     say,
+    sweep_concurrency,
 )
 from emodistill.stages.pairings import played_pairs
 from emodistill.train.metrics_log import METRICS
@@ -123,7 +124,7 @@ def _emotions(
 
 def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str, Any]:
     names = ("evaluations", "judgements", "trajectories", "support", "scenarios")
-    names += ("tournament", "unfinished", "selectors", "max_turns")
+    names += ("tournament", "unfinished", "selectors", "max_turns", "concurrency")
     found: dict[str, Any] = {name: {} for name in names}
     curves: list[Any] = []
     num_failed = 0
@@ -131,6 +132,8 @@ def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str
         sweep = stage_dir(config.run, domain, "sweep")
         if (sweep / TRAJECTORIES).is_file():
             found["trajectories"][domain] = read(sweep / TRAJECTORIES)
+        if (at_once := sweep_concurrency(config.run, domain)) is not None:
+            found["concurrency"][domain] = at_once
         if (sweep / SCENARIOS).is_file():
             found["scenarios"][domain] = read_scenarios(sweep / SCENARIOS)
         scores = judge_file(config.run, domain, config.judge)
