@@ -38,6 +38,10 @@ TYPED_COUNTERPARTIES = {
     "sim-practical": "practical",
 }
 """Simulated counterparties that are all of one type, which `sim-counterparty` draws by lot."""
+BLIND_JUDGE = "sim-blind-judge"
+"""A simulated judge whose scores are noise and nothing else."""
+SIMULATED = (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, BLIND_JUDGE)
+"""Every model that the simulator serves."""
 EMBEDDED = "embedded"
 AUTO = "auto"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4

@@ -733,6 +733,19 @@ def test_dialogues_score_by_their_ending(domain):
     assert means[0] + 0.5 < means[1] < means[2] - 2
 
 
+def test_the_blind_judge_scores_at_random_whatever_is_judged():
+    scenario = SCENARIOS["crad"][0]
+    scores = {}
+    for share in (1.0, 0.0):
+        turns = turns_of(f"My figure is {at('crad', 0, share)}.")
+        messages = turn_judge_messages(PACK, scenario, turns, 0)
+        answers = [complete("sim-blind-judge", messages, seed=seed)[0] for seed in range(500)]
+        scores[share] = [parse_score(answer) for answer in answers]
+        assert answers[3] == complete("sim-blind-judge", messages, seed=3)[0]
+        assert {score for score in scores[share] if score} == set(range(1, 11))
+    assert abs(np.mean(scores[1.0]) - np.mean(scores[0.0])) < 0.6  # three standard errors
+
+
 def test_a_judge_without_a_case_gives_no_score():
     answer, _ = complete("sim-judge", [{"role": "user", "content": "Is 7 good?"}], seed=1)
     assert parse_score(answer) is None

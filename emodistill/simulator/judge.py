@@ -34,6 +34,12 @@ BAD_ANSWERS = (
 _CASE = re.compile(r"# Case\s+(.*?)\n(?:Target of the (\w+): (.*?)\n)", re.DOTALL)
 
 
+def blind_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
+    """A score that has nothing to do with what is judged, each from 1 to 10 as often."""
+    score = int(rng.integers(1, 11))
+    return f"SCORE: {score}\n{_rationale(score)}"
+
+
 def judge_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
     """The judge's answer to a turn or dialogue request."""
     if rng.random() < BAD_ANSWER_ODDS:

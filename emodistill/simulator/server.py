@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from emodistill.configs import TYPED_COUNTERPARTIES
+from emodistill.configs import BLIND_JUDGE, TYPED_COUNTERPARTIES
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
 from emodistill.simulator.faults import Faults
-from emodistill.simulator.judge import judge_reply
+from emodistill.simulator.judge import blind_reply, judge_reply
 from emodistill.simulator.offers import reader_reply
 from emodistill.simulator.teacher import teacher_reply
 
@@ -48,6 +48,10 @@ def _judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
     return judge_reply(messages, rng)
 
 
+def _blind_judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
+    return blind_reply(messages, rng)
+
+
 def _reader(messages: Messages, seed: int, rng: np.random.Generator) -> str:
     return reader_reply(messages, rng)
 
@@ -57,6 +61,7 @@ MODELS: dict[str, Callable[[Messages, int, np.random.Generator], str]] = {
     "sim-counterparty": _counterparty,
     **{name: _counterparty_of(kind) for name, kind in TYPED_COUNTERPARTIES.items()},
     "sim-judge": _judge,
+    BLIND_JUDGE: _blind_judge,
     "sim-reader": _reader,
 }
 
@@ -77,7 +82,7 @@ def complete(
     """
     content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-    is_noisy = temperature > 0 or model in ("sim-judge", "sim-reader")
+    is_noisy = temperature > 0 or model in ("sim-judge", BLIND_JUDGE, "sim-reader")
     rng = stream(seed if is_noisy else 0, model, digest)
     text = MODELS[model](messages, seed, rng)
     words = text.split(" ")

@@ -7,8 +7,8 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from emodistill.configs import (
+    SIMULATED,
     SIMULATED_MODELS,
-    TYPED_COUNTERPARTIES,
     ApiConfig,
     MatchConfig,
     SweepConfig,
@@ -31,12 +31,11 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
         provider lacks its key, a usable address or a default for that role.
     """
     if config.is_simulated:
-        served = (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES)
-        if named is not None and named not in served:
+        if named is not None and named not in SIMULATED:
             flag = {"focal": "--model"}.get(role, f"--{role}")
             raise InputError(
                 f"{flag} {named} needs a --provider or --base-url that serves it; without one the "
-                f"simulator answers, and it serves {', '.join(served)} only."
+                f"simulator answers, and it serves {', '.join(SIMULATED)} only."
             )
         return named or SIMULATED_MODELS[role]
     from emodistill.llm.providers import get_provider

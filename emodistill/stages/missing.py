@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from emodistill import cli
 from emodistill.configs import (
     EMBEDDED,
-    SIMULATED_MODELS,
-    TYPED_COUNTERPARTIES,
+    SIMULATED,
     AdapterConfig,
     ALoLConfig,
     DPOConfig,
@@ -167,7 +166,7 @@ def _was_simulated(config: ExperimentConfig) -> bool:
     found = read_manifest(home)
     if found is None:
         return not (home / TRAJECTORIES).is_file()
-    return found.config.get("counterparty") in (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES)
+    return found.config.get("counterparty") in SIMULATED
 
 
 def prepare_method(config: EvaluateConfig) -> dict[str, str]:
