@@ -20,7 +20,7 @@ from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, 
 from emodistill.reports import PARTS, RunData, table, write_report
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
-from emodistill.reports.figures import read_curve, support_maps
+from emodistill.reports.figures import Curve, _looks, _told_apart, read_curve, support_maps
 from emodistill.reports.paper import PaperCell, paper_cell, tables
 from emodistill.reports.table import Block, Column, PlusMinus, Range, Table, plain, signed
 from emodistill.reports.tables import (
@@ -511,6 +511,19 @@ def test_a_tournament_table_has_both_seats(tmp_path):
     rated = report(tmp_path, tmp_path / "out", only="ratings", tournament={"crad": pairs})
     lines = list(csv.DictReader(rated.with_suffix(".csv").open(newline="")))
     assert [float(line["strength"]) for line in lines] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_more_curves_than_looks_leave_those_of_the_default_cells():
+    def curve(domain: str, cell: str) -> Curve:
+        return Curve(domain, "jpo", cell, {"jpo/kl": (np.arange(3), np.zeros(3))})
+
+    cells = ["default", *(f"kappa={k}-0000" for k in range(6))]
+    few = [curve(domain, cell) for domain in ("crad", "student") for cell in cells[:4]]
+    assert _told_apart(few) == few
+    assert len(set(_looks(few).values())) == 8
+    many = [curve("crad", cell) for cell in cells]
+    assert [c.cell for c in _told_apart(many)] == ["default"]
+    assert _told_apart(many[1:]) == many[1:]
 
 
 def test_stability_and_sequences_come_from_curves_and_sweep(tmp_path, written):

@@ -65,7 +65,7 @@ def counted(
         facts.append(("Offers unread in the evaluation", _unread(played)))
         other = "upstream" if {t.agreement_rule for t in played} == {"stand"} else "stand"
         text = f"{num_otherwise_under(played, other):,} of {len(played):,} dialogues"
-        facts.append((f"The rule `{other}` would have ended otherwise", text))
+        facts.append((f"Ended otherwise under --agreement {other}", text))
         if num_failed:
             text = f"{num_failed:,}, refused by a server or never answered; in none of the tables"
             facts.append(("Dialogues of the evaluation that failed", text))

@@ -137,8 +137,10 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     """One panel a metric (losses of each stage; surrogate, KL and ratio of JPO), a line a run.
 
     Lines are named where they end, or below the panels where names are long; of several domains
-    each has its colour and each further cell its dashes.
+    each has its colour and each further cell its dashes. Where those don't suffice, the default
+    cells alone are drawn.
     """
+    curves = _told_apart(curves)
     present = [
         panel
         for panel in PANELS
@@ -367,6 +369,17 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 def _thousands(step: float) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
+
+
+def _told_apart(curves: Sequence[Curve]) -> Sequence[Curve]:
+    """All curves while each name can have a look of its own, else those of the default cells."""
+    names: dict[str, set[str]] = {}
+    for curve in curves:
+        names.setdefault(curve.domain, set()).add(curve.name)
+    num_looks = len(SERIES) if len(names) == 1 else len(DASHES)
+    if all(len(of_domain) <= num_looks for of_domain in names.values()):
+        return curves
+    return [curve for curve in curves if curve.cell == "default"] or curves
 
 
 def _looks(curves: Sequence[Curve]) -> dict[str, tuple[str, Dashes]]:
