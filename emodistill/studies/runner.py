@@ -15,11 +15,11 @@ from typing import Any
 from emodistill import cli, stages
 from emodistill.agents import Method, get_method
 from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig
-from emodistill.errors import EmodistillError, InputError, StoppedError
+from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.offline.budget import read_usage
 from emodistill.studies.configs import EmotionStudy, StudyConfig
-from emodistill.studies.launchers import Task, run_here, run_on_ray
+from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
 from emodistill.studies.plans import Plan, plan_arms
 
 NOBODY = Method(writer="student", emotion="none")
@@ -47,6 +47,8 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
         on.
     """
     plans = plan_arms(config)
+    if config.launcher == "ray":  # machines need not share a working directory
+        config = dataclasses.replace(config, run=config.run.absolute())
     known = read_arms(config.run, config.study)
     arms = [_known(plan, config, known) for plan in plans]
     asked = {_key(arm) for arm in arms}
@@ -72,19 +74,9 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     else:
         outcomes = run_here(starts)
     for number, outcome in outcomes:
-        plan = plans[number]
-        if isinstance(outcome, StoppedError):
-            raise outcome
-        if isinstance(outcome, EmodistillError):
-            stages.say(f"{config.study}: {plan.label} failed: {outcome}")
-            reason = " ".join(f"{outcome}".split())
-            arms[number] = dataclasses.replace(arms[number], status="failed", reason=reason)
-        else:
-            inside = outcome.relative_to(config.run).as_posix()
-            arms[number] = dataclasses.replace(
-                arms[number], status="finished", path=inside, reason=""
-            )
-            spent_usd += _cost_usd(plan, outcome, config)
+        arms[number] = _ended(arms[number], outcome, config)
+        if isinstance(outcome, Path):
+            spent_usd += _cost_usd(plans[number], outcome, config)
         write_arms(config.run, config.study, [*arms, *others])
     failed = [arm for arm in arms if arm.status == "failed"]
     if len(failed) == len(arms):
@@ -113,6 +105,22 @@ def _known(plan: Plan, config: StudyConfig, known: Sequence[Arm]) -> Arm:
         split=config.split,
     )
     return next((arm for arm in known if _key(arm) == _key(new)), new)
+
+
+def _ended(arm: Arm, outcome: Outcome, config: StudyConfig) -> Arm:
+    """The arm with what has come of it.
+
+    Raises:
+      StoppedError: it was stopped, and with it the study.
+    """
+    if isinstance(outcome, StoppedError):
+        raise outcome
+    if isinstance(outcome, Path):
+        path = outcome.relative_to(config.run).as_posix()
+        return dataclasses.replace(arm, status="finished", path=path, reason="")
+    stages.say(f"{config.study}: {arm.label} failed: {outcome}")
+    reason = " ".join(f"{outcome}".split())
+    return dataclasses.replace(arm, status="failed", reason=reason)
 
 
 def _domains(plan: Plan) -> tuple[str, ...]:
