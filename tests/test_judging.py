@@ -245,6 +245,8 @@ def test_what_was_refused_is_asked_for_again_where_one_says_so(path):
     assert len(calls) == NUM_TURNS // 2, "an answer without a score has been an answer"
     assert again.num_scored == again.num_failed == NUM_TURNS // 2
     assert judge(path, trajectories=DIALOGUES, retry_unanswered=True)[1] == []
+    later, calls = judge(path, trajectories=DIALOGUES)
+    assert calls == [] and later.num_scored == later.num_failed == NUM_TURNS // 2
 
 
 def test_failure_rates_are_told_apart_by_arm(path, capsys):

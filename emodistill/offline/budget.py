@@ -7,13 +7,15 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from emodistill.errors import InputError
 from emodistill.llm.client import ChatClient, Usage
 from emodistill.runs import write_json
 
 SAVE_EVERY_S = 1.0
+
+Stopped = Literal["interrupted", "cost"]
 
 
 class Ledger:
@@ -134,6 +136,17 @@ class Budget:
         """Whether a job was refused, or a call for one, since the ceiling is reached."""
         return self._refused or (self.max_usd is not None and self.spent_usd >= self.max_usd)
 
+    @property
+    def note(self) -> str:
+        """What has been spent, for a progress line; empty where nothing has."""
+        return f"${self.spent_usd:.2f}" if self.spent_usd else ""
+
+    def stopped(self, ran_through: bool, is_complete: bool) -> Stopped | None:
+        """Why the jobs have come to an end, if not by being done."""
+        if not ran_through:
+            return "interrupted"
+        return "cost" if self.is_spent and not is_complete else None
+
     def admits(self) -> bool:
         """Whether one more job may begin; once False, `is_spent` says so."""
         if self.max_usd is None:
@@ -158,3 +171,4 @@ class Budget:
         """A job is finished."""
         self._done_usd += cost_usd
         self._num_done += 1
+        self._ledger.tick()

@@ -12,17 +12,18 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm.client import ChatClient, RefusedError
-from emodistill.offline.budget import Budget, Ledger
+from emodistill.llm.client import ChatClient, Completion, RefusedError
+from emodistill.offline.budget import Budget, Ledger, Stopped
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import run_bounded
-from emodistill.progress import progress
+from emodistill.progress import Progress, progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
@@ -82,7 +83,7 @@ class JudgingResult(NamedTuple):
     num_new: int
     failure_rates: Mapping[str, float]
     cost_usd: float
-    stopped: Literal["interrupted", "cost"] | None
+    stopped: Stopped | None
     path: Path
 
     @property
@@ -161,7 +162,175 @@ async def run_judging(
       InputError: a dialogue's scenario is missing, or `path` holds another judge's lines.
       StaleInputError: `path` was begun with another rubric.
     """
-    by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
+    subjects = _subjects(trajectories, scenarios)
+    items = judge_items(trajectories, level=level, repeats=repeats)
+    with JsonlAppender(path) as lines, Ledger(path, client) as ledger:
+        earlier = read_judgements(path)
+        _check_file(earlier, path, judge, pack)
+        standing = _Standing()
+        for line in earlier:
+            if not (retry_unanswered and _is_unanswered(line)):
+                standing.take(line)
+        todo = [item for item in items if standing.is_open(item)]
+        costs_usd = [line.cost_usd for line in earlier]
+        budget = Budget(
+            max_cost_usd, client=client, ledger=ledger, models=[judge], before_usd=costs_usd
+        )
+        unit = "turns" if level == "turn" else "dialogues"
+        bar = progress("judge", total=len(items), unit=unit, done=len(items) - len(todo))
+        judging = _Judging(client, judge, pack, seed, subjects, lines, standing, budget, bar)
+        with bar:
+            ran_through = await run_bounded(
+                todo,
+                judging.score,
+                concurrency=concurrency,
+                on_failure=judging.give_up,
+                admits=budget.admits,
+                on_tick=judging.tick,
+            )
+    result = judging.result(items, ran_through)
+    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in result.failure_rates.items())
+    bar.say(f"judge: answers without a score: {shown or 'none yet'}")
+    return result
+
+
+class _Standing:
+    """Which items have a score, and which have failed for good, by the lines of the file."""
+
+    def __init__(self) -> None:
+        self.scored: set[JudgeItem] = set()
+        self.given_up: set[JudgeItem] = set()
+        self._last_failed: dict[JudgeItem, int] = {}
+
+    def take(self, line: Judgement) -> None:
+        """One more line; a score stays, whatever else the item's lines say."""
+        item = JudgeItem(line.trajectory_id, line.turn_index, line.repeat)
+        if line.status == "scored":
+            self.scored.add(item)
+            self.given_up.discard(item)
+            return
+        self._last_failed[item] = max(line.attempt, self._last_failed.get(item, 0))
+        if line.attempt >= LAST_ATTEMPT and item not in self.scored:
+            self.given_up.add(item)
+
+    def is_open(self, item: JudgeItem) -> bool:
+        return item not in self.scored and item not in self.given_up
+
+    def next_attempt(self, item: JudgeItem) -> int:
+        """Of an open item."""
+        return self._last_failed.get(item, -1) + 1
+
+
+@dataclass(slots=True)
+class _Judging:
+    """Has one item after another scored, keeps every answer, and says how far they are."""
+
+    client: ChatClient
+    judge: str
+    pack: PromptPack
+    seed: int
+    subjects: Mapping[str, _Subject]
+    lines: JsonlAppender
+    standing: _Standing
+    budget: Budget
+    bar: Progress
+    num_new: int = 0
+
+    async def score(self, item: JudgeItem) -> None:
+        messages = self.subjects[item.trajectory_id].messages(self.pack, item.turn_index)
+        while self.standing.is_open(item):
+            attempt = self.standing.next_attempt(item)
+            with self.budget.running():
+                completion = await self.client.chat(
+                    messages,
+                    model=self.judge,
+                    temperature=0.0,
+                    max_tokens=MAX_TOKENS,
+                    seed=derive(self.seed, "judge", *map(str, item), attempt),
+                    sticky=item.trajectory_id,
+                )
+            self.budget.add(completion.cost_usd)
+            self._write(item, attempt, completion)
+        self.bar.advance(1, self.note)
+
+    def give_up(self, item: JudgeItem, error: ApiError) -> None:
+        status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
+        log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
+        self._write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
+        self.bar.advance(1, self.note)
+
+    def tick(self) -> None:
+        self.bar.tick(self.note)
+
+    @property
+    def note(self) -> str:
+        num_unread = len(self.standing.given_up)
+        unread = f"{num_unread:,} unreadable" if num_unread else ""
+        return ", ".join(filter(None, (unread, self.client.health, self.budget.note)))
+
+    def result(self, items: Sequence[JudgeItem], ran_through: bool) -> JudgingResult:
+        num_scored = sum(item in self.standing.scored for item in items)
+        num_failed = sum(item in self.standing.given_up for item in items)
+        return JudgingResult(
+            num_items=len(items),
+            num_scored=num_scored,
+            num_failed=num_failed,
+            num_new=self.num_new,
+            failure_rates=self._failure_rates(items),
+            cost_usd=self.budget.spent_usd,
+            stopped=self.budget.stopped(ran_through, num_scored + num_failed == len(items)),
+            path=self.lines.path,
+        )
+
+    def _failure_rates(self, items: Iterable[JudgeItem]) -> dict[str, float]:
+        """Failed over judged items, per focal method."""
+        num_failed: Counter[str] = Counter()
+        num_judged: Counter[str] = Counter()
+        for item in items:
+            arm = self.subjects[item.trajectory_id].trajectory.focal.method
+            num_failed[arm] += item in self.standing.given_up
+            num_judged[arm] += not self.standing.is_open(item)
+        return {arm: num_failed[arm] / count for arm, count in num_judged.items() if count}
+
+    def _write(self, item: JudgeItem, attempt: int, answer: Completion) -> None:
+        score = parse_score(answer.text)
+        line = Judgement(
+            trajectory_id=item.trajectory_id,
+            turn_index=item.turn_index,
+            judge=self.judge,
+            repeat=item.repeat,
+            attempt=attempt,
+            rubric_sha256=self.pack.rubric_sha256,
+            raw=answer.text,
+            status="failed" if score is None else "scored",
+            score=score,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            cost_usd=answer.cost_usd,
+        )
+        self.lines.append(line)
+        self.standing.take(line)
+        self.num_new += 1
+
+
+class _Subject(NamedTuple):
+    scenario: Scenario
+    trajectory: Trajectory
+
+    def messages(self, pack: PromptPack, turn_index: int | None) -> Sequence[Mapping[str, object]]:
+        """The prompt on one turn, or on the whole dialogue."""
+        scenario, played = self
+        if turn_index is not None:
+            return turn_judge_messages(pack, scenario, played.turns, turn_index)
+        return dialogue_judge_messages(
+            pack, scenario, played.turns, played.outcome, played.final_value
+        )
+
+
+def _subjects(
+    trajectories: Sequence[Trajectory], scenarios: Sequence[Scenario]
+) -> dict[str, _Subject]:
+    """What is judged, by `trajectory_id`."""
     scenario_by_id = {scenario.scenario_id: scenario for scenario in scenarios}
     for trajectory in trajectories:
         if trajectory.scenario_id not in scenario_by_id:
@@ -169,147 +338,11 @@ async def run_judging(
                 f"{trajectory.trajectory_id}: scenario {trajectory.scenario_id!r} is not among the "
                 f"{len(scenarios)} given; scenarios.jsonl must hold those of trajectories.jsonl."
             )
-    items = judge_items(trajectories, level=level, repeats=repeats)
-    with JsonlAppender(path) as lines, Ledger(path, client) as ledger:
-        earlier = read_judgements(path)
-        _check_file(earlier, path, judge, pack)
-        scored = {_item(line) for line in earlier if line.status == "scored"}
-        last_failed: dict[JudgeItem, int] = {}
-        for line in earlier:
-            if line.status == "failed" and not (retry_unanswered and _is_unanswered(line)):
-                last_failed[_item(line)] = max(line.attempt, last_failed.get(_item(line), 0))
-        given_up = {item for item, attempt in last_failed.items() if attempt >= LAST_ATTEMPT}
-        given_up -= scored
-        todo = [item for item in items if item not in scored and item not in given_up]
-        budget = Budget(
-            max_cost_usd,
-            client=client,
-            ledger=ledger,
-            models=[judge],
-            before_usd=[line.cost_usd for line in earlier],
-        )
-        num_new = 0
-
-        def write(item: JudgeItem, raw: str, attempt: int, usage: tuple[int, int, float]) -> bool:
-            nonlocal num_new
-            score = parse_score(raw)
-            lines.append(
-                Judgement(
-                    trajectory_id=item.trajectory_id,
-                    turn_index=item.turn_index,
-                    judge=judge,
-                    repeat=item.repeat,
-                    attempt=attempt,
-                    rubric_sha256=pack.rubric_sha256,
-                    raw=raw,
-                    status="failed" if score is None else "scored",
-                    score=score,
-                    prompt_tokens=usage[0],
-                    completion_tokens=usage[1],
-                    cost_usd=usage[2],
-                )
-            )
-            num_new += 1
-            return score is not None
-
-        async def judge_one(item: JudgeItem) -> None:
-            trajectory = by_id[item.trajectory_id]
-            messages = _messages(pack, scenario_by_id[trajectory.scenario_id], trajectory, item)
-            for attempt in range(last_failed.get(item, -1) + 1, LAST_ATTEMPT + 1):
-                with budget.running():
-                    completion = await client.chat(
-                        messages,
-                        model=judge,
-                        temperature=0.0,
-                        max_tokens=MAX_TOKENS,
-                        seed=derive(seed, "judge", *map(str, item), attempt),
-                        sticky=item.trajectory_id,
-                    )
-                budget.add(completion.cost_usd)
-                ledger.tick()
-                usage = completion.prompt_tokens, completion.completion_tokens, completion.cost_usd
-                if write(item, completion.text, attempt, usage):
-                    scored.add(item)
-                    break
-                last_failed[item] = attempt
-            else:
-                given_up.add(item)
-            advance()
-
-        def on_failure(item: JudgeItem, error: ApiError) -> None:
-            status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
-            log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
-            write(item, f"{NO_ANSWER}{status}]", LAST_ATTEMPT, (0, 0, 0.0))
-            given_up.add(item)
-            advance()
-
-        def advance() -> None:
-            bar.advance(1, note())
-
-        def note() -> str:
-            spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
-            unread = f"{len(given_up):,} unreadable" if given_up else ""
-            return ", ".join(filter(None, (unread, client.health, spent)))
-
-        unit = "turns" if level == "turn" else "dialogues"
-        with progress("judge", total=len(items), unit=unit, done=len(items) - len(todo)) as bar:
-            ran_through = await run_bounded(
-                todo,
-                judge_one,
-                concurrency=concurrency,
-                on_failure=on_failure,
-                admits=budget.admits,
-                on_tick=lambda: bar.tick(note()),
-            )
-    rates = _failure_rates(items, scored, given_up, by_id)
-    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
-    bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    is_open = any(item not in scored and item not in given_up for item in items)
-    stopped = "interrupted" if not ran_through else "cost" if is_open and budget.is_spent else None
-    return JudgingResult(
-        num_items=len(items),
-        num_scored=sum(item in scored for item in items),
-        num_failed=sum(item in given_up for item in items),
-        num_new=num_new,
-        failure_rates=rates,
-        cost_usd=budget.spent_usd,
-        stopped=stopped,
-        path=path,
-    )
-
-
-def _messages(
-    pack: PromptPack, scenario: Scenario, trajectory: Trajectory, item: JudgeItem
-) -> Sequence[Mapping[str, object]]:
-    if item.turn_index is None:
-        return dialogue_judge_messages(
-            pack, scenario, trajectory.turns, trajectory.outcome, trajectory.final_value
-        )
-    return turn_judge_messages(pack, scenario, trajectory.turns, item.turn_index)
+    return {t.trajectory_id: _Subject(scenario_by_id[t.scenario_id], t) for t in trajectories}
 
 
 def _is_unanswered(line: Judgement) -> bool:
     return line.status == "failed" and line.raw.startswith(NO_ANSWER)
-
-
-def _item(line: Judgement) -> JudgeItem:
-    return JudgeItem(line.trajectory_id, line.turn_index, line.repeat)
-
-
-def _failure_rates(
-    items: Iterable[JudgeItem],
-    scored: set[JudgeItem],
-    given_up: set[JudgeItem],
-    by_id: Mapping[str, Trajectory],
-) -> dict[str, float]:
-    """Failed over judged items, per focal method."""
-    num_failed: Counter[str] = Counter()
-    num_judged: Counter[str] = Counter()
-    for item in items:
-        arm = by_id[item.trajectory_id].focal.method
-        num_failed[arm] += item in given_up
-        num_judged[arm] += item in given_up or item in scored
-    return {arm: num_failed[arm] / count for arm, count in num_judged.items() if count}
 
 
 def _check_file(earlier: Sequence[Judgement], path: Path, judge: str, pack: PromptPack) -> None:
