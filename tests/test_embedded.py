@@ -12,7 +12,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.metrics import in_bounds
 from emodistill.model import Generator, embedded_path, load_qwen2, load_tokenizer
-from emodistill.negotiation.episode import play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.response_model import expressed
@@ -28,21 +28,21 @@ def trajectories():
     """domain -> dialogues under random emotions on scenarios that the student has never seen."""
     seen = NUM_SCENARIOS + NUM_OWN_SCENARIOS
     folder, pack = embedded_path(), load_pack()
-    counterparty = SimulatedSpeaker("sim-counterparty")
+    counterparty = Seat(speaker=SimulatedSpeaker("sim-counterparty"))
 
     async def one(scenario, student):
         rng = stream(0, "test", scenario.scenario_id)
-        return await play(
-            scenario,
-            trajectory_id=scenario.scenario_id,
-            seed=0,
-            focal=student,
+
+        def choose(state):
+            return EMOTIONS[rng.integers(len(EMOTIONS))]
+
+        match = Match(
+            focal=Seat(speaker=student, choose_for=lambda dialogue: choose, method="vanilla-slm"),
             counterparty=counterparty,
-            choose_emotion=lambda state: EMOTIONS[rng.integers(len(EMOTIONS))],
             pack=pack,
-            method="vanilla-slm",
             max_turns=9,
         )
+        return await play(PlannedDialogue(scenario, 0, scenario.scenario_id), match)
 
     async def all_of_them():
         async with StudentSpeaker(

@@ -8,7 +8,7 @@ from chat_server import ChatServer, fault, negotiate, negotiating, ok, scripted
 
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
-from emodistill.negotiation.episode import play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Reply
 from emodistill.negotiation.states import DialogueState, mirrored
 from emodistill.prompts import counterparty_messages, focal_messages, load_pack
@@ -37,23 +37,38 @@ class Scripted:
         return Reply(next(self.lines), 100, 10, 0.5, 0.01)
 
 
-def played(focal, counterparty, **changes):
-    arguments = {
-        "trajectory_id": "crad/debt_001/seed_0007",
-        "seed": 3,
-        "choose_emotion": lambda state: "joy",
-        "pack": PACK,
-        "method": "test",
-    }
-    return asyncio.run(
-        play(SCENARIO, focal=focal, counterparty=counterparty, **(arguments | changes))
+def match(focal, counterparty, choose_counterparty_emotion=None, **changes):
+    """`choose_emotion`, `cells` and the like are of the focal seat, `counterparty_method` and
+    `counterparty_cells` of the other; all else is of the match."""
+    choose = changes.pop("choose_emotion", lambda state: "joy")
+    chooser = choose_counterparty_emotion and (lambda dialogue: choose_counterparty_emotion)
+    return Match(
+        focal=Seat(
+            speaker=focal,
+            choose_for=lambda dialogue: choose,
+            method="test",
+            cells=changes.pop("cells", {}),
+        ),
+        counterparty=Seat(
+            speaker=counterparty,
+            choose_for=chooser,
+            method=changes.pop("counterparty_method", None),
+            cells=changes.pop("counterparty_cells", {}),
+        ),
+        pack=PACK,
+        **changes,
     )
+
+
+def played(focal, counterparty, number=0, **changes):
+    dialogue = PlannedDialogue(SCENARIO, number, "crad/debt_001/seed_0007")
+    return asyncio.run(play(dialogue, match(focal, counterparty, **({"seed": 3} | changes))))
 
 
 def test_a_dialogue_that_ends_in_agreement():
     focal = Scripted("I need  payment\nwithin 40 days. ", "Agreed, 45 days it is.", "never said")
     counterparty = Scripted("I can do 45 days.", "never said")
-    trajectory = played(focal, counterparty, seed_number=7, cells={"iql": "default"})
+    trajectory = played(focal, counterparty, number=7, cells={"iql": "default"})
     assert [turn.text for turn in trajectory.turns] == [
         "I need payment within 40 days.",
         "I can do 45 days.",
@@ -180,15 +195,12 @@ def over_api(respond, **settings):
             )
             async with ChatClient(provider, (), backoff_s=0.01) as client:
                 trajectory = await play(
-                    SCENARIO,
-                    trajectory_id="crad/debt_001/seed_0000",
-                    seed=0,
-                    focal=ApiSpeaker(client, "echo-focal", 0.7, 160),
-                    counterparty=ApiSpeaker(client, "echo-counterparty", 0.3, 80),
-                    choose_emotion=lambda state: "joy",
-                    pack=PACK,
-                    method="test",
-                    **settings,
+                    PlannedDialogue(SCENARIO, 0, "crad/debt_001/seed_0000"),
+                    match(
+                        ApiSpeaker(client, "echo-focal", 0.7, 160),
+                        ApiSpeaker(client, "echo-counterparty", 0.3, 80),
+                        **settings,
+                    ),
                 )
                 return trajectory, server.calls
 

@@ -8,7 +8,7 @@ from chat_server import ChatServer, ok
 
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Provider
-from emodistill.negotiation.episode import play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.speakers import ApiSpeaker
 from emodistill.offline.judging import judge_path, run_judging
 from emodistill.offline.store import read_judgements
@@ -37,17 +37,18 @@ def talks(tmp_path_factory):
         async with ChatServer(respond) as server:
             provider = Provider(name="test", base_url=server.base_url)
             async with ChatClient(provider, ()) as client:
-                trajectory = await play(
-                    SCENARIO,
-                    trajectory_id="crad/debt_001/seed_0000",
-                    seed=0,
-                    focal=ApiSpeaker(client, "focal"),
-                    counterparty=ApiSpeaker(client, "counterparty"),
-                    choose_emotion=lambda state: "joy",
+                match = Match(
+                    focal=Seat(
+                        speaker=ApiSpeaker(client, "focal"),
+                        choose_for=lambda dialogue: lambda state: "joy",
+                        method="sweep",
+                    ),
+                    counterparty=Seat(speaker=ApiSpeaker(client, "counterparty")),
                     pack=PACK,
-                    method="sweep",
                     max_turns=6,
                 )
+                planned = PlannedDialogue(SCENARIO, 0, "crad/debt_001/seed_0000")
+                trajectory = await play(planned, match)
                 await run_judging(
                     [trajectory], [SCENARIO], path=path, client=client, pack=PACK, judge="judge"
                 )

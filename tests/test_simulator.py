@@ -26,7 +26,7 @@ from aiohttp.test_utils import TestServer
 from emodistill.domains import DOMAINS, Scenario, load_scenarios
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import ApiError, InputError
-from emodistill.negotiation.episode import play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.mediator import mediate
 from emodistill.offline.judging import parse_score
 from emodistill.offline.rewards import savings
@@ -107,18 +107,13 @@ def dialogue(domain: str, number: int, kind: str) -> Trajectory:
             oracle.choose(state, rng) if kind == "oracle" else EMOTIONS[rng.integers(len(EMOTIONS))]
         )
 
-    return asyncio.run(
-        play(
-            scenario,
-            trajectory_id=name,
-            seed=0,
-            focal=SimulatedSpeaker("sim-teacher"),
-            counterparty=SimulatedSpeaker("sim-counterparty"),
-            choose_emotion=choose,
-            pack=PACK,
-            method=kind,
-        )
+    teacher = SimulatedSpeaker("sim-teacher")
+    match = Match(
+        focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method=kind),
+        counterparty=Seat(speaker=SimulatedSpeaker("sim-counterparty")),
+        pack=PACK,
     )
+    return asyncio.run(play(PlannedDialogue(scenario, number, name), match))
 
 
 def dialogues(domain: str, kind: str = "random", num: int = 30) -> list[Trajectory]:

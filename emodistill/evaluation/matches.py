@@ -14,6 +14,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.players import Player, Speakers, choices
 from emodistill.llm.client import ChatClient
+from emodistill.negotiation.episode import Match, Seat
 from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.offline.sweep import SweepResult, plan_dialogues, play_all
 from emodistill.prompts import PromptPack
@@ -47,33 +48,31 @@ async def run_matches(
     if not scenarios:
         raise InputError("no scenario has split='test'; sweep with --num-test 20.")
     assert focal.method is not None
-    choose_counterparty_for = None
-    if counterparty.method is not None:
-        stream_name = "counterparty-emotions"
-        choose_counterparty_for = choices(
-            config, counterparty, pack, opposite=focal, stream_name=stream_name
+
+    async def seat(player: Player, opposite: Player, stream_name: str) -> Seat:
+        return Seat(
+            choose_for=choices(config, player, pack, opposite=opposite, stream_name=stream_name),
+            speaker=await speakers.speaker(player),
+            method=player.method,
+            cells=player.cells,
         )
-    return await play_all(
-        plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
-        path=path,
-        label=label,
-        client=client,
-        focal=await speakers.speaker(focal),
-        counterparty=await speakers.speaker(counterparty),
-        choose_for=choices(
-            config, focal, pack, opposite=counterparty, stream_name="evaluate-emotions"
-        ),
+
+    match = Match(
+        focal=await seat(focal, counterparty, "evaluate-emotions"),
+        counterparty=await seat(counterparty, focal, "counterparty-emotions"),
         pack=pack,
-        method=focal.method,
-        cells=focal.cells,
-        choose_counterparty_for=choose_counterparty_for,
-        counterparty_method=counterparty.method,
-        counterparty_cells=counterparty.cells,
         seed=config.seed,
         max_turns=config.max_turns,
         agreement=config.agreement,
-        concurrency=config.concurrency,
-        max_cost_usd=config.max_cost_usd,
         silence_ends=True,
         reader=reader,
+    )
+    return await play_all(
+        plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
+        match,
+        path=path,
+        label=label,
+        client=client,
+        concurrency=config.concurrency,
+        max_cost_usd=config.max_cost_usd,
     )

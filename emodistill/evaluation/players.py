@@ -17,10 +17,9 @@ from emodistill.agents import StudentSpeaker, get_method
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.emotions import NEUTRAL
 from emodistill.llm.client import ChatClient
-from emodistill.negotiation.episode import ChooseEmotion
+from emodistill.negotiation.episode import ChooseEmotion, PlannedDialogue
 from emodistill.negotiation.speakers import ApiSpeaker, Speaker
 from emodistill.negotiation.states import DialogueState
-from emodistill.offline.sweep import PlannedDialogue
 from emodistill.prompts import PromptPack
 from emodistill.seeding import stream
 from emodistill.selectors import FixedSelector, IQLSelector, RandomSelector, Selector
@@ -61,13 +60,15 @@ def writing_temperature(config: MatchConfig, method: str) -> float:
 
 def choices(
     config: MatchConfig, player: Player, pack: PromptPack, *, opposite: Player, stream_name: str
-) -> Callable[[PlannedDialogue], ChooseEmotion]:
-    """Who picks the emotions of a dialogue, for a player that has a method.
+) -> Callable[[PlannedDialogue], ChooseEmotion] | None:
+    """Who picks the emotions of a dialogue; None for a player without a method.
 
     Args:
       opposite: who sits there, which only the oracle looks at.
       stream_name: of the dice; the two seats of a dialogue throw different ones.
     """
+    if player.method is None:
+        return None
     selector_for = _selectors(config, player, pack, opposite)
 
     def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:

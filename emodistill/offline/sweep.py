@@ -13,10 +13,11 @@ interrupted sweep, resumed at any other concurrency, ends with the same data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
@@ -24,27 +25,21 @@ from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
-from emodistill.negotiation.episode import ChooseEmotion, play
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.readers import PATTERNS, OfferReader
-from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Speaker
-from emodistill.offline.budget import Budget, Ledger
+from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError
+from emodistill.offline.budget import Budget, Ledger, Stopped
 from emodistill.offline.store import read_scenarios, write_scenarios
 from emodistill.offline.unfinished import Unfinished, unfinished_path
 from emodistill.offline.workers import run_bounded
-from emodistill.progress import progress
+from emodistill.progress import Progress, progress
 from emodistill.prompts import PromptPack
-from emodistill.records import SCHEMA
+from emodistill.records import SCHEMA, Trajectory
 from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.offline")
 
 METHOD = "sweep"
-
-
-class PlannedDialogue(NamedTuple):
-    scenario: Scenario
-    number: int
-    trajectory_id: str
 
 
 class SweepResult(NamedTuple):
@@ -55,7 +50,7 @@ class SweepResult(NamedTuple):
     num_failed: int
     num_new: int
     cost_usd: float
-    stopped: Literal["interrupted", "cost"] | None
+    stopped: Stopped | None
     trajectories_path: Path
     failures_path: Path
 
@@ -155,51 +150,39 @@ async def run_sweep(
         emotions = planned_emotions(seed, dialogue.trajectory_id, (max_turns + 1) // 2)
         return lambda state: emotions[len(state.emotions)]
 
+    focal = ApiSpeaker(client, focal_model, focal_temperature, max_reply_tokens)
+    opposite = ApiSpeaker(client, counterparty_model, counterparty_temperature, max_reply_tokens)
+    match = Match(
+        focal=Seat(speaker=focal, choose_for=choose_for, method=METHOD),
+        counterparty=Seat(speaker=opposite),
+        pack=pack,
+        seed=seed,
+        max_turns=max_turns,
+        agreement=agreement,
+        reader=reader,
+    )
     return await play_all(
         planned,
+        match,
         path=out_dir / "trajectories.jsonl",
         label="sweep",
         before=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
         client=client,
-        focal=ApiSpeaker(client, focal_model, focal_temperature, max_reply_tokens),
-        counterparty=ApiSpeaker(
-            client, counterparty_model, counterparty_temperature, max_reply_tokens
-        ),
-        choose_for=choose_for,
-        pack=pack,
-        method=METHOD,
-        seed=seed,
-        max_turns=max_turns,
-        agreement=agreement,
         concurrency=concurrency,
         max_cost_usd=max_cost_usd,
-        reader=reader,
     )
 
 
 async def play_all(
     planned: Sequence[PlannedDialogue],
+    match: Match,
     *,
     path: Path,
     label: str,
     client: ChatClient,
-    focal: Speaker,
-    counterparty: Speaker,
-    choose_for: Callable[[PlannedDialogue], ChooseEmotion],
-    pack: PromptPack,
-    method: str,
-    cells: Mapping[str, str] | None = None,
-    choose_counterparty_for: Callable[[PlannedDialogue], ChooseEmotion] | None = None,
-    counterparty_method: str | None = None,
-    counterparty_cells: Mapping[str, str] | None = None,
-    seed: int = 0,
-    max_turns: int = 30,
-    agreement: str = "stand",
     concurrency: int = 6,
     max_cost_usd: float | None = None,
     before: Callable[[], None] = lambda: None,
-    silence_ends: bool = False,
-    reader: OfferReader = PATTERNS,
 ) -> SweepResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
@@ -207,145 +190,147 @@ async def play_all(
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
       client: open (inside its `async with`); counts what is spent.
-      choose_for, choose_counterparty_for: who picks the emotions of a dialogue's sides; without
-        the latter, the counterparty is neutral.
       max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
         cost included; those in flight are finished.
       before: called once this process alone writes to `path`.
-      counterparty_method, counterparty_cells, silence_ends, reader: see `play`.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: another process writes to `path`, or a cost cap without known prices.
     """
+    with _opened(path, client, before) as kept:
+        todo = [dialogue for dialogue in planned if not kept.has(dialogue.trajectory_id)]
+        speakers = match.focal.speaker, match.counterparty.speaker
+        paid_models = [s.model for s in speakers if isinstance(s, ApiSpeaker)]
+        budget = Budget(
+            max_cost_usd,
+            client=client,
+            ledger=kept.ledger,
+            models=[*paid_models, *match.reader.paid_models],
+            before_usd=kept.costs_usd.values(),
+            unfinished_usd=kept.unfinished.usage.cost_usd,
+        )
+        num_there = len(planned) - len(todo)
+        bar = progress(label, total=len(planned), unit="dialogues", done=num_there)
+        playing = _Playing(match, client, kept, budget, bar)
+        with bar:
+            ran_through = await run_bounded(
+                todo,
+                playing.play,
+                concurrency=concurrency,
+                on_failure=playing.fail,
+                admits=budget.admits,
+                on_tick=playing.tick,
+            )
+    return playing.result(planned, ran_through)
+
+
+@dataclass(slots=True)
+class _Playing:
+    """Plays one dialogue after another, keeps each, and says how far they are."""
+
+    match: Match
+    client: ChatClient
+    kept: _Kept
+    budget: Budget
+    bar: Progress
+    num_new: int = 0
+    num_accepted: int = 0
+
+    async def play(self, dialogue: PlannedDialogue) -> None:
+        self.kept.unfinished.begin(dialogue.trajectory_id)
+        with self.budget.running():
+            trajectory = await play(dialogue, self.match)
+        self.kept.add(trajectory)
+        log.debug(
+            "%s: %s after %d turns.",
+            trajectory.trajectory_id,
+            trajectory.outcome,
+            len(trajectory.turns),
+            extra=fields(event="dialogue", dialogue=trajectory.trajectory_id),
+        )
+        self.budget.add(trajectory.cost_usd)
+        self.num_new += 1
+        self.num_accepted += trajectory.outcome == "accepted"
+        self.bar.advance(1, self.note)
+
+    def fail(self, dialogue: PlannedDialogue, error: ApiError) -> None:
+        told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
+        log.debug("%s", error, extra=told)
+        self.kept.add_failure(dialogue.trajectory_id, error)
+        self.bar.advance(1)
+
+    def tick(self) -> None:
+        self.kept.ledger.tick()
+        self.bar.tick(self.note)
+
+    @property
+    def note(self) -> str:
+        accepted = f"{self.num_accepted / self.num_new:.0%} accepted" if self.num_new else ""
+        num_unread = self.match.reader.num_unread
+        unread = f"{num_unread:,} utterances unread" if num_unread else ""
+        return ", ".join(filter(None, (accepted, unread, self.client.health, self.budget.note)))
+
+    def result(self, planned: Sequence[PlannedDialogue], ran_through: bool) -> SweepResult:
+        ids = {dialogue.trajectory_id for dialogue in planned}
+        num_finished = len(ids & self.kept.costs_usd.keys())
+        num_failed = len(ids & self.kept.failed_ids)
+        return SweepResult(
+            num_planned=len(planned),
+            num_finished=num_finished,
+            num_failed=num_failed,
+            num_new=self.num_new,
+            cost_usd=self.budget.spent_usd,
+            stopped=self.budget.stopped(ran_through, num_finished + num_failed == len(ids)),
+            trajectories_path=self.kept.finished.path,
+            failures_path=self.kept.failed.path,
+        )
+
+
+class _Kept(NamedTuple):
+    """What files hold of dialogues, and where more goes; `costs_usd` is of the finished ones."""
+
+    finished: JsonlAppender
+    failed: JsonlAppender
+    unfinished: Unfinished
+    ledger: Ledger
+    costs_usd: dict[str, float]
+    failed_ids: set[str]
+
+    def has(self, trajectory_id: str) -> bool:
+        return trajectory_id in self.costs_usd or trajectory_id in self.failed_ids
+
+    def add(self, trajectory: Trajectory) -> None:
+        self.finished.append(trajectory)
+        self.unfinished.forget(trajectory.trajectory_id)
+        self.costs_usd[trajectory.trajectory_id] = trajectory.cost_usd
+
+    def add_failure(self, trajectory_id: str, error: ApiError) -> None:
+        self.failed_ids.add(trajectory_id)
+        self.unfinished.forget(trajectory_id)
+        line = {"schema": SCHEMA, "trajectory_id": trajectory_id, "kind": failure_kind(error)}
+        self.failed.append(line | {"reason": str(error)})
+
+
+@contextmanager
+def _opened(path: Path, client: ChatClient, before: Callable[[], None]) -> Iterator[_Kept]:
+    """The files of `path`, for this process alone; `client` asks them before it asks a server."""
     with (
         JsonlAppender(path) as finished,
         JsonlAppender(failures_path(path)) as failed,
         Ledger(path, client) as ledger,
-        ExitStack() as stack,
     ):
         before()
         costs_usd, usage = _finished(path)
-        failures = _failed_ids(failed.path) - costs_usd.keys()
-        there = costs_usd.keys() | failures
-        unfinished = stack.enter_context(
-            Unfinished(unfinished_path(path), there, on_keep=ledger.tick)
-        )
-        ledger.at_least(Usage._make(map(sum, zip(usage, unfinished.usage, strict=True))))
-        stack.enter_context(_remembering(client, unfinished))
-        todo = [dialogue for dialogue in planned if dialogue.trajectory_id not in there]
-        paid_models = [s.model for s in (focal, counterparty) if isinstance(s, ApiSpeaker)]
-        paid_models += reader.paid_models
-        budget = Budget(
-            max_cost_usd,
-            client=client,
-            ledger=ledger,
-            models=paid_models,
-            before_usd=costs_usd.values(),
-            unfinished_usd=unfinished.usage.cost_usd,
-        )
-        num_accepted = num_new = 0
-
-        async def run_one(dialogue: PlannedDialogue) -> None:
-            nonlocal num_new, num_accepted
-            unfinished.begin(dialogue.trajectory_id)
-            with budget.running():
-                trajectory = await play(
-                    dialogue.scenario,
-                    trajectory_id=dialogue.trajectory_id,
-                    seed=seed,
-                    seed_number=dialogue.number,
-                    focal=focal,
-                    counterparty=counterparty,
-                    choose_emotion=choose_for(dialogue),
-                    pack=pack,
-                    method=method,
-                    cells=cells,
-                    choose_counterparty_emotion=(
-                        choose_counterparty_for(dialogue) if choose_counterparty_for else None
-                    ),
-                    counterparty_method=counterparty_method,
-                    counterparty_cells=counterparty_cells,
-                    agreement=agreement,
-                    max_turns=max_turns,
-                    silence_ends=silence_ends,
-                    reader=reader,
-                )
-            finished.append(trajectory)
-            unfinished.forget(trajectory.trajectory_id)
-            log.debug(
-                "%s: %s after %d turns.",
-                trajectory.trajectory_id,
-                trajectory.outcome,
-                len(trajectory.turns),
-                extra=fields(event="dialogue", dialogue=trajectory.trajectory_id),
-            )
-            budget.add(trajectory.cost_usd)
-            ledger.tick()
-            num_new += 1
-            num_accepted += trajectory.outcome == "accepted"
-            bar.advance(1, note())
-
-        def note() -> str:
-            accepted = f"{num_accepted / num_new:.0%} accepted" if num_new else ""
-            spent = f"${budget.spent_usd:.2f}" if budget.spent_usd else ""
-            unread = f"{reader.num_unread:,} utterances unread" if reader.num_unread else ""
-            return ", ".join(filter(None, (accepted, unread, client.health, spent)))
-
-        def on_tick() -> None:
-            ledger.tick()
-            bar.tick(note())
-
-        def on_failure(dialogue: PlannedDialogue, error: ApiError) -> None:
-            told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
-            log.debug("%s", error, extra=told)
-            failures.add(dialogue.trajectory_id)
-            unfinished.forget(dialogue.trajectory_id)
-            failed.append(
-                {
-                    "schema": SCHEMA,
-                    "trajectory_id": dialogue.trajectory_id,
-                    "kind": failure_kind(error),
-                    "reason": str(error),
-                }
-            )
-            bar.advance(1)
-
-        with progress(
-            label, total=len(planned), unit="dialogues", done=len(planned) - len(todo)
-        ) as bar:
-            ran_through = await run_bounded(
-                todo,
-                run_one,
-                concurrency=concurrency,
-                on_failure=on_failure,
-                admits=budget.admits,
-                on_tick=on_tick,
-            )
-    planned_ids = {dialogue.trajectory_id for dialogue in planned}
-    num_finished = len(planned_ids & costs_usd.keys()) + num_new
-    num_failed = len(planned_ids & failures)
-    is_open = num_finished + num_failed < len(planned_ids)
-    stopped = "interrupted" if not ran_through else "cost" if is_open and budget.is_spent else None
-    return SweepResult(
-        num_planned=len(planned),
-        num_finished=num_finished,
-        num_failed=num_failed,
-        num_new=num_new,
-        cost_usd=budget.spent_usd,
-        stopped=stopped,
-        trajectories_path=path,
-        failures_path=failed.path,
-    )
-
-
-@contextmanager
-def _remembering(client: ChatClient, unfinished: Unfinished) -> Iterator[None]:
-    client.memory = unfinished
-    try:
-        yield
-    finally:
-        client.memory = None
+        failed_ids = _failed_ids(failed.path) - costs_usd.keys()
+        there = costs_usd.keys() | failed_ids
+        with Unfinished(unfinished_path(path), there, on_keep=ledger.tick) as unfinished:
+            ledger.at_least(Usage._make(map(sum, zip(usage, unfinished.usage, strict=True))))
+            client.memory = unfinished
+            try:
+                yield _Kept(finished, failed, unfinished, ledger, costs_usd, failed_ids)
+            finally:
+                client.memory = None
 
 
 def failures_path(path: Path) -> Path:

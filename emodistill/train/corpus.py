@@ -25,7 +25,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.registry import get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.episode import play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack, focal_messages
@@ -90,7 +90,7 @@ def _played(
 ) -> list[Dialogue]:
     games = _own_scenarios()
     teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
-    counterparty = SimulatedSpeaker(SIMULATED_MODELS["counterparty"])
+    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
 
     async def one(number: int) -> Dialogue:
         name = f"{kind}/{number}"
@@ -103,16 +103,13 @@ def _played(
         def choose(state: DialogueState) -> str | None:
             return None if is_toneless else EMOTIONS[rng.integers(len(EMOTIONS))]
 
-        trajectory = await play(
-            scenario,
-            trajectory_id=f"pretrain/{name}",
-            seed=config.seed,
-            focal=teacher,
+        match = Match(
+            focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method="sweep"),
             counterparty=counterparty,
-            choose_emotion=choose,
             pack=pack,
-            method="sweep",
+            seed=config.seed,
         )
+        trajectory = await play(PlannedDialogue(scenario, number, f"pretrain/{name}"), match)
         return Dialogue(scenario, trajectory, pack)
 
     async def all_of_them() -> list[Dialogue]:
