@@ -15,6 +15,7 @@ from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
+from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.llm.client import Usage
 from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
 from emodistill.reports import PARTS, RunData, table, write_report
@@ -511,6 +512,15 @@ def test_a_tournament_table_has_both_seats(tmp_path):
     rated = report(tmp_path, tmp_path / "out", only="ratings", tournament={"crad": pairs})
     lines = list(csv.DictReader(rated.with_suffix(".csv").open(newline="")))
     assert [float(line["strength"]) for line in lines] == pytest.approx([0, 0], abs=1e-6)
+    assert EMBEDDED_OPPOSITE not in path.read_text()
+    opposite = CounterParty(model="embedded", temperature=0.4)
+    pairs = {
+        pair: [dataclasses.replace(t, counterparty=opposite) for t in ts]
+        for pair, ts in pairs.items()
+    }
+    for name in ("table-13", "ratings"):
+        path = report(tmp_path, tmp_path / "out", only=name, tournament={"crad": pairs})
+        assert EMBEDDED_OPPOSITE in path.read_text()
 
 
 def test_more_curves_than_looks_leave_those_of_the_default_cells():

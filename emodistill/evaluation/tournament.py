@@ -19,6 +19,12 @@ from emodistill.records import Trajectory
 Pair = tuple[str, str]
 """The methods in the focal seat and in the counterparty's."""
 
+EMBEDDED_OPPOSITE = (
+    "The embedded student has learned the focal seat alone and misreads its figure in the other; "
+    "what is won against it there says little about strategy."
+)
+"""What is to be said wherever such results are shown."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TournamentCell:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from emodistill.configs import TournamentConfig
+from collections.abc import Iterable
+
+from emodistill.configs import EMBEDDED, TournamentConfig
 from emodistill.domains import DOMAINS
 from emodistill.evaluation.ratings import Bout, bradley_terry
-from emodistill.evaluation.tournament import PairScore, pair_scores, tournament_matrix
+from emodistill.evaluation.tournament import (
+    EMBEDDED_OPPOSITE,
+    PairScore,
+    pair_scores,
+    tournament_matrix,
+)
+from emodistill.records import Trajectory
 from emodistill.reports import paper
 from emodistill.reports.run_data import PAPER_DOMAIN, RunData, notes
 from emodistill.reports.table import Block, Cell, Column, PlusMinus, Range, Table
@@ -65,6 +73,7 @@ def table_13(data: RunData) -> Table | None:
         notes=(
             "Success and utility of the focal seat, failures counted as 0; ± is the population "
             "standard deviation. Bold: the best utility against a counterparty.",
+            *_caveats(dialogues),
             *notes(data, dialogues, missing),
             NOTE_PAPER,
         ),
@@ -97,9 +106,15 @@ def ratings(data: RunData) -> Table | None:
         notes=(
             "Bradley-Terry over both seats: a bout is a dialogue, its score the focal side's share "
             "of the gap, a draw where talks failed. Strengths are centred at 0.",
+            *_caveats(t for pairs in data.tournament.values() for ts in pairs.values() for t in ts),
             *notes(data, (), ()),
         ),
     )
+
+
+def _caveats(dialogues: Iterable[Trajectory]) -> list[str]:
+    is_embedded = any(t.counterparty.model == EMBEDDED for t in dialogues)
+    return [EMBEDDED_OPPOSITE] if is_embedded else []
 
 
 def _score(score: PairScore) -> float:

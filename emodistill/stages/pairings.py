@@ -108,10 +108,9 @@ def _begin(
 
     student_hashes = _student_hashes(config)
     if student_hashes and config.student == EMBEDDED:
-        say(
-            f"{STAGE}: the embedded student has learned the focal seat alone and misreads its "
-            "figure in the other; what is won against it there says little about strategy."
-        )
+        from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
+
+        say(f"{STAGE}: {EMBEDDED_OPPOSITE}")
     models, reader = _language_models(config), offer_model(config)
     pack = load_pack(config.prompt_pack)
     focal = {one.method: entrant(one, models.focal) for one in evaluations}
