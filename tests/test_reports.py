@@ -811,7 +811,7 @@ def test_on_policy_steps_by_hand(tmp_path):
     begin_stage(home, stage="jpo", config=config, seed=0, inputs={})
     lines = [{"step": n, "time/step_s": s} for n, s in enumerate((9.0, 0.5, 0.5, 0.7, 0.4), 1)]
     (home / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    usage = Usage(num_calls=6, latency_s=15.0)
+    usage = Usage(num_calls=7, num_retries=2, latency_s=15.0)
     (run / "crad/judge").mkdir()
     (run / "crad/judge/sim-judge.usage.json").write_text(json.dumps(usage._asdict()))
     sweep = [make_dialogue(number=n, share=0.5, turns=2 + 2 * n) for n in (1, 2)]

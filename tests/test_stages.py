@@ -102,10 +102,10 @@ def test_a_run_has_measured_what_on_policy_steps_would_take(run):
 
     talks = [t["turns"] for t in lines("sweep/trajectories.jsonl")]
     usage = json.loads((run / "crad/judge/sim-judge.usage.json").read_text())
-    judged = {(j["trajectory_id"], j["turn_index"]) for j in lines("judge/sim-judge.jsonl")}
+    num_answers = len(lines("judge/sim-judge.jsonl"))
     sample_s = sum(turn["latency_s"] for turns in talks for turn in turns) / len(talks)
     num_focal = sum(turn["speaker"] == "focal" for turns in talks for turn in turns)
-    sample_s += num_focal / len(talks) * usage["latency_s"] / len(judged)
+    sample_s += num_focal / len(talks) * usage["latency_s"] / num_answers
     batch_size = read_manifest(run / "crad/jpo/default").config["batch_size"]
     (step_s,) = [line["time/step_s"] for line in lines("jpo/default/metrics.jsonl")]
     (row,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))

@@ -9,7 +9,13 @@ import pytest
 
 from emodistill import cli, stages
 from emodistill.agents import METHODS, get_method
-from emodistill.configs import EvaluateConfig, SweepConfig
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    JudgeConfig,
+    ReportConfig,
+    SweepConfig,
+)
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
@@ -26,6 +32,7 @@ from emodistill.studies.configs import (
     EmotionStudy,
     KappaStudy,
     RankStudy,
+    RefinementStudy,
     SignalStudy,
     TransferStudy,
 )
@@ -87,8 +94,17 @@ def test_empty_grids_and_unnamed_counterparties_are_refused():
         plan_arms(KappaStudy(values=()))
     with pytest.raises(InputError, match="by --counterparties"):
         plan_arms(CounterpartyStudy(provider="openai"))
-    with pytest.raises(InputError, match="emotions are none"):
-        plan_arms(EmotionStudy(split="validation"))
+    for study in (EmotionStudy, EmotionFreeStudy, RefinementStudy):
+        with pytest.raises(InputError, match="there are none to be chosen here"):
+            plan_arms(study(split="validation"))
+    with pytest.raises(InputError, match=r"crad, iql\+sft\+jpo: κ = 1 is asked for twice"):
+        plan_arms(KappaStudy(values=(1.0, 0.5, 1.0)))
+    for wrong in ({"record": "tape"}, {"max_cost_usd": 1.0}):
+        with pytest.raises(InputError, match="needs --launcher local"):
+            KappaStudy(launcher="ray", **wrong)
+    for wrong in ({"ray_cpus": 0.0}, {"ray_gpus": -1.0}):
+        with pytest.raises(InputError, match=r"ray_.pus=.* must"):
+            KappaStudy(**wrong)
 
 
 def test_arms_of_the_two_splits_stand_side_by_side(tmp_path):
@@ -101,6 +117,14 @@ def test_arms_of_the_two_splits_stand_side_by_side(tmp_path):
     assert sorted(arm.split for arm in arms) == ["test", "validation"]
     for arm in arms:
         assert {t.split for t in read_trajectories(tmp_path / arm.path)} == {arm.split}
+    first, second = sorted(arms, key=lambda arm: arm.split)
+    failed = dataclasses.replace(second, status="failed", path=None, reason="no answer")
+    write_arms(tmp_path, "counterparty", [first, failed])
+    stages.report_study(ReportConfig(run=tmp_path), "counterparty")
+    text = (tmp_path / "report/table-5.md").read_text()
+    assert "Missing: CRAD: sim-proud, validation random (no answer)." in text
+    write_arms(tmp_path, "counterparty", arms)
+    stages.report_study(ReportConfig(run=tmp_path), "counterparty")
     table = (tmp_path / "report/table-5.md").read_text()
     assert "CRAD: sim-proud\n" in table and "CRAD: sim-proud, validation\n" in table
 
@@ -149,6 +173,25 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
     run_study(config, SETTINGS)
     assert written == {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
     assert capsys.readouterr().out.count("finished before") >= 6
+
+
+def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_from(tmp_path):
+    sweep = SweepConfig(run=tmp_path, num_scenarios=3, num_seeds=2, max_turns=4, concurrency=8)
+    stages.sweep(sweep)
+    iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=2, judge="sim-blind-judge")
+    stages.iql(iql)
+    assert [path.name for path in (tmp_path / "crad/judge").glob("*.jsonl")] == [
+        "sim-blind-judge.jsonl"
+    ]
+    stages.judge(JudgeConfig(run=tmp_path))
+    with pytest.raises(InputError, match=r"sim-blind-judge, sim-judge; say which with --judge"):
+        stages.iql(dataclasses.replace(iql, judge=None))
+    stages.prepare(EvaluateConfig(run=tmp_path), "judge")  # plays, and learns from neither
+    study = KappaStudy(run=tmp_path, judge="sim-blind-judge")
+    (plan, *_) = plan_arms(study)
+    cells = {cell.stage: cell for cell in runner._task(plan, study, SETTINGS).cells}
+    assert {cell.config.judge for cell in cells.values()} == {"sim-blind-judge"}
+    assert cells["sft"].name == "default"
 
 
 def test_with_a_provider_a_study_makes_no_sweep(tmp_path, monkeypatch):
@@ -304,5 +347,3 @@ def test_arms_side_by_side_are_those_that_run_one_by_one(kappa, tmp_path):
             assert [(t.text, t.emotion) for t in one.turns] == [
                 (t.text, t.emotion) for t in other.turns
             ]
-    with pytest.raises(InputError, match="needs --launcher local"):
-        dataclasses.replace(side_by_side, max_cost_usd=1.0)

@@ -52,8 +52,11 @@ class RefusedError(ApiError):
     """The server refused this request for good (a 400); other requests may well pass."""
 
     def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+        super().__init__(message, status)  # both, so that it can be pickled
         self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CeilingError(EmodistillError):

@@ -70,8 +70,13 @@ def _table(
 
 def _missing(arm: Arm) -> str:
     reason = f" ({arm.reason.rstrip('.')})" if arm.reason else ""
+    return f"{_block(arm)} {arm.label}{reason}"
+
+
+def _block(arm: Arm) -> str:
+    """What heads the arm's part of a table."""
     block = TITLES.get(arm.block, f"{TITLES[arm.domain]}: {arm.block}")
-    return f"{block} {arm.label}{reason}"
+    return block if arm.split == "test" else f"{block}, {arm.split}"
 
 
 def study(study: str, name: str, title: str, data: RunData) -> Table | None:
@@ -83,13 +88,10 @@ def study(study: str, name: str, title: str, data: RunData) -> Table | None:
     is_by_domain = all(arm.block == arm.domain for arm in arms)
     entries = []
     for arm in finished:
-        block = arm.block if is_by_domain else f"{TITLES[arm.domain]}: {arm.block}"
         is_published = is_by_domain or arm.domain == PAPER_DOMAIN
         published_as = arm.block if is_published and arm.split == "test" else None
-        if arm.split != "test":
-            block = f"{TITLES.get(block, block)}, {arm.split}"
         dialogues = data.arm_dialogues[str(arm.path)]
-        entries.append(Entry(block, arm.label, dialogues, published_as))
+        entries.append(Entry(_block(arm), arm.label, dialogues, published_as))
     missing = [_missing(arm) for arm in arms if arm not in finished]
     return _table(name, title, entries, missing, data)
 

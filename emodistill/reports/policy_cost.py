@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from emodistill.domains import DOMAINS
+from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path
-from emodistill.records import Judgement, Trajectory
+from emodistill.records import Trajectory
 from emodistill.reports import paper
 from emodistill.reports.run_data import RunData, notes
 from emodistill.reports.table import Block, Column, Table
@@ -31,10 +32,10 @@ NOTE = (
     "Offline step: median over the steps of JPO's default cell, so that compilation plays no part. "
     "Negotiation and judging: what the sweep's turns and the judge's answers took to come, at as "
     "many calls at once as there were and without pauses for retries or rate limits; means over "
-    "dialogues and over what was judged (turns, and whole dialogues where they were). On-policy "
-    "step: samples × (negotiation + judged turns × judging) / dialogues at once (Eq. 33), the "
-    "sweep's dialogues standing for those of the policy; ratio: on-policy over offline. N/A: the "
-    "files do not tell."
+    "dialogues and over answers (on turns, and on whole dialogues where they were judged). "
+    "On-policy step: samples × (negotiation + judged turns × judging) / dialogues at once "
+    "(Eq. 33), the sweep's dialogues standing for those of the policy; ratio: on-policy over "
+    "offline. N/A: the files do not tell."
 )
 NOTE_PAPER = (
     "Columns of the *paper*: EmoDistill, arXiv:2605.26785, its estimate for Qwen2.5-7B on one A100 "
@@ -69,8 +70,7 @@ class PolicyCost:
 def policy_cost(
     step_s: np.ndarray,
     dialogues: Sequence[Trajectory],
-    judgements: Sequence[Judgement],
-    judge_latency_s: float,
+    judging: Usage,
     *,
     batch_size: float,
     concurrency: float,
@@ -80,14 +80,14 @@ def policy_cost(
     Args:
       step_s: seconds of each step of JPO.
       dialogues: of the sweep, at least one.
-      judgements, judge_latency_s: the judge's lines, and the seconds that all its answers took.
+      judging: what the judge's calls used.
     """
-    items = {(j.trajectory_id, j.turn_index, j.repeat) for j in judgements}
+    num_answers = judging.num_calls - judging.num_retries
     talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
     return PolicyCost(
         offline_step_s=float(np.median(step_s)),
         negotiation_s=talk_s / len(dialogues) if talk_s else math.nan,
-        judging_s=judge_latency_s / len(items) if items and judge_latency_s else math.nan,
+        judging_s=judging.latency_s / num_answers if judging.latency_s else math.nan,
         num_turns=float(np.mean([len(t.turns) for t in dialogues])),
         num_judged_turns=float(np.mean([len(t.focal_turns) for t in dialogues])),
         batch_size=batch_size,
@@ -109,12 +109,10 @@ def policy_cost_table(data: RunData) -> Table | None:
     settings = {domain: _settings(data, domain) for domain in domains}
     rows = []
     for domain in domains:
-        judgements = data.judgements.get(domain, ())
         found = policy_cost(
             step_s[domain],
             data.trajectories[domain],
-            judgements,
-            _judge_latency_s(data, domain, judgements),
+            _judging(data, domain),
             batch_size=settings[domain].get("batch_size", math.nan),
             concurrency=data.concurrency.get(domain, math.nan),
         )
@@ -152,11 +150,12 @@ def _settings(data: RunData, domain: str) -> Mapping[str, Any]:
     return {} if manifest is None else manifest.config
 
 
-def _judge_latency_s(data: RunData, domain: str, judgements: Sequence[Judgement]) -> float:
+def _judging(data: RunData, domain: str) -> Usage:
+    judgements = data.judgements.get(domain, ())
     if not judgements:
-        return 0.0
+        return Usage()
     directory = stage_dir(data.run_dir, domain, "judge")
-    return read_usage(judge_path(directory, judgements[0].judge)).latency_s
+    return read_usage(judge_path(directory, judgements[0].judge))
 
 
 _MEASURED = (

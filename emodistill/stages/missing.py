@@ -86,8 +86,11 @@ def prepare(
     if not lacking:
         return
     commands = [command(_needed(stage).script, config) for stage in lacking]
-    if "judge" in lacking and judge_level(config) == "dialogue":
-        commands[lacking.index("judge")] += " --level dialogue"
+    if "judge" in lacking:
+        judge = getattr(config, "judge", None)
+        commands[lacking.index("judge")] += (f" --judge {judge}" if judge else "") + (
+            " --level dialogue" if judge_level(config) == "dialogue" else ""
+        )
     is_alone = getattr(config, "coordinator", None) is None
     if not config.is_simulated or not _was_simulated(config) or not is_alone:
         raise InputError(
@@ -122,6 +125,8 @@ def _shared(config: ExperimentConfig, stage: str) -> dict[str, Any]:
     fixed: dict[str, Any] = {name: getattr(config, name) for name in shared}
     if stage == "judge":
         fixed["level"] = judge_level(config)
+        if (judge := getattr(config, "judge", None)) is not None:
+            fixed["judge"] = judge
     if issubclass(_needed(stage).cls, AdapterConfig):
         fixed["model"] = student_of(config)
         if isinstance(config, MatchConfig):
@@ -137,6 +142,8 @@ def _is_there(config: ExperimentConfig, stage: str) -> bool:
         files = (home / TRAJECTORIES).is_file() and (home / SCENARIOS).is_file()
         return files and _is_whole(home)
     if stage == "judge":
+        if not hasattr(config, "judge") and len(list(home.glob("*.jsonl"))) > 1:
+            return True  # which of them is meant is for the stage to say that learns from it
         path = judge_file(config.run, config.domain, getattr(config, "judge", None))
         if not path.is_file():
             return False
@@ -274,10 +281,19 @@ class Cell(NamedTuple):
 
 
 def plan_cell(
-    config: ExperimentConfig, stage: str, changes: Mapping[str, Any], settings: Mapping[str, Any]
+    config: ExperimentConfig,
+    stage: str,
+    changes: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    judge: str | None = None,
 ) -> Cell:
-    """A stage with `changes` on top of its section of `settings`; nothing is made yet."""
+    """A stage with `changes` on top of its section of `settings`; nothing is made yet.
+
+    Args:
+      judge: whose scores it learns from; None leaves that to the settings.
+    """
     needed = _needed(stage)
-    fixed = _shared(config, stage)
+    fixed = _shared(config, stage) | ({} if judge is None else {"judge": judge})
     base: Any = cli.make_config(needed.cls, stage, settings, where=f"{stage} settings", **fixed)
     return Cell(stage, dataclasses.replace(base, **changes), base)

@@ -31,6 +31,8 @@ class StudyConfig(ExperimentConfig):
     """The language model on the other side."""
     split: Literal["test", "validation"] = "test"
     """`validation` (sweep with --num-validation) is for choosing settings."""
+    judge: str | None = None
+    """Whose scores are learned from; in the study of emotions, who gives them."""
     num_scenarios: int | None = None
     """Held-out scenarios that each arm plays."""
     num_seeds: int | None = None
@@ -58,6 +60,12 @@ class StudyConfig(ExperimentConfig):
             "--max-cost-usd needs --launcher local: arms that run side by side can't share a "
             "ceiling.",
         )
+        require(
+            self.launcher == "local" or self.record is None,
+            "--record needs --launcher local: arms that run side by side can't share a recording.",
+        )
+        require(self.ray_cpus > 0, f"ray_cpus={self.ray_cpus:g} must be positive.")
+        require(self.ray_gpus >= 0, f"ray_gpus={self.ray_gpus:g} must not be negative.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +166,6 @@ class EmotionStudy(StudyConfig):
     study: ClassVar[str] = "emotions"
     num_scenarios: int | None = 20
     num_seeds: int | None = 20
-    judge: str | None = None
-    """The judging model."""
 
 
 ABLATIONS: Mapping[str, type[StudyConfig]] = {

@@ -1,18 +1,19 @@
 """Where the arms of a study run: one after the other here, or side by side on a Ray cluster.
 
-Both run the same functions. Data are made in this process before an arm is launched, so that what
-several arms share is made once; what several arms train in common is trained once.
+Both run the same functions. On Ray the data of all arms are made in this process before any arm is
+launched, what several arms train in common is trained once, and of the refinements of one snapshot
+the first runs ahead, so that the others find its reference log-probs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emodistill import stages
-from emodistill.configs import EvaluateConfig, JudgeConfig
+from emodistill.configs import EvaluateConfig, JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError
 from emodistill.logs import log_to_terminal
 from emodistill.train.metrics_log import METRICS
@@ -71,40 +72,81 @@ def run_on_ray(
     Machines have to see the run's folder under the same path, and have the keys of providers in
     their own environment; none travels through Ray.
 
+    Args:
+      cpus, gpus: what each training and each arm's playing holds.
+
     Raises:
-      InputError: Ray is not installed.
+      InputError: Ray is not installed or not reached, or no machine has so many cores and GPUs.
     """
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            "--launcher ray needs Ray: pip install 'emodistill[ray]', or leave the flag out."
-        ) from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=True, include_dashboard=False, logging_level=logging.WARNING)
+    ray = _connected(cpus, gpus)
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus)
     train, play = remote(_train), remote(_play)
-    trained: dict[Path, Any] = {}
-    running: dict[Any, int] = {}
+    tasks: dict[int, Task] = {}
     for number, start in enumerate(starts):
         task = _attempt(start)
-        if isinstance(task, EmodistillError):
+        if isinstance(task, Task):
+            tasks[number] = task
+        else:
             yield number, task
-            continue
-        adapters: list[Any] = []
+    trained: dict[Path, Any] = {}
+    running: dict[Any, int] = {}
+    first_of: dict[object, Any] = {}
+    for number, task in tasks.items():
         for cell in task.cells:
             if cell.directory not in trained:
-                needs = [] if cell.stage == "iql" else adapters
-                trained[cell.directory] = train.remote(cell, *needs)
-            if cell.stage != "iql":
-                adapters.append(trained[cell.directory])
+                ahead = first_of.get(_snapshot(cell))
+                needs = [trained[path] for path in _needs(cell, task)]
+                trained[cell.directory] = train.remote(cell, ahead, *needs)
+                first_of.setdefault(_snapshot(cell), trained[cell.directory])
         running[play.remote(task, *(trained[cell.directory] for cell in task.cells))] = number
     while running:
         (ended,), _ = ray.wait(list(running))
         yield running.pop(ended), _attempt(lambda ended=ended: ray.get(ended))
 
 
-def _train(cell: stages.Cell, *needs: Outcome) -> Outcome:
+def _connected(cpus: float, gpus: float) -> Any:
+    """The module, once it can run such tasks."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--launcher ray needs Ray: pip install 'emodistill[ray]', or leave the flag out."
+        ) from None
+    try:
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise InputError(
+            f"Ray is not reached ({error}). Start it, or unset RAY_ADDRESS for this machine alone."
+        ) from None
+    machines: Sequence[Mapping[str, Any]] = [
+        one["Resources"] for one in ray.nodes() if one["Alive"]
+    ]
+    if not any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in machines):
+        raise InputError(
+            f"--ray-cpus {cpus:g} --ray-gpus {gpus:g}: no machine of the Ray cluster has as many; "
+            "ask for less."
+        )
+    return ray
+
+
+def _snapshot(cell: stages.Cell) -> object:
+    """What a refinement starts from, which those of its kind share; otherwise the cell itself."""
+    config = cell.config
+    if not isinstance(config, RefinementConfig):
+        return cell.directory
+    return config.domain, None if config.starts_from_base else config.sft_cell, config.emotion_free
+
+
+def _needs(cell: stages.Cell, task: Task) -> list[Path]:
+    """The adapters that a refinement starts from, among the task's cells."""
+    if not isinstance(cell.config, RefinementConfig):
+        return []
+    return [other.directory for other in task.cells if other.stage == "sft"]
+
+
+def _train(cell: stages.Cell, ahead: Outcome | None, *needs: Outcome) -> Outcome:
+    """Train once `needs` have succeeded and `ahead` has ended, however it did."""
     log_to_terminal()
     return _first_failure(needs) or _attempt(lambda: cell.train() or cell.directory)
 

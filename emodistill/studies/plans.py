@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,9 +55,17 @@ def plan_arms(config: StudyConfig) -> list[Plan]:
     Raises:
       InputError: the grid is empty.
     """
+    if config.split != "test" and isinstance(config, _NO_CHOICES):
+        raise InputError(
+            f"{config.study}: --split validation is for choosing settings, and there are none to "
+            "be chosen here; leave it out."
+        )
     plans = _PLANNERS[type(config)](config)
     if not plans:
         raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
+    names = Counter(f"{plan.domain}, {plan.block}: {plan.label}" for plan in plans)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"{config.study}: {twice[0]} is asked for twice.")
     return plans
 
 
@@ -183,10 +192,6 @@ def _emotion_free(config: EmotionFreeStudy) -> list[Plan]:
 
 
 def _emotions(config: EmotionStudy) -> list[Plan]:
-    if config.split != "test":
-        raise InputError(
-            "--split validation is for choosing settings, and emotions are none; leave it out."
-        )
     return [
         Plan(
             block=config.domain,
@@ -199,6 +204,7 @@ def _emotions(config: EmotionStudy) -> list[Plan]:
     ]
 
 
+_NO_CHOICES = (EmotionFreeStudy, RefinementStudy, EmotionStudy)
 _PLANNERS: Mapping[type[StudyConfig], Any] = {
     SignalStudy: _signal,
     KappaStudy: lambda config: _jpo(config, "kappa", "κ"),

@@ -86,7 +86,8 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
             f"\n{config.study}: {len(failed)} of {len(arms)} arms failed; the reasons are in "
             f"{study_path(config.run, config.study)}. Start again to try them again."
         )
-    wanted = {"run": config.run, "seed": config.seed, "counterparty": config.counterparty}
+    shared = ("run", "seed", "counterparty", "judge")
+    wanted = {name: getattr(config, name) for name in shared}
     report = cli.make_config(ReportConfig, "report", settings, where="report settings", **wanted)
     return stages.report_study(report, config.study)
 
@@ -163,7 +164,7 @@ def _task(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Task:
     def add(stage: str, changes: Mapping[str, Any]) -> str:
         is_here = stage == "iql" and plan.playing.get("selector") == "target"
         home = dataclasses.replace(base, domain=plan.domain if is_here else source)
-        cells[stage] = stages.plan_cell(home, stage, changes, settings)
+        cells[stage] = stages.plan_cell(home, stage, changes, settings, judge=config.judge)
         return cells[stage].name
 
     stages.chain(list(training), training, add)
