@@ -30,6 +30,7 @@ from emodistill.studies.configs import (
     CounterpartyStudy,
     EmotionFreeStudy,
     EmotionStudy,
+    IQLStudy,
     KappaStudy,
     RankStudy,
     RefinementStudy,
@@ -187,6 +188,13 @@ def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_fr
     with pytest.raises(InputError, match=r"sim-blind-judge, sim-judge; say which with --judge"):
         stages.iql(dataclasses.replace(iql, judge=None))
     stages.prepare(EvaluateConfig(run=tmp_path), "judge")  # plays, and learns from neither
+    other = {"run": tmp_path / "b", "judge": "sim-blind-judge", "expectiles": (0.8,)}
+    few = {"advantage_scales": (3.0,), "discounts": (0.99,)}
+    learning = SETTINGS | {"iql": {"num_steps": 2, "signal": "turn-judge"}}
+    run_study(IQLStudy(**other, **few), learning)
+    assert [path.stem for path in (tmp_path / "b/crad/judge").glob("*.jsonl")] == [
+        "sim-blind-judge"
+    ]
     study = KappaStudy(run=tmp_path, judge="sim-blind-judge")
     (plan, *_) = plan_arms(study)
     cells = {cell.stage: cell for cell in runner._task(plan, study, SETTINGS).cells}

@@ -56,8 +56,7 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     stages.say(f"{config.study}: {len(plans)} arms, the table grows with each.")
     for domain in dict.fromkeys(domain for plan in plans for domain in _domains(plan)):
         home = _made(EvaluateConfig, "evaluate", config, settings, domain)
-        needed = ["sweep"] if isinstance(config, EmotionStudy) else ["sweep", "judge"]
-        stages.prepare(home, *needed, settings=settings)
+        stages.prepare(home, "sweep", settings=settings)
     spent_usd = 0.0
 
     def start(number: int) -> Task:
