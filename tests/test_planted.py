@@ -59,6 +59,7 @@ def test_the_emotion_study_ranks_emotions_as_planted(domain, tmp_path):
         pairs = [(planted[emotion], found[emotion]) for emotion in EMOTIONS]
         return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
 
+    print(f"{domain}: scores {agreement(scores):.2f}, utility {agreement(utilities):.2f}")
     best = sorted(EMOTIONS, key=lambda emotion: -planted[emotion])[:3]
     assert agreement(scores) > 0.7
     assert agreement(utilities) > 0.6

@@ -53,7 +53,7 @@ def plan_arms(config: StudyConfig) -> list[Plan]:
     """The arms of a study, in the order of its table.
 
     Raises:
-      InputError: the grid is empty.
+      InputError: the grid is empty, has an arm twice, or holds no settings to be chosen.
     """
     if config.split != "test" and isinstance(config, _NO_CHOICES):
         raise InputError(
