@@ -114,18 +114,22 @@ def critic_layers(seed: int, num_inputs: int, width: int) -> list[tuple[jax.Arra
     return jax.tree.map(lambda leaf: leaf[0], _init([seed], num_inputs, width).params["critic"])
 
 
-def forward_networks(networks: list, observation_BS: jax.Array) -> list[jax.Array]:
-    """Several ReLU networks on the same states; their first layers run as one product."""
-    kernels, biases = zip(*(layers[0] for layers in networks), strict=True)
-    joint_bias = jnp.concatenate(biases)[None]
-    first = jax.nn.relu(observation_BS @ jnp.concatenate(kernels, 1) + joint_bias)
-    outputs = []
-    for layers, hidden in zip(networks, jnp.split(first, len(networks), axis=1), strict=True):
-        for kernel, bias in layers[1:-1]:
-            hidden = jax.nn.relu(hidden @ kernel + bias[None])
-        kernel, bias = layers[-1]
-        outputs.append(hidden @ kernel + bias[None])
-    return outputs
+def forward(layers: list[tuple[jax.Array, jax.Array]], observation_BS: jax.Array) -> jax.Array:
+    """A ReLU network on states."""
+    hidden = observation_BS
+    for kernel, bias in layers[:-1]:
+        hidden = jax.nn.relu(hidden @ kernel + bias[None])
+    kernel, bias = layers[-1]
+    return hidden @ kernel + bias[None]
+
+
+def taken(values_BA: jax.Array, action_B: jax.Array) -> jax.Array:
+    """The value of each row's action, [B].
+
+    A sum, since the gradient of an index is a scatter, which XLA does place by place on CPU.
+    """
+    is_taken_BA = jax.nn.one_hot(action_B, values_BA.shape[1], dtype=values_BA.dtype)
+    return jnp.sum(values_BA * is_taken_BA, axis=1)
 
 
 def _losses(
@@ -133,15 +137,13 @@ def _losses(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum of the three losses and a step's metrics; each loss reaches its own network only."""
     fixed = jax.lax.stop_gradient
-    networks = [params["value"], params["critic"], params["actor"], fixed(target)]
-    value_B1, q_BA, logits_BA, target_q_BA = forward_networks(networks, batch.observation)
-    (next_value_B1,) = forward_networks([fixed(params["value"])], batch.next_observation)
-
-    def taken(values_BA: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values_BA, batch.action[:, None], axis=1)[:, 0]
-
-    value_B, target_q_B, q_B = value_B1[:, 0], taken(target_q_BA), taken(q_BA)
-    advantage_B = fixed(target_q_B - value_B)
+    value_B1 = forward(params["value"], batch.observation)
+    q_BA = forward(params["critic"], batch.observation)
+    logits_BA = forward(params["actor"], batch.observation)
+    next_value_B1 = fixed(forward(fixed(params["value"]), batch.next_observation))
+    value_B, q_B = value_B1[:, 0], taken(q_BA, batch.action)
+    target_q_B = fixed(taken(forward(target, batch.observation), batch.action))
+    advantage_B = target_q_B - fixed(value_B)
     raw_weight_B = jnp.exp(settings.advantage_scale * advantage_B)
     weight_B = jnp.minimum(raw_weight_B, settings.weight_cap)
     log_probs_BA = jax.nn.log_softmax(logits_BA)
@@ -149,7 +151,7 @@ def _losses(
     losses = {
         "value/loss": value_loss(value_B, target_q_B, settings.expectile),
         "critic/loss": critic_loss(q_B, bellman_B),
-        "actor/loss": actor_loss(taken(log_probs_BA), weight_B),
+        "actor/loss": actor_loss(taken(log_probs_BA, batch.action), weight_B),
     }
     metrics = losses | {
         "value/mean": jnp.mean(value_B),

@@ -23,7 +23,7 @@ from scipy.cluster.vq import kmeans2
 from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.seeding import derive, stream
-from emodistill.train.iql import critic_layers, forward_networks, train_iql
+from emodistill.train.iql import critic_layers, forward, taken, train_iql
 from emodistill.train.selector_files import SelectorNetworks
 from emodistill.train.transitions import Transitions
 
@@ -134,11 +134,11 @@ def fitted_q_values(
     optimizer = optax.adam(FQE_RATE)
 
     def loss(layers: Any, target: Any, rows_B: jax.Array, next_NA: jax.Array) -> jax.Array:
-        (q_BA,) = forward_networks([layers], observation_NS[rows_B])
-        (next_q_BA,) = forward_networks([target], following_NS[rows_B])
+        q_BA = forward(layers, observation_NS[rows_B])
+        next_q_BA = forward(target, following_NS[rows_B])
         next_value_B = jnp.sum(next_NA[rows_B] * next_q_BA, axis=1)
         wanted_B = reward_N[rows_B] + config.discount * continues_N[rows_B] * next_value_B
-        q_B = jnp.take_along_axis(q_BA, action_N[rows_B][:, None], axis=1)[:, 0]
+        q_B = taken(q_BA, action_N[rows_B])
         return jnp.mean((q_B - jax.lax.stop_gradient(wanted_B)) ** 2)
 
     def update(
@@ -161,7 +161,7 @@ def fitted_q_values(
         (layers_K, _, _), _ = jax.lax.scan(step, start, rows_LB)
 
         def value(layers: Any, now_NA: jax.Array) -> jax.Array:
-            (q_NA,) = forward_networks([layers], observation_NS)
+            q_NA = forward(layers, observation_NS)
             return jnp.sum(now_NA * q_NA, axis=1)
 
         return jax.vmap(value)(layers_K, now_KNA)
