@@ -125,11 +125,11 @@ def test_remat_changes_no_gradient(model, remat, is_in_blocks, monkeypatch):
 
         gradient = jax.jit(jax.grad(loss))
         jaxpr = str(jax.make_jaxpr(gradient)(params))
-        return gradient(params), "remat" in jaxpr or "checkpoint" in jaxpr
+        return gradient(params), jaxpr.count("remat")
 
-    plain, is_plain_remat = gradients("none")
-    rematted, is_remat = gradients(remat)
-    assert (is_plain_remat, is_remat) == (False, True)
+    plain, num_plain = gradients("none")
+    rematted, num_remat = gradients(remat)
+    assert num_plain < num_remat
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 

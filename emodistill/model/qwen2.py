@@ -132,7 +132,13 @@ class MLP(nnx.Module):
         return jnp.concatenate(parts, axis=1)
 
     def _project(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(_gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
+    """silu(gate) * up, of which the backward pass keeps no more than the two factors."""
+    return jax.nn.silu(gate_BTF) * up_BTF
 
 
 class Block(nnx.Module):
