@@ -266,9 +266,11 @@ def _backward(lanes: int, kept: tuple, grad_QKMH: jax.Array) -> tuple:
 
     def group(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
         (q_GKMH, grad_GKMH, log_total_GKM, dots_GKM), own = inputs[:4], _Lanes(*inputs[4:])
+        # Turned once for all blocks of keys: on CPU a product with a transposed left side is slow.
+        q_GKHM, grad_GKHM = q_GKMH.swapaxes(2, 3), grad_GKMH.swapaxes(2, 3)
 
         def step(j: jax.Array, carry: tuple) -> tuple:
-            dk_QKSH, dv_QKSH, dq_GKMH = carry
+            dk_QKHS, dv_QKHS, dq_GKMH = carry
             numbers_G = own.keys_GJ[:, j]
             k_GKSH, v_GKSH = _take(k_QKSH, numbers_G), _take(v_QKSH, numbers_G)
             scores_GKMS = own.masked(_scores(q_GKMH, k_GKSH), j, plan)
@@ -277,21 +279,22 @@ def _backward(lanes: int, kept: tuple, grad_QKMH: jax.Array) -> tuple:
             dscores_GKMS = weights_GKMS * (dweights_GKMS - dots_GKM[..., None])
             dscores_GKMS = dscores_GKMS.astype(q_GKMH.dtype)
             product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-            dv_GKSH = product("GKMS,GKMH->GKSH", weights_GKMS.astype(q_GKMH.dtype), grad_GKMH)
-            dk_GKSH = product("GKMS,GKMH->GKSH", dscores_GKMS, q_GKMH)
+            dv_GKHS = product("GKHM,GKMS->GKHS", grad_GKHM, weights_GKMS.astype(q_GKMH.dtype))
+            dk_GKHS = product("GKHM,GKMS->GKHS", q_GKHM, dscores_GKMS)
             dq_GKMH = dq_GKMH + product("GKMS,GKSH->GKMH", dscores_GKMS, k_GKSH)
-            return _add(dk_QKSH, numbers_G, dk_GKSH), _add(dv_QKSH, numbers_G, dv_GKSH), dq_GKMH
+            return _add(dk_QKHS, numbers_G, dk_GKHS), _add(dv_QKHS, numbers_G, dv_GKHS), dq_GKMH
 
         start = (*carry, jnp.zeros(q_GKMH.shape, jnp.float32))
-        dk_QKSH, dv_QKSH, dq_GKMH = jax.lax.fori_loop(0, own.counts_G.max(), step, start)
-        return (dk_QKSH, dv_QKSH), dq_GKMH.astype(q_GKMH.dtype)
+        dk_QKHS, dv_QKHS, dq_GKMH = jax.lax.fori_loop(0, own.counts_G.max(), step, start)
+        return (dk_QKHS, dv_QKHS), dq_GKMH.astype(q_GKMH.dtype)
 
-    zeros = jnp.zeros(k_QKSH.shape, jnp.float32)
+    zeros = jnp.zeros_like(k_QKSH.swapaxes(2, 3), jnp.float32)
     inputs = _grouped(
         (q_QKMH, grad_QKMH, log_total_QKM, dots_QKM, plan.keys_QJ, plan.counts_Q, plan.starts_Q),
         lanes,
     )
-    (dk_QKSH, dv_QKSH), dq = jax.lax.scan(group, (zeros, zeros), inputs)
+    (dk_QKHS, dv_QKHS), dq = jax.lax.scan(group, (zeros, zeros), inputs)
+    dk_QKSH, dv_QKSH = dk_QKHS.swapaxes(2, 3), dv_QKHS.swapaxes(2, 3)
     dq_QKMH = _ungrouped(dq, len(q_QKMH))
     return dq_QKMH, dk_QKSH.astype(k_QKSH.dtype), dv_QKSH.astype(v_QKSH.dtype), None
 
