@@ -20,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Arrays of different rank don't combine without saying so. What XLA has compiled is shared;
     tests run small programs a few times, so its optimiser would cost more than it wins.
     """
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist, which inherits all of this
+        return
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     config.stash[PROGRAMS] = tempfile.TemporaryDirectory(prefix="emodistill-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[PROGRAMS].name
@@ -28,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[PROGRAMS].cleanup()
+    if PROGRAMS in config.stash:
+        config.stash[PROGRAMS].cleanup()
 
 
 CHATML_TEMPLATE = (
