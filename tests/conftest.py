@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist, which inherits all of this
         return
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU
     config.stash[PROGRAMS] = tempfile.TemporaryDirectory(prefix="emodistill-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[PROGRAMS].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
