@@ -18,11 +18,11 @@ format:  ## put the code into shape
 	ruff check --fix .
 	ruff format .
 
-test:  ## the default suite, under five minutes on two cores
+test:  ## the default suite, about six minutes on two cores
 	$(PYTHON) -m pytest
 
 slow:  ## what the default suite leaves out
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -n 0 -m slow
 
 quickstart:  ## the whole pipeline on the simulator
 	$(PYTHON) scripts/quickstart.py

