@@ -59,7 +59,7 @@ def finish(*processes):
 def errors_of(*processes):
     """What those that are to fail say, which they do soon."""
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=60)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

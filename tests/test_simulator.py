@@ -978,7 +978,7 @@ def simulator_of_another_process() -> Iterator[tuple[subprocess.Popen[str], int]
         yield owner, port_of(owner.stdout.readline())
     finally:
         owner.kill()
-        owner.communicate(timeout=30)
+        owner.communicate(timeout=10)
 
 
 def test_ctrl_c_leaves_the_simulator_to_its_owner_and_sigkill_ends_both():
