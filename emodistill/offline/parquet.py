@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from emodistill.errors import InputError
+from emodistill.files import replacing
 from emodistill.records import SCHEMA, Trajectory
-from emodistill.runs import replacing
 
 
 def write_parquet(trajectories: Sequence[Trajectory], path: Path) -> None:

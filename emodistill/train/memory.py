@@ -166,7 +166,7 @@ def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
         jax.config.update("jax_num_cpu_devices", num_devices)
         return jax.devices("cpu")
     try:
-        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import libtpu  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise InputError(
             f"topology={topology!r} takes the extra `tpu-aot`: pip install 'emodistill[tpu-aot]'."

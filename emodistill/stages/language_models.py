@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
 
-from emodistill.configs import (
-    SIMULATED,
-    SIMULATED_MODELS,
-    ApiConfig,
-    MatchConfig,
-    SweepConfig,
-)
+from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
 from emodistill.errors import InputError
-
-if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient
-    from emodistill.negotiation.readers import OfferReader
+from emodistill.llm.cassette import CALLS, Player, Recorder
+from emodistill.llm.client import ChatClient
+from emodistill.llm.providers import get_provider
+from emodistill.negotiation.readers import PATTERNS, LlmReader, OfferReader
+from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
 """The simulator's address while a recording speaks for it."""
@@ -38,15 +32,13 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
                 f"simulator answers, and it serves {', '.join(SIMULATED)} only."
             )
         return named or SIMULATED_MODELS[role]
-    from emodistill.llm.providers import get_provider
-
     provider = get_provider(config.provider, base_url=config.base_url)
     if config.replay is None:
         provider.read_keys()
     return provider.default_model(role) if named is None else named
 
 
-def offer_model(config: SweepConfig | MatchConfig) -> str | None:
+def offer_model(config: DialogueConfig) -> str | None:
     """The model that reads the offers; None where patterns do."""
     if config.offer_reader == "pattern":
         if config.reader is not None:
@@ -56,19 +48,26 @@ def offer_model(config: SweepConfig | MatchConfig) -> str | None:
 
 
 def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
-    from emodistill.negotiation.readers import PATTERNS, LlmReader
-
     return PATTERNS if model is None else LlmReader(client, model)
 
 
 @asynccontextmanager
-async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
-    """A client for the provider that is named, for a recording, or for a simulator of its own."""
-    from emodistill.llm.cassette import Player, Recorder
-    from emodistill.llm.client import ChatClient
-    from emodistill.llm.providers import get_provider
+async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]:
+    """A client for the provider that is named, for a recording, or for a simulator of its own.
 
-    name = "simulator" if config.is_simulated else config.provider
+    Args:
+      name: what the terminal calls the stage, which is told who answers if that is no provider.
+
+    Raises:
+      InputError: a recording is to answer, and there is none.
+    """
+    if config.replay is not None:
+        if not (config.replay / CALLS).is_file():
+            raise InputError(f"--replay {config.replay} holds no {CALLS}; --record makes one.")
+        print(f"{name}: {config.replay / CALLS} answers all calls, nothing is connected to.")
+    elif config.is_simulated:
+        print(f"{name}: no --provider named, so the simulator plays all language models.")
+    provider = "simulator" if config.is_simulated else config.provider
     with ExitStack() as stack:
         player = recorder = keys = None
         base_url = config.base_url
@@ -76,13 +75,11 @@ async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
             player, keys = Player(config.replay), ()
             base_url = base_url or (NOWHERE if config.is_simulated else None)
         elif config.is_simulated:
-            from emodistill.simulator.process import running_simulator
-
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
             recorder = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
         client = ChatClient(
-            get_provider(name, base_url=base_url),
+            get_provider(provider, base_url=base_url),
             keys,
             max_in_flight=config.concurrency,
             timeout_s=config.timeout_s,

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emodistill.configs import TYPED_COUNTERPARTIES
-from emodistill.emotions import EMOTIONS
-from emodistill.errors import InputError
-from emodistill.studies.configs import (
+from emodistill.configs.studies import (
     CounterpartyStudy,
     EmotionFreeStudy,
     EmotionStudy,
@@ -24,6 +22,8 @@ from emodistill.studies.configs import (
     StudyConfig,
     TransferStudy,
 )
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
 
 FULL = "iql+sft+jpo"
 SIGNALS = {
@@ -35,8 +35,8 @@ SIGNAL_METHODS = {"iql": "iql", "sft": "iql+sft", "jpo": FULL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """An arm before it is run."""
+class PlannedArm:
+    """An arm before it is run: what it changes in training and in playing."""
 
     block: str
     label: str
@@ -49,17 +49,12 @@ class Plan:
     """What the evaluation changes."""
 
 
-def plan_arms(config: StudyConfig) -> list[Plan]:
+def plan_arms(config: StudyConfig) -> list[PlannedArm]:
     """The arms of a study, in the order of its table.
 
     Raises:
       InputError: the grid is empty, has an arm twice, or holds no settings to be chosen.
     """
-    if config.split != "test" and isinstance(config, _NO_CHOICES):
-        raise InputError(
-            f"{config.study}: --split validation is for choosing settings, and there are none to "
-            "be chosen here; leave it out."
-        )
     plans = _PLANNERS[type(config)](config)
     if not plans:
         raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
@@ -69,9 +64,9 @@ def plan_arms(config: StudyConfig) -> list[Plan]:
     return plans
 
 
-def _signal(config: SignalStudy) -> list[Plan]:
+def _signal(config: SignalStudy) -> list[PlannedArm]:
     return [
-        Plan(
+        PlannedArm(
             block=SIGNAL_METHODS[stage],
             label=signal,
             domain=config.domain,
@@ -83,9 +78,9 @@ def _signal(config: SignalStudy) -> list[Plan]:
     ]
 
 
-def _jpo(config: KappaStudy | KLStudy, name: str, symbol: str) -> list[Plan]:
+def _jpo(config: KappaStudy | KLStudy, name: str, symbol: str) -> list[PlannedArm]:
     return [
-        Plan(
+        PlannedArm(
             block=FULL,
             label=f"{symbol} = {value:g}",
             domain=config.domain,
@@ -96,9 +91,9 @@ def _jpo(config: KappaStudy | KLStudy, name: str, symbol: str) -> list[Plan]:
     ]
 
 
-def _rank(config: RankStudy) -> list[Plan]:
+def _rank(config: RankStudy) -> list[PlannedArm]:
     return [
-        Plan(
+        PlannedArm(
             block=method,
             label=f"r = {rank}",
             domain=config.domain,
@@ -110,10 +105,10 @@ def _rank(config: RankStudy) -> list[Plan]:
     ]
 
 
-def _iql(config: IQLStudy) -> list[Plan]:
+def _iql(config: IQLStudy) -> list[PlannedArm]:
     grid = itertools.product(config.expectiles, config.advantage_scales, config.discounts)
     return [
-        Plan(
+        PlannedArm(
             block="iql",
             label=f"τ = {expectile:g}, β = {scale:g}, γ = {discount:g}",
             domain=config.domain,
@@ -126,11 +121,11 @@ def _iql(config: IQLStudy) -> list[Plan]:
     ]
 
 
-def _transfer(config: TransferStudy) -> list[Plan]:
+def _transfer(config: TransferStudy) -> list[PlannedArm]:
     plans = []
     for target in config.targets:
         plans += [
-            Plan(block=target, label=method, domain=target, method=method)
+            PlannedArm(block=target, label=method, domain=target, method=method)
             for method in ("vanilla-llm", "iql")
         ]
         for source in config.sources:
@@ -138,7 +133,7 @@ def _transfer(config: TransferStudy) -> list[Plan]:
             if playing and config.selector == "target":
                 playing["selector"] = "target"
             plans.append(
-                Plan(
+                PlannedArm(
                     block=target,
                     label=f"{FULL} of {source}"
                     + (", own selector" if "selector" in playing else ""),
@@ -150,11 +145,11 @@ def _transfer(config: TransferStudy) -> list[Plan]:
     return plans
 
 
-def _counterparty(config: CounterpartyStudy) -> list[Plan]:
+def _counterparty(config: CounterpartyStudy) -> list[PlannedArm]:
     if not config.counterparties and not config.is_simulated:
         raise InputError("name the language models to negotiate with by --counterparties.")
     return [
-        Plan(
+        PlannedArm(
             block=opposite,
             label=method,
             domain=config.domain,
@@ -166,20 +161,20 @@ def _counterparty(config: CounterpartyStudy) -> list[Plan]:
     ]
 
 
-def _by_domain(config: EmotionFreeStudy | RefinementStudy) -> list[Plan]:
+def _by_domain(config: EmotionFreeStudy | RefinementStudy) -> list[PlannedArm]:
     return [
-        Plan(block=domain, label=method, domain=domain, method=method)
+        PlannedArm(block=domain, label=method, domain=domain, method=method)
         for domain in config.targets
         for method in config.methods
     ]
 
 
-def _emotion_free(config: EmotionFreeStudy) -> list[Plan]:
+def _emotion_free(config: EmotionFreeStudy) -> list[PlannedArm]:
     plans = _by_domain(config)
     free = {"emotion_free": True}
     if config.long_epochs:
         plans += [
-            Plan(
+            PlannedArm(
                 block=domain,
                 label=f"free-sft+jpo, {config.long_epochs} epochs",
                 domain=domain,
@@ -191,9 +186,9 @@ def _emotion_free(config: EmotionFreeStudy) -> list[Plan]:
     return plans
 
 
-def _emotions(config: EmotionStudy) -> list[Plan]:
+def _emotions(config: EmotionStudy) -> list[PlannedArm]:
     return [
-        Plan(
+        PlannedArm(
             block=config.domain,
             label=emotion,
             domain=config.domain,
@@ -204,7 +199,6 @@ def _emotions(config: EmotionStudy) -> list[Plan]:
     ]
 
 
-_NO_CHOICES = (EmotionFreeStudy, RefinementStudy, EmotionStudy)
 _PLANNERS: Mapping[type[StudyConfig], Any] = {
     SignalStudy: _signal,
     KappaStudy: lambda config: _jpo(config, "kappa", "κ"),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
-from emodistill.stages.files import say
 
 if TYPE_CHECKING:
     from emodistill.train.memory import Plan
@@ -34,10 +33,10 @@ def plan_memory(config: MemoryConfig) -> list[Plan]:
     if config.fit_gb is not None:
         most = read_architecture(config.model).max_positions
         longest, plans = memory.longest_row(plans[0], config.fit_gb * GB, plan, most)
-    say(_title(config))
-    say(_table(plans))
+    print(_title(config))
+    print(_table(plans))
     if config.topology is None:
-        say(
+        print(
             "CPUs hold float32, and their compiler is generous with temporaries; name a TPU "
             "--topology (extra `tpu-aot`) for what an accelerator needs."
         )
@@ -47,14 +46,14 @@ def plan_memory(config: MemoryConfig) -> list[Plan]:
                 f"no row fits into {config.fit_gb:g} GB; use more devices (--mesh), --quantize "
                 "nf4 or a smaller --model."
             )
-        say(f"the longest row that fits into {config.fit_gb:g} GB has {longest:,} tokens.")
+        print(f"the longest row that fits into {config.fit_gb:g} GB has {longest:,} tokens.")
     return plans
 
 
 def _title(config: MemoryConfig) -> str:
     form = config.quantize or ("float32" if config.topology is None else "bfloat16")
     return (
-        f"plan: {config.stage} of {config.model} in {form}, LoRA r = {config.lora_rank}, on "
+        f"plan: {config.objective} of {config.model} in {form}, LoRA r = {config.lora_rank}, on "
         f"{config.topology or 'CPU'}, mesh {config.mesh} (data x fsdp x tensor); GB (1e9 bytes) "
         "on each device"
     )
