@@ -21,7 +21,6 @@ from emodistill.configs import (
     JPOConfig,
     JudgeConfig,
     MemoryConfig,
-    PretrainConfig,
     QuickstartConfig,
     ReportConfig,
     SFTConfig,
@@ -32,6 +31,7 @@ from emodistill.configs import (
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
 from emodistill.stages.files import write_config
 from emodistill.studies.configs import STUDIES
+from pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
