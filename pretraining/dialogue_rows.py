@@ -126,4 +126,4 @@ def endless_batches(rows: Sequence[Rows], *, tokens_per_step: int, seed: int) ->
             ]
         for index in rng.permutation(len(batches)):
             length, members = batches[index]
-            yield stack_rows([rows[i] for i in members], length)
+            yield stack_rows([rows[int(i)] for i in members], length)

@@ -12,34 +12,43 @@ python scripts/bench.py memory
 
 import importlib
 import sys
+from pathlib import Path
 
-from emodistill import cli, configs
+from emodistill import cli
 from emodistill.errors import InputError
 
-BENCHMARKS = {
-    config.name: config
-    for config in (
-        configs.BenchSweepConfig,
-        configs.BenchSFTConfig,
-        configs.BenchJPOConfig,
-        configs.BenchMFUConfig,
-        configs.BenchPackingConfig,
-        configs.BenchIQLConfig,
-        configs.BenchLoadConfig,
-        configs.BenchMemoryConfig,
-    )
-}
-MODULES: dict[str, str] = dict.fromkeys(("sft", "jpo", "mfu"), "training")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    name, *args = sys.argv[1:] or ["--help"]
-    if name.startswith("-"):
-        name, args = "sweep", sys.argv[1:] or ["--help"]
-    if name not in BENCHMARKS:
-        raise InputError(f"bench.py {name}: there are {', '.join(BENCHMARKS)}.")
-    config = cli.parse(BENCHMARKS[name], "bench", description=__doc__, args=args)
-    importlib.import_module(f"emodistill.bench.{MODULES.get(name, name)}").run(config)
+    if not (ROOT / "benchmarks").is_dir():
+        raise InputError(f"{ROOT} has no folder benchmarks/: run this script from a checkout.")
+    sys.path.insert(0, str(ROOT))
+    import tyro  # `cli` takes it on in the same way: only a command line needs it
+
+    from benchmarks.configs import BENCHMARKS  # the checkout has only now been put on the path
+
+    file, args = cli.take_config(sys.argv[1:])
+    defaults = {config.name: config() for config in BENCHMARKS}
+    if file is not None and args and (name := args[0]) in defaults:
+        settings, where = cli.read_settings(file), f"--config {file}"
+        defaults[name] = cli.make_config(type(defaults[name]), "bench", settings, where=where)
+    benchmarks = tyro.extras.subcommand_type_from_defaults(
+        defaults, {name: str(config.__doc__) for name, config in defaults.items()}
+    )
+    config = tyro.cli(
+        benchmarks,
+        args=args or ["--help"],
+        description=f"{__doc__}\n--config FILE.yaml is the base for all flags; flags override it.",
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    try:
+        importlib.import_module(f"benchmarks.{config.module}").run(config)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{config.name} takes {error.name}: pip install -e '.[bench]', or leave out the peer "
+            "that needs it (--peers)."
+        ) from None
 
 
 if __name__ == "__main__":

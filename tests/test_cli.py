@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.configs import SweepBenchmark
 from emodistill import cli
 from emodistill.configs import (
     ALoLConfig,
-    BenchSweepConfig,
     DPOConfig,
     EvaluateConfig,
     IQLConfig,
@@ -49,7 +49,7 @@ CONFIGS = {
     "pretrain": PretrainConfig,
     "simulator": SimulatorConfig,
     "memory": MemoryConfig,
-    "bench": BenchSweepConfig,
+    "bench": SweepBenchmark,
     **{f"study-{name}": study for name, study in STUDIES.items()},
 }
 
