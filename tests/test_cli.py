@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.configs import BENCHMARKS
 from emodistill import cli
 from emodistill.configs import (
     CONFIGS,
@@ -24,6 +25,7 @@ from emodistill.configs import (
 )
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
 from emodistill.settings import Cell, Settings, cell_name, write_settings
+from pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -302,7 +304,7 @@ def test_every_flag_has_a_text():
 
     bare = [
         f"{cls.__name__}.{field.name}"
-        for cls in {*CONFIGS.values(), PlanConfig}
+        for cls in {*CONFIGS.values(), *BENCHMARKS.values(), PlanConfig, PretrainConfig}
         for field in dataclasses.fields(cls)
         if not docstrings.get_field_docstring(cls, field.name, ())
     ]

@@ -5,8 +5,8 @@ import dataclasses
 import json
 
 import pytest
+from builders import JUDGEMENT
 from chat_server import ChatServer, fault, ok
-from test_records import JUDGEMENT
 
 from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError

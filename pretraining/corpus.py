@@ -1,25 +1,25 @@
 """What the embedded student is pretrained on: simulated dialogues, bare and full.
 
-*Bare* dialogues have prompts cut down to the first sentences and the target, no emotion, and
-figures from all over the range: little text, many figures. From them the student learns to read
-the table: name its target, quote the other side, stay between the two. *Full* dialogues have the
-prompts of the pipeline, under random emotions. Both are the simulated teacher as it comes, good
-turns and bad, on scenarios that no experiment uses.
+*Bare* dialogues have prompts that are cut down to the first sentences and the target, no emotion,
+and figures from the whole range: little text, many figures. From them the student learns to read
+the table: to name its target, to quote the other side, to stay between the two. *Full* dialogues
+have the prompts of the pipeline, under random emotions. In both, the simulated teacher speaks as it
+does in a sweep, in good turns and bad ones, on scenarios that no experiment uses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from emodistill.configs import SIMULATED_MODELS, PretrainConfig
+from emodistill.configs import SIMULATED_MODELS
 from emodistill.domains import DOMAINS
 from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.registry import get_domain
@@ -28,10 +28,11 @@ from emodistill.emotions import EMOTIONS
 from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.progress import progress
-from emodistill.prompts import PromptPack, focal_messages
+from emodistill.prompts import PromptPack, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
 from emodistill.simulator.speaker import SimulatedSpeaker
+from pretraining.config import PretrainConfig
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -40,31 +41,69 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-NUM_OWN_SCENARIOS = 400
-"""Per domain, beyond the built-in hundred that experiments use."""
+NUM_PRETRAINING_SCENARIOS = 400
+"""Scenarios per domain: those that follow the generator's first hundred, which experiments use."""
 FIGURES = {
     "days": np.arange(1.0, 220.0),
     "minutes": np.arange(1.0, 300.0),
     "hours past 9 PM": np.arange(-2.0, 7.0, 0.25),
 }
-"""By unit, wider than any scenario's."""
+"""The figures that bare dialogues draw from, by unit: a wider range than any scenario's."""
 
 
 class Dialogue(NamedTuple):
     scenario: Scenario
     trajectory: Trajectory
     pack: PromptPack
-    """The prompts that the focal side was shown."""
+    """The prompts that the focal player was given."""
 
 
-def bare_dialogues(config: PretrainConfig, pack: PromptPack) -> list[Dialogue]:
-    """Dialogues over free figures, with little text around them."""
-    return _played(config, bare_pack(pack), "bare", config.num_bare_dialogues)
+def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> list[Dialogue]:
+    """The dialogues of one kind that `config` asks for, the domains taking turns.
 
+    Every bare dialogue and half of the full ones replace their scenario's figures by free ones
+    (`with_free_figures`).
+    """
+    pack, num_dialogues = load_pack(), config.num_dialogues
+    if kind == "bare":
+        pack, num_dialogues = bare_pack(pack), config.num_bare_dialogues
+    by_domain = (
+        generate_scenarios(domain, NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS)[NUM_SCENARIOS:]
+        for domain in DOMAINS
+    )
+    scenarios = [one for quartet in zip(*by_domain, strict=True) for one in quartet]
+    teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
+    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
 
-def full_dialogues(config: PretrainConfig, pack: PromptPack) -> list[Dialogue]:
-    """Dialogues under random emotions; half of them keep their scenario's own figures."""
-    return _played(config, pack, "full", config.num_dialogues)
+    async def play_one(number: int) -> Dialogue:
+        name = f"{kind}/{number}"
+        rng = stream(config.seed, "pretrain", name)
+        scenario = scenarios[number % len(scenarios)]
+        if kind == "bare" or rng.random() < 0.5:
+            scenario = with_free_figures(scenario, rng)
+        has_no_emotion = kind == "bare" or rng.random() < config.tone_free_share
+
+        def choose(state: DialogueState) -> str | None:
+            return None if has_no_emotion else EMOTIONS[rng.integers(len(EMOTIONS))]
+
+        match = Match(
+            focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method="sweep"),
+            counterparty=counterparty,
+            pack=pack,
+            seed=config.seed,
+        )
+        planned = PlannedDialogue(scenario, number, f"pretrain/{name}")
+        return Dialogue(scenario, await play(planned, match), pack)
+
+    async def play_all() -> list[Dialogue]:
+        dialogues = []
+        with progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
+            for number in range(num_dialogues):
+                dialogues.append(await play_one(number))
+                bar.advance()
+        return dialogues
+
+    return asyncio.run(play_all())
 
 
 def bare_pack(pack: PromptPack) -> PromptPack:
@@ -73,70 +112,18 @@ def bare_pack(pack: PromptPack) -> PromptPack:
     def first_sentence(text: str) -> str:
         return text.strip().split(". ")[0].split(";")[0].rstrip(".") + "."
 
-    domains = {
-        domain: {
-            **pack.focal[domain],
-            "rules": first_sentence(pack.focal[domain]["rules"]),
-            "role": first_sentence(pack.focal[domain]["role"]),
-            "context": pack.focal[domain]["context"].strip().splitlines()[-1],
-        }
-        for domain in DOMAINS
-    }
+    def cut(prompt: Mapping[str, str]) -> dict[str, str]:
+        first = {name: first_sentence(prompt[name]) for name in ("rules", "role")}
+        return {**prompt, **first, "context": prompt["context"].strip().splitlines()[-1]}
+
+    domains = {domain: cut(pack.focal[domain]) for domain in DOMAINS}
     return replace(pack, focal={**pack.focal, **domains})
 
 
-def _played(
-    config: PretrainConfig, pack: PromptPack, kind: str, num_dialogues: int
-) -> list[Dialogue]:
-    games = _own_scenarios()
-    teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
-    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
-
-    async def one(number: int) -> Dialogue:
-        name = f"{kind}/{number}"
-        rng = stream(config.seed, "pretrain", name)
-        scenario = games[number % len(games)]
-        if kind == "bare" or rng.random() < 0.5:
-            scenario = with_free_figures(scenario, rng)
-        is_toneless = kind == "bare" or rng.random() < config.tone_free_share
-
-        def choose(state: DialogueState) -> str | None:
-            return None if is_toneless else EMOTIONS[rng.integers(len(EMOTIONS))]
-
-        match = Match(
-            focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method="sweep"),
-            counterparty=counterparty,
-            pack=pack,
-            seed=config.seed,
-        )
-        trajectory = await play(PlannedDialogue(scenario, number, f"pretrain/{name}"), match)
-        return Dialogue(scenario, trajectory, pack)
-
-    async def all_of_them() -> list[Dialogue]:
-        with progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
-            dialogues = []
-            for number in range(num_dialogues):
-                dialogues.append(await one(number))
-                bar.advance()
-            return dialogues
-
-    return asyncio.run(all_of_them())
-
-
-@cache
-def _own_scenarios() -> list[Scenario]:
-    """Those that no experiment uses, the domains by turns."""
-    by_domain = (
-        generate_scenarios(domain, NUM_SCENARIOS + NUM_OWN_SCENARIOS)[NUM_SCENARIOS:]
-        for domain in DOMAINS
-    )
-    return [scenario for quartet in zip(*by_domain, strict=True) for scenario in quartet]
-
-
 def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """The scenario over two figures from all over its unit's range, near each other or far apart.
+    """The scenario with two other figures of its unit, near each other or far apart.
 
-    The text around them no longer gives the figures away, so that they have to be read.
+    The text around the figures then no longer gives them away: the student has to read them.
     """
     figures = FIGURES[scenario.unit]
     low, high = np.sort(rng.choice(len(figures), 2, replace=False))
@@ -158,9 +145,7 @@ def last_texts(dialogues: Sequence[Dialogue]) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
-    """A byte-level BPE with single digits and Qwen's chat format, in Hugging Face files."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
+    """Write a byte-level BPE with single digits and Qwen's chat format, in Hugging Face files."""
     tokenizer = Tokenizer(models.BPE())
     words = (
         r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -1,6 +1,6 @@
-"""Samples with the statistics of a real sweep, without text: what training benchmarks run on.
+"""Samples with the statistics of a real sweep, without text, for the training benchmarks.
 
-A scenario's context, then dialogues of alternating turns that branch from it. By default prompts
+Each scenario has a context, from which dialogues of alternating turns branch. By default prompts
 have about 785 tokens and replies about 51, as measured on a CRAD sweep of real models.
 """
 
@@ -28,10 +28,10 @@ def dialogue_examples(
     """A sample for each focal turn of each dialogue.
 
     Args:
-      num_turns: focal turns of a dialogue on average (at least 1); the other side has as many.
-      context_tokens: rules, role and scenario, four fifths of them the domain's.
-      turn_tokens: of an utterance on average.
-      cue_tokens: between the history and the reply: the emotion and the cue.
+      num_turns: mean number of focal turns in a dialogue; the counterparty has as many.
+      context_tokens: rules, role and scenario; four fifths of them are the same in all scenarios.
+      turn_tokens: mean length of an utterance.
+      cue_tokens: what stands between the history and the reply: the emotion and the cue.
     """
     rng = stream(seed, "workload")
 
@@ -61,7 +61,7 @@ def dialogue_examples(
 
 
 def statistics(examples: Sequence[Example]) -> dict[str, float]:
-    """What the samples are like on average."""
+    """How many samples there are, and their mean lengths."""
     return {
         "num_samples": len(examples),
         "prompt_tokens": float(np.mean([len(example.prompt_ids) for example in examples])),

@@ -1,8 +1,8 @@
-"""Make the embedded student: a Qwen2 of two million parameters that can negotiate a little.
+"""Makes the embedded student: a Qwen2 of two million parameters that can negotiate a little.
 
-It is pretrained on dialogues of the simulated teacher as it comes, good turns and bad (`corpus`):
-on bare ones, which are mostly figures, and ever more on those with the pipeline's prompts. What it
-has learned is to read the prompt: whose turn it is, which figures are on the table, which tone is
+It is pretrained on dialogues of the simulated teacher, good turns and bad (`corpus`): at first many
+bare ones, which are mostly figures, then more and more of those with the pipeline's prompts. What
+it learns is to read the prompt: whose turn it is, which figures are on the table, which tone is
 asked for. What makes a turn good is left for SFT and JPO to teach.
 """
 
@@ -20,31 +20,29 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
-from emodistill.batches.dialogue_rows import Row, Rows, endless_batches, merge_samples
 from emodistill.batches.examples import build_examples
-from emodistill.configs import PretrainConfig
 from emodistill.errors import DivergenceError, InputError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.tokenization import encode_chat, encode_reply, load_tokenizer
 from emodistill.model.weights import load_qwen2, save_qwen2
 from emodistill.progress import progress
-from emodistill.prompts import load_pack
 from emodistill.seeding import jax_key, stream
-from emodistill.train.corpus import (
+from pretraining.config import PretrainConfig
+from pretraining.corpus import (
     SPECIAL_TOKENS,
     Dialogue,
-    bare_dialogues,
-    full_dialogues,
     last_texts,
+    play_dialogues,
     train_tokenizer,
 )
+from pretraining.dialogue_rows import Rows, endless_batches, merge_samples
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_TOKENS = 1024
-"""Of a sample; longer histories lose their oldest turns."""
-SAVE_EVERY = 100
-"""Steps between the checkpoints on the way."""
+"""The longest sample; longer histories lose their oldest turns."""
+STEPS_PER_SAVE = 100
+"""Steps between two checkpoints, so that a half-trained student can be looked at."""
 
 
 def make_embedded(config: PretrainConfig) -> Path:
@@ -56,13 +54,11 @@ def make_embedded(config: PretrainConfig) -> Path:
     """
     if config.start is not None:
         _check_start(config.start, config.out)
-    pack = load_pack()
-    full = full_dialogues(config, pack)
-    bare = bare_dialogues(config, pack)
+    full, bare = play_dialogues(config, "full"), play_dialogues(config, "bare")
     config.out.mkdir(parents=True, exist_ok=True)
     if config.start is None:
         train_tokenizer(last_texts(full), config.vocab_size, config.out)
-        model = new_student(config)
+        model = _new_student(config)
     else:
         for name in TOKENIZER_FILES:
             shutil.copyfile(config.start / name, config.out / name)
@@ -81,7 +77,7 @@ def _check_start(start: Path, out: Path) -> None:
         raise InputError(f"--start and --out are both {start}; write to another folder.")
 
 
-def new_student(config: PretrainConfig) -> Qwen2:
+def _new_student(config: PretrainConfig) -> Qwen2:
     """The student before its first step."""
     return Qwen2(
         Qwen2Config(
@@ -102,7 +98,8 @@ def new_student(config: PretrainConfig) -> Qwen2:
     )
 
 
-def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Row]:
+def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:
+    """A row per dialogue; a dialogue whose very first prompt is too long has none."""
     digit_ids = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
     rows = []
     for scenario, trajectory, pack in dialogues:
@@ -115,23 +112,22 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig)
             encode_reply=partial(encode_reply, tokenizer),
             max_tokens=MAX_TOKENS,
         ).examples
-        if not examples:  # even the first prompt was too long
-            continue
-        rows.append(
-            merge_samples(
-                examples,
-                prompt_weight=config.prompt_weight,
-                digit_ids=digit_ids,
-                digit_weight=config.digit_weight,
+        if examples:
+            rows.append(
+                merge_samples(
+                    examples,
+                    prompt_weight=config.prompt_weight,
+                    digit_ids=digit_ids,
+                    digit_weight=config.digit_weight,
+                )
             )
-        )
     return rows
 
 
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024) for the stacked matrices `[L, O, I]`, AdamW for all else.
 
-    Figures are read sooner than with AdamW alone (docs/notes.md).
+    The student learns to read figures sooner than with AdamW alone (docs/notes.md).
     """
 
     def schedule(peak: float) -> optax.Schedule:
@@ -156,67 +152,63 @@ def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
     )
 
 
-class Learned(NamedTuple):
-    """How a step went: mean loss of the reply tokens, and the share of their digits that is right.
-
-    Many digits are drawn by lot and can't be known.
-    """
+class PretrainMetrics(NamedTuple):
+    """What a step measures on the tokens of replies."""
 
     reply_loss: jax.Array
+    """Mean cross-entropy."""
     digit_accuracy: jax.Array
+    """Share of the digits that are predicted right; many are random draws and cannot be known."""
 
 
-def curriculum(bare: Sequence[Row], full: Sequence[Row], config: PretrainConfig) -> Iterator[Rows]:
-    """The batches of a run: ever fewer bare ones, down to none at the end."""
-    is_bare = stream(config.seed, "pretrain", "curriculum")
+def curriculum(
+    bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig
+) -> Iterator[Rows]:
+    """The batches of a run: fewer and fewer bare ones, and none at the end."""
+    rng = stream(config.seed, "pretrain", "curriculum")
     batches = partial(endless_batches, tokens_per_step=config.tokens_per_step, seed=config.seed)
     bare_batches, full_batches = batches(bare), batches(full)
     for number in range(config.num_steps):
         bare_odds = 2 * config.bare_share * (1 - number / config.num_steps)
-        yield next(bare_batches if is_bare.random() < bare_odds else full_batches)
+        yield next(bare_batches if rng.random() < bare_odds else full_batches)
 
 
-def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: PretrainConfig) -> None:
-    """Train all weights, one compiled step per row length.
-
-    Weights go to `config.out` in bfloat16, now and then on the way too, so that a half-trained
-    student can be looked at.
-    """
+def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
+    """Train all weights, with one compiled step per row length, and save them in bfloat16."""
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 
-    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Learned]:
+    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, PretrainMetrics]:
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
         is_right_BT = jnp.argmax(logits_BTV, axis=-1) == rows.targets_BT
         loss = jnp.sum(losses_BT * rows.weights_BT) / jnp.sum(rows.weights_BT)
-        return loss, Learned(
+        return loss, PretrainMetrics(
             jnp.mean(losses_BT, where=rows.is_reply_BT),
             jnp.mean(is_right_BT, where=rows.is_digit_BT),
         )
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: nnx.State, opt_state: Any, rows: Rows) -> tuple[nnx.State, Any, Learned]:
-        (_, went), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+    def step(params: Any, opt_state: Any, rows: Rows) -> tuple[Any, Any, PretrainMetrics]:
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        moved: Any = optax.apply_updates(params, updates)
-        return moved, opt_state, went
+        return optax.apply_updates(params, updates), opt_state, metrics
 
     opt_state = optimizer.init(params)
-    batches = curriculum(bare, full, config)
     with progress("pretrain", total=config.num_steps, unit="steps") as bar:
-        for number, rows in enumerate(batches, start=1):
-            params, opt_state, went = step(params, opt_state, rows)
+        for number, rows in enumerate(curriculum(bare, full, config), start=1):
+            params, opt_state, metrics = step(params, opt_state, rows)
             note = None
-            if number % 20 == 0:
-                note = f"loss {went.reply_loss:.3f}, digits {went.digit_accuracy:.0%}"
+            if number % 20 == 0:  # reading the metrics waits for the step
+                note = f"loss {metrics.reply_loss:.3f}, digits {metrics.digit_accuracy:.0%}"
             bar.advance(1, note)
-            if number % SAVE_EVERY == 0 or number == config.num_steps:
-                if not jnp.isfinite(went.reply_loss):
+            if number % STEPS_PER_SAVE == 0 or number == config.num_steps:
+                if not jnp.isfinite(metrics.reply_loss):
                     raise DivergenceError(
-                        f"pretrain: the loss is {went.reply_loss} at step {number}. {config.out} "
-                        f"keeps the weights of step {number - SAVE_EVERY}; lower --learning-rate."
+                        f"pretrain: the loss is {metrics.reply_loss} at step {number}. {config.out}"
+                        f" keeps the weights of step {number - STEPS_PER_SAVE}; lower "
+                        "--learning-rate."
                     )
                 half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
                 save_qwen2(nnx.merge(graphdef, half), config.out)
