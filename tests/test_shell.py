@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     """A run that lacks JPO alone, and the file of its settings."""
     run = tmp_path_factory.mktemp("runs") / "short"
     tiny = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-    stages.run(Cell(SweepConfig(run=run, num_scenarios=6, num_seeds=1, max_turns=6)))
+    stages.run(Cell(SweepConfig(run=run, num_scenarios=4, num_seeds=3, max_turns=8)))
     stages.run(Cell(JudgeConfig(run=run)))
     stages.run(Cell(SFTConfig(run=run, **tiny)))
     file = run / "settings.yaml"
