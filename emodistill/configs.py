@@ -264,6 +264,8 @@ class MeshShape:
 class AdapterConfig(ExperimentConfig):
     """What SFT and JPO share: the student, its LoRA, the optimiser (Appendix F)."""
 
+    stage: ClassVar[str]
+    """The name of the stage that it configures."""
     model: str = EMBEDDED
     """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
     judge: str | None = None
@@ -306,6 +308,11 @@ class AdapterConfig(ExperimentConfig):
     """HOST:PORT of the first of several processes; `auto` on Slurm, Open MPI and TPU pods."""
     num_processes: int | None = operational(None)
     process_id: int | None = operational(None)
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether training starts from the base model; otherwise from an SFT adapter."""
+        return True
 
     def mesh_shape(self, num_devices: int, num_heads: int) -> MeshShape:
         """The mesh on which to train a model of `num_heads` query heads.
@@ -353,6 +360,7 @@ class AdapterConfig(ExperimentConfig):
 class SFTConfig(AdapterConfig):
     """Stage 4a: supervised fine-tuning on the best quarter of the turns (Eqs. 16, 23)."""
 
+    stage: ClassVar[str] = "sft"
     signal: SFTSignal = "hybrid"
     top_fraction: float = 0.25
     """Share of a domain's scored turns that is kept."""
@@ -366,7 +374,6 @@ class SFTConfig(AdapterConfig):
 class RefinementConfig(AdapterConfig):
     """What the stages after SFT share."""
 
-    stage: ClassVar[str]
     signal: JPOSignal = "turn-judge"
     """What a turn's advantage is made from."""
     sft_cell: str = "default"
@@ -375,7 +382,6 @@ class RefinementConfig(AdapterConfig):
 
     @property
     def starts_from_base(self) -> bool:
-        """Whether the base model takes the place of the SFT adapter, as start and reference."""
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -21,8 +22,7 @@ from emodistill.model import LoRAParam, Qwen2, add_lora, embedded_path, load_qwe
 from emodistill.model.config import Qwen2Config, read_architecture
 from emodistill.seeding import jax_key, stream
 from emodistill.train.flops import training_flops
-from emodistill.train.objectives import loss_of
-from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, TrainState, response_logprobs
 
 EPOCHS = 2
@@ -127,7 +127,8 @@ class Ours:
         return self.steps[first : first + self.config.steps]
 
     def _trainer(self, stage: str) -> tuple[Trainer, TrainState]:
-        loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig())
+        of_stage = SFTConfig() if stage == "sft" else JPOConfig()
+        loss_fn = functools.partial(OBJECTIVES[stage].loss, of_stage)
         trainer = Trainer(self._graphdef, loss_fn, SFTConfig(), num_steps=100)
         state = trainer.init(self._lora)
         for step in self.steps:  # all of them, for some shape may be in one alone

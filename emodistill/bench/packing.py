@@ -5,6 +5,7 @@ The samples are those of a synthetic sweep (`workload`), the steps those of the 
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
@@ -20,7 +21,7 @@ from emodistill.bench.workload import dialogue_examples, statistics
 from emodistill.configs import BenchPackingConfig, SFTConfig
 from emodistill.model import LoRAParam, add_lora, embedded_path, load_qwen2
 from emodistill.seeding import jax_key
-from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer
 
 NUM_SAMPLES = (100, 1_000, 10_000)
@@ -91,7 +92,8 @@ def _growth(config: BenchPackingConfig, examples: list[Example]) -> dict[str, fl
     model = load_qwen2(embedded_path(), dtype=jax.numpy.float32)
     add_lora(model, rank=16, alpha=32.0, rng=jax_key(0, "lora"))
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    trainer = Trainer(graphdef, sft_loss_of_batch, SFTConfig(), num_steps=100)
+    loss_fn = functools.partial(OBJECTIVES["sft"].loss, SFTConfig())
+    trainer = Trainer(graphdef, loss_fn, SFTConfig(), num_steps=100)
     state = trainer.init(lora)
     steps = [batches.step(n) for n in range(min(TIMED_STEPS, batches.num_steps))]
     placed = [trainer.place(step.batches) for step in steps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emodistill import cli
 from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, RefinementConfig, SFTConfig
@@ -192,24 +192,18 @@ def _train_adapter(
     if agree(is_finished):
         say(f"{stage}: finished before, adapter in {directory / 'adapter'}")
         return made
+    from emodistill.train.adapter_training import SweepData, train_adapter
+
     trajectories, scenarios = read_sweep(config.run, config.domain)
-    common: dict[str, Any] = {
-        "cell_dir": directory,
-        "trajectories": trajectories,
-        "scenarios": scenarios,
-        "scores": read_scores(scores_file),
-        "pack": pack,
-        "max_turns": max_turns(config.run, config.domain),
-    }
-    if isinstance(config, RefinementConfig):
-        from emodistill.train.refine import refine
-
-        adapter = None if sft_dir is None else sft_dir / "adapter"
-        result = refine(config, sft_adapter=adapter, **common)
-    else:
-        from emodistill.train.sft import train_sft
-
-        result = train_sft(config, **common)
+    data = SweepData(
+        trajectories,
+        scenarios,
+        read_scores(scores_file),
+        pack,
+        max_turns(config.run, config.domain),
+    )
+    adapter = None if sft_dir is None else sft_dir / "adapter"
+    result = train_adapter(config, data, cell_dir=directory, sft_adapter=adapter)
     summary = {
         "num_steps": result.num_steps,
         "num_samples": result.num_samples,
