@@ -4,8 +4,8 @@ Notation (paper, Appendix D and E.5): x* is the focal target, x0 the counterpart
 g = x* − x0, d = max(1, |g|), T the cap on turns, t = 1, 2, … the focal turns, R(τ) the shaped
 return, r the judge's score of a focal turn.
 
-Departures from the paper: |A| is clipped at 10, and a scenario with fewer than 4 scored items is
-left out of its normalisation (and counted), since a z-score over two or three values says little.
+Departures from the paper: |A| is clipped at 10, and a scenario with fewer than 4 scores is left out
+(and counted).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ AGREEMENT_BONUS = 2.0
 MAX_MOVE = 2.0
 """Bound of one normalised concession or retreat, Eqs. 25 and 26."""
 MAX_ADVANTAGE = 10.0
+"""Bound of |A|: the one score that differs among hundreds of equal ones would have an A of 20 and
+more, and outweigh all other samples of its step."""
 MIN_SCORED = 4
-"""Scored items that a scenario needs for its mean and deviation to count."""
+"""Scores that a scenario needs to be normalised: a z-score over two or three says little."""
 
 Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
@@ -58,26 +60,21 @@ def shaped_return(
         raise InputError(f"max_turns={max_turns} must be at least 1; the paper uses 30.")
     gap = _gap(focal_target, counterparty_anchor)
     sign, scale = float(np.sign(gap)), max(1.0, abs(gap))
-    concessions = _moves(counterparty_offers, counterparty_anchor, sign, scale)  # Eq. 25
-    retreats = _moves(focal_offers, focal_target, -sign, scale)  # Eq. 26
     total = AGREEMENT_BONUS if accepted else -AGREEMENT_BONUS  # Eq. 28
-    for moves, side in ((concessions, 1.0), (retreats, -1.0)):
-        for turn, move in enumerate(moves, start=1):
-            total += side * move * max(0.0, min(1.0, 1.0 - turn / max_turns))  # Eqs. 24, 27
+    # Δctp − Δfoc (Eqs. 24–26): what either side moves towards the focal target counts alike, since
+    # a retreat of the focal side is a move away from it, and enters with a minus sign.
+    for offers, standing in (
+        (counterparty_offers, counterparty_anchor),
+        (focal_offers, focal_target),
+    ):
+        for turn, offer in enumerate(offers, start=1):
+            if offer is None or math.isnan(offer):
+                continue
+            move = sign * (_finite(offer, "offer") - standing) / scale
+            weight = max(0.0, 1.0 - turn / max_turns)  # Eq. 27
+            total += weight * max(-MAX_MOVE, min(MAX_MOVE, move))
+            standing = offer
     return float(total)
-
-
-def _moves(offers: Sequence[float | None], start: float, sign: float, scale: float) -> list[float]:
-    """Clipped steps between standing offers, in units of the gap, seeded with `start`."""
-    standing, moves = start, []
-    for offer in offers:
-        if offer is None or math.isnan(offer):
-            moves.append(0.0)
-            continue
-        move = sign * (_finite(offer, "offer") - standing) / scale
-        moves.append(max(-MAX_MOVE, min(MAX_MOVE, move)))
-        standing = offer
-    return moves
 
 
 def _gap(focal_target: float, counterparty_anchor: float) -> float:
@@ -110,8 +107,8 @@ def savings(final_value: float, counterparty_anchor: float, focal_target: float)
 def aligned_offers(trajectory: Trajectory) -> tuple[list[float | None], list[float | None]]:
     """Offers per focal turn: the focal agent's own, and the last one of the replies to it.
 
-    What the counterparty says before the first focal turn answers none and is passed over; where
-    it opened with an offer, the way from its anchor shows in its first reply.
+    What the counterparty says before the first focal turn is a reply to none and is passed over. If
+    it opens with an offer, its first reply is still compared with its anchor.
     """
     focal: list[float | None] = []
     replies: list[float | None] = []

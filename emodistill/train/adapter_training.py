@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from emodistill.batches import PackedBatches, build_examples
-from emodistill.configs import AdapterConfig, RefinementConfig
+from emodistill.configs import AdapterConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.model import (
     Qwen2,
     Qwen2Config,
     add_lora,
+    base_fingerprint,
     encode_chat,
     encode_reply,
     load_adapter,
@@ -31,6 +32,7 @@ from emodistill.model import (
     num_row_shards,
     save_adapter,
     student_folder,
+    template_sha256,
 )
 from emodistill.offline.rewards import FocalTurns, Scores, left_out_scenarios
 from emodistill.prompts import PromptPack
@@ -111,15 +113,17 @@ def train_adapter(
 
     architecture = Qwen2Config.from_pretrained(student_folder(config.model))
     mesh = make_mesh(config.mesh_shape(jax.device_count(), architecture.num_heads))
-    student = load_student(config.model, mesh=mesh, remat=config.remat, quantize=config.quantize)
-    model = student.model
+    model, tokenizer = load_student(
+        config.model, mesh=mesh, remat=config.remat, quantize=config.quantize
+    )
+    start = _add_start(model, config, sft_adapter)
     samples = build_examples(
         trajectories,
         data.scenarios,
         zip(turns.trajectory_index[rows].tolist(), turns.turn_index[rows].tolist(), strict=True),
         pack=data.pack,
-        encode_chat=functools.partial(encode_chat, student.tokenizer),
-        encode_reply=functools.partial(encode_reply, student.tokenizer),
+        encode_chat=functools.partial(encode_chat, tokenizer),
+        encode_reply=functools.partial(encode_reply, tokenizer),
         max_tokens=min(config.max_tokens, model.config.max_positions),
         emotion_free=config.emotion_free,
     )
@@ -140,12 +144,10 @@ def train_adapter(
         unit_size=groups.shape[1],
         advantages=None if advantages is None else advantages[rows[is_whole]],
     )
-
-    start = _add_start(model, config, sft_adapter)
     made_from = {
-        "base_model": student.base_sha256,
+        "base_model": base_fingerprint(model),
         "adapter": start,
-        "chat_template": student.template_sha256,
+        "chat_template": template_sha256(tokenizer),
         "samples": batches.sha256,
     }
     reference = None
@@ -154,8 +156,8 @@ def train_adapter(
         reference = reference_logprobs(model, batches, directory=directory, made_from=made_from)
         batches.set_reference(reference.logp_NU)
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
-    if not isinstance(config, RefinementConfig):
-        del identity["adapter"]  # always the base model; checkpoints of SFT never named it
+    if config.stage == "sft":
+        del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
     run = train(
         model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
     )

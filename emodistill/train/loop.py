@@ -52,15 +52,6 @@ class TrainingRun(NamedTuple):
     """Of the last step."""
 
 
-class _Unread(NamedTuple):
-    """A step that was dispatched, and whose metrics are still on the device."""
-
-    number: int
-    """Counted from 1."""
-    step: Step
-    metrics: list[Metrics]
-
-
 def train(
     model: Qwen2,
     batches: PackedBatches,
@@ -112,7 +103,8 @@ def train(
         progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
         last, clock = metrics_log.last, time.monotonic()
-        unread: deque[_Unread] = deque()
+        # Steps that were dispatched: number, input, metrics on the device.
+        unread: deque[tuple[int, Step, list[Metrics]]] = deque()
 
         def read_metrics(num_left: int) -> None:
             """Wait for steps, oldest first, until so many are unread; check and log each."""
@@ -144,7 +136,7 @@ def train(
             # Whatever crosses between host and device here would make the device wait.
             with jax.transfer_guard("disallow"):
                 state, metrics = trainer.step(state, frozen, on_device)
-            unread.append(_Unread(number, step, metrics))
+            unread.append((number, step, metrics))
             read_metrics(STEPS_AHEAD)
             is_stopped = stop.is_due(number)
             if is_stopped or number % config.save_every == 0 or number == num_steps:

@@ -56,7 +56,7 @@ class Objective(NamedTuple):
 def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
     """The best `top_fraction` of the turns."""
     quality = sft_quality(turns, config.signal)
-    return _single(np.sort(top_fraction(quality, config.top_fraction)))
+    return Selection(np.sort(top_fraction(quality, config.top_fraction))[:, None])
 
 
 def select_scored(config: JPOConfig, turns: FocalTurns) -> Selection:
@@ -65,13 +65,13 @@ def select_scored(config: JPOConfig, turns: FocalTurns) -> Selection:
     rows = np.arange(len(turns))
     if config.data == "top":
         rows = np.sort(top_fraction(sft_quality(turns), config.top_fraction))
-    return _single(rows[np.isfinite(advantages[rows])], advantages)
+    return Selection(rows[np.isfinite(advantages[rows])][:, None], advantages)
 
 
 def select_positive(config: ALoLConfig, turns: FocalTurns) -> Selection:
     """The turns with A > 0."""
     advantages = jpo_advantages(turns, config.signal)
-    return _single(np.flatnonzero(advantages > 0), advantages)
+    return Selection(np.flatnonzero(advantages > 0)[:, None], advantages)
 
 
 def select_pairs(config: DPOConfig, turns: FocalTurns) -> Selection:
@@ -100,10 +100,6 @@ def select_pairs(config: DPOConfig, turns: FocalTurns) -> Selection:
             f"signal={config.signal!r}: DPO has no pair to learn from. Play more seeds."
         )
     return Selection(np.array(sorted(pairs)), advantages)
-
-
-def _single(rows: np.ndarray, advantages: np.ndarray | None = None) -> Selection:
-    return Selection(rows[:, None], advantages)
 
 
 def _sft(config: SFTConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -8,10 +8,9 @@ them, so a whole ablation shares one file.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +24,10 @@ from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
 from emodistill.runs import canonical_json, write_tensors
 from emodistill.train.loop import STEPS_AHEAD
+from emodistill.train.prefetch import prefetched
 from emodistill.train.trainer import response_logprobs
 
 ARRAY = "ref_logp"
-T = TypeVar("T")
 
 
 class Reference(NamedTuple):
@@ -96,24 +95,14 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
         logp_SU = response_logprobs(nnx.merge(graphdef, state), batch)
         return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)
 
-    dispatched = (
-        (numbers, logprobs(state, sharding.place_batch(batch, model.mesh)))
-        for numbers, batch in batches.all_rows()
-    )
+    def dispatched(rows: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
+        numbers, batch = rows
+        return numbers, logprobs(state, sharding.place_batch(batch, model.mesh))
+
     logp_NU = np.zeros(shape, np.float32)
     with progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
         # Reading a result waits for the device, which must have the next micro-batches by then.
-        for numbers, logp_SU in _delayed(dispatched, STEPS_AHEAD):
+        for numbers, logp_SU in prefetched(dispatched, batches.all_rows(), ahead=STEPS_AHEAD):
             logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
             bar.advance(len(numbers))
     return logp_NU
-
-
-def _delayed(items: Iterable[T], number: int) -> Iterator[T]:
-    """The items in their order, each once so many later ones were taken from `items`."""
-    waiting: deque[T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > number:
-            yield waiting.popleft()
-    yield from waiting

@@ -9,27 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emodistill.configs import Quantization, Remat
-from emodistill.model import (
-    Qwen2,
-    base_fingerprint,
-    keep_programs,
-    load_qwen2,
-    load_tokenizer,
-    student_folder,
-    template_sha256,
-)
+from emodistill.model import Qwen2, keep_programs, load_qwen2, load_tokenizer, student_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 class Student(NamedTuple):
-    """A base model and its tokenizer, with what identifies them."""
+    """A base model and its tokenizer."""
 
     model: Qwen2
     tokenizer: PreTrainedTokenizerFast
-    base_sha256: str
-    template_sha256: str
 
 
 def load_student(
@@ -54,5 +44,4 @@ def load_student(
         remat=remat or ("none" if on_cpu else "full"),
         quantize=quantize,
     )
-    tokenizer = load_tokenizer(folder)
-    return Student(model, tokenizer, base_fingerprint(model), template_sha256(tokenizer))
+    return Student(model, load_tokenizer(folder))
