@@ -95,14 +95,16 @@ class TestStages:
         first, *_, last = lines(tmp_path / "jpo/default")
         np.testing.assert_allclose(first["policy/ratio_mean"], 1, rtol=1e-5)
         assert first["policy/kl_k3"] < 1e-9 < last["policy/kl_k3"]
-        kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, adapter, kappa=0.5)
+        short = {"kappa": 0.5, "max_steps": 2}
+        kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, adapter, **short)
         assert kappa.reference.is_reused
         assert kappa.reference.path == one.reference.path
-        assert kappa.metrics["policy/surrogate"] != one.metrics["policy/surrogate"]
+        second = lines(tmp_path / "jpo/default")[1]
+        assert kappa.metrics["policy/surrogate"] != second["policy/surrogate"]
 
         logp = load_file(one.reference.path)["ref_logp"]
         one.reference.path.write_bytes(one.reference.path.read_bytes()[:-40])
-        torn = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, kappa=0.5)
+        torn = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, **short)
         assert not torn.reference.is_reused
         np.testing.assert_array_equal(load_file(torn.reference.path)["ref_logp"], logp)
         assert torn.metrics["policy/surrogate"] == kappa.metrics["policy/surrogate"]
@@ -115,7 +117,7 @@ class TestStages:
             (logp, metadata | {"key": "0"}),
         ):
             save_file({"ref_logp": wrong}, one.reference.path, metadata=told)
-            again = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, kappa=0.5)
+            again = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, **short)
             assert not again.reference.is_reused
 
     def test_alol_learns_the_good_turns_without_a_reference(
@@ -137,6 +139,23 @@ class TestStages:
         assert run.num_samples == 16
         first, *_ = lines(cell)
         np.testing.assert_allclose(first["dpo/loss"], math.log(2), rtol=1e-5)
+
+    def test_a_turn_that_does_not_fit_takes_its_pair_along(
+        self, sft_result, tiny_checkpoint, pack, tmp_path
+    ):
+        first, *others = TRAJECTORIES
+        long = dataclasses.replace(first.turns[0], text="Let us say 20 days. " * 40)
+        run = jpo_stage(
+            tmp_path / "dpo/default",
+            tiny_checkpoint,
+            pack,
+            sft_result.adapter_dir,
+            trajectories=[dataclasses.replace(first, turns=(long, *first.turns[1:])), *others],
+            kind=DPOConfig,
+            max_tokens=300,
+            max_steps=1,
+        )
+        assert (run.num_samples, run.num_dropped) == (14, 2)
 
     def test_every_dependency_of_the_reference_makes_another_file(
         self, sft_result, tiny_checkpoint, pack, tmp_path
