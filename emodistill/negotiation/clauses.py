@@ -24,7 +24,9 @@ _PLAIN = {
         r"\b([ap])\s?\.\s?m\b\.?(?=\s+[a-z])": r"\1m",
         r"\b([ap])\s?\.\s?m\b\.?": r"\1m.",
         r"\b(dr|mr|mrs|ms|vs|approx|etc|st|i\.e|e\.g|max|min|mins|hrs?)\.(?=\s*[a-z0-9])": r"\1",
-        r"\b(case|invoice|account|order|file|ticket|room|contract|loan) no\.(?=\s*\d)": r"\1 number",
+        r"\b(case|invoice|account|order|file|ticket|room|contract|loan) no\.(?=\s*\d)": (
+            r"\1 number"
+        ),
         # dashes: a range, or a break between clauses; other breaks
         r"(?<=\d)\s*[-–‒]\s*(?=\d)": " to ",
         r"(?<=[a-z])[–‒](?=[a-z])": " — ",
@@ -71,7 +73,7 @@ _CUT = pattern(
     # "so I …", but not "so long"
     |(?:,\s*)?\b(?=so (?!long|far|much|soon|many|late|early|close|hard)\w)
     # "since you …", but not "since three weeks"
-    |(?:,\s*)?\b(?=since (?!Q\d))
+    |(?:,\s*)?\b(?=since (?!Q))
     # "and we …", "and can …", but not "bread and cake"
     |(?:,\s*)?\b(?=and (?:also |now |still |so )?(?:{SUBJECT}|{VERB}))
     |(?:,\s*)?\b(?=or (?:else|face|expect|risk|lose|{SUBJECT}))

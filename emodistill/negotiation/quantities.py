@@ -8,6 +8,7 @@ days") has the value None: it is an offer that can't be read, not one that isn't
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -87,9 +88,7 @@ _TEENS = _numbers(
 _TENS = _numbers("twenty thirty forty fifty sixty seventy eighty ninety", 20, 10)
 _SMALL = {**_ONES, **_TEENS, **_TENS, "a": 1, "an": 1, "dozen": 12, "and": 0}
 _ONE, _TEN = _any(_ONES), _any(_TENS)
-_UNDER_100 = pattern(
-    r"(?:{TEN}(?:[ -]{ONE})?|{TEEN}|{ONE})", ONE=_ONE, TEN=_TEN, TEEN=_any(_TEENS)
-)
+_UNDER_100 = pattern(r"(?:{TEN}(?:[ -]{ONE})?|{TEEN}|{ONE})", ONE=_ONE, TEN=_TEN, TEEN=_any(_TEENS))
 _NUMBER = pattern(
     r"""
     (?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?½| 1/2)?|½
@@ -143,12 +142,14 @@ _MINUTES_LEFT_OUT = pattern(
     """
 )
 _PLUS = re.compile(r"(?:,? and |,? )")
+_AWAY_FROM = re.compile(r" (past|after|before) ")
 
 
 class _Duration(NamedTuple):
-    minutes: float | None
+    minutes: float  # NaN where it is vague: "30-odd", "ten business days"
     unit: float
     is_relative: bool
+    end: int
 
 
 def _fraction(words: str | None) -> float:
@@ -162,32 +163,30 @@ def _duration(match: re.Match[str]) -> _Duration:
     if amount := match["amount"] or match["stepped"] or (match["step"] and "one"):
         count += number(amount)
     is_vague = match["fuzzy"] or kind in ("business", "working")
-    is_relative = match["step"] or match["more"] or kind in _RELATIVE
-    return _Duration(None if is_vague else count * unit, unit, bool(is_relative))
+    is_step = match["step"] or match["more"] or kind in ("more", "extra", "additional", "further")
+    minutes = math.nan if is_vague else count * unit
+    return _Duration(minutes, unit, bool(is_step), match.end())
 
 
-_RELATIVE = ("more", "extra", "additional", "further")
-
-
-def _read_duration(text: str, start: int) -> tuple[_Duration, int] | None:
-    """A duration at `start`, with smaller units added ("an hour and 20 minutes"), and its end."""
+def _read_duration(text: str, start: int) -> _Duration | None:
+    """A duration at `start`, with smaller units added ("an hour and 20 minutes")."""
     match = _DURATION.match(text, start)
     if match is None:
         return None
-    total, end = _duration(match), match.end()
-    while plus := _PLUS.match(text, end):
+    total = _duration(match)
+    while plus := _PLUS.match(text, total.end):
         match = _DURATION.match(text, plus.end())
         if match is None or match["step"]:
             break
         part = _duration(match)
         if part.unit >= total.unit or part.is_relative:
             break
-        is_vague = total.minutes is None or part.minutes is None
-        minutes = None if is_vague else total.minutes + part.minutes
-        total, end = _Duration(minutes, part.unit, total.is_relative), match.end()
-    if total.unit == HOUR and total.minutes and (match := _MINUTES_LEFT_OUT.match(text, end)):
-        total, end = total._replace(minutes=total.minutes + number(match[1])), match.end()
-    return total, end
+        total = part._replace(minutes=total.minutes + part.minutes, is_relative=total.is_relative)
+    left_out = _MINUTES_LEFT_OUT.match(text, total.end)
+    if left_out and total.unit == HOUR and total.minutes > 0:
+        minutes = total.minutes + number(left_out[1])
+        total = total._replace(minutes=minutes, end=left_out.end())
+    return total
 
 
 def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
@@ -196,23 +195,23 @@ def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
     if match := _DAY_NUMBER.match(text, start):
         is_value = domain.unit == "days"
         return _Hit(Mention(value=float(match["amount"])) if is_value else "span", match.end())
-    if (found := _read_duration(text, start)) is None:
+    if (duration := _read_duration(text, start)) is None:
         return None
-    duration, end = found
+    minutes, unit, is_relative, end = duration
     if scale is None:
-        return _from_clock(text, duration, end, domain) or _Hit("span", end)
-    if duration.minutes is None:
-        return _Hit(Mention(value=None) if duration.unit <= scale.longest_min else "span", end)
-    if not scale.shortest_min <= duration.minutes <= scale.longest_min:
+        return _from_clock(text, duration, domain) or _Hit("span", end)
+    if math.isnan(minutes):
+        return _Hit(Mention(value=None) if unit <= scale.longest_min else "span", end)
+    if not scale.shortest_min <= minutes <= scale.longest_min:
         return _Hit("span", end)
-    value = round(duration.minutes / scale.unit_min, 6)
-    return _Hit(Mention(value=value, is_relative=duration.is_relative), end)
+    value = round(minutes / scale.unit_min, 6)
+    return _Hit(Mention(value=value, is_relative=is_relative), end)
 
 
-def _from_clock(text: str, duration: _Duration, end: int, domain: Domain) -> _Hit | None:
+def _from_clock(text: str, duration: _Duration, domain: Domain) -> _Hit | None:
     """ "An hour past midnight", "1.75 hours past 9 PM": a duration counted from a clock time."""
-    side = re.compile(r" (past|after|before) ").match(text, end)
-    if side is None or duration.minutes is None:
+    side = _AWAY_FROM.match(text, duration.end)
+    if side is None or math.isnan(duration.minutes):
         return None
     hit = _read_clock(text, side.end(), domain) or _read_bare(text, side.end(), domain)
     if hit is None or not isinstance(hit.what, Mention) or hit.what.value is None:
@@ -333,7 +332,10 @@ _OTHER = pattern(
     |(?P<rate>(?:per|each|every) (?:{NUMBER} )?(?:other )?{UNIT}\b
     |{NUMBER} (?:times|hours?|pages|nights|visits|shifts) (?:a|an|per) {UNIT}\b
     |(?:once|twice) an? {UNIT}\b
-    |(?<=[a-z]s ){NO_SINGULAR}an? {UNIT}\b)
+    |(?<=[a-z]s )(?<!\bis )(?<!\bthis )(?<!\bwas )(?<!\bhas )(?<!\bus )(?<!\bas )(?<!\byes )
+    (?<!\bplus )(?<!\bless )(?<!\bunless )(?<!\bmeans )(?<!\btakes )(?<!\bneeds )(?<!\bgives )
+    (?<!\blasts )(?<!\balways )(?<!\bperhaps )(?<!\bsometimes )
+    an? {UNIT}\b)
     |(?P<ratio>\d{2,3} over \d{2,3}\b|{NUMBER} out of {NUMBER}|\d+/\d+(?![\w/]))
     |(?P<number>a scale (?:from|of) {NUMBER} to {NUMBER}|\d{5,}(?:\.\d+)?\b)
     """,
@@ -341,15 +343,6 @@ _OTHER = pattern(
     NUMBER=_NUMBER,
     UNIT=_UNIT,
     END=_END,
-    NO_SINGULAR=re.compile(
-        "".join(
-            rf"(?<!\b{word} )"
-            for word in (
-                "is this was has us as yes plus less unless means takes needs gives lasts always "
-                "perhaps sometimes"
-            ).split()
-        )
-    ),
 )
 _RATE_TAIL = pattern(r" (?:a|an) {UNIT}\b", UNIT=_UNIT)
 
@@ -435,6 +428,7 @@ _Reader = Callable[[str, int, Domain], _Hit | None]
 _READERS: tuple[_Reader, ...] = (_read_other, _read_span, _read_clock, _read_bare)
 # Where bedtimes are negotiated, "ten to eleven" is a time before it is anything else.
 _CLOCK_READERS: tuple[_Reader, ...] = (_read_other, _read_clock, _read_span, _read_bare)
+_DIGITS = re.compile(r"\d+")
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s")
 _STARTS = pattern(
     r"""
@@ -464,7 +458,7 @@ def scan(text: str, domain: str) -> Scanned:
         hit = next(filter(None, (read(text, position, spec) for read in readers)), None)
         if hit is None:
             hit = _Hit(text[position], position + 1)
-        elif rest := re.compile(r"\d+").match(text, hit.end):  # "10:455 pm" is no time
+        elif rest := _DIGITS.match(text, hit.end):  # "10:455 pm" is no time
             hit = _Hit("number", rest.end())
         what, position = hit
         if isinstance(what, Mention):
