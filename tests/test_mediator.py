@@ -61,6 +61,11 @@ def test_no_turns():
     assert verdict([]) == Verdict("ongoing", None)
 
 
+@pytest.mark.parametrize("text", ["", "—", "...", ": ;", "-- !"])
+def test_a_turn_without_a_word_decides_nothing(text):
+    assert verdict([("focal", "40 days."), ("counterparty", text)]) == Verdict("ongoing", None)
+
+
 def test_crossing_follows_the_direction_of_the_game():
     lines = [("focal", "40 days."), ("counterparty", "50 days.")]
     assert verdict(lines, target=30, anchor=90).outcome == "ongoing"

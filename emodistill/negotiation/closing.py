@@ -232,7 +232,7 @@ def _says_yes(sentence: Sentence) -> bool:
 
 def _is_bare_yes(sentence: Sentence) -> bool:
     """ "Yes.", "Fine, but I think it unfair": a yes that is the whole answer."""
-    first, *rest = sentence.clauses
+    first, *rest = sentence.clauses or ("",)  # "—" is a sentence without clauses
     is_alone = all(re.match(r"but\b|though\b|why not$", c) or _BARE_YES.match(c) for c in rest)
     return bool(_BARE_YES.match(first)) and is_alone and not sentence.is_question
 
