@@ -53,7 +53,7 @@ from emodistill.simulator.reading import (
     show_figure,
 )
 from emodistill.simulator.server import MAX_BODY_BYTES, MODELS, complete, make_app, run_server
-from emodistill.simulator.speaker import SimulatedSpeaker
+from emodistill.simulator.writer import SimulatedWriter
 from emodistill.simulator.teacher import CLARITY_ODDS
 
 PACK = load_pack()
@@ -107,10 +107,10 @@ def dialogue(domain: str, number: int, kind: str) -> Trajectory:
             oracle.choose(state, rng) if kind == "oracle" else EMOTIONS[rng.integers(len(EMOTIONS))]
         )
 
-    teacher = SimulatedSpeaker("sim-teacher")
+    teacher = SimulatedWriter("sim-teacher")
     match = Match(
         focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method=kind),
-        counterparty=Seat(speaker=SimulatedSpeaker("sim-counterparty")),
+        counterparty=Seat(speaker=SimulatedWriter("sim-counterparty")),
         pack=PACK,
     )
     return asyncio.run(play(PlannedDialogue(scenario, number, name), match))

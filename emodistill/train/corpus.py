@@ -31,7 +31,7 @@ from emodistill.progress import progress
 from emodistill.prompts import PromptPack, focal_messages
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
-from emodistill.simulator.speaker import SimulatedSpeaker
+from emodistill.simulator.writer import SimulatedWriter
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -89,8 +89,8 @@ def _played(
     config: PretrainConfig, pack: PromptPack, kind: str, num_dialogues: int
 ) -> list[Dialogue]:
     games = _own_scenarios()
-    teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
-    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
+    teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
+    counterparty = Seat(speaker=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
 
     async def one(number: int) -> Dialogue:
         name = f"{kind}/{number}"
