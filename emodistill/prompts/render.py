@@ -105,7 +105,7 @@ def _read_pack(directory: Path) -> PromptPack:
         counterparty=parsed["counterparty.toml"],
         judge=parsed["judge.toml"],
         emotion_blocks={
-            label: _fill(emotions, "template", _table(fillings, label, path), f"{path} [{label}]")
+            label: _expand(emotions["template"], _table(fillings, label, path), f"{path} [{label}]")
             for label in EMOTIONS
         },
         sha256=hashlib.sha256(b"\0".join(raw[name] for name in FILES)).hexdigest(),
@@ -208,7 +208,7 @@ def dialogue_judge_messages(
 ) -> list[Message]:
     """The judge's prompt for a whole dialogue and how it ended."""
     value = "" if final_value is None else format_value(scenario.domain, final_value)
-    ending = _fill(pack.judge["ending"], outcome, {"value": value}, "judge.toml [ending]")
+    ending = _expand(pack.judge["ending"][outcome], {"value": value}, "judge.toml [ending]")
     return _judge_messages(pack, scenario, "dialogue", turns, {"ending": ending})
 
 
@@ -222,10 +222,9 @@ def _judge_messages(
     case = _domain(pack.judge, scenario, "judge.toml")
     roles = _domain(pack.focal, scenario, "focal.toml")
     target = {"target": format_value(scenario.domain, scenario.focal_target)}
+    where = f"judge.toml [{scenario.domain}]"
     user = {
-        "case": _fill(
-            case, "case", {**scenario.fields, **target}, f"judge.toml [{scenario.domain}]"
-        ),
+        "case": _expand(case["case"], {**scenario.fields, **target}, where),
         **target,
         "focal": roles["focal"],
         "history": _history(pack.focal, roles, turns, "focal.toml"),
@@ -285,20 +284,24 @@ def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((text, name) for text, name, _, _ in Formatter().parse(template))
 
 
-def _fill(texts: Mapping[str, Any], key: str, values: Mapping[str, Any], where: str) -> str:
-    """The template `texts[key]` with each `{name}` replaced once.
+def _fill(texts: Mapping[str, Any], key: str, values: Mapping[str, Any], file: str) -> str:
+    return _expand(texts[key], values, f"{file}: {key}")
 
-    What is filled in is data and is not looked at again. Templates keep to this subset of
-    `str.format` (no attributes, no format specifications, let alone a template language): packs are
-    hashed into every record, so that another syntax would be another experiment.
+
+def _expand(template: str, values: Mapping[str, Any], where: str) -> str:
+    """Replace each `{name}` once; what is filled in is data and is not looked at again.
+
+    Templates keep to this subset of `str.format` (no attributes, no format specifications, let
+    alone a template language): packs are hashed into every record, so that another syntax would be
+    another experiment.
     """
     parts = []
-    for text, name in _parsed(texts[key]):
+    for text, name in _parsed(template):
         parts.append(text)
         if name is not None:
             if name not in values:
                 raise InputError(
-                    f"{where}: {key}: nothing is known as {{{name}}}; there is "
+                    f"{where}: nothing is known as {{{name}}}; there is "
                     f"{', '.join(sorted(values))}."
                 )
             parts.append(str(values[name]))
