@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from test_records import JUDGEMENT, TRAJECTORY
+from example_records import JUDGEMENT, TRAJECTORY
 
 from emodistill import stages
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig

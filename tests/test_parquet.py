@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from test_records import TRAJECTORY
+from example_records import TRAJECTORY
 
 from emodistill.errors import InputError
 from emodistill.offline.parquet import write_parquet

@@ -7,11 +7,12 @@ from importlib import resources
 
 import jsonschema
 import pytest
+from example_records import JUDGEMENT, SCENARIO, TRAJECTORY
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn, Usage
+from emodistill.records import CounterParty, Trajectory
 
 
 def schema(name):
@@ -21,48 +22,6 @@ def schema(name):
     return jsonschema.Draft202012Validator(value)
 
 
-SCENARIO = Scenario(
-    scenario_id="debt_001",
-    domain="crad",
-    split="test",
-    focal_target=30.0,
-    counterparty_anchor=90.0,
-    unit="days",
-    fields={"creditor": "Miller & Söhne", "days_overdue": 12},
-)
-TRAJECTORY = Trajectory(
-    trajectory_id="crad/debt_001/seed_0007",
-    domain="crad",
-    scenario_id="debt_001",
-    seed=7,
-    split="train",
-    focal_target=30.0,
-    counterparty_anchor=90.0,
-    unit="days",
-    focal=FocalParty(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
-    counterparty=CounterParty(model="c", temperature=0.0),
-    prompt_pack_sha256="ab",
-    agreement_rule="stand",
-    turns=(
-        Turn(index=0, speaker="focal", emotion="joy", text="30 days?", offer=30.0, latency_s=0.5),
-        Turn(index=1, speaker="counterparty", emotion=None, text="Hm.", offer=None),
-    ),
-    outcome="accepted",
-    final_value=30.0,
-    usage=Usage(calls=2, prompt_tokens=10, completion_tokens=5),
-    cost_usd=0.25,
-)
-JUDGEMENT = Judgement(
-    trajectory_id="crad/debt_001/seed_0007",
-    turn_index=None,
-    judge="sim-judge",
-    repeat=0,
-    attempt=0,
-    rubric_sha256="cd",
-    raw="SCORE: 8",
-    status="scored",
-    score=8,
-)
 KINDS = {"scenario": SCENARIO, "trajectory": TRAJECTORY, "judgement": JUDGEMENT}
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_records import JUDGEMENT, SCENARIO, TRAJECTORY
+from example_records import JUDGEMENT, SCENARIO, TRAJECTORY
 
 from emodistill import jsonl
 from emodistill.errors import InputError

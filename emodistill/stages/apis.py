@@ -64,30 +64,29 @@ def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
 @asynccontextmanager
 async def open_client(config: ApiConfig) -> AsyncIterator[ChatClient]:
     """A client for the provider that is named, for a recording, or for a simulator of its own."""
-    from emodistill.llm.cassette import Player, Recorder
-    from emodistill.llm.client import ChatClient
+    from emodistill.llm.cassette import Recorder, Replayer
+    from emodistill.llm.client import ChatClient, RetryPolicy
     from emodistill.llm.providers import get_provider
 
     name = "simulator" if config.is_simulated else config.provider
     with ExitStack() as stack:
-        player = recorder = keys = None
+        tape = keys = None
         base_url = config.base_url
         if config.replay is not None:
-            player, keys = Player(config.replay), ()
+            tape, keys = Replayer(config.replay), ()
             base_url = base_url or (NOWHERE if config.is_simulated else None)
         elif config.is_simulated:
             from emodistill.simulator.process import running_simulator
 
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
-            recorder = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+            tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
         client = ChatClient(
             get_provider(name, base_url=base_url),
             keys,
             max_in_flight=config.concurrency,
-            timeout_s=config.timeout_s,
-            recorder=recorder,
-            player=player,
+            retry=RetryPolicy(timeout_s=config.timeout_s),
+            tape=tape,
         )
         async with client:
             yield client

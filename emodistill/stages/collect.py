@@ -108,24 +108,13 @@ def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
     async def work() -> Any:
         async with open_client(config) as client:
             return await run_sweep(
+                config,
                 split.all(),
                 out_dir=directory,
                 client=client,
                 pack=pack,
-                focal_model=focal,
-                counterparty_model=counterparty,
-                focal_temperature=config.focal_temperature,
-                counterparty_temperature=config.counterparty_temperature,
-                max_reply_tokens=config.max_reply_tokens,
-                num_seeds=config.num_seeds,
-                num_scenarios=config.num_scenarios,
-                num_dialogues=num_dialogues,
-                seed=config.seed,
-                max_turns=config.max_turns,
-                agreement=config.agreement,
-                concurrency=config.concurrency,
-                max_cost_usd=config.max_cost_usd,
                 reader=offer_reader(client, reader),
+                num_dialogues=num_dialogues,
             )
 
     with kept_log(directory / LOG):
@@ -246,7 +235,7 @@ def _judge(config: JudgeConfig, only: Container[str] | None = None) -> Made:
         return made
     write_config(directory / f"{path.stem}.{config.level}.{CONFIG}", "judge", config)
     chosen = [t for t in trajectories if only is None or t.trajectory_id in only]
-    result = _score(config, chosen, scenarios, path=path, judge=name, pack=pack)
+    result = _score(config, chosen, scenarios, path=path, pack=pack)
     if only is not None:
         return made
     summary: dict[str, Any] = {
@@ -290,7 +279,6 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
         by_id(read_trajectories(dialogues)),
         read_scenarios(stage_dir(config.run, config.domain, "sweep") / SCENARIOS),
         path=path,
-        judge=name,
         pack=load_pack(config.prompt_pack),
     )
     say(f"judge: {result.summary}")
@@ -303,7 +291,6 @@ def _score(
     scenarios: Sequence[Scenario],
     *,
     path: Path,
-    judge: str,
     pack: PromptPack,
 ) -> JudgingResult:
     """Score what `path` lacks of the dialogues; the log is kept beside it.
@@ -316,18 +303,7 @@ def _score(
     async def work() -> JudgingResult:
         async with open_client(config) as client:
             return await run_judging(
-                trajectories,
-                scenarios,
-                path=path,
-                client=client,
-                pack=pack,
-                judge=judge,
-                level=config.level,
-                repeats=config.repeats,
-                retry_unanswered=config.retry_unanswered,
-                seed=config.seed,
-                concurrency=config.concurrency,
-                max_cost_usd=config.max_cost_usd,
+                config, trajectories, scenarios, path=path, client=client, pack=pack
             )
 
     with kept_log(path.parent / LOG):
