@@ -147,8 +147,6 @@ class SweepConfig(ApiConfig):
     """That language model."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
-    parquet: bool = operational(False)
-    """Write all finished dialogues to trajectories.parquet as well (extra `data`)."""
 
     def __post_init__(self) -> None:
         ApiConfig.__post_init__(self)
@@ -784,3 +782,29 @@ class BenchMemoryConfig:
     name: ClassVar[str] = "memory"
     model: str = "qwen2.5-7b"
     """Whose shapes (see `plan.py memory`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """A run's sweep, scores and training turns as a Hugging Face dataset (docs/data.md)."""
+
+    run: Path = DEFAULT_RUN
+    domain: DomainName = "crad"
+    """crad, disaster, hospital or student."""
+    judge: str | None = None
+    """Whose scores the turns get, where several judges have scored them."""
+    prompt_pack: Path | None = None
+    """What the turns' prompts are rendered with; the built-in one without it."""
+    out: Path | None = None
+    """The dataset's folder, which must not exist; RUN/DOMAIN/dataset without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportConfig:
+    """The files of a run out of a dataset's dialogues, judgements and scenarios."""
+
+    source: str = ""
+    """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
+    run: Path = DEFAULT_RUN
+    domain: DomainName = "crad"
+    """crad, disaster, hospital or student."""

@@ -142,7 +142,7 @@ async def run_judging(
     """
     judge = config.judge or client.provider.default_model("judge")
     dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
-    scenario_of = _scenarios_by_dialogue(trajectories, scenarios)
+    scenario_of = scenarios_by_dialogue(trajectories, scenarios)
     items = judge_items(trajectories, level=config.level, repeats=config.repeats)
     num_new = 0
     with JsonlAppender(path) as lines:
@@ -289,7 +289,7 @@ def _messages(
     )
 
 
-def _scenarios_by_dialogue(
+def scenarios_by_dialogue(
     trajectories: Sequence[Trajectory], scenarios: Sequence[Scenario]
 ) -> dict[str, Scenario]:
     """The scenario of each `trajectory_id`."""

@@ -30,7 +30,7 @@ from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue
 from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError
 from emodistill.offline.budget import Budget
-from emodistill.offline.store import read_scenarios, write_scenarios
+from emodistill.offline.store import read_scenarios, write_records
 from emodistill.offline.unfinished import UnfinishedAnswers, unfinished_path
 from emodistill.offline.workers import JobsResult, run_jobs
 from emodistill.progress import progress
@@ -303,7 +303,7 @@ def failure_kind(error: ApiError) -> str:
 
 def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
     if not path.exists():
-        write_scenarios(path, scenarios)
+        write_records(path, scenarios)
     elif read_scenarios(path) != list(scenarios):
         raise StaleInputError(
             f"{path} holds other scenarios, or another split, than those now asked for. Delete "

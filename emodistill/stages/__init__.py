@@ -12,6 +12,8 @@ from pathlib import Path
 
 from emodistill.configs import (
     EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
     IQLConfig,
     JudgeConfig,
     PlanConfig,
@@ -35,6 +37,8 @@ __all__ = [
     "chain",
     "compare_judges",
     "evaluate",
+    "export_dataset",
+    "import_dataset",
     "iql",
     "judge",
     "judge_matches",
@@ -85,6 +89,24 @@ def plan(config: PlanConfig) -> Path:
 def compare_judges(config: JudgeConfig) -> Path:
     """How far two judges of the sweep agree; no call is made."""
     return collect.compare_judges(config)
+
+
+def export_dataset(config: ExportConfig) -> Path:
+    """A run's data as a Hugging Face dataset; its folder."""
+    from emodistill.offline.hub_datasets import export_run  # heavy, kept off --help
+
+    out = export_run(config)
+    say(f'dataset: {out}; read it with datasets.load_dataset("{out}")')
+    return out
+
+
+def import_dataset(config: ImportConfig) -> list[Path]:
+    """The files of a run out of a Hugging Face dataset."""
+    from emodistill.offline import hub_datasets  # heavy, kept off --help
+
+    files = hub_datasets.import_dataset(config)
+    say(f"dataset: {', '.join(map(str, files))}")
+    return files
 
 
 def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:

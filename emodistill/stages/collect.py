@@ -54,14 +54,7 @@ C = TypeVar("C", bound=ApiConfig)
 def sweep(config: SweepConfig) -> Made:
     """Stage 1: play the sweep's dialogues, or those that are still missing."""
     announce(config, "sweep")
-    made = _sweep(config)
-    if config.parquet:
-        from emodistill.offline.parquet import write_parquet
-
-        out = made.path.with_suffix(".parquet")
-        write_parquet(read_sweep(config.run, config.domain)[0], out)
-        say(f"sweep: the same dialogues in {out}")
-    return made
+    return _sweep(config)
 
 
 def _sweep(config: SweepConfig, num_dialogues: int | None = None) -> Made:
