@@ -1,11 +1,11 @@
-"""What a language model answered, kept on disk and played back without any connection.
+"""Tapes: what a language model answered, on disk, and played back without any connection.
 
     python scripts/sweep.py --provider dashscope --record tapes/sweep
     python scripts/sweep.py --replay tapes/sweep --run runs/again
 
 A folder holds `calls.jsonl`, one finished call a line, in the order in which they were finished. A
 call is found again by its dialogue and the SHA-256 of its request body; keys are in neither. Calls
-that failed for good are kept as well, so that a replay fails where the recording did.
+that failed for good are recorded as well, so that a replay fails where the recording did.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ key, nobody listening) would meet every other request too, so it ends the job.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -87,6 +88,10 @@ class Usage(NamedTuple):
 
     def minus(self, other: Usage) -> Usage:
         return Usage._make(a - b for a, b in zip(self, other, strict=True))
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    return functools.reduce(Usage.plus, usages, Usage())
 
 
 class Completion(NamedTuple):

@@ -32,8 +32,11 @@ from emodistill.seeding import derive
 log = logging.getLogger("emodistill.offline")
 
 MAX_TOKENS = 64
+"""Room for the score, which the rubric asks for first, and a sentence."""
 LAST_ATTEMPT = 1
+"""Attempts count from 0: what can't be read is asked for once more."""
 NO_ANSWER = "[no answer: "
+"""How the `raw` of a call begins that got no answer at all."""
 
 Level = Literal["turn", "dialogue"]
 ScoreKey = tuple[str, int | None]
@@ -85,7 +88,7 @@ class JudgingResult(JobsResult):
         return self.describe(
             finished="items scored",
             failed="left without a score",
-            kept="what is judged is kept, start again to go on",
+            on_interrupt="what is judged is kept, start again to go on",
         )
 
 

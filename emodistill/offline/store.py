@@ -27,7 +27,7 @@ def read_scenarios(path: Path) -> list[Scenario]:
 
 
 def read_judgements(path: Path) -> list[Judgement]:
-    """All judge calls of a file, in the order in which they were made."""
+    """All judge calls of a file, in their order."""
     return [judgement for judgement, _ in _read(path, Judgement)]
 
 

@@ -59,7 +59,7 @@ class SweepResult(JobsResult):
                 f"failed for good (reasons in {self.failures_path}; delete that file to try them "
                 "again)"
             ),
-            kept=(
+            on_interrupt=(
                 "what is finished is kept, and what was under way will go on where it was; start "
                 "again to go on"
             ),
@@ -273,9 +273,12 @@ class _DialogueFiles:
         self._finished.append(trajectory)
         self.unfinished.forget(name)
         self.costs_usd[name] = trajectory.cost_usd
-        told = fields(event="dialogue", dialogue=name)
         log.debug(
-            "%s: %s after %d turns.", name, trajectory.outcome, len(trajectory.turns), extra=told
+            "%s: %s after %d turns.",
+            name,
+            trajectory.outcome,
+            len(trajectory.turns),
+            extra=fields(event="dialogue", dialogue=name),
         )
 
     def add_failure(self, dialogue: PlannedDialogue, error: ApiError) -> None:
@@ -312,7 +315,7 @@ def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
 
 
 def _finished(path: Path) -> tuple[dict[str, float], Usage]:
-    """`{trajectory_id: cost_usd}` of what is there, and what all that used."""
+    """`{trajectory_id: cost_usd}` of the finished dialogues, and what they have used."""
     costs_usd: dict[str, float] = {}
     total = Usage()
     for value, where in read_lines(path):

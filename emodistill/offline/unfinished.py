@@ -2,7 +2,7 @@
 
     sweep/trajectories.unfinished      one answer a line, of dialogues that are not finished
 
-A dialogue is written whole when it ends. Until then its answers are kept here: whoever starts again
+A dialogue is written whole when it ends. Until then its answers are in this file: whoever starts again
 hears them at once, as does a dialogue that is put off and played once more. An answer belongs to
 the SHA-256 of its request, so that no other settings ever meet it.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.cassette import request_sha256
-from emodistill.llm.client import Completion, Usage
+from emodistill.llm.client import Completion, Usage, total_usage
 
 NUM_STALE_LINES = 5_000
 """Lines of finished dialogues that the file may hold before it is written anew: some megabytes, and
@@ -63,11 +63,9 @@ class UnfinishedAnswers:
     @property
     def usage(self) -> Usage:
         """What the answers have used."""
-        total = Usage()
-        for answers in self._answers.values():
-            for answer in answers:
-                total = total.plus(answer.completion.usage).plus(Usage(num_calls=1))
-        return total
+        answers = [answer for answers in self._answers.values() for answer in answers]
+        used = total_usage(answer.completion.usage for answer in answers)
+        return used._replace(num_calls=len(answers))
 
     def begin(self, dialogue: str) -> None:
         """The dialogue is played from its opening: what it has heard, it hears again."""

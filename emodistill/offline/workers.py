@@ -54,7 +54,7 @@ class JobsResult:
     def is_complete(self) -> bool:
         return self.num_finished + self.num_failed == self.num_planned
 
-    def describe(self, *, finished: str, failed: str, kept: str) -> str:
+    def describe(self, *, finished: str, failed: str, on_interrupt: str) -> str:
         """A line for the terminal, in the words of a stage."""
         text = f"{self.num_finished:,} of {self.num_planned:,} {finished}"
         if self.num_failed:
@@ -62,7 +62,7 @@ class JobsResult:
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
         if self.stopped == "interrupted":
-            text += f". Stopped as asked: {kept}"
+            text += f". Stopped as asked: {on_interrupt}"
         elif self.stopped == "cost":
             text += ". Stopped by --max-cost-usd; raise it and start again to go on"
         return f"{text}. They are in {self.path}."
