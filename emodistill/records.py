@@ -20,7 +20,7 @@ from emodistill.errors import InputError
 
 SCHEMA = 1
 
-SpeakerRole = Literal["focal", "counterparty"]
+Role = Literal["focal", "counterparty"]
 Outcome = Literal["accepted", "breakdown", "ongoing"]
 SplitName = Literal["train", "validation", "test"]
 JudgementStatus = Literal["scored", "failed"]
@@ -143,7 +143,7 @@ class Turn(Record):
     """One utterance and what was measured on it; `offer` is in the domain's unit."""
 
     index: int
-    speaker: SpeakerRole
+    speaker: Role
     emotion: str | None
     text: str
     offer: float | None
@@ -157,8 +157,8 @@ class Turn(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FocalParty(Record):
-    """Who spoke for the focal side, and the cells (stage -> cell) that its policy came from."""
+class FocalPlayer(Record):
+    """Who played the focal role, and the cells (stage -> cell) that its policy came from."""
 
     method: str
     model: str
@@ -167,8 +167,8 @@ class FocalParty(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CounterParty(Record):
-    """Who spoke for the other side; `method` and `cells` where it played by a method too."""
+class CounterpartyPlayer(Record):
+    """Who played the counterparty; `method` and `cells` where it played by a method too."""
 
     model: str
     temperature: float
@@ -177,8 +177,8 @@ class CounterParty(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage(Record):
-    """What a dialogue consumed, both sides together."""
+class DialogueUsage(Record):
+    """What a dialogue used, both roles together."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -198,14 +198,14 @@ class Trajectory(Record):
     focal_target: float
     counterparty_anchor: float
     unit: str
-    focal: FocalParty
-    counterparty: CounterParty
+    focal: FocalPlayer
+    counterparty: CounterpartyPlayer
     prompt_pack_sha256: str
     agreement_rule: str
     turns: tuple[Turn, ...]
     outcome: Outcome
     final_value: float | None
-    usage: Usage = Usage()
+    usage: DialogueUsage = DialogueUsage()
     cost_usd: float = 0.0
 
     def __post_init__(self) -> None:

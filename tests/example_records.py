@@ -1,7 +1,14 @@
 """One record of each kind, for tests."""
 
 from emodistill.domains.scenario import Scenario
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn, Usage
+from emodistill.records import (
+    CounterpartyPlayer,
+    DialogueUsage,
+    FocalPlayer,
+    Judgement,
+    Trajectory,
+    Turn,
+)
 
 SCENARIO = Scenario(
     scenario_id="debt_001",
@@ -21,8 +28,8 @@ TRAJECTORY = Trajectory(
     focal_target=30.0,
     counterparty_anchor=90.0,
     unit="days",
-    focal=FocalParty(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
-    counterparty=CounterParty(model="c", temperature=0.0),
+    focal=FocalPlayer(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
+    counterparty=CounterpartyPlayer(model="c", temperature=0.0),
     prompt_pack_sha256="ab",
     agreement_rule="stand",
     turns=(
@@ -31,7 +38,7 @@ TRAJECTORY = Trajectory(
     ),
     outcome="accepted",
     final_value=30.0,
-    usage=Usage(calls=2, prompt_tokens=10, completion_tokens=5),
+    usage=DialogueUsage(calls=2, prompt_tokens=10, completion_tokens=5),
     cost_usd=0.25,
 )
 JUDGEMENT = Judgement(

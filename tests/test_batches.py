@@ -11,7 +11,7 @@ from emodistill.bench.workload import dialogue_examples
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.prompts import focal_messages, load_pack
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 from emodistill.seeding import stream
 
 PACK = load_pack()
@@ -51,8 +51,8 @@ def dialogue(num_turns=6, scenario=SCENARIO, number=0):
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit=scenario.unit,
-        focal=FocalParty(method="sweep", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
+        focal=FocalPlayer(method="sweep", model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256=PACK.sha256,
         agreement_rule="stand",
         turns=turns,

@@ -23,7 +23,7 @@ from emodistill.offline.judging import (
 )
 from emodistill.offline.store import read_judgements
 from emodistill.prompts import load_pack
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 RAMBLE = (
     "Turn 3 opens at 45 days, 8 fewer than before, and the tone is warm. I would weigh 9 things. "
@@ -118,8 +118,8 @@ def dialogue(scenario, number, method="sweep"):
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit="days",
-        focal=FocalParty(method=method, model="m", temperature=0.7),
-        counterparty=CounterParty(model="c", temperature=0.7),
+        focal=FocalPlayer(method=method, model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="c", temperature=0.7),
         prompt_pack_sha256=PACK.sha256,
         agreement_rule="stand",
         turns=turns,

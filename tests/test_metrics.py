@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emodistill.evaluation import metrics
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 
 def dialogue(name, final_value, *, num_turns=4, outcome=None, scenario_id="debt_001", emotions=()):
@@ -30,8 +30,8 @@ def dialogue(name, final_value, *, num_turns=4, outcome=None, scenario_id="debt_
         focal_target=30.0,
         counterparty_anchor=90.0,
         unit="days",
-        focal=FocalParty(method="iql", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
+        focal=FocalPlayer(method="iql", model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256="0",
         agreement_rule="stand",
         turns=turns,

@@ -2,9 +2,9 @@
 
     sweep/trajectories.unfinished      one answer a line, of dialogues that are not finished
 
-A dialogue is written whole when it ends. Until then its answers are in this file: whoever starts again
-hears them at once, as does a dialogue that is put off and played once more. An answer belongs to
-the SHA-256 of its request, so that no other settings ever meet it.
+A dialogue is written whole when it ends. Until then its answers are in this file: whoever starts
+again hears them at once, as does a dialogue that is put off and played once more. An answer belongs
+to the SHA-256 of its request, so that no other settings ever meet it.
 """
 
 from __future__ import annotations
