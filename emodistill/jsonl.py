@@ -1,4 +1,4 @@
-"""Files of JSON lines: whole lines in, values with their places out.
+"""Files of JSON lines: whole lines in; values out, each with its file and line.
 
 A process may be killed at any moment: a line is written by one call, a torn last one is cut off
 when the file is next opened for writing, and only one process writes at a time.
@@ -23,11 +23,13 @@ from emodistill.records import Record
 log = logging.getLogger("emodistill.jsonl")
 
 SYNC_EVERY_S = 1.0
+"""A power cut costs a second of work at most; syncing every line would slow a sweep down."""
 NUM_TAIL_BYTES = 1 << 16
+"""Of a read when a torn last line is looked for; dialogues are shorter."""
 
 
 class Line(NamedTuple):
-    """A parsed line and its place, `file:number`."""
+    """A parsed line; `where` is `file:number`."""
 
     value: Any
     where: str

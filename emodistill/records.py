@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -20,10 +20,18 @@ from emodistill.errors import InputError
 
 SCHEMA = 1
 
-SpeakerRole = Literal["focal", "counterparty"]
+Role = Literal["focal", "counterparty"]
 Outcome = Literal["accepted", "breakdown", "ongoing"]
 SplitName = Literal["train", "validation", "test"]
 JudgementStatus = Literal["scored", "failed"]
+
+
+Read = Callable[[Any], Any]
+"""From a JSON value to a field's; raises _InvalidError."""
+
+
+class _InvalidError(Exception):
+    """What is wrong with a value, after where that is in its record: `: field 'x': expected …`."""
 
 
 class Record:
@@ -38,60 +46,96 @@ class Record:
     @classmethod
     def from_json(cls, obj: object, *, where: str) -> Self:
         """Read a record; `where` (e.g. `trajectories.jsonl:12`) goes into every error."""
-        if not isinstance(obj, Mapping):
-            raise InputError(f"{where}: expected a JSON object, found {type(obj).__name__}.")
-        hints, fields = _description(cls)
-        if "schema" in fields and obj.get("schema") != SCHEMA:
-            raise InputError(
-                f"{where}: schema={obj.get('schema')!r} is not known here; this version reads "
-                f"schema={SCHEMA}. Convert the file or install the version that wrote it."
-            )
-        if unknown := sorted(set(obj) - set(fields)):
-            raise InputError(f"{where}: unknown field {unknown[0]!r} in a {cls.__name__} record.")
-        values = {}
-        for name, field in fields.items():
-            if name in obj:
-                values[name] = _read(hints[name], obj[name], where=f"{where}: field {name!r}")
-            elif field.default is field.default_factory is dataclasses.MISSING:
-                raise InputError(f"{where}: field {name!r} of a {cls.__name__} record is missing.")
         try:
-            return cls(**values)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            return _record_reader(cls)(obj)
+        except _InvalidError as error:
+            raise InputError(f"{where}{error}") from None
 
 
 @functools.cache
-def _description(cls: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
-    """Types and fields of a record class by name."""
-    return typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+def _record_reader(cls: type[Record]) -> Read:
+    hints = typing.get_type_hints(cls)
+    readers = {name: _reader(hint) for name, hint in hints.items()}
+    required = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+
+    def read(obj: Any) -> Record:
+        if not isinstance(obj, Mapping):
+            raise _InvalidError(f": expected a JSON object, found {type(obj).__name__}.")
+        if "schema" in readers and obj.get("schema") != SCHEMA:
+            raise _InvalidError(
+                f": schema={obj.get('schema')!r} is not known here; this version reads "
+                f"schema={SCHEMA}. Convert the file or install the version that wrote it."
+            )
+        if unknown := sorted(obj.keys() - readers.keys()):
+            raise _InvalidError(f": unknown field {unknown[0]!r} in a {cls.__name__} record.")
+        values = {}
+        for name, value in obj.items():
+            try:
+                values[name] = readers[name](value)
+            except _InvalidError as error:
+                raise _InvalidError(f": field {name!r}{error}") from None
+        for name in required:
+            if name not in values:
+                raise _InvalidError(f": field {name!r} of a {cls.__name__} record is missing.")
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise _InvalidError(f": {error}") from None
+
+    return read
 
 
-def _read(hint: Any, value: Any, *, where: str) -> Any:
+def _reader(hint: Any) -> Read:
+    """How a field of this type is read: compiled once, since a sweep has millions of fields."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (inner,) = [arg for arg in args if arg is not type(None)]
-        return _read(inner, value, where=where)
+        inner = _reader(next(arg for arg in args if arg is not type(None)))
+        return lambda value: None if value is None else inner(value)
     if origin is Literal:
-        if value not in args:
-            raise InputError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}.")
-        return value
+        return functools.partial(_read_choice, args)
     if origin is tuple:
-        if not isinstance(value, list):
-            raise InputError(f"{where}: expected a list, found {type(value).__name__}.")
-        return tuple(_read(args[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where}: expected an object, found {type(value).__name__}.")
-        return dict(value)
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_json(value, where=where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where}: expected {hint.__name__}, found {value!r}.")
+        return functools.partial(_read_list, _reader(args[0]))
+    if origin is Mapping:
+        return _read_object
+    if issubclass(hint, Record):
+        return _record_reader(hint)
+    return functools.partial(_read_scalar, hint)
+
+
+def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
+    if value not in choices:
+        raise _InvalidError(f": {value!r} is none of {', '.join(map(repr, choices))}.")
     return value
+
+
+def _read_list(read: Read, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _InvalidError(f": expected a list, found {type(value).__name__}.")
+    items = []
+    for i, item in enumerate(value):
+        try:
+            items.append(read(item))
+        except _InvalidError as error:
+            raise _InvalidError(f"[{i}]{error}") from None
+    return tuple(items)
+
+
+def _read_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _InvalidError(f": expected an object, found {type(value).__name__}.")
+    return dict(value)
+
+
+def _read_scalar(kind: type, value: Any) -> Any:
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    raise _InvalidError(f": expected {kind.__name__}, found {value!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +143,7 @@ class Turn(Record):
     """One utterance and what was measured on it; `offer` is in the domain's unit."""
 
     index: int
-    speaker: SpeakerRole
+    speaker: Role
     emotion: str | None
     text: str
     offer: float | None
@@ -113,8 +157,8 @@ class Turn(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FocalParty(Record):
-    """Who spoke for the focal side, and the cells (stage -> cell) that its policy came from."""
+class FocalPlayer(Record):
+    """Who played the focal role, and the cells (stage -> cell) that its policy came from."""
 
     method: str
     model: str
@@ -123,8 +167,8 @@ class FocalParty(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CounterParty(Record):
-    """Who spoke for the other side; `method` and `cells` where it played by a method too."""
+class CounterpartyPlayer(Record):
+    """Who played the counterparty; `method` and `cells` where it played by a method too."""
 
     model: str
     temperature: float
@@ -133,8 +177,8 @@ class CounterParty(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage(Record):
-    """What a dialogue consumed, both sides together."""
+class DialogueUsage(Record):
+    """What a dialogue used, both roles together."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -154,14 +198,14 @@ class Trajectory(Record):
     focal_target: float
     counterparty_anchor: float
     unit: str
-    focal: FocalParty
-    counterparty: CounterParty
+    focal: FocalPlayer
+    counterparty: CounterpartyPlayer
     prompt_pack_sha256: str
     agreement_rule: str
     turns: tuple[Turn, ...]
     outcome: Outcome
     final_value: float | None
-    usage: Usage = Usage()
+    usage: DialogueUsage = DialogueUsage()
     cost_usd: float = 0.0
 
     def __post_init__(self) -> None:

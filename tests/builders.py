@@ -17,7 +17,7 @@ from typing import Any
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn, Usage
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn, Usage
 from emodistill.seeding import stream
 
 SCENARIO = Scenario(
@@ -65,8 +65,8 @@ def trajectory(
         "focal_target": SCENARIO.focal_target,
         "counterparty_anchor": SCENARIO.counterparty_anchor,
         "unit": SCENARIO.unit,
-        "focal": FocalParty(method="iql", model="m", temperature=0.7),
-        "counterparty": CounterParty(model="m", temperature=0.7),
+        "focal": FocalPlayer(method="iql", model="m", temperature=0.7),
+        "counterparty": CounterpartyPlayer(model="m", temperature=0.7),
         "prompt_pack_sha256": "0",
         "agreement_rule": "stand",
         "turns": tuple(turns),
@@ -147,8 +147,8 @@ TRAJECTORY = trajectory(
     final_value=30.0,
     seed=7,
     split="train",
-    focal=FocalParty(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
-    counterparty=CounterParty(model="c", temperature=0.0),
+    focal=FocalPlayer(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
+    counterparty=CounterpartyPlayer(model="c", temperature=0.0),
     prompt_pack_sha256="ab",
     usage=Usage(calls=2, prompt_tokens=10, completion_tokens=5),
     cost_usd=0.25,

@@ -5,7 +5,7 @@ import numpy as np
 from emodistill.batches import Example
 from emodistill.domains import load_scenarios
 from emodistill.prompts import load_pack
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 from emodistill.seeding import stream
 
 PACK = load_pack()
@@ -32,8 +32,8 @@ def dialogue(num_turns=6, scenario=SCENARIO, number=0):
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit=scenario.unit,
-        focal=FocalParty(method="sweep", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
+        focal=FocalPlayer(method="sweep", model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256=PACK.sha256,
         agreement_rule="stand",
         turns=turns,

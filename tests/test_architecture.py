@@ -169,7 +169,9 @@ def test_every_metric_is_defined():
 
 def test_the_command_line_loads_nothing_heavy():
     """Nor does a package's door, which exports its names on first use."""
-    doors = [f"emodistill.{name}" for name in ("model", "train", "batches", "evaluation", "reports")]
+    doors = [
+        f"emodistill.{name}" for name in ("model", "train", "batches", "evaluation", "reports")
+    ]
     names = ["emodistill", *(f"emodistill.{name}" for name in (*LIGHT, "studies")), *doors]
     program = (
         f"import importlib, sys\nfor name in {names!r}:\n"

@@ -6,10 +6,12 @@ import json
 import pytest
 from chat_server import ChatServer, fault, negotiating, ok
 
+from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.errors import InputError
 from emodistill.llm import ChatClient, Price, Provider
-from emodistill.llm.cassette import CALLS, Player, Recorder
+from emodistill.llm.cassette import CALLS, Recorder, Replayer
+from emodistill.llm.client import RetryPolicy
 from emodistill.offline.sweep import run_sweep
 from emodistill.prompts import load_pack
 
@@ -23,26 +25,23 @@ def provider(base_url):
 
 
 async def play(client, out_dir, *, concurrency=6, num_seeds=2):
-    return await run_sweep(
-        SCENARIOS,
-        out_dir=out_dir,
-        client=client,
-        pack=PACK,
-        focal_model="echo-focal",
-        counterparty_model="echo-counterparty",
+    config = SweepConfig(
+        model="echo-focal",
+        counterparty="echo-counterparty",
         num_seeds=num_seeds,
         concurrency=concurrency,
     )
+    return await run_sweep(config, SCENARIOS, out_dir=out_dir, client=client, pack=PACK)
 
 
 def record(folder, out_dir, respond=negotiating):
     async def main():
         async with ChatServer(respond) as server:
             with Recorder(folder, "run") as recorder:
-                client = ChatClient(
-                    provider(server.base_url), (), backoff_s=0.001, recorder=recorder
-                )
-                async with client:
+                retry = RetryPolicy(backoff_s=0.001)
+                async with ChatClient(
+                    provider(server.base_url), (), retry=retry, tape=recorder
+                ) as client:
                     return await play(client, out_dir)
 
     return asyncio.run(main())
@@ -50,7 +49,7 @@ def record(folder, out_dir, respond=negotiating):
 
 def replay(folder, out_dir, **settings):
     async def main():
-        async with ChatClient(provider(NOWHERE), (), player=Player(folder)) as client:
+        async with ChatClient(provider(NOWHERE), (), tape=Replayer(folder)) as client:
             return await play(client, out_dir, **settings)
 
     return asyncio.run(main())
@@ -69,21 +68,21 @@ async def uneven(call):
 
 
 def test_a_replay_equals_its_recording_byte_for_byte(tmp_path):
-    made = record(tmp_path / "tape", tmp_path / "a", uneven)
+    recorded = record(tmp_path / "tape", tmp_path / "a", uneven)
     again = replay(tmp_path / "tape", tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert made.num_new == again.num_new == 20
-    assert made.cost_usd == pytest.approx(again.cost_usd)
-    assert made.cost_usd > 0
+    assert recorded.num_new == again.num_new == 20
+    assert recorded.cost_usd == pytest.approx(again.cost_usd)
+    assert recorded.cost_usd > 0
 
 
 def test_failures_are_replayed_as_well(tmp_path):
     async def refusing(call):
         return fault(400, "flagged") if call.body["seed"] % 3 == 0 else await negotiating(call)
 
-    made = record(tmp_path / "tape", tmp_path / "a", refusing)
+    recorded = record(tmp_path / "tape", tmp_path / "a", refusing)
     again = replay(tmp_path / "tape", tmp_path / "b")
-    assert made.num_failed == again.num_failed > 0
+    assert recorded.num_failed == again.num_failed > 0
     assert (tmp_path / "a/failures.jsonl").read_bytes() == (
         tmp_path / "b/failures.jsonl"
     ).read_bytes()
@@ -117,7 +116,7 @@ def test_keys_are_not_recorded(tmp_path):
         async with ChatServer(negotiating) as server:
             with Recorder(tmp_path / "tape", "run") as recorder:
                 keys = ("sk-secret-AAAA1111",)
-                async with ChatClient(provider(server.base_url), keys, recorder=recorder) as client:
+                async with ChatClient(provider(server.base_url), keys, tape=recorder) as client:
                     await play(client, tmp_path / "a", num_seeds=1)
             return server.calls
 
@@ -129,7 +128,7 @@ def test_keys_are_not_recorded(tmp_path):
 def test_a_file_that_is_no_recording_is_named(tmp_path):
     (tmp_path / CALLS).write_text('{"text": "hello"}\n')
     with pytest.raises(InputError, match=r"calls\.jsonl:1: no recorded call"):
-        Player(tmp_path)
+        Replayer(tmp_path)
 
 
 def test_the_same_request_twice_gets_both_answers_in_order(tmp_path):
@@ -141,9 +140,9 @@ def test_the_same_request_twice_gets_both_answers_in_order(tmp_path):
     async def main():
         async with ChatServer(counting) as server:
             with Recorder(tmp_path, "run") as recorder:
-                async with ChatClient(provider(server.base_url), (), recorder=recorder) as client:
+                async with ChatClient(provider(server.base_url), (), tape=recorder) as client:
                     first = [(await client.chat([], **ask)).text for _ in range(2)]
-        async with ChatClient(provider(NOWHERE), (), player=Player(tmp_path)) as client:
+        async with ChatClient(provider(NOWHERE), (), tape=Replayer(tmp_path)) as client:
             return first, [(await client.chat([], **ask)).text for _ in range(2)]
 
     first, second = asyncio.run(main())

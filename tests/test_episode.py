@@ -8,6 +8,7 @@ from chat_server import ChatServer, fault, negotiate, negotiating, ok, scripted
 
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
+from emodistill.llm.client import RetryPolicy
 from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Reply
 from emodistill.negotiation.states import DialogueState, mirrored
@@ -193,7 +194,7 @@ def over_api(respond, **settings):
             provider = Provider(
                 name="test", base_url=server.base_url, prices={"*": Price(1.0, 1.0)}
             )
-            async with ChatClient(provider, (), backoff_s=0.01) as client:
+            async with ChatClient(provider, (), retry=RetryPolicy(backoff_s=0.01)) as client:
                 trajectory = await play(
                     PlannedDialogue(SCENARIO, 0, "crad/debt_001/seed_0000"),
                     match(

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
+from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.errors import InputError
 from emodistill.llm import ChatClient, Provider
+from emodistill.llm.client import RetryPolicy
 from emodistill.logs import log_to_file
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import run_sweep
@@ -39,20 +41,21 @@ def bad_day(tmp_path_factory):
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         provider = Provider(name="test", base_url=url, key_env="TEST_KEY")
-        client = ChatClient(
-            provider, KEYS, timeout_s=2.0, backoff_s=0.3, max_backoff_s=0.6, max_in_flight=32
-        )
+        retry = RetryPolicy(timeout_s=2.0, backoff_s=0.3, max_backoff_s=0.6)
+        client = ChatClient(provider, KEYS, max_in_flight=32, retry=retry)
         async with client:
             result = await run_sweep(
+                SweepConfig(
+                    model="sim-teacher",
+                    counterparty="sim-counterparty",
+                    num_seeds=4,
+                    num_scenarios=50,
+                    concurrency=32,
+                ),
                 scenarios,
                 out_dir=folder,
                 client=client,
                 pack=load_pack(),
-                focal_model="sim-teacher",
-                counterparty_model="sim-counterparty",
-                num_seeds=4,
-                num_scenarios=50,
-                concurrency=32,
             )
         await runner.cleanup()
         return result

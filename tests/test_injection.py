@@ -6,6 +6,7 @@ import json
 import pytest
 from chat_server import ChatServer, ok
 
+from emodistill.configs import JudgeConfig
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Provider
 from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
@@ -50,7 +51,12 @@ def talks(tmp_path_factory):
                 planned = PlannedDialogue(SCENARIO, 0, "crad/debt_001/seed_0000")
                 trajectory = await play(planned, match)
                 await run_judging(
-                    [trajectory], [SCENARIO], path=path, client=client, pack=PACK, judge="judge"
+                    JudgeConfig(judge="judge"),
+                    [trajectory],
+                    [SCENARIO],
+                    path=path,
+                    client=client,
+                    pack=PACK,
                 )
             return trajectory, read_judgements(path), server.calls
 

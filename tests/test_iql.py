@@ -13,7 +13,7 @@ from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import DivergenceError, InputError
 from emodistill.negotiation.states import DialogueState, features, num_features
 from emodistill.offline.rewards import scenario_advantages, trajectory_return
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 from emodistill.train import iql
 from emodistill.train.selector_files import forward, load_selector, save_selector
 from emodistill.train.transitions import Transitions, make_transitions
@@ -303,8 +303,8 @@ def dialogue(name, offers, outcome, *, scenario_id="debt_001", emotions=("anger"
         focal_target=30.0,
         counterparty_anchor=90.0,
         unit="days",
-        focal=FocalParty(method="sweep", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
+        focal=FocalPlayer(method="sweep", model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256="0",
         agreement_rule="stand",
         turns=turns,

@@ -8,10 +8,12 @@ import pytest
 from builders import JUDGEMENT
 from chat_server import ChatServer, fault, ok
 
+from emodistill.configs import JudgeConfig
 from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm.client import RetryPolicy
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import (
     judge_path,
@@ -21,7 +23,7 @@ from emodistill.offline.judging import (
 )
 from emodistill.offline.store import read_judgements
 from emodistill.prompts import load_pack
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 RAMBLE = (
     "Turn 3 opens at 45 days, 8 fewer than before, and the tone is warm. I would weigh 9 things. "
@@ -87,9 +89,9 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "score"), GOLDEN)
-def test_parse_score(text, score):
-    assert parse_score(text) == score
+def test_parse_score():
+    wrong = [(text, parse_score(text), score) for text, score in GOLDEN]
+    assert not [case for case in wrong if case[1] != case[2]]
 
 
 SCENARIOS = load_scenarios("crad")[:3]
@@ -116,8 +118,8 @@ def dialogue(scenario, number, method="sweep"):
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit="days",
-        focal=FocalParty(method=method, model="m", temperature=0.7),
-        counterparty=CounterParty(model="c", temperature=0.7),
+        focal=FocalPlayer(method=method, model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="c", temperature=0.7),
         prompt_pack_sha256=PACK.sha256,
         agreement_rule="stand",
         turns=turns,
@@ -134,23 +136,21 @@ async def reads_eight(call):
     return ok("SCORE: 8")
 
 
-def judge(path, respond=reads_eight, trajectories=DIALOGUES, scenarios=SCENARIOS, **settings):
+def judge(
+    path, respond=reads_eight, trajectories=DIALOGUES, scenarios=SCENARIOS, pack=PACK, **settings
+):
     """Run the judge against a server; its result and the calls that came in."""
+    config = JudgeConfig(**({"judge": "a-judge"} | settings))
+    retry = RetryPolicy(backoff_s=0.001, max_backoff_s=0.002, max_attempts=3)
 
     async def main():
         async with ChatServer(respond) as server:
             provider = Provider(
                 name="test", base_url=server.base_url, prices={"a-judge": Price(1e3, 0.0)}
             )
-            async with ChatClient(
-                provider, (), backoff_s=0.001, max_backoff_s=0.002, max_attempts=3
-            ) as client:
+            async with ChatClient(provider, (), retry=retry) as client:
                 result = await run_judging(
-                    trajectories,
-                    scenarios,
-                    path=path,
-                    client=client,
-                    **({"pack": PACK, "judge": "a-judge"} | settings),
+                    config, trajectories, scenarios, path=path, client=client, pack=pack
                 )
             return result, server.calls
 
@@ -169,7 +169,7 @@ def path(tmp_path):
 def test_every_focal_turn_is_scored_once_at_temperature_0(path):
     result, calls = judge(path)
     lines = read_judgements(path)
-    assert len(lines) == len(calls) == NUM_TURNS == result.num_scored
+    assert len(lines) == len(calls) == NUM_TURNS == result.num_finished
     assert {call.body["temperature"] for call in calls} == {0.0}
     assert {call.body["max_tokens"] for call in calls} == {64}
     assert scores_by_turn(lines) == {
@@ -229,7 +229,7 @@ def test_what_stays_unreadable_is_failed_and_no_mean_moves(path, answer):
     assert len(failed) == NUM_TURNS and len(calls) == NUM_TURNS // 2 * 3
     assert {line.raw for line in failed} == {answer}
     assert set(scores_by_turn(lines).values()) == {9}
-    assert len(scores_by_turn(lines)) == result.num_scored == NUM_TURNS // 2
+    assert len(scores_by_turn(lines)) == result.num_finished == NUM_TURNS // 2
     assert result.num_failed == NUM_TURNS // 2 and result.is_complete
     assert result.failure_rates == {"sweep": 0.5}
     again, calls = judge(path, respond)
@@ -243,10 +243,10 @@ def test_what_was_refused_is_asked_for_again_where_one_says_so(path):
     judge(path, refusing, DIALOGUES)
     again, calls = judge(path, trajectories=DIALOGUES, retry_unanswered=True)
     assert len(calls) == NUM_TURNS // 2, "an answer without a score has been an answer"
-    assert again.num_scored == again.num_failed == NUM_TURNS // 2
+    assert again.num_finished == again.num_failed == NUM_TURNS // 2
     assert judge(path, trajectories=DIALOGUES, retry_unanswered=True)[1] == []
     later, calls = judge(path, trajectories=DIALOGUES)
-    assert calls == [] and later.num_scored == later.num_failed == NUM_TURNS // 2
+    assert calls == [] and later.num_finished == later.num_failed == NUM_TURNS // 2
 
 
 def test_failure_rates_are_told_apart_by_arm(path, capsys):
@@ -281,7 +281,7 @@ def test_a_call_that_always_breaks_is_put_off_then_failed(path):
 
     broken = []
     result, calls = judge(path, respond, concurrency=1)
-    assert (result.num_scored, result.num_failed) == (NUM_TURNS - 1, 1)
+    assert (result.num_finished, result.num_failed) == (NUM_TURNS - 1, 1)
     assert len(broken) == 2 * 3
     assert broken[3:] == [len(calls) - 3, len(calls) - 2, len(calls) - 1]
     assert set(scores_by_turn(read_judgements(path)).values()) == {5}
@@ -302,7 +302,7 @@ def test_many_failures_among_successes_stop_nothing(path):
 
     many = [dialogue(SCENARIOS[0], number) for number in range(40)]
     result, _ = judge(path, respond, many, concurrency=1)
-    assert (result.num_scored, result.num_failed) == (40, 40)
+    assert (result.num_finished, result.num_failed) == (40, 40)
 
 
 def test_resuming_makes_exactly_what_is_missing(path):
@@ -331,7 +331,7 @@ def test_resuming_after_a_first_failed_attempt_makes_the_second(path):
 def test_dialogues_are_judged_into_the_same_file(path):
     judge(path)
     result, calls = judge(path, level="dialogue")
-    assert len(calls) == len(DIALOGUES) == result.num_items
+    assert len(calls) == len(DIALOGUES) == result.num_planned
     scores = scores_by_turn(read_judgements(path))
     assert len(scores) == NUM_TURNS + len(DIALOGUES)
     assert scores[DIALOGUES[0].trajectory_id, None] == 8

@@ -12,7 +12,7 @@ from builders import JUDGEMENT, SCENARIO, TRAJECTORY
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.records import CounterParty, Trajectory
+from emodistill.records import CounterpartyPlayer, Trajectory
 
 
 def schema(name):
@@ -61,7 +61,7 @@ def test_a_side_may_leave_out_what_it_does_not_have(side, optional):
 
 
 def test_a_counterparty_that_plays_by_a_method_says_so():
-    other = CounterParty(model="c", temperature=0.0, method="iql", cells={"iql": "default"})
+    other = CounterpartyPlayer(model="c", temperature=0.0, method="iql", cells={"iql": "default"})
     record = dataclasses.replace(TRAJECTORY, counterparty=other)
     line = json.loads(json.dumps(record.to_json()))
     schema("trajectory").validate(line)

@@ -17,7 +17,7 @@ from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.llm.client import Usage
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn
 from emodistill.reports import PARTS, RunData, table, write_report
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.dialogues import offer_track, outcome_line, typical_pair
@@ -89,8 +89,8 @@ def make_dialogue(domain="crad", number=1, seed=0, method="vanilla-slm", *, shar
         focal_target=target,
         counterparty_anchor=anchor,
         unit=unit.unit,
-        focal=FocalParty(method=method, model="embedded", temperature=0.7),
-        counterparty=CounterParty(model="sim-counterparty", temperature=0.7),
+        focal=FocalPlayer(method=method, model="embedded", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="sim-counterparty", temperature=0.7),
         prompt_pack_sha256="0" * 64,
         agreement_rule="stand",
         turns=tuple(said),
@@ -513,7 +513,7 @@ def test_a_tournament_table_has_both_seats(tmp_path):
     lines = list(csv.DictReader(rated.with_suffix(".csv").open(newline="")))
     assert [float(line["strength"]) for line in lines] == pytest.approx([0, 0], abs=1e-6)
     assert EMBEDDED_OPPOSITE not in path.read_text()
-    opposite = CounterParty(model="embedded", temperature=0.4)
+    opposite = CounterpartyPlayer(model="embedded", temperature=0.4)
     pairs = {
         pair: [dataclasses.replace(t, counterparty=opposite) for t in ts]
         for pair, ts in pairs.items()

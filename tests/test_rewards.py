@@ -10,7 +10,7 @@ import pytest
 from emodistill.errors import InputError
 from emodistill.offline import rewards
 from emodistill.offline.rewards import FocalTurns
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 
 def trajectory(
@@ -42,8 +42,8 @@ def trajectory(
         focal_target=30.0,
         counterparty_anchor=90.0,
         unit="days",
-        focal=FocalParty(method="sweep", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
+        focal=FocalPlayer(method="sweep", model="m", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256="0",
         agreement_rule="stand",
         turns=turns,

@@ -38,8 +38,8 @@ def test_records_come_back_as_they_were_written(tmp_path):
 
 def test_scenarios_are_written_whole_and_replaced(tmp_path):
     path = tmp_path / "sweep" / "scenarios.jsonl"
-    store.write_scenarios(path, [SCENARIO, SCENARIO])
-    store.write_scenarios(path, [SCENARIO])
+    store.write_records(path, [SCENARIO, SCENARIO])
+    store.write_records(path, [SCENARIO])
     assert store.read_scenarios(path) == [SCENARIO]
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

@@ -1,7 +1,6 @@
-"""The sweep: exactly N dialogues, through refusals, trouble, kills, restarts and ceilings."""
+"""The sweep: the planned dialogues, through refusals, trouble, kills, restarts and ceilings."""
 
 import asyncio
-import dataclasses
 import json
 import os
 import random
@@ -14,52 +13,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer, fault, negotiating, ok
+from chat_server import fault, negotiating, ok
+from sweeps import NUM_DIALOGUES, NUM_SEEDS, SCENARIOS, content, sweep
 
 from emodistill import progress
-from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
-from emodistill.llm import ChatClient, Price, Provider
 from emodistill.offline import workers
 from emodistill.offline.budget import read_usage
 from emodistill.offline.store import read_scenarios, read_trajectories
-from emodistill.offline.sweep import plan_sweep, planned_emotions, run_sweep
-from emodistill.prompts import load_pack
+from emodistill.offline.sweep import plan_sweep, planned_emotions
 
-SCENARIOS = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
-NUM_SEEDS = 3
 CONCURRENCY = 4
 PRICE_OF_A_CALL = 0.015  # 15 tokens at a thousand dollars a million
-N = 15
-PACK = load_pack()
 SERVER = Path(__file__).with_name("chat_server.py")
-
-
-def sweep(out_dir, respond=negotiating, *, price=0.0, **settings):
-    """Sweep against a server; the result and the calls that came in."""
-
-    async def main():
-        async with ChatServer(respond) as server:
-            provider = Provider(
-                name="test", base_url=server.base_url, prices={"*": Price(price, price)}
-            )
-            async with ChatClient(
-                provider, (), backoff_s=0.001, max_backoff_s=0.002, max_attempts=2
-            ) as client:
-                result = await run_sweep(
-                    settings.pop("scenarios", SCENARIOS),
-                    out_dir=out_dir,
-                    client=client,
-                    pack=PACK,
-                    focal_model="echo-focal",
-                    counterparty_model="echo-counterparty",
-                    **({"num_seeds": NUM_SEEDS} | settings),
-                )
-            return result, server.calls
-
-    return asyncio.run(main())
 
 
 def ids(out_dir):
@@ -68,15 +36,6 @@ def ids(out_dir):
 
 def failures(out_dir):
     return [line.value for line in read_lines(out_dir / "failures.jsonl")]
-
-
-def content(out_dir):
-    """All dialogues without their latencies, in the order of their ids."""
-    found = []
-    for trajectory in read_trajectories(out_dir / "trajectories.jsonl"):
-        turns = tuple(dataclasses.replace(turn, latency_s=0.0) for turn in trajectory.turns)
-        found.append(dataclasses.replace(trajectory, turns=turns))
-    return sorted(found, key=lambda trajectory: trajectory.trajectory_id)
 
 
 def belongs_to(call, *scenarios):
@@ -88,14 +47,16 @@ def belongs_to(call, *scenarios):
 def test_the_planned_dialogues_are_played_once_each(tmp_path):
     result, calls = sweep(tmp_path)
     planned = [dialogue.trajectory_id for dialogue in plan_sweep(SCENARIOS, num_seeds=NUM_SEEDS)]
-    assert len(planned) == N == result.num_planned == result.num_finished == result.num_new
+    assert (
+        len(planned) == NUM_DIALOGUES == result.num_planned == result.num_finished == result.num_new
+    )
     assert sorted(ids(tmp_path)) == sorted(planned)
     assert failures(tmp_path) == [] and result.is_complete and result.stopped is None
     assert read_scenarios(tmp_path / "scenarios.jsonl") == SCENARIOS
     trajectories = read_trajectories(tmp_path / "trajectories.jsonl")
     assert sum(t.usage.calls for t in trajectories) == len(calls)
     assert {t.split for t in trajectories} == {"train"}
-    assert len({(t.scenario_id, t.seed) for t in trajectories}) == N
+    assert len({(t.scenario_id, t.seed) for t in trajectories}) == NUM_DIALOGUES
     for trajectory in trajectories:
         emotions = [turn.emotion for turn in trajectory.focal_turns]
         plan = planned_emotions(0, trajectory.trajectory_id, 15)
@@ -171,7 +132,7 @@ def test_what_is_refused_is_listed_counted_and_not_tried_again(tmp_path):
     assert sweep(tmp_path)[1] == []
     (tmp_path / "failures.jsonl").unlink()
     result, _ = sweep(tmp_path)
-    assert (result.num_finished, result.num_failed, result.num_new) == (N, 0, 6)
+    assert (result.num_finished, result.num_failed, result.num_new) == (NUM_DIALOGUES, 0, 6)
 
 
 def test_a_dialogue_without_words_has_failed(tmp_path):
@@ -197,7 +158,7 @@ def test_trouble_that_passes_leaves_no_failure(tmp_path):
     bad = []
     result, _ = sweep(tmp_path, respond)
     assert len(bad) == 6
-    assert (result.num_finished, result.num_failed) == (N, 0)
+    assert (result.num_finished, result.num_failed) == (NUM_DIALOGUES, 0)
 
 
 def test_trouble_that_stays_has_failed_after_a_second_round(tmp_path):
@@ -236,22 +197,22 @@ def test_a_wrong_model_name_stops_at_once(tmp_path):
 def test_a_ceiling_on_the_cost_stops_cleanly_and_later_goes_on(tmp_path):
     result, _ = sweep(tmp_path, price=1e3, max_cost_usd=0.3, concurrency=2)
     assert result.stopped == "cost" and "--max-cost-usd" in result.summary
-    assert 0 < result.num_finished < N
+    assert 0 < result.num_finished < NUM_DIALOGUES
     spent_usd = sum(t.cost_usd for t in read_trajectories(tmp_path / "trajectories.jsonl"))
     assert spent_usd <= result.cost_usd <= 0.3 + 2 * PRICE_OF_A_CALL
     again, calls = sweep(tmp_path, price=1e3, max_cost_usd=spent_usd)
     assert calls == [] and again.stopped == "cost"
-    assert sweep(tmp_path, price=1e3)[0].num_finished == N
+    assert sweep(tmp_path, price=1e3)[0].num_finished == NUM_DIALOGUES
 
 
 def test_a_ceiling_holds_before_any_dialogue_has_ended(tmp_path):
     """All begin at once, and nobody knows yet what one costs."""
     result, calls = sweep(tmp_path, price=1e3, max_cost_usd=0.1, concurrency=12)
-    assert result.stopped == "cost" and result.num_finished < N
+    assert result.stopped == "cost" and result.num_finished < NUM_DIALOGUES
     assert 0.1 <= result.cost_usd <= 0.1 + 12 * PRICE_OF_A_CALL
     assert result.cost_usd == pytest.approx(len(calls) * PRICE_OF_A_CALL)
     whole, more = sweep(tmp_path, price=1e3, concurrency=12)
-    assert whole.num_finished == N and whole.stopped is None
+    assert whole.num_finished == NUM_DIALOGUES and whole.stopped is None
     num_calls = sum(t.usage.calls for t in read_trajectories(tmp_path / "trajectories.jsonl"))
     assert len(calls) + len(more) == num_calls, "nothing was paid twice"
 
@@ -289,8 +250,8 @@ def test_nothing_to_train_on_is_said(tmp_path):
 # Killed and interrupted
 
 JOB = """
-import asyncio, json, pathlib, sys
-from emodistill import progress
+import asyncio, pathlib, sys
+from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.llm import ChatClient, get_provider
 from emodistill.offline.sweep import run_sweep
@@ -299,11 +260,13 @@ from emodistill.prompts import load_pack
 async def main():
     scenarios = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
     provider = get_provider(base_url=sys.argv[1])
+    config = SweepConfig(
+        model="echo-focal", counterparty="echo-counterparty", num_seeds=int(sys.argv[3]),
+        concurrency=4,
+    )
     async with ChatClient(provider, ()) as client:
         return await run_sweep(
-            scenarios, out_dir=pathlib.Path(sys.argv[2]), client=client, pack=load_pack(),
-            focal_model="echo-focal", counterparty_model="echo-counterparty",
-            num_seeds=int(sys.argv[3]), concurrency=4,
+            config, scenarios, out_dir=pathlib.Path(sys.argv[2]), client=client, pack=load_pack()
         )
 
 print(asyncio.run(main()).summary)

@@ -4,14 +4,15 @@ import asyncio
 
 import pytest
 from chat_server import ChatServer, fault, negotiating
-from test_sweep import content, sweep
+from sweeps import content, sweep
 
 from emodistill.errors import ApiError, InputError
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import Completion
 from emodistill.offline import unfinished
 from emodistill.offline.budget import read_usage
 from emodistill.offline.store import read_trajectories
-from emodistill.offline.unfinished import Unfinished
+from emodistill.offline.unfinished import UnfinishedAnswers
 
 ANSWER = Completion("I can pay in 60 days.", 100, 8, 0.5, 0.25)
 
@@ -55,35 +56,35 @@ def test_what_a_killed_process_had_heard_does_not_count_as_lost_money(tmp_path):
     assert result.is_complete and result.stopped is None
 
 
-def test_other_requests_are_not_answered_from_memory(tmp_path):
-    with Unfinished(tmp_path / "t.unfinished", ()) as memory:
-        memory.begin("d")
-        memory.keep("d", b"a request", ANSWER)
-    with Unfinished(tmp_path / "t.unfinished", ()) as memory:
-        memory.begin("d")
-        assert memory.take("d", b"another") is None
-        assert memory.take("e", b"a request") is None
-        assert memory.take("d", b"a request") == ANSWER
-        assert memory.take("d", b"a request") is None
-        memory.begin("d")
-        assert memory.take("d", b"a request") == ANSWER
-        assert memory.usage.cost_usd == 0.25
+def test_other_requests_are_not_answered_from_the_cache(tmp_path):
+    with UnfinishedAnswers(tmp_path / "t.unfinished", ()) as cache:
+        cache.begin("d")
+        cache.add("d", b"a request", ANSWER)
+    with UnfinishedAnswers(tmp_path / "t.unfinished", ()) as cache:
+        cache.begin("d")
+        assert cache.get("d", b"another") is None
+        assert cache.get("e", b"a request") is None
+        assert cache.get("d", b"a request") == ANSWER
+        assert cache.get("d", b"a request") is None
+        cache.begin("d")
+        assert cache.get("d", b"a request") == ANSWER
+        assert cache.usage.cost_usd == 0.25
 
 
 def test_answers_of_finished_dialogues_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(unfinished, "NUM_STALE_LINES", 10)
     path = tmp_path / "t.unfinished"
-    with Unfinished(path, ()) as memory:
-        memory.keep("open", b"x", ANSWER)
+    with UnfinishedAnswers(path, ()) as cache:
+        cache.add("open", b"x", ANSWER)
         for number in range(25):
-            memory.keep(f"d{number}", b"x", ANSWER)
-            memory.forget(f"d{number}")
+            cache.add(f"d{number}", b"x", ANSWER)
+            cache.forget(f"d{number}")
         assert len(path.read_text().splitlines()) <= 12
     assert path.exists()
     done = {"open", *(f"d{number}" for number in range(25))}
-    with Unfinished(path, done) as memory:
-        memory.begin("open")
-        assert memory.take("open", b"x") is None
+    with UnfinishedAnswers(path, done) as cache:
+        cache.begin("open")
+        assert cache.get("open", b"x") is None
     assert not path.exists()
 
 
@@ -91,22 +92,20 @@ def test_a_file_of_something_else_is_named(tmp_path):
     path = tmp_path / "t.unfinished"
     path.write_text('{"schema": 1}\n')
     with pytest.raises(InputError, match=r"t.unfinished:1: no answer .* Delete the file"):
-        Unfinished(path, ())
+        UnfinishedAnswers(path, ())
 
 
 def test_a_server_is_not_asked_for_what_is_known(tmp_path):
-    from emodistill.llm import ChatClient, Provider
-
     async def main():
         async with ChatServer(negotiating) as server:
             provider = Provider(name="test", base_url=server.base_url)
-            with Unfinished(tmp_path / "t.unfinished", ()) as memory:
+            with UnfinishedAnswers(tmp_path / "t.unfinished", ()) as cache:
                 async with ChatClient(provider, ()) as client:
-                    client.memory = memory
+                    client.cache = cache
                     asked = {"model": "echo-focal", "temperature": 0.7, "max_tokens": 9, "seed": 1}
                     message = [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]
                     first = await client.chat(message, sticky="d", **asked)
-                    memory.begin("d")
+                    cache.begin("d")
                     second = await client.chat(message, sticky="d", **asked)
             return first, second, server.calls
 

@@ -22,7 +22,14 @@ from emodistill.configs.base import (
     require,
     setting,
 )
-from emodistill.configs.data import DialogueConfig, JudgeConfig, PlanConfig, SweepConfig
+from emodistill.configs.data import (
+    DialogueConfig,
+    ExportConfig,
+    ImportConfig,
+    JudgeConfig,
+    PlanConfig,
+    SweepConfig,
+)
 from emodistill.configs.playing import (
     DEFAULT_CELL,
     EMBEDDED_TEMPERATURE,

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from emodistill.configs.base import (
+    DEFAULT_RUN,
     AgreementRule,
     ApiConfig,
+    Config,
+    DomainName,
     OfferReaderKind,
     setting,
 )
@@ -57,6 +60,36 @@ class SweepConfig(DialogueConfig):
     """Scenarios held out for evaluation."""
     num_validation: int = 0
     """Scenarios taken from the training ones for choosing settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig(Config):
+    """A run's sweep, scores and training turns as a Hugging Face dataset (docs/data.md)."""
+
+    stage: ClassVar[str] = "export"
+    run: Path = DEFAULT_RUN
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """Which of the four negotiation domains."""
+    judge: str | None = None
+    """The judge whose scores the turns get, where there are several."""
+    prompt_pack: Path | None = None
+    """The pack that the turns' prompts are rendered with; the built-in one if left out."""
+    out: Path | None = None
+    """The dataset's folder, which must not exist; RUN/DOMAIN/dataset if left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportConfig(Config):
+    """The files of a run out of a dataset's dialogues, judgements and scenarios."""
+
+    stage: ClassVar[str] = "import"
+    source: str = ""
+    """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
+    run: Path = DEFAULT_RUN
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """Which of the four negotiation domains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

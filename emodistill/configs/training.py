@@ -25,6 +25,7 @@ RatioKind = Literal["mean-token", "sequence", "token"]
 Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IQLConfig(ExperimentConfig):
     """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""

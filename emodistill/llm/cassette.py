@@ -1,11 +1,11 @@
-"""What a language model answered, kept on disk and played back without any connection.
+"""Tapes: what a language model answered, on disk, and played back without any connection.
 
     python scripts/sweep.py --provider dashscope --record tapes/sweep
     python scripts/sweep.py --replay tapes/sweep --run runs/again
 
 A folder holds `calls.jsonl`, one finished call a line, in the order in which they were finished. A
 call is found again by its dialogue and the SHA-256 of its request body; keys are in neither. Calls
-that failed for good are kept as well, so that a replay fails where the recording did.
+that failed for good are recorded as well, so that a replay fails where the recording did.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from emodistill.jsonl import JsonlAppender, read_lines
 CALLS = "calls.jsonl"
 OWNER = "recording.json"
 NUM_IDLE_TICKS = 50
+"""Turns of the event loop in which nobody may ask for the next answer of the recording before a
+later one is handed out: a caller asks on within a few turns of being answered."""
 
 Call = Mapping[str, Any]
 """`{"answer": …}` or `{"error": …}`, as the client makes them."""
@@ -56,26 +58,30 @@ class Recorder:
 
     def add(self, dialogue: str, body: bytes, call: Call) -> None:
         """Keep a finished call."""
-        request = hashlib.sha256(body).hexdigest()
-        self._lines.append({"dialogue": dialogue, "request": request, **call})
+        self._lines.append({"dialogue": dialogue, "request": request_sha256(body), **call})
+
+
+def request_sha256(body: bytes) -> str:
+    """What identifies a request within its dialogue."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def _claim(folder: Path, owner: str) -> None:
     label = folder / OWNER
     if (folder / CALLS).stat().st_size == 0 or not label.exists():
         label.write_text(json.dumps({"run": owner}) + "\n")
-    elif (found := json.loads(label.read_text()).get("run")) != owner:
+    elif (recorded := json.loads(label.read_text()).get("run")) != owner:
         raise InputError(
-            f"--record {folder} holds the recording of {found}; two runs in one folder could not "
-            "be told apart. Name an empty one."
+            f"--record {folder} holds the recording of {recorded}; two runs in one folder could "
+            "not be told apart. Name an empty one."
         )
 
 
-class Player:
+class Replayer:
     """Answers requests from a recording.
 
     Answers are handed out in the recorded order: one waits until those before it have been asked
-    for, unless nobody does so, as when dialogues are there already. Whoever plays at the same
+    for, unless nobody does so, as when dialogues were finished before. Whoever plays at the same
     concurrency therefore finishes the same dialogues in the same order.
 
     Raises:
@@ -95,7 +101,7 @@ class Player:
             self._calls.setdefault(name, deque()).append((position, line.value))
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._next = 0
-        self._pump: asyncio.Task[None] | None = None
+        self._release: asyncio.Task[None] | None = None
 
     async def play(self, dialogue: str, body: bytes) -> Call:
         """The recorded answer to a request; to the same request asked again, the next one.
@@ -103,17 +109,17 @@ class Player:
         Raises:
           InputError: there is none.
         """
-        found = self._calls.get((dialogue, hashlib.sha256(body).hexdigest()))
-        if not found:
+        calls = self._calls.get((dialogue, request_sha256(body)))
+        if not calls:
             raise InputError(
                 f"{self.path} holds no answer to this request of {dialogue}. A replay needs the "
                 "recording's own settings (models, seed, prompts, scenarios), and its dialogues."
             )
-        position, call = found.popleft()
+        position, call = calls.popleft()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (position, turn))
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._hand_out())
+        if self._release is None or self._release.done():
+            self._release = asyncio.create_task(self._hand_out())
         await turn
         return call
 
@@ -128,4 +134,4 @@ class Player:
                 if not turn.done():
                     turn.set_result(None)
             num_idle += 1
-            await asyncio.sleep(0)  # whoever was answered asks on within a few of these
+            await asyncio.sleep(0)  # lets the one that was answered ask on

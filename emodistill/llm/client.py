@@ -9,12 +9,14 @@ key, nobody listening) would meet every other request too, so it ends the job.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, Self
@@ -23,7 +25,7 @@ import aiohttp
 import stamina
 
 from emodistill.errors import ApiError, EmodistillError
-from emodistill.llm.cassette import Player, Recorder
+from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Price, Provider
@@ -34,8 +36,11 @@ log = logging.getLogger("emodistill.llm")
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # we say ourselves what is retried
 
 NUM_DETAIL_CHARS = 200
+"""Of a server's own words in an error: a line or two of a terminal."""
 BYTES_PER_TOKEN = 4
+"""About, in English; a request's size in tokens is only needed for the limits of its key."""
 NUM_FIRST_CONTACTS = 3
+"""Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
 DEAD_KEY_STATUSES = {401, 402}
 FORBIDDEN_STATUS = 403
 MISPLACED_STATUSES = {404, 405}
@@ -78,6 +83,16 @@ class Usage(NamedTuple):
     latency_s: float = 0.0
     """Of all answers together, however many came at once."""
 
+    def plus(self, other: Usage) -> Usage:
+        return Usage._make(a + b for a, b in zip(self, other, strict=True))
+
+    def minus(self, other: Usage) -> Usage:
+        return Usage._make(a - b for a, b in zip(self, other, strict=True))
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    return functools.reduce(Usage.plus, usages, Usage())
+
 
 class Completion(NamedTuple):
     """An answer. `text` may be empty; `latency_s` is that of the attempt that succeeded."""
@@ -88,13 +103,37 @@ class Completion(NamedTuple):
     latency_s: float
     cost_usd: float
 
+    @property
+    def usage(self) -> Usage:
+        """What the answer used, without the call."""
+        used = (self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
+        return Usage(0, 0, *used)
 
-class Memory(Protocol):
+
+class AnswerCache(Protocol):
     """Answers that a dialogue (`sticky`) has got before, by the bytes of the request."""
 
-    def take(self, dialogue: str, body: bytes) -> Completion | None: ...
+    def get(self, dialogue: str, body: bytes) -> Completion | None: ...
 
-    def keep(self, dialogue: str, body: bytes, completion: Completion) -> None: ...
+    def add(self, dialogue: str, body: bytes, completion: Completion) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long an attempt at a request may take, and how often it is repeated."""
+
+    timeout_s: float = 120.0
+    """For one attempt, from connecting to the last byte."""
+    first_byte_s: float = 90.0
+    """For a connected server to begin its answer, and between two parts of it."""
+    connect_s: float = 10.0
+    """For a connection."""
+    max_attempts: int = 8
+    """At one request, the first included."""
+    backoff_s: float = 0.5
+    """The first pause after trouble, doubled each time."""
+    max_backoff_s: float = 30.0
+    """Bound of a pause."""
 
 
 class _FaultError(Exception):
@@ -133,16 +172,13 @@ class ChatClient:
     Args:
       keys: API keys; those of the provider's environment variable unless given.
       max_in_flight: calls at the same time; fewer for a while when the server is in trouble.
-      timeout_s: for one attempt, from connecting to the last byte.
-      first_byte_s: for a connected server to begin its answer, and between two parts of it.
-      connect_s: for a connection.
-      max_attempts: at one request, the first included.
-      backoff_s, max_backoff_s: the first pause after trouble, doubled each time, and its bound.
-      recorder: keeps every call that is finished.
-      player: answers every call; nothing is ever connected to.
+      retry: time-outs, attempts and the pauses between them.
+      tape: a recorder keeps every call that is finished; a replayer answers every call, and
+        nothing is ever connected to.
 
-    `usage` counts what has happened so far. `memory`, where it is set, is asked before the server
-    and told what that answers. Once `ceiling_usd` is spent, every call raises CeilingError.
+    `usage` counts all attempts so far and what the answers used. `cache`, where it is set, is
+    asked before the server and told what that answers. Once `usage.cost_usd` reaches
+    `ceiling_usd`, every call raises CeilingError.
     """
 
     def __init__(
@@ -151,14 +187,8 @@ class ChatClient:
         keys: Sequence[str] | None = None,
         *,
         max_in_flight: int = 1_000,
-        timeout_s: float = 120.0,
-        first_byte_s: float = 90.0,
-        connect_s: float = 10.0,
-        max_attempts: int = 8,
-        backoff_s: float = 0.5,
-        max_backoff_s: float = 30.0,
-        recorder: Recorder | None = None,
-        player: Player | None = None,
+        retry: RetryPolicy = RetryPolicy(),
+        tape: Recorder | Replayer | None = None,
     ) -> None:
         self.provider = provider
         self.keys = KeyPool(
@@ -167,57 +197,34 @@ class ChatClient:
             limits=provider.limits,
         )
         self.gate = Gate(max_in_flight)
-        self.memory: Memory | None = None
+        self.usage = Usage()
+        self.cache: AnswerCache | None = None
         self.ceiling_usd = math.inf
         self.url = f"{provider.base_url}/chat/completions"
-        self.num_calls = 0
-        self.num_retries = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.spent_usd = 0.0
-        self.latency_s = 0.0
-        self._timeout = aiohttp.ClientTimeout(
-            total=timeout_s,
-            sock_connect=min(connect_s, timeout_s),
-            sock_read=min(first_byte_s, timeout_s),
-        )
-        self._max_attempts = max_attempts
-        self._backoff_s = backoff_s
-        self._max_backoff_s = max_backoff_s
+        self._retry = retry
+        self._silence_s = min(retry.first_byte_s, retry.timeout_s)
+        self._tape = tape
         self._prices: dict[str, Price | None] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._recorder = recorder
-        self._player = player
         self._first_call_s: float | None = None
         self._was_reached = False
         self._has_answered = False
 
     @property
-    def usage(self) -> Usage:
-        """All attempts at calls so far, and what the answers used."""
-        return Usage(
-            self.num_calls,
-            self.num_retries,
-            self.prompt_tokens,
-            self.completion_tokens,
-            self.spent_usd,
-            self.latency_s,
-        )
-
-    @property
     def health(self) -> str:
         """What a progress line should say of the API: trouble, calls per second, tokens so far."""
         parts = []
-        if self.num_retries:
-            parts.append(f"{self.num_retries:,} of {self.num_calls:,} calls repeated")
+        usage = self.usage
+        if usage.num_retries:
+            parts.append(f"{usage.num_retries:,} of {usage.num_calls:,} calls repeated")
         if cooling := self.keys.num_cooling:
             parts.append(f"{cooling} of {self.keys.num_live} keys cooling")
         if self.gate.limit < self.gate.ceiling:
             parts.append(f"at most {int(self.gate.limit)} in flight")
         if self._first_call_s is not None:
             elapsed_s = max(time.monotonic() - self._first_call_s, 1e-3)
-            parts.append(f"{self.num_calls / elapsed_s:,.1f} calls/s")
-        if num_tokens := self.prompt_tokens + self.completion_tokens:
+            parts.append(f"{usage.num_calls / elapsed_s:,.1f} calls/s")
+        if num_tokens := usage.prompt_tokens + usage.completion_tokens:
             parts.append(f"{num_tokens / 1e6:.2f} M tokens")
         return ", ".join(parts)
 
@@ -228,7 +235,11 @@ class ChatClient:
         is_local = re.match(r"https?://(127\.|localhost|\[::1\])", self.url) is not None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=2 * self.gate.ceiling, ttl_dns_cache=300),
-            timeout=self._timeout,
+            timeout=aiohttp.ClientTimeout(
+                total=self._retry.timeout_s,
+                sock_connect=min(self._retry.connect_s, self._retry.timeout_s),
+                sock_read=self._silence_s,
+            ),
             headers={"Content-Type": "application/json", "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=not is_local,
@@ -267,47 +278,44 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
-        if self.memory is None:
+        if self.cache is None:
             return await self._answer(data, model, max_tokens, sticky)
-        completion = self.memory.take(sticky, data)
+        completion = self.cache.get(sticky, data)
         if completion is None:
             completion = await self._answer(data, model, max_tokens, sticky)
-            self.memory.keep(sticky, data, completion)
+            self.cache.add(sticky, data, completion)
         return completion
 
     async def _answer(self, data: bytes, model: str, max_tokens: int, sticky: str) -> Completion:
         """From a recording, or from the server and into one."""
-        if self._player is not None:
-            return self._replayed(await self._player.play(sticky, data))
-        if self.spent_usd >= self.ceiling_usd:
+        if isinstance(self._tape, Replayer):
+            return self._replayed(await self._tape.play(sticky, data))
+        if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
         try:
             completion = await self._call(data, model, sticky, num_tokens)
         except (RefusedError, ExhaustedError) as error:
-            if self._recorder is not None:
+            if self._tape is not None:
                 status = error.status if isinstance(error, RefusedError) else None
                 call = {"error": {"message": str(error), "status": status}}
-                self._recorder.add(sticky, data, call)
+                self._tape.add(sticky, data, call)
             raise
-        if self._recorder is not None:
-            self._recorder.add(sticky, data, {"answer": completion._asdict()})
+        if self._tape is not None:
+            self._tape.add(sticky, data, {"answer": completion._asdict()})
         return completion
 
     def _replayed(self, call: Mapping[str, Any]) -> Completion:
-        self.num_calls += 1
+        self._count(Usage(num_calls=1))
         if "error" in call:
             message, status = call["error"]["message"], call["error"]["status"]
             raise ExhaustedError(message) if status is None else RefusedError(message, status)
         completion = Completion(**call["answer"])
-        self._count(completion)
+        self._count(completion.usage)
         return completion
 
-    def _count(self, completion: Completion) -> None:
-        self.spent_usd += completion.cost_usd
-        self.prompt_tokens += completion.prompt_tokens
-        self.completion_tokens += completion.completion_tokens
-        self.latency_s += completion.latency_s
+    def _count(self, used: Usage) -> None:
+        self.usage = self.usage.plus(used)
 
     async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
         try:
@@ -316,11 +324,11 @@ class ChatClient:
             first = fault  # only now is the machinery of retries worth its time
         attempts = stamina.retry_context(
             on=self._pause_after,
-            attempts=self._max_attempts,
+            attempts=self._retry.max_attempts,
             timeout=None,
-            wait_initial=self._backoff_s,
-            wait_max=self._max_backoff_s,
-            wait_jitter=self._backoff_s,
+            wait_initial=self._retry.backoff_s,
+            wait_max=self._retry.max_backoff_s,
+            wait_jitter=self._retry.backoff_s,
         )
         try:
             async for attempt in attempts:
@@ -345,13 +353,13 @@ class ChatClient:
                     completion = await self._attempt(key, data, model)
             except _FaultError as fault:
                 fault.attempt = number
-                self._tell(fault, key, sticky)
+                self._log_fault(fault, key, sticky)
                 if fault.kind == "dead":
                     self.keys.drop(key, fault.detail)
                 elif fault.kind == "forbidden":
                     forbidden[key] = fault
                 else:
-                    self._rest(key, fault)
+                    self._slow_down(key, fault)
                     raise
             else:
                 for other, fault in forbidden.items():  # the same request passes with this key
@@ -359,7 +367,7 @@ class ChatClient:
                 return completion
         raise next(reversed(forbidden.values()))
 
-    def _tell(self, fault: _FaultError, key: ApiKey, sticky: str) -> None:
+    def _log_fault(self, fault: _FaultError, key: ApiKey, sticky: str) -> None:
         log.debug(
             "%s: %s.",
             self.url,
@@ -375,13 +383,13 @@ class ChatClient:
             ),
         )
 
-    def _rest(self, key: ApiKey, fault: _FaultError) -> None:
+    def _slow_down(self, key: ApiKey, fault: _FaultError) -> None:
         """Cool the key where the server limits it, and let fewer calls into a server in trouble."""
         if fault.retry_after_s:
             self.keys.cool(key, fault.retry_after_s)
         elif fault.kind == "limited":
-            pause_s = self._backoff_s * 2 ** (fault.attempt - 1)
-            self.keys.cool(key, min(self._max_backoff_s, pause_s))
+            pause_s = self._retry.backoff_s * 2 ** (fault.attempt - 1)
+            self.keys.cool(key, min(self._retry.max_backoff_s, pause_s))
         if fault.kind in ("limited", "broken", "silent"):
             self.gate.overloaded()
 
@@ -392,15 +400,15 @@ class ChatClient:
         is_new = error.kind == "unreachable" and not self._was_reached
         if is_new and error.attempt >= NUM_FIRST_CONTACTS:  # most likely a wrong address
             return False
-        if error.attempt < self._max_attempts:
-            self.num_retries += 1
+        if error.attempt < self._retry.max_attempts:
+            self._count(Usage(num_retries=1))
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
     async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
-        self.num_calls += 1
+        self._count(Usage(num_calls=1))
         if self._first_call_s is None:
             self._first_call_s = time.monotonic()
         started_s = time.perf_counter()
@@ -413,7 +421,7 @@ class ChatClient:
         except aiohttp.ConnectionTimeoutError:
             raise _FaultError("unreachable", "no connection in time") from None
         except TimeoutError:
-            raise _FaultError("silent", f"no answer within {self._patience_s():g} s") from None
+            raise _FaultError("silent", f"no answer within {self._silence_s:g} s") from None
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
             reason = self.keys.scrub(str(error.strerror or type(error).__name__))
             raise _FaultError("unreachable", f"no connection ({reason})") from None
@@ -430,9 +438,6 @@ class ChatClient:
         completion = self._read(content, headers, latency_s, model)
         self.gate.went_well()
         return completion
-
-    def _patience_s(self) -> float:
-        return min(self._timeout.total or math.inf, self._timeout.sock_read or math.inf)
 
     def _read(
         self, content: bytes, headers: Mapping[str, str], latency_s: float, model: str
@@ -461,7 +466,7 @@ class ChatClient:
             cached_tokens = min(prompt_tokens, _cached_tokens(usage))
             cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         completion = Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
-        self._count(completion)
+        self._count(completion.usage)
         self._has_answered = True
         return completion
 

@@ -8,11 +8,12 @@ from collections import deque
 from types import TracebackType
 
 BACK_OFF = 0.7
-"""What a sign of overload leaves of the limit."""
+"""What a sign of overload leaves of the limit: TCP Cubic's factor."""
 TOLERATED = 0.1
 """A server that breaks under fewer of its calls than this is merely unreliable: slowing down would
 cost time and mend nothing."""
 WEIGHT = 1 / 32
+"""Of the newest call in the moving share of troubled ones, which looks back some thirty calls."""
 
 
 class Gate:

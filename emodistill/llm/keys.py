@@ -23,9 +23,11 @@ from emodistill.seeding import stream
 log = logging.getLogger("emodistill.llm")
 
 NUM_SHOWN_CHARS = 4
+"""Enough to tell one's own keys apart, and what OpenAI shows of them too."""
 LONG_WAIT_S = 30.0
+"""From which on a rest is worth telling the user."""
 PERIOD_S = 6.0
-"""Limits per minute are kept in tenths, so that no minute sees twice its share."""
+"""A minute's limits are applied to each tenth of it, so that no minute sees twice its share."""
 
 
 class Limits(NamedTuple):
@@ -154,9 +156,9 @@ class KeyPool:
     def cool(self, key: ApiKey, seconds: float) -> None:
         """Give `key` no call for `seconds`; a longer rest that it already has stays."""
         key.ready_at_s = max(key.ready_at_s, time.monotonic() + seconds)
-        told = fields(event="key rests", key=key.label, seconds=round(seconds, 3))
         level = logging.WARNING if seconds >= LONG_WAIT_S else logging.DEBUG
-        log.log(level, "%s rests for %.3g s.", key.label, seconds, extra=told)
+        extra = fields(event="key rests", key=key.label, seconds=round(seconds, 3))
+        log.log(level, "%s rests for %.3g s.", key.label, seconds, extra=extra)
 
     def drop(self, key: ApiKey, reason: str) -> None:
         """Take a dead key out for good."""
@@ -164,8 +166,8 @@ class KeyPool:
             self._live.remove(key)
             key.ready_at_s = math.inf
             self._deaths.append(f"{key.label}: {reason}")
-            told = fields(event="key dropped", key=key.label)
-            log.warning("%s is dropped: %s", key.label, reason, extra=told)
+            extra = fields(event="key dropped", key=key.label)
+            log.warning("%s is dropped: %s", key.label, reason, extra=extra)
 
     def _no_key_left(self) -> str:
         variable = f" {self._key_env}" if self._key_env else " the provider's key variable"

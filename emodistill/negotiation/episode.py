@@ -13,7 +13,14 @@ from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
 from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
 from emodistill.negotiation.states import DialogueState, mirrored
 from emodistill.prompts import Message, counterparty_messages, focal_messages
-from emodistill.records import CounterParty, FocalParty, SpeakerRole, Trajectory, Turn, Usage
+from emodistill.records import (
+    CounterpartyPlayer,
+    DialogueUsage,
+    FocalPlayer,
+    Role,
+    Trajectory,
+    Turn,
+)
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
@@ -123,8 +130,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
 class _Side:
     """A seat in one dialogue: what its speaker feels, is told and says."""
 
-    def __init__(self, role: SpeakerRole, dialogue: PlannedDialogue, match: Match) -> None:
-        self.role: SpeakerRole = role
+    def __init__(self, role: Role, dialogue: PlannedDialogue, match: Match) -> None:
+        self.role: Role = role
         self.seat = match.focal if role == "focal" else match.counterparty
         self._dialogue = dialogue
         self._match = match
@@ -191,14 +198,14 @@ def _trajectory(
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit=scenario.unit,
-        focal=FocalParty(**_party(match.focal)),
-        counterparty=CounterParty(**_party(match.counterparty)),
+        focal=FocalPlayer(**_party(match.focal)),
+        counterparty=CounterpartyPlayer(**_party(match.counterparty)),
         prompt_pack_sha256=match.pack.sha256,
         agreement_rule=match.agreement,
         turns=tuple(turns),
         outcome=verdict.outcome,
         final_value=verdict.final_value,
-        usage=Usage(
+        usage=DialogueUsage(
             calls=len(turns) + sum(read.num_calls for read in reads),
             prompt_tokens=sum(one.prompt_tokens for one in (*turns, *reads)),
             completion_tokens=sum(one.completion_tokens for one in (*turns, *reads)),

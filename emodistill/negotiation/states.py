@@ -19,7 +19,7 @@ import numpy as np
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
-from emodistill.records import SpeakerRole, Turn
+from emodistill.records import Role, Turn
 
 BOUND = 3.0
 SPEED_WINDOW = 3
@@ -62,7 +62,7 @@ def mirrored(game: Game, turns: Sequence[Turn]) -> Mirrored:
     return Mirrored(swapped, [replace(turn, speaker=_OTHER_SEAT[turn.speaker]) for turn in turns])
 
 
-_OTHER_SEAT: Mapping[SpeakerRole, SpeakerRole] = {
+_OTHER_SEAT: Mapping[Role, Role] = {
     "focal": "counterparty",
     "counterparty": "focal",
 }

@@ -1,1 +1,1 @@
-"""The fixed data set: dialogues, judgements and the rewards made from them."""
+"""The fixed data set: dialogues, judgements, the rewards that follow from them, and datasets."""

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from emodistill.errors import InputError
+from emodistill.llm.client import Usage, total_usage
 from emodistill.llm.keys import UNLIMITED, Limits
 from emodistill.records import Judgement, Trajectory
 
 MIN_PILOT = 2
+"""Below that, nothing is known of how dialogues differ."""
 
 
 class Need(NamedTuple):
@@ -82,41 +84,39 @@ def forecast(
         for j in judgements
         if j.trajectory_id in ids and j.turn_index is not None and j.repeat == 0
     ]
-    num_turns = np.array([len(t.turns) for t in pilot], float)
     turns = [turn for t in pilot for turn in t.turns]
     mean_latency_s = float(np.mean([turn.latency_s for turn in turns]))
+    played = [
+        Usage(
+            num_calls=t.usage.calls,
+            prompt_tokens=t.usage.prompt_tokens,
+            completion_tokens=t.usage.completion_tokens,
+            cost_usd=t.cost_usd,
+            latency_s=sum(turn.latency_s for turn in t.turns),
+        )
+        for t in pilot
+    ]
+    judged = [
+        Usage(1, 0, j.prompt_tokens, j.completion_tokens, j.cost_usd, mean_latency_s)
+        for j in judgements
+    ]
 
-    def need(
-        stage: str, calls: int, prompt: int, completion: int, usd: float, busy_s: float
-    ) -> Need:
-        per_minute = [
-            (calls, limits.requests_per_minute),
-            (prompt + completion, limits.tokens_per_minute),
-        ]
-        minutes = [amount / (limit * num_keys) for amount, limit in per_minute if limit is not None]
+    def need(stage: str, usages: Sequence[Usage]) -> Need:
+        calls, _, prompt, completion, usd, busy_s = total_usage(usages)
+        rates = (limits.requests_per_minute, limits.tokens_per_minute)
+        per_minute = zip((calls, prompt + completion), rates, strict=True)
+        minutes = [amount / (rate * num_keys) for amount, rate in per_minute if rate is not None]
         hours = max(busy_s / concurrency / 3600, *(m / 60 for m in minutes), 0.0)
         return Need(stage, *(scale * value for value in (calls, prompt, completion, usd, hours)))
 
+    num_turns = np.array([len(t.turns) for t in pilot], float)
+    spread = float(num_turns.std(ddof=1) / num_turns.mean())
     return Forecast(
         num_dialogues,
         len(pilot),
-        need(
-            "sweep",
-            sum(t.usage.calls for t in pilot),
-            sum(t.usage.prompt_tokens for t in pilot),
-            sum(t.usage.completion_tokens for t in pilot),
-            sum(t.cost_usd for t in pilot),
-            sum(turn.latency_s for turn in turns),
-        ),
-        need(
-            "judge",
-            len(judgements),
-            sum(j.prompt_tokens for j in judgements),
-            sum(j.completion_tokens for j in judgements),
-            sum(j.cost_usd for j in judgements),
-            mean_latency_s * len(judgements),
-        ),
-        2 * float(num_turns.std(ddof=1) / num_turns.mean()) / math.sqrt(len(pilot)),
+        need("sweep", played),
+        need("judge", judged),
+        2 * spread / math.sqrt(len(pilot)),
     )
 
 

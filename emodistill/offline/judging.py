@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, Completion, RefusedError
-from emodistill.offline.budget import Budget, Ledger, Stopped
+from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_judgements
-from emodistill.offline.workers import run_bounded
-from emodistill.progress import Progress, progress
+from emodistill.offline.workers import JobsResult, run_jobs
+from emodistill.progress import progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
@@ -31,8 +32,11 @@ from emodistill.seeding import derive
 log = logging.getLogger("emodistill.offline")
 
 MAX_TOKENS = 64
+"""Room for the score, which the rubric asks for first, and a sentence."""
 LAST_ATTEMPT = 1
+"""Attempts count from 0: what can't be read is asked for once more."""
 NO_ANSWER = "[no answer: "
+"""How the `raw` of a call begins that got no answer at all."""
 
 Level = Literal["turn", "dialogue"]
 ScoreKey = tuple[str, int | None]
@@ -71,38 +75,21 @@ class JudgeItem(NamedTuple):
     repeat: int
 
 
-class JudgingResult(NamedTuple):
-    """Counts over everything that was asked for, earlier runs included.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgingResult(JobsResult):
+    """What a judging has come to; a finished item has a score, `num_new` counts calls."""
 
-    `num_new` are this run's calls; `failure_rates` is per arm, that is per focal method.
-    """
-
-    num_items: int
-    num_scored: int
-    num_failed: int
-    num_new: int
     failure_rates: Mapping[str, float]
-    cost_usd: float
-    stopped: Stopped | None
-    path: Path
-
-    @property
-    def is_complete(self) -> bool:
-        return self.num_scored + self.num_failed == self.num_items
+    """Failed over judged items, by focal method."""
 
     @property
     def summary(self) -> str:
         """A line for the terminal."""
-        text = f"{self.num_scored:,} of {self.num_items:,} items scored"
-        if self.num_failed:
-            text += f", {self.num_failed:,} left without a score"
-        if self.cost_usd:
-            text += f", ${self.cost_usd:.2f} spent"
-        if self.stopped == "interrupted":
-            text += ". Stopped as asked; what is judged is kept, start again to go on"
-        elif self.stopped == "cost":
-            text += ". Stopped by --max-cost-usd; raise it and start again to go on"
-        return f"{text}. They are in {self.path}."
+        return self.describe(
+            finished="items scored",
+            failed="left without a score",
+            on_interrupt="what is judged is kept, start again to go on",
+        )
 
 
 def judge_path(directory: Path, judge: str) -> Path:
@@ -134,211 +121,189 @@ def judge_items(
 
 
 async def run_judging(
+    config: JudgeConfig,
     trajectories: Sequence[Trajectory],
     scenarios: Sequence[Scenario],
     *,
     path: Path,
     client: ChatClient,
     pack: PromptPack,
-    judge: str,
-    level: Level = "turn",
-    repeats: int = 1,
-    retry_unanswered: bool = False,
-    seed: int = 0,
-    concurrency: int = 6,
-    max_cost_usd: float | None = None,
 ) -> JudgingResult:
     """Score every item that `path` doesn't hold yet, at temperature 0 and 64 tokens.
 
     Both levels share the file. An item is done with a scored line, or once both attempts failed.
+    The API seed of a call derives from the configuration's seed, the item and the attempt.
 
     Args:
+      config: a judge that it does not name is the default of the client's provider.
       path: see `judge_path`.
-      retry_unanswered: ask again where an earlier run got no answer at all.
-      seed: the API seed of a call derives from it, the item and the attempt.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: a dialogue's scenario is missing, or `path` holds another judge's lines.
       StaleInputError: `path` was begun with another rubric.
     """
-    subjects = _subjects(trajectories, scenarios)
-    items = judge_items(trajectories, level=level, repeats=repeats)
-    with JsonlAppender(path) as lines, Ledger(path, client) as ledger:
+    judge = config.judge or client.provider.default_model("judge")
+    dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
+    scenario_of = scenarios_by_dialogue(trajectories, scenarios)
+    items = judge_items(trajectories, level=config.level, repeats=config.repeats)
+    num_new = 0
+    with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
-        standing = _Standing()
-        for line in earlier:
-            if not (retry_unanswered and _is_unanswered(line)):
-                standing.take(line)
-        todo = [item for item in items if standing.is_open(item)]
-        costs_usd = [line.cost_usd for line in earlier]
-        budget = Budget(
-            max_cost_usd, client=client, ledger=ledger, models=[judge], before_usd=costs_usd
+        attempts = _Attempts(
+            line for line in earlier if not (config.retry_unanswered and _is_unanswered(line))
         )
-        unit = "turns" if level == "turn" else "dialogues"
-        bar = progress("judge", total=len(items), unit=unit, done=len(items) - len(todo))
-        judging = _Judging(client, judge, pack, seed, subjects, lines, standing, budget, bar)
-        with bar:
-            ran_through = await run_bounded(
-                todo,
-                judging.score,
-                concurrency=concurrency,
-                on_failure=judging.give_up,
-                admits=budget.admits,
-                on_tick=judging.tick,
+        pending = [item for item in items if attempts.are_left(item)]
+        budget = Budget(
+            path,
+            client,
+            config.max_cost_usd,
+            models=[judge],
+            finished_usd=[line.cost_usd for line in earlier],
+        )
+
+        def keep(item: JudgeItem, attempt: int, answer: Completion) -> None:
+            nonlocal num_new
+            line = _judgement(item, attempt, answer, judge=judge, pack=pack)
+            lines.append(line)
+            attempts.add(line)
+            num_new += 1
+
+        async def score_one(item: JudgeItem) -> None:
+            name = item.trajectory_id
+            messages = _messages(pack, scenario_of[name], dialogues[name], item.turn_index)
+            while attempts.are_left(item):
+                attempt = attempts.num_failed[item]
+                completion = await client.chat(
+                    messages,
+                    model=judge,
+                    temperature=0.0,
+                    max_tokens=MAX_TOKENS,
+                    seed=derive(config.seed, "judge", *map(str, item), attempt),
+                    sticky=name,
+                )
+                budget.add(completion.cost_usd)
+                keep(item, attempt, completion)
+
+        def give_up(item: JudgeItem, error: ApiError) -> None:
+            status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
+            log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
+            keep(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
+
+        def status() -> str:
+            return f"{len(attempts.unreadable):,} unreadable" if attempts.unreadable else ""
+
+        unit = "turns" if config.level == "turn" else "dialogues"
+        num_before = len(items) - len(pending)
+        bar = progress("judge", total=len(items), unit=unit, done=num_before)
+        with budget:
+            stopped = await run_jobs(
+                pending,
+                score_one,
+                on_failure=give_up,
+                client=client,
+                budget=budget,
+                bar=bar,
+                concurrency=config.concurrency,
+                status=status,
             )
-    result = judging.result(items, ran_through)
-    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in result.failure_rates.items())
+    judged = [item for item in items if not attempts.are_left(item)]
+    failed = [item for item in judged if item in attempts.unreadable]
+    rates = _shares_by_method(failed, judged, dialogues)
+    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    return result
+    return JudgingResult(
+        num_planned=len(items),
+        num_finished=len(judged) - len(failed),
+        num_failed=len(failed),
+        num_new=num_new,
+        cost_usd=budget.spent_usd,
+        stopped=stopped,
+        path=path,
+        failure_rates=rates,
+    )
 
 
-class _Standing:
-    """Which items have a score, and which have failed for good, by the lines of the file."""
+class _Attempts:
+    """Which items have a score, and how often the others were tried, by the lines of the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Iterable[Judgement]) -> None:
         self.scored: set[JudgeItem] = set()
-        self.given_up: set[JudgeItem] = set()
-        self._last_failed: dict[JudgeItem, int] = {}
+        self.unreadable: set[JudgeItem] = set()
+        self.num_failed: Counter[JudgeItem] = Counter()
+        for line in lines:
+            self.add(line)
 
-    def take(self, line: Judgement) -> None:
+    def add(self, line: Judgement) -> None:
         """One more line; a score stays, whatever else the item's lines say."""
         item = JudgeItem(line.trajectory_id, line.turn_index, line.repeat)
         if line.status == "scored":
             self.scored.add(item)
-            self.given_up.discard(item)
+            self.unreadable.discard(item)
             return
-        self._last_failed[item] = max(line.attempt, self._last_failed.get(item, 0))
+        self.num_failed[item] = max(line.attempt + 1, self.num_failed[item])
         if line.attempt >= LAST_ATTEMPT and item not in self.scored:
-            self.given_up.add(item)
+            self.unreadable.add(item)
 
-    def is_open(self, item: JudgeItem) -> bool:
-        return item not in self.scored and item not in self.given_up
-
-    def next_attempt(self, item: JudgeItem) -> int:
-        """Of an open item."""
-        return self._last_failed.get(item, -1) + 1
+    def are_left(self, item: JudgeItem) -> bool:
+        return item not in self.scored and item not in self.unreadable
 
 
-@dataclass(slots=True)
-class _Judging:
-    """Has one item after another scored, keeps every answer, and says how far they are."""
-
-    client: ChatClient
-    judge: str
-    pack: PromptPack
-    seed: int
-    subjects: Mapping[str, _Subject]
-    lines: JsonlAppender
-    standing: _Standing
-    budget: Budget
-    bar: Progress
-    num_new: int = 0
-
-    async def score(self, item: JudgeItem) -> None:
-        messages = self.subjects[item.trajectory_id].messages(self.pack, item.turn_index)
-        while self.standing.is_open(item):
-            attempt = self.standing.next_attempt(item)
-            with self.budget.running():
-                completion = await self.client.chat(
-                    messages,
-                    model=self.judge,
-                    temperature=0.0,
-                    max_tokens=MAX_TOKENS,
-                    seed=derive(self.seed, "judge", *map(str, item), attempt),
-                    sticky=item.trajectory_id,
-                )
-            self.budget.add(completion.cost_usd)
-            self._write(item, attempt, completion)
-        self.bar.advance(1, self.note)
-
-    def give_up(self, item: JudgeItem, error: ApiError) -> None:
-        status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
-        log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
-        self._write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
-        self.bar.advance(1, self.note)
-
-    def tick(self) -> None:
-        self.bar.tick(self.note)
-
-    @property
-    def note(self) -> str:
-        num_unread = len(self.standing.given_up)
-        unread = f"{num_unread:,} unreadable" if num_unread else ""
-        return ", ".join(filter(None, (unread, self.client.health, self.budget.note)))
-
-    def result(self, items: Sequence[JudgeItem], ran_through: bool) -> JudgingResult:
-        num_scored = sum(item in self.standing.scored for item in items)
-        num_failed = sum(item in self.standing.given_up for item in items)
-        return JudgingResult(
-            num_items=len(items),
-            num_scored=num_scored,
-            num_failed=num_failed,
-            num_new=self.num_new,
-            failure_rates=self._failure_rates(items),
-            cost_usd=self.budget.spent_usd,
-            stopped=self.budget.stopped(ran_through, num_scored + num_failed == len(items)),
-            path=self.lines.path,
-        )
-
-    def _failure_rates(self, items: Iterable[JudgeItem]) -> dict[str, float]:
-        """Failed over judged items, per focal method."""
-        num_failed: Counter[str] = Counter()
-        num_judged: Counter[str] = Counter()
-        for item in items:
-            arm = self.subjects[item.trajectory_id].trajectory.focal.method
-            num_failed[arm] += item in self.standing.given_up
-            num_judged[arm] += not self.standing.is_open(item)
-        return {arm: num_failed[arm] / count for arm, count in num_judged.items() if count}
-
-    def _write(self, item: JudgeItem, attempt: int, answer: Completion) -> None:
-        score = parse_score(answer.text)
-        line = Judgement(
-            trajectory_id=item.trajectory_id,
-            turn_index=item.turn_index,
-            judge=self.judge,
-            repeat=item.repeat,
-            attempt=attempt,
-            rubric_sha256=self.pack.rubric_sha256,
-            raw=answer.text,
-            status="failed" if score is None else "scored",
-            score=score,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            cost_usd=answer.cost_usd,
-        )
-        self.lines.append(line)
-        self.standing.take(line)
-        self.num_new += 1
+def _judgement(
+    item: JudgeItem, attempt: int, answer: Completion, *, judge: str, pack: PromptPack
+) -> Judgement:
+    score = parse_score(answer.text)
+    return Judgement(
+        **item._asdict(),
+        judge=judge,
+        attempt=attempt,
+        rubric_sha256=pack.rubric_sha256,
+        raw=answer.text,
+        status="failed" if score is None else "scored",
+        score=score,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        cost_usd=answer.cost_usd,
+    )
 
 
-class _Subject(NamedTuple):
-    scenario: Scenario
-    trajectory: Trajectory
+def _shares_by_method(
+    failed: Iterable[JudgeItem],
+    judged: Iterable[JudgeItem],
+    dialogues: Mapping[str, Trajectory],
+) -> dict[str, float]:
+    """Failed over judged items, by the focal method of their dialogue."""
+    num_failed, num_judged = (
+        Counter(dialogues[item.trajectory_id].focal.method for item in items)
+        for items in (failed, judged)
+    )
+    return {method: num_failed[method] / count for method, count in num_judged.items()}
 
-    def messages(self, pack: PromptPack, turn_index: int | None) -> Sequence[Mapping[str, object]]:
-        """The prompt on one turn, or on the whole dialogue."""
-        scenario, played = self
-        if turn_index is not None:
-            return turn_judge_messages(pack, scenario, played.turns, turn_index)
-        return dialogue_judge_messages(
-            pack, scenario, played.turns, played.outcome, played.final_value
-        )
+
+def _messages(
+    pack: PromptPack, scenario: Scenario, dialogue: Trajectory, turn_index: int | None
+) -> Sequence[Mapping[str, object]]:
+    """The prompt on one turn, or on the whole dialogue."""
+    if turn_index is not None:
+        return turn_judge_messages(pack, scenario, dialogue.turns, turn_index)
+    return dialogue_judge_messages(
+        pack, scenario, dialogue.turns, dialogue.outcome, dialogue.final_value
+    )
 
 
-def _subjects(
+def scenarios_by_dialogue(
     trajectories: Sequence[Trajectory], scenarios: Sequence[Scenario]
-) -> dict[str, _Subject]:
-    """What is judged, by `trajectory_id`."""
-    scenario_by_id = {scenario.scenario_id: scenario for scenario in scenarios}
+) -> dict[str, Scenario]:
+    """The scenario of each `trajectory_id`."""
+    by_id = {scenario.scenario_id: scenario for scenario in scenarios}
     for trajectory in trajectories:
-        if trajectory.scenario_id not in scenario_by_id:
+        if trajectory.scenario_id not in by_id:
             raise InputError(
                 f"{trajectory.trajectory_id}: scenario {trajectory.scenario_id!r} is not among the "
                 f"{len(scenarios)} given; scenarios.jsonl must hold those of trajectories.jsonl."
             )
-    return {t.trajectory_id: _Subject(scenario_by_id[t.scenario_id], t) for t in trajectories}
+    return {t.trajectory_id: by_id[t.scenario_id] for t in trajectories}
 
 
 def _is_unanswered(line: Judgement) -> bool:

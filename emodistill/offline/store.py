@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,36 +18,46 @@ R = TypeVar("R", bound=Record)
 
 def read_trajectories(path: Path) -> list[Trajectory]:
     """All dialogues of a file; a `trajectory_id` that comes twice is refused."""
-    return _read_unique(path, Trajectory, "trajectory_id")
+    return unique(_read(path, Trajectory), "trajectory_id")
 
 
 def read_scenarios(path: Path) -> list[Scenario]:
     """All scenarios of a file; a `scenario_id` that comes twice is refused."""
-    return _read_unique(path, Scenario, "scenario_id")
+    return unique(_read(path, Scenario), "scenario_id")
 
 
 def read_judgements(path: Path) -> list[Judgement]:
-    """All judge calls of a file, in the order in which they were made."""
-    return [Judgement.from_json(value, where=where) for value, where in read_lines(path)]
+    """All judge calls of a file, in their order."""
+    return [judgement for judgement, _ in _read(path, Judgement)]
 
 
-def write_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
-    """Write all scenarios at once: a reader sees the old file or the new one."""
-    lines = (json.dumps(scenario.to_json(), ensure_ascii=False) for scenario in scenarios)
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write all records at once: a reader sees the old file or the new one."""
+    lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
     with replacing(path) as partial:
         partial.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
 
 
-def _read_unique(path: Path, kind: type[R], id_field: str) -> list[R]:
-    records: list[R] = []
-    places: dict[str, str] = {}
-    for value, where in read_lines(path):
-        record = kind.from_json(value, where=where)
+def unique(records: Iterable[tuple[R, str]], id_field: str) -> list[R]:
+    """The records, each given with where it is.
+
+    Raises:
+      InputError: two have the same id.
+    """
+    where_by_id: dict[str, str] = {}
+    result: list[R] = []
+    for record, where in records:
         name = getattr(record, id_field)
-        if name in places:
+        if name in where_by_id:
             raise InputError(
-                f"{where}: {id_field} {name!r} was in {places[name]} already; ids must be unique."
+                f"{where}: {id_field} {name!r} was in {where_by_id[name]} already; ids must be "
+                "unique."
             )
-        places[name] = where
-        records.append(record)
-    return records
+        where_by_id[name] = where
+        result.append(record)
+    return result
+
+
+def _read(path: Path, kind: type[R]) -> Iterator[tuple[R, str]]:
+    for value, where in read_lines(path):
+        yield kind.from_json(value, where=where), where

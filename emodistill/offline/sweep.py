@@ -13,12 +13,13 @@ interrupted sweep, resumed at any other concurrency, ends with the same data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
+from emodistill.configs import SweepConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
@@ -28,11 +29,11 @@ from emodistill.logs import fields
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Seat, play
 from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError
-from emodistill.offline.budget import Budget, Ledger, Stopped
-from emodistill.offline.store import read_scenarios, write_scenarios
-from emodistill.offline.unfinished import Unfinished, unfinished_path
-from emodistill.offline.workers import run_bounded
-from emodistill.progress import Progress, progress
+from emodistill.offline.budget import Budget
+from emodistill.offline.store import read_scenarios, write_records
+from emodistill.offline.unfinished import UnfinishedAnswers, unfinished_path
+from emodistill.offline.workers import JobsResult, run_jobs
+from emodistill.progress import progress
 from emodistill.prompts import PromptPack
 from emodistill.records import SCHEMA, Trajectory
 from emodistill.seeding import stream
@@ -42,41 +43,27 @@ log = logging.getLogger("emodistill.offline")
 METHOD = "sweep"
 
 
-class SweepResult(NamedTuple):
-    """What a sweep has come to; counts are over the whole plan, `num_new` over this call."""
-
-    num_planned: int
-    num_finished: int
-    num_failed: int
-    num_new: int
-    cost_usd: float
-    stopped: Stopped | None
-    trajectories_path: Path
-    failures_path: Path
+class SweepResult(JobsResult):
+    """What dialogues have come to; `path` has the finished ones."""
 
     @property
-    def is_complete(self) -> bool:
-        return self.num_finished + self.num_failed == self.num_planned
+    def failures_path(self) -> Path:
+        return failures_path(self.path)
 
     @property
     def summary(self) -> str:
         """A line for the terminal."""
-        text = f"{self.num_finished:,} of {self.num_planned:,} dialogues finished"
-        if self.num_failed:
-            text += (
-                f", {self.num_failed:,} failed for good (reasons in {self.failures_path}; delete "
-                "that file to try them again)"
-            )
-        if self.cost_usd:
-            text += f", ${self.cost_usd:.2f} spent"
-        if self.stopped == "interrupted":
-            text += (
-                ". Stopped as asked: what is finished is kept, and what was under way will go on "
-                "where it was; start again to go on"
-            )
-        elif self.stopped == "cost":
-            text += ". Stopped by --max-cost-usd; raise it and start again to go on"
-        return f"{text}. They are in {self.trajectories_path}."
+        return self.describe(
+            finished="dialogues finished",
+            failed=(
+                f"failed for good (reasons in {self.failures_path}; delete that file to try them "
+                "again)"
+            ),
+            on_interrupt=(
+                "what is finished is kept, and what was under way will go on where it was; start "
+                "again to go on"
+            ),
+        )
 
 
 def trajectory_id(scenario: Scenario, number: int) -> str:
@@ -113,29 +100,19 @@ def planned_emotions(seed: int, trajectory_id: str, num_turns: int) -> list[str]
 
 
 async def run_sweep(
+    config: SweepConfig,
     scenarios: Sequence[Scenario],
     *,
     out_dir: Path,
     client: ChatClient,
     pack: PromptPack,
-    focal_model: str,
-    counterparty_model: str,
-    focal_temperature: float = 0.7,
-    counterparty_temperature: float = 0.7,
-    max_reply_tokens: int = 160,
-    num_seeds: int = 100,
-    num_scenarios: int | None = None,
-    num_dialogues: int | None = None,
-    seed: int = 0,
-    max_turns: int = 30,
-    agreement: str = "stand",
-    concurrency: int = 6,
-    max_cost_usd: float | None = None,
     reader: OfferReader = PATTERNS,
+    num_dialogues: int | None = None,
 ) -> SweepResult:
     """Play all dialogues of the sweep's plan that `out_dir` lacks.
 
     Args:
+      config: a model that it does not name is the default of the client's provider.
       scenarios: all of the domain, with their split; those of `train` are played.
       num_dialogues: of the plan, from its beginning; all without it.
 
@@ -143,33 +120,37 @@ async def run_sweep(
       StaleInputError: `out_dir` was begun with other scenarios.
       ApiError, InputError: see `play_all`.
     """
-    planned = plan_sweep(scenarios, num_seeds=num_seeds, num_scenarios=num_scenarios)
-    planned = planned[:num_dialogues]
+    planned = plan_sweep(scenarios, num_seeds=config.num_seeds, num_scenarios=config.num_scenarios)
 
     def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:
-        emotions = planned_emotions(seed, dialogue.trajectory_id, (max_turns + 1) // 2)
+        num_turns = (config.max_turns + 1) // 2  # the focal agent opens
+        emotions = planned_emotions(config.seed, dialogue.trajectory_id, num_turns)
         return lambda state: emotions[len(state.emotions)]
 
-    focal = ApiSpeaker(client, focal_model, focal_temperature, max_reply_tokens)
-    opposite = ApiSpeaker(client, counterparty_model, counterparty_temperature, max_reply_tokens)
+    def writer(role: str, model: str | None, temperature: float) -> ApiSpeaker:
+        model = model or client.provider.default_model(role)
+        return ApiSpeaker(client, model, temperature, config.max_reply_tokens)
+
+    focal = writer("focal", config.model, config.focal_temperature)
+    opposite = writer("counterparty", config.counterparty, config.counterparty_temperature)
     match = Match(
         focal=Seat(speaker=focal, choose_for=choose_for, method=METHOD),
         counterparty=Seat(speaker=opposite),
         pack=pack,
-        seed=seed,
-        max_turns=max_turns,
-        agreement=agreement,
+        seed=config.seed,
+        max_turns=config.max_turns,
+        agreement=config.agreement,
         reader=reader,
     )
     return await play_all(
-        planned,
+        planned[:num_dialogues],
         match,
         path=out_dir / "trajectories.jsonl",
         label="sweep",
-        before=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
+        on_open=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
         client=client,
-        concurrency=concurrency,
-        max_cost_usd=max_cost_usd,
+        concurrency=config.concurrency,
+        max_cost_usd=config.max_cost_usd,
     )
 
 
@@ -182,7 +163,7 @@ async def play_all(
     client: ChatClient,
     concurrency: int = 6,
     max_cost_usd: float | None = None,
-    before: Callable[[], None] = lambda: None,
+    on_open: Callable[[], None] = lambda: None,
 ) -> SweepResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
@@ -192,145 +173,121 @@ async def play_all(
       client: open (inside its `async with`); counts what is spent.
       max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
         cost included; those in flight are finished.
-      before: called once this process alone writes to `path`.
+      on_open: called once this process alone writes to `path`.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: another process writes to `path`, or a cost cap without known prices.
     """
-    with _opened(path, client, before) as kept:
-        todo = [dialogue for dialogue in planned if not kept.has(dialogue.trajectory_id)]
-        speakers = match.focal.speaker, match.counterparty.speaker
-        paid_models = [s.model for s in speakers if isinstance(s, ApiSpeaker)]
+    speakers = match.focal.speaker, match.counterparty.speaker
+    paid_models = [s.model for s in speakers if isinstance(s, ApiSpeaker)]
+    outcomes: Counter[str] = Counter()
+    with _DialogueFiles(path, client, on_open) as files:
+        pending = [dialogue for dialogue in planned if not files.has(dialogue.trajectory_id)]
         budget = Budget(
+            path,
+            client,
             max_cost_usd,
-            client=client,
-            ledger=kept.ledger,
             models=[*paid_models, *match.reader.paid_models],
-            before_usd=kept.costs_usd.values(),
-            unfinished_usd=kept.unfinished.usage.cost_usd,
+            finished_usd=files.costs_usd.values(),
+            finished=files.used,
+            unfinished=files.unfinished.usage,
         )
-        num_there = len(planned) - len(todo)
-        bar = progress(label, total=len(planned), unit="dialogues", done=num_there)
-        playing = _Playing(match, client, kept, budget, bar)
-        with bar:
-            ran_through = await run_bounded(
-                todo,
-                playing.play,
+
+        async def play_one(dialogue: PlannedDialogue) -> None:
+            files.unfinished.begin(dialogue.trajectory_id)
+            trajectory = await play(dialogue, match)
+            files.add(trajectory)
+            outcomes[trajectory.outcome] += 1
+            budget.add(trajectory.cost_usd)
+
+        def status() -> str:
+            num_new, num_unread = outcomes.total(), match.reader.num_unread
+            accepted = f"{outcomes['accepted'] / num_new:.0%} accepted" if num_new else ""
+            unread = f"{num_unread:,} utterances unread" if num_unread else ""
+            return ", ".join(filter(None, (accepted, unread)))
+
+        num_before = len(planned) - len(pending)
+        bar = progress(label, total=len(planned), unit="dialogues", done=num_before)
+        with budget:
+            stopped = await run_jobs(
+                pending,
+                play_one,
+                on_failure=files.add_failure,
+                client=client,
+                budget=budget,
+                bar=bar,
                 concurrency=concurrency,
-                on_failure=playing.fail,
-                admits=budget.admits,
-                on_tick=playing.tick,
+                status=status,
             )
-    return playing.result(planned, ran_through)
+    ids = {dialogue.trajectory_id for dialogue in planned}
+    return SweepResult(
+        num_planned=len(planned),
+        num_finished=len(ids & files.costs_usd.keys()),
+        num_failed=len(ids & files.failed_ids),
+        num_new=outcomes.total(),
+        cost_usd=budget.spent_usd,
+        stopped=stopped,
+        path=path,
+    )
 
 
-@dataclass(slots=True)
-class _Playing:
-    """Plays one dialogue after another, keeps each, and says how far they are."""
+class _DialogueFiles:
+    """The files of a set of dialogues, for this process alone; a context manager.
 
-    match: Match
-    client: ChatClient
-    kept: _Kept
-    budget: Budget
-    bar: Progress
-    num_new: int = 0
-    num_accepted: int = 0
+    While it is open, `client` asks the unfinished dialogues' answers before it asks a server.
 
-    async def play(self, dialogue: PlannedDialogue) -> None:
-        self.kept.unfinished.begin(dialogue.trajectory_id)
-        with self.budget.running():
-            trajectory = await play(dialogue, self.match)
-        self.kept.add(trajectory)
-        log.debug(
-            "%s: %s after %d turns.",
-            trajectory.trajectory_id,
-            trajectory.outcome,
-            len(trajectory.turns),
-            extra=fields(event="dialogue", dialogue=trajectory.trajectory_id),
-        )
-        self.budget.add(trajectory.cost_usd)
-        self.num_new += 1
-        self.num_accepted += trajectory.outcome == "accepted"
-        self.bar.advance(1, self.note)
+    Attributes:
+      unfinished: the answers of dialogues that have begun and not ended.
+      costs_usd: `{trajectory_id: cost_usd}` of the finished ones.
+      used: what those that were finished before have used.
+      failed_ids: of those that have failed for good.
+    """
 
-    def fail(self, dialogue: PlannedDialogue, error: ApiError) -> None:
-        told = fields(event="dialogue failed", dialogue=dialogue.trajectory_id)
-        log.debug("%s", error, extra=told)
-        self.kept.add_failure(dialogue.trajectory_id, error)
-        self.bar.advance(1)
+    def __init__(self, path: Path, client: ChatClient, on_open: Callable[[], None]) -> None:
+        with ExitStack() as stack:
+            self._finished = stack.enter_context(JsonlAppender(path))
+            self._failed = stack.enter_context(JsonlAppender(failures_path(path)))
+            on_open()
+            self.costs_usd, self.used = _finished(path)
+            self.failed_ids = _failed_ids(self._failed.path) - self.costs_usd.keys()
+            ended = self.costs_usd.keys() | self.failed_ids
+            self.unfinished = UnfinishedAnswers(unfinished_path(path), ended)
+            stack.enter_context(self.unfinished)
+            client.cache = self.unfinished
+            stack.callback(setattr, client, "cache", None)
+            self._stack = stack.pop_all()
 
-    def tick(self) -> None:
-        self.kept.ledger.tick()
-        self.bar.tick(self.note)
+    def __enter__(self) -> Self:
+        return self
 
-    @property
-    def note(self) -> str:
-        accepted = f"{self.num_accepted / self.num_new:.0%} accepted" if self.num_new else ""
-        num_unread = self.match.reader.num_unread
-        unread = f"{num_unread:,} utterances unread" if num_unread else ""
-        return ", ".join(filter(None, (accepted, unread, self.client.health, self.budget.note)))
-
-    def result(self, planned: Sequence[PlannedDialogue], ran_through: bool) -> SweepResult:
-        ids = {dialogue.trajectory_id for dialogue in planned}
-        num_finished = len(ids & self.kept.costs_usd.keys())
-        num_failed = len(ids & self.kept.failed_ids)
-        return SweepResult(
-            num_planned=len(planned),
-            num_finished=num_finished,
-            num_failed=num_failed,
-            num_new=self.num_new,
-            cost_usd=self.budget.spent_usd,
-            stopped=self.budget.stopped(ran_through, num_finished + num_failed == len(ids)),
-            trajectories_path=self.kept.finished.path,
-            failures_path=self.kept.failed.path,
-        )
-
-
-class _Kept(NamedTuple):
-    """What files hold of dialogues, and where more goes; `costs_usd` is of the finished ones."""
-
-    finished: JsonlAppender
-    failed: JsonlAppender
-    unfinished: Unfinished
-    ledger: Ledger
-    costs_usd: dict[str, float]
-    failed_ids: set[str]
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
 
     def has(self, trajectory_id: str) -> bool:
+        """Whether the dialogue is finished, or has failed for good."""
         return trajectory_id in self.costs_usd or trajectory_id in self.failed_ids
 
     def add(self, trajectory: Trajectory) -> None:
-        self.finished.append(trajectory)
-        self.unfinished.forget(trajectory.trajectory_id)
-        self.costs_usd[trajectory.trajectory_id] = trajectory.cost_usd
+        name = trajectory.trajectory_id
+        self._finished.append(trajectory)
+        self.unfinished.forget(name)
+        self.costs_usd[name] = trajectory.cost_usd
+        log.debug(
+            "%s: %s after %d turns.",
+            name,
+            trajectory.outcome,
+            len(trajectory.turns),
+            extra=fields(event="dialogue", dialogue=name),
+        )
 
-    def add_failure(self, trajectory_id: str, error: ApiError) -> None:
-        self.failed_ids.add(trajectory_id)
-        self.unfinished.forget(trajectory_id)
-        line = {"schema": SCHEMA, "trajectory_id": trajectory_id, "kind": failure_kind(error)}
-        self.failed.append(line | {"reason": str(error)})
-
-
-@contextmanager
-def _opened(path: Path, client: ChatClient, before: Callable[[], None]) -> Iterator[_Kept]:
-    """The files of `path`, for this process alone; `client` asks them before it asks a server."""
-    with (
-        JsonlAppender(path) as finished,
-        JsonlAppender(failures_path(path)) as failed,
-        Ledger(path, client) as ledger,
-    ):
-        before()
-        costs_usd, usage = _finished(path)
-        failed_ids = _failed_ids(failed.path) - costs_usd.keys()
-        there = costs_usd.keys() | failed_ids
-        with Unfinished(unfinished_path(path), there, on_keep=ledger.tick) as unfinished:
-            ledger.at_least(Usage._make(map(sum, zip(usage, unfinished.usage, strict=True))))
-            client.memory = unfinished
-            try:
-                yield _Kept(finished, failed, unfinished, ledger, costs_usd, failed_ids)
-            finally:
-                client.memory = None
+    def add_failure(self, dialogue: PlannedDialogue, error: ApiError) -> None:
+        name = dialogue.trajectory_id
+        log.debug("%s", error, extra=fields(event="dialogue failed", dialogue=name))
+        line = {"schema": SCHEMA, "trajectory_id": name, "kind": failure_kind(error)}
+        self._failed.append(line | {"reason": str(error)})
+        self.unfinished.forget(name)
+        self.failed_ids.add(name)
 
 
 def failures_path(path: Path) -> Path:
@@ -349,7 +306,7 @@ def failure_kind(error: ApiError) -> str:
 
 def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
     if not path.exists():
-        write_scenarios(path, scenarios)
+        write_records(path, scenarios)
     elif read_scenarios(path) != list(scenarios):
         raise StaleInputError(
             f"{path} holds other scenarios, or another split, than those now asked for. Delete "
@@ -358,20 +315,20 @@ def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
 
 
 def _finished(path: Path) -> tuple[dict[str, float], Usage]:
-    """`{trajectory_id: cost_usd}` of what is there, and what all that used."""
+    """`{trajectory_id: cost_usd}` of the finished dialogues, and what they have used."""
     costs_usd: dict[str, float] = {}
-    num_calls = prompt_tokens = completion_tokens = 0
+    total = Usage()
     for value, where in read_lines(path):
         name = _id_of(value, where)
         if name in costs_usd:
             raise InputError(f"{where}: trajectory_id {name!r} is there twice; delete one line.")
         costs_usd[name] = float(value.get("cost_usd") or 0.0)
         used = value.get("usage") or {}
-        num_calls += int(used.get("calls") or 0)
-        prompt_tokens += int(used.get("prompt_tokens") or 0)
-        completion_tokens += int(used.get("completion_tokens") or 0)
-    spent_usd = sum(costs_usd.values())
-    return costs_usd, Usage(num_calls, 0, prompt_tokens, completion_tokens, spent_usd)
+        calls, prompt, completion = (
+            int(used.get(key) or 0) for key in ("calls", "prompt_tokens", "completion_tokens")
+        )
+        total = total.plus(Usage(calls, 0, prompt, completion, costs_usd[name]))
+    return costs_usd, total
 
 
 def _failed_ids(path: Path) -> set[str]:

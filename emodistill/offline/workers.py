@@ -1,4 +1,7 @@
-"""Many API jobs, a bounded number at once: the queue behind the sweep, the judge and evaluation."""
+"""Many API jobs, a bounded number at once: what the sweep, the judge and evaluation have in common.
+
+Each keeps a job's result as soon as there is one, so that a later run does what is missing.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,115 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from emodistill.errors import ApiError
-from emodistill.llm.client import CeilingError, ExhaustedError, RefusedError
+from emodistill.llm.client import CeilingError, ChatClient, ExhaustedError, RefusedError
 from emodistill.negotiation.speakers import EmptyReplyError
+from emodistill.offline.budget import Budget
+from emodistill.progress import Progress
 
 log = logging.getLogger("emodistill.offline")
 
 NUM_FAILURES_IN_A_ROW = 20
-TICK_S = 5.0
+"""More than bad luck with single requests brings about; what follows would fail as well."""
+TICK_S = 1.0
 GC_THRESHOLDS = (20_000, 20, 20)
+"""Above Python's own (700, 10, 10), at which the collector would be at work all the time."""
 
 Job = TypeVar("Job")
+StopReason = Literal["interrupted", "cost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsResult:
+    """What jobs have come to; counts are over all that were planned, `num_new` over this run."""
+
+    num_planned: int
+    num_finished: int
+    num_failed: int
+    num_new: int
+    cost_usd: float
+    """Of this run and of earlier ones."""
+    stopped: StopReason | None
+    """Why the run has ended before everything was done."""
+    path: Path
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_finished + self.num_failed == self.num_planned
+
+    def describe(self, *, finished: str, failed: str, on_interrupt: str) -> str:
+        """A line for the terminal, in the words of a stage."""
+        text = f"{self.num_finished:,} of {self.num_planned:,} {finished}"
+        if self.num_failed:
+            text += f", {self.num_failed:,} {failed}"
+        if self.cost_usd:
+            text += f", ${self.cost_usd:.2f} spent"
+        if self.stopped == "interrupted":
+            text += f". Stopped as asked: {on_interrupt}"
+        elif self.stopped == "cost":
+            text += ". Stopped by --max-cost-usd; raise it and start again to go on"
+        return f"{text}. They are in {self.path}."
+
+
+async def run_jobs(
+    jobs: Sequence[Job],
+    work: Callable[[Job], Awaitable[None]],
+    *,
+    on_failure: Callable[[Job, ApiError], None],
+    client: ChatClient,
+    budget: Budget,
+    bar: Progress,
+    concurrency: int,
+    status: Callable[[], str],
+) -> StopReason | None:
+    """Do all jobs within a budget, and show how far they are; see `run_bounded`.
+
+    Args:
+      status: what the progress line says of the results, before what it says of API and money.
+
+    Returns:
+      Why it has ended with jobs undone; None where none is.
+    """
+    num_done = 0
+
+    def note() -> str:
+        return ", ".join(filter(None, (status(), client.health, budget.note)))
+
+    def advance() -> None:
+        nonlocal num_done
+        num_done += 1
+        bar.advance(1, note())
+
+    async def one(job: Job) -> None:
+        with budget.running():
+            await work(job)
+        advance()
+
+    def fail(job: Job, error: ApiError) -> None:
+        on_failure(job, error)
+        advance()
+
+    def tick() -> None:
+        budget.save_now_and_then()
+        bar.tick(note())
+
+    with bar:
+        ran_through = await run_bounded(
+            jobs,
+            one,
+            concurrency=concurrency,
+            on_failure=fail,
+            admits=budget.admits,
+            on_tick=tick,
+        )
+    if not ran_through:
+        return "interrupted"
+    return None if num_done == len(jobs) else "cost"
 
 
 async def run_bounded(
@@ -41,7 +139,7 @@ async def run_bounded(
     whose attempts are exhausted gets a second round after all others; then it has failed too.
     Other errors stop everything at once, as do many failures in a row. `admits` is asked before
     each job; once it says no, what is in flight is finished and nothing more begun. `on_tick` is
-    called every few seconds in which no worker has come to an end.
+    called about every second.
 
     Returns:
       False where SIGINT or SIGTERM cut it short; jobs in flight are then given up.

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
@@ -31,11 +31,6 @@ from emodistill.stages.run_files import (
     read_sweep,
 )
 from emodistill.stages.stage import Requirement, Stage, command
-
-
-class _Details(NamedTuple):
-    judge: str
-    sweep: SweepData
 
 
 def scores_needed(config: Any) -> Requirement:
@@ -75,7 +70,7 @@ def _job(cell: Cell) -> Job:
         is_repeated=config.retry_unanswered,
         manifest=manifest,
         config_file=f"{path.stem}.{config.level}.config.yaml",
-        details=_Details(name, sweep),
+        details=sweep,
     )
 
 
@@ -102,11 +97,10 @@ def _judged_part(path: Path, existing: Manifest | None) -> dict[str, Any]:
 
 def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     """Score what the sweep has and the judge has not seen, or the dialogues of some ids."""
-    config, details = job.cell.config, job.details
-    trajectories = details.sweep.trajectories
+    config, sweep = job.cell.config, job.details
+    trajectories = sweep.trajectories
     chosen = [t for t in trajectories if only is None or t.trajectory_id in only]
-    sweep = details.sweep._replace(trajectories=chosen)
-    judging = _score(config, details._replace(sweep=sweep), job.output)
+    judging = _score(config, sweep._replace(trajectories=chosen), job.output)
     summary: dict[str, Any] = {"failure_rates": dict(judging.failure_rates)}
     if config.repeats > 1 and only is None:
         ids = {trajectory.trajectory_id for trajectory in trajectories}
@@ -130,22 +124,16 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     )
 
 
-def _score(config: JudgeConfig, details: _Details, path: Path) -> JudgingResult:
+def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JudgingResult:
     async def work() -> JudgingResult:
         async with open_client(config, "judge") as client:
             return await run_judging(
-                details.sweep.trajectories,
-                details.sweep.scenarios,
+                config,
+                sweep.trajectories,
+                sweep.scenarios,
                 path=path,
                 client=client,
-                pack=details.sweep.pack,
-                judge=details.judge,
-                level=config.level,
-                repeats=config.repeats,
-                retry_unanswered=config.retry_unanswered,
-                seed=config.seed,
-                concurrency=config.concurrency,
-                max_cost_usd=config.max_cost_usd,
+                pack=sweep.pack,
             )
 
     return asyncio.run(work())
@@ -171,7 +159,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
         pack=load_pack(config.prompt_pack),
     )
     with log_to_file(directory / LOG):
-        judging = _score(config, _Details(name, played), path)
+        judging = _score(config, played, path)
     if not judging.is_complete:
         raise StoppedError(f"judge: {judging.summary}")
     print(f"judge: {judging.summary}", flush=True)

@@ -7,8 +7,8 @@ from contextlib import ExitStack, asynccontextmanager
 
 from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
 from emodistill.errors import InputError
-from emodistill.llm.cassette import CALLS, Player, Recorder
-from emodistill.llm.client import ChatClient
+from emodistill.llm.cassette import CALLS, Recorder, Replayer
+from emodistill.llm.client import ChatClient, RetryPolicy
 from emodistill.llm.providers import get_provider
 from emodistill.negotiation.readers import PATTERNS, LlmReader, OfferReader
 from emodistill.simulator.process import running_simulator
@@ -69,22 +69,21 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
         print(f"{name}: no --provider named, so the simulator plays all language models.")
     provider = "simulator" if config.is_simulated else config.provider
     with ExitStack() as stack:
-        player = recorder = keys = None
+        tape = keys = None
         base_url = config.base_url
         if config.replay is not None:
-            player, keys = Player(config.replay), ()
+            tape, keys = Replayer(config.replay), ()
             base_url = base_url or (NOWHERE if config.is_simulated else None)
         elif config.is_simulated:
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
-            recorder = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+            tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
         client = ChatClient(
             get_provider(provider, base_url=base_url),
             keys,
             max_in_flight=config.concurrency,
-            timeout_s=config.timeout_s,
-            recorder=recorder,
-            player=player,
+            retry=RetryPolicy(timeout_s=config.timeout_s),
+            tape=tape,
         )
         async with client:
             yield client

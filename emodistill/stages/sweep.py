@@ -20,8 +20,6 @@ from emodistill.stages.stage import Stage, command
 
 
 class _Details(NamedTuple):
-    focal: str
-    counterparty: str
     reader: str | None
     pack: PromptPack
     scenarios: list[Scenario]
@@ -30,8 +28,6 @@ class _Details(NamedTuple):
 def _job(cell: Cell) -> Job:
     config: SweepConfig = cell.config
     details = _Details(
-        focal=model_name(config, "focal", config.model),
-        counterparty=model_name(config, "counterparty", config.counterparty),
         reader=offer_model(config),
         pack=load_pack(config.prompt_pack),
         scenarios=all_scenarios(config),
@@ -45,8 +41,8 @@ def _job(cell: Cell) -> Job:
     output = home / TRAJECTORIES
     config = grown(config, home / "sweep")
     models = {
-        "model": details.focal,
-        "counterparty": details.counterparty,
+        "model": model_name(config, "focal", config.model),
+        "counterparty": model_name(config, "counterparty", config.counterparty),
         "reader": details.reader,
     }
     return Job(
@@ -77,24 +73,13 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
     async def work() -> Result:
         async with open_client(config, job.name) as client:
             swept = await run_sweep(
+                config,
                 details.scenarios,
                 out_dir=job.directory,
                 client=client,
                 pack=details.pack,
-                focal_model=details.focal,
-                counterparty_model=details.counterparty,
-                focal_temperature=config.focal_temperature,
-                counterparty_temperature=config.counterparty_temperature,
-                max_reply_tokens=config.max_reply_tokens,
-                num_seeds=config.num_seeds,
-                num_scenarios=config.num_scenarios,
-                num_dialogues=num_dialogues,
-                seed=config.seed,
-                max_turns=config.max_turns,
-                agreement=config.agreement,
-                concurrency=config.concurrency,
-                max_cost_usd=config.max_cost_usd,
                 reader=offer_reader(client, details.reader),
+                num_dialogues=num_dialogues,
             )
         return Result(
             swept.summary,

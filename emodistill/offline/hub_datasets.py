@@ -1,0 +1,409 @@
+"""A run's data as Hugging Face datasets, and runs from such datasets.
+
+    OUT/README.md                               the dataset card
+    OUT/data/train-00000-of-00001.parquet       `turns`: what the student learns from
+    OUT/dialogues/train-00000-of-00001.parquet  and `judgements`, `scenarios`: the records of
+                                                docs/data.md, a row a line
+
+That is the hub's own layout: `datasets.load_dataset` reads the folder, and its name on the hub once
+it is uploaded. `turns` is derived from the other three, from which `import_dataset` makes the files
+of a run, line for line as they were.
+
+Only Parquet and Arrow files are read: no code of a dataset is run, and nothing is unpickled. Only
+the stages import this module, and only when they need it: `datasets` takes a second to load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from datasets import Dataset, DatasetInfo, Features, List, Value, disable_progress_bars
+from datasets.exceptions import DatasetsError
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCardData, snapshot_download
+
+from emodistill.configs import ExportConfig, ImportConfig, SweepConfig
+from emodistill.domains.scenario import Scenario
+from emodistill.errors import InputError
+from emodistill.offline.judging import judge_path, scenarios_by_dialogue, scores_by_turn
+from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality
+from emodistill.offline.store import (
+    read_judgements,
+    read_scenarios,
+    read_trajectories,
+    unique,
+    write_records,
+)
+from emodistill.prompts import PromptPack, focal_messages, load_pack
+from emodistill.records import Judgement, Record, Trajectory
+from emodistill.runs import read_manifest
+
+SPLIT = "train"
+"""The one split of every table; which scenarios are held out is said by their own `split`."""
+SHARD_BYTES = 500_000_000
+"""Of a file's rows in memory, as the hub's own tools cut them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage(Record):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTurn(Record):
+    """A focal turn to learn from; what the columns mean is said in the card."""
+
+    sample_id: str
+    trajectory_id: str
+    scenario_id: str
+    domain: str
+    turn_index: int
+    prompt: tuple[ChatMessage, ...]
+    completion: tuple[ChatMessage, ...]
+    emotion: str | None
+    offer: float | None
+    score: float | None
+    dialogue_score: float | None
+    shaped_return: float
+    advantage: float | None
+    q: float | None
+
+
+TABLES: Mapping[str, type[Record]] = {
+    "turns": TrainingTurn,
+    "dialogues": Trajectory,
+    "judgements": Judgement,
+    "scenarios": Scenario,
+}
+FOLDERS = {"turns": "data", **{name: name for name in TABLES if name != "turns"}}
+
+
+def export_run(config: ExportConfig) -> Path:
+    """Write a run's sweep, its scores and the turns to learn from; the dataset's folder.
+
+    Raises:
+      InputError: the run lacks its dialogues, several judges have scored them and none is named,
+        or the folder exists.
+    """
+    disable_progress_bars()
+    out = config.out or config.run / config.domain / "dataset"
+    if out.exists():
+        raise InputError(f"--out {out} exists; delete it, or name a folder that doesn't.")
+    home = config.run / config.domain / "sweep"
+    trajectories = read_trajectories(home / "trajectories.jsonl")
+    scenarios = read_scenarios(home / "scenarios.jsonl")
+    if not trajectories:
+        raise InputError(f"{home / 'trajectories.jsonl'} holds no dialogue; sweep first.")
+    judge_dir = config.run / config.domain / "judge"
+    judgements = {path: read_judgements(path) for path in sorted(judge_dir.glob("*.jsonl"))}
+    judge_file = _judge_file(list(judgements), judge_dir, config.judge)
+    scored = judgements[judge_file] if judge_file else []
+    manifest = read_manifest(home)
+    max_turns = SweepConfig().max_turns if manifest is None else manifest.config["max_turns"]
+    pack = load_pack(config.prompt_pack)
+    scores = scores_by_turn(scored)
+    turns = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+    tables: dict[str, Iterable[Record]] = {
+        "turns": _training_turns(turns, trajectories, scenarios, pack),
+        "dialogues": trajectories,
+        "judgements": [line for lines in judgements.values() for line in lines],
+        "scenarios": scenarios,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        partial, cache = Path(scratch) / "dataset", Path(scratch) / "cache"
+        infos = {
+            name: _write_table(name, records, partial / FOLDERS[name], cache)
+            for name, records in tables.items()
+            if records
+        }
+        facts = {"judge": scored[0].judge if scored else None, "pack_sha256": pack.sha256}
+        card = _card(infos, domain=config.domain, max_turns=max_turns, **facts)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.rename(out)
+    return out
+
+
+def import_dataset(config: ImportConfig) -> list[Path]:
+    """Make the files of a run out of a dataset's dialogues, judgements and scenarios.
+
+    What a dataset lacks may be in the run already, as its dialogues where somebody adds scores.
+
+    Raises:
+      InputError: no such dataset, a table without the columns or the split that it needs, a row
+        that is no record or of another domain, or a file that the run has already.
+    """
+    disable_progress_bars()
+    sweep_dir, judge_dir = (config.run / config.domain / s for s in ("sweep", "judge"))
+    records: dict[str, list[Any]] = {name: [] for name in TABLES}
+    with tempfile.TemporaryDirectory() as scratch:
+        for where, dataset in _read_tables(config.source, Path(scratch)):
+            name = _table_of(dataset.column_names, where)
+            if name != "turns":  # which are derived anew
+                lines = _records(TABLES[name], dataset, where)
+                ids = {"dialogues": "trajectory_id", "scenarios": "scenario_id"}
+                records[name] += unique(lines, ids[name]) if name in ids else [r for r, _ in lines]
+    files: dict[Path, list[Any]] = defaultdict(list)
+    files[sweep_dir / "scenarios.jsonl"] += records["scenarios"]
+    files[sweep_dir / "trajectories.jsonl"] += records["dialogues"]
+    for judgement in records["judgements"]:
+        files[judge_path(judge_dir, judgement.judge)].append(judgement)
+    files = {path: lines for path, lines in files.items() if lines}
+    if not files:
+        raise InputError(
+            f"{config.source} holds no dialogues, judgements or scenarios; turns make no run."
+        )
+    for path in files:
+        if path.exists():
+            raise InputError(f"{path} exists; import into another --run, or move it away.")
+    for record in (*records["dialogues"], *records["scenarios"]):
+        if record.domain != config.domain:
+            raise InputError(
+                f"{config.source} is of domain {record.domain!r}; give --domain {record.domain}."
+            )
+    if records["dialogues"]:
+        scenarios = records["scenarios"] or read_scenarios(sweep_dir / "scenarios.jsonl")
+        scenarios_by_dialogue(records["dialogues"], scenarios)
+    for path, lines in files.items():
+        write_records(path, lines)
+    return list(files)
+
+
+def _judge_file(files: Sequence[Path], folder: Path, judge: str | None) -> Path | None:
+    """Whose scores the turns get; None where nobody has scored anything."""
+    if judge is not None:
+        path = judge_path(folder, judge)
+        if path not in files:
+            raise InputError(f"{path} is missing; have --judge {judge} score the sweep.")
+        return path
+    if len(files) > 1:
+        names = ", ".join(path.stem for path in files)
+        raise InputError(f"{folder} holds scores of {names}; say which with --judge.")
+    return files[0] if files else None
+
+
+def _training_turns(
+    turns: FocalTurns,
+    trajectories: Sequence[Trajectory],
+    scenarios: Sequence[Scenario],
+    pack: PromptPack,
+) -> Iterator[TrainingTurn]:
+    """The focal turns in their order, with their prompts and what they are worth."""
+    scenario_of = scenarios_by_dialogue(trajectories, scenarios)
+    columns = {
+        "score": turns.scores,
+        "dialogue_score": turns.dialogue_scores,
+        "shaped_return": turns.returns,
+        "advantage": jpo_advantages(turns),
+        "q": sft_quality(turns),
+    }
+    for row in range(len(turns)):
+        trajectory = trajectories[turns.trajectory_index[row]]
+        turn = trajectory.turns[turns.turn_index[row]]
+        scenario = scenario_of[trajectory.trajectory_id]
+        prompt = focal_messages(pack, scenario, trajectory.turns[: turn.index], turn.emotion)
+        values: dict[str, Any] = {
+            name: None if np.isnan(column[row]) else float(column[row])
+            for name, column in columns.items()
+        }
+        yield TrainingTurn(
+            sample_id=f"{trajectory.trajectory_id}#{turn.index}",
+            trajectory_id=trajectory.trajectory_id,
+            scenario_id=trajectory.scenario_id,
+            domain=trajectory.domain,
+            turn_index=turn.index,
+            prompt=tuple(ChatMessage(**message) for message in prompt),
+            completion=(ChatMessage(role="assistant", content=turn.text),),
+            emotion=turn.emotion,
+            offer=turn.offer,
+            **values,
+        )
+
+
+def _write_table(name: str, records: Iterable[Record], folder: Path, cache: Path) -> DatasetInfo:
+    """Write the Parquet files of a table, without ever holding all of its rows."""
+    dataset = Dataset.from_generator(
+        lambda: map(_row, records),
+        features=Features(_feature(TABLES[name])),
+        cache_dir=str(cache),
+        fingerprint=name,  # else all records would be hashed to find one
+    )
+    folder.mkdir(parents=True)
+    num_shards = max(1, math.ceil(dataset.data.nbytes / SHARD_BYTES))
+    for index in range(num_shards):
+        shard = dataset.shard(num_shards, index, contiguous=True)
+        shard.to_parquet(folder / f"{SPLIT}-{index:05}-of-{num_shards:05}.parquet")
+    return dataset.info
+
+
+def _card(infos: Mapping[str, DatasetInfo], **facts: Any) -> str:
+    """The dataset's README.md: the header that `load_dataset` reads, and what the columns mean."""
+    header = DatasetCardData(
+        license="unknown",
+        pretty_name=f"Emotional negotiations ({facts['domain']})",
+        language=["en"],
+        task_categories=["text-generation"],
+        tags=["negotiation", "emotion", "offline-rl"],
+        configs=[
+            {
+                "config_name": name,
+                "data_files": [{"split": SPLIT, "path": f"{FOLDERS[name]}/{SPLIT}-*"}],
+                **({"default": True} if name == "turns" else {}),
+            }
+            for name in infos
+        ],
+    )
+    DatasetInfosDict(infos).to_dataset_card_data(header)
+    template = resources.files("emodistill.offline").joinpath("dataset_card.md.j2").read_text()
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    num_rows = {name: (info.splits or {})[SPLIT].num_examples for name, info in infos.items()}
+    return environment.from_string(template).render(
+        header=header.to_yaml(), num_rows=num_rows, **facts
+    )
+
+
+def _read_tables(source: str, scratch: Path) -> Iterator[tuple[str, Dataset]]:
+    """The tables of a Parquet file, of a folder or of a dataset of the hub, each with where it is.
+
+    A table of a folder is the Parquet files beside each other, or what `save_to_disk` has written.
+
+    Raises:
+      InputError: there is none, one has no split `train`, or a file can't be read.
+    """
+    path = Path(source) if source and Path(source).exists() else _downloaded(source, scratch)
+    tables: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    if path.is_file():
+        tables[path][SPLIT] = [path]
+    for file in sorted(path.rglob("*.parquet")):
+        tables[file.parent][file.stem.split("-")[0]].append(file)
+    for file in sorted(path.rglob("state.json")):
+        is_split = (file.parents[1] / "dataset_dict.json").is_file()
+        table, split = (file.parents[1], file.parent.name) if is_split else (file.parent, SPLIT)
+        tables[table][split] = [file.parent]
+    if not tables:
+        raise InputError(
+            f"{source} holds no Parquet file and nothing that `save_to_disk` has written; nothing "
+            "else is read."
+        )
+    for table, splits in tables.items():
+        if SPLIT not in splits:
+            raise InputError(
+                f"{table} has no split {SPLIT!r}, only {', '.join(splits)}. All rows go there; "
+                "which scenarios are held out is said by their own column `split`."
+            )
+        files = [str(file) for file in splits[SPLIT]]
+        try:
+            if splits[SPLIT][0].is_dir():
+                dataset = Dataset.load_from_disk(files[0])
+            else:
+                dataset = Dataset.from_parquet(files, cache_dir=str(scratch / "cache"))  # type: ignore[arg-type]
+        except (ValueError, OSError, DatasetsError) as error:
+            raise InputError(f"{files[0]} can't be read: {error}") from None
+        yield str(table), dataset
+
+
+def _downloaded(name: str, folder: Path) -> Path:
+    """The Parquet and Arrow files of a dataset of the hub, and what describes the latter."""
+    try:
+        patterns = ["*.parquet", "*.arrow", "*.json"]
+        snapshot_download(name, repo_type="dataset", local_dir=folder, allow_patterns=patterns)
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"--source {name}: there is no such file or folder, and the hub gives no dataset of "
+            f"that name ({reason})."
+        ) from None
+    return folder
+
+
+def _table_of(columns: Sequence[str], where: str) -> str:
+    """Which table has these columns.
+
+    Raises:
+      InputError: none; the message names what the nearest one lacks or does not know.
+    """
+    missing = {
+        name: [
+            field.name
+            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            if field.name not in columns
+            and field.default is field.default_factory is dataclasses.MISSING
+        ]
+        for name, kind in TABLES.items()
+    }
+    name = min(TABLES, key=lambda name: len(missing[name]))
+    unknown = sorted(set(columns) - typing.get_type_hints(TABLES[name]).keys())
+    for problem, names in (("lacks", missing[name]), ("has the unknown", unknown)):
+        if names:
+            raise InputError(
+                f"{where}: a table of {name} {problem} column {names[0]!r}. docs/data.md has the "
+                f"columns of {', '.join(TABLES)}; rename or drop yours."
+            )
+    return name
+
+
+def _records(kind: type[Record], dataset: Dataset, where: str) -> Iterator[tuple[Record, str]]:
+    """The records of a table, each with where it is."""
+    for number, row in enumerate(dataset):
+        where_row = f"{where}, row {number}"
+        try:
+            value = _json(kind, row)
+        except ValueError as error:
+            raise InputError(f"{where_row}: a column of JSON text holds none ({error}).") from None
+        yield kind.from_json(value, where=where_row), where_row
+
+
+def _feature(hint: Any) -> Any:
+    """The type of a column, by that of the record's field; objects with free keys are JSON text."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _feature(next(arg for arg in args if arg is not type(None)))
+    if origin is tuple:
+        return List(_feature(args[0]))
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return {name: _feature(inner) for name, inner in typing.get_type_hints(hint).items()}
+    return Value({int: "int64", float: "float64", bool: "bool"}.get(hint, "string"))
+
+
+def _row(value: Any) -> Any:
+    """A record as the row of its table."""
+    if isinstance(value, Record):
+        return {f.name: _row(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return [_row(item) for item in value]
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value), ensure_ascii=False)
+    if isinstance(value, str) and not value.isascii():  # half a surrogate pair can't be written
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
+
+
+def _json(hint: Any, value: Any) -> Any:
+    """A row as the JSON of its record; what is null and may not be takes its default."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return [_json(args[0], item) for item in value]
+    if origin is Mapping and isinstance(value, str):
+        return json.loads(value)
+    if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
+        hints = typing.get_type_hints(hint)
+        return {
+            name: _json(hints.get(name), item)
+            for name, item in value.items()
+            if item is not None or type(None) in typing.get_args(hints.get(name))
+        }
+    return value

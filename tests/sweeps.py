@@ -1,0 +1,48 @@
+"""A sweep of fifteen dialogues against the server of `chat_server`, for tests."""
+
+import asyncio
+import dataclasses
+
+from chat_server import ChatServer, negotiating
+
+from emodistill.configs import SweepConfig
+from emodistill.domains import load_scenarios, split_scenarios
+from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm.client import RetryPolicy
+from emodistill.offline.store import read_trajectories
+from emodistill.offline.sweep import run_sweep
+from emodistill.prompts import load_pack
+
+SCENARIOS = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
+NUM_SEEDS = 3
+NUM_DIALOGUES = 15
+PACK = load_pack()
+MODELS = {"model": "echo-focal", "counterparty": "echo-counterparty"}
+
+
+def sweep(out_dir, respond=negotiating, *, price=0.0, scenarios=SCENARIOS, **settings):
+    """Sweep against a server; the result and the calls that came in."""
+    config = SweepConfig(**(MODELS | {"num_seeds": NUM_SEEDS} | settings))
+    retry = RetryPolicy(backoff_s=0.001, max_backoff_s=0.002, max_attempts=2)
+
+    async def main():
+        async with ChatServer(respond) as server:
+            provider = Provider(
+                name="test", base_url=server.base_url, prices={"*": Price(price, price)}
+            )
+            async with ChatClient(provider, (), retry=retry) as client:
+                result = await run_sweep(
+                    config, scenarios, out_dir=out_dir, client=client, pack=PACK
+                )
+            return result, server.calls
+
+    return asyncio.run(main())
+
+
+def content(out_dir):
+    """All dialogues without their latencies, in the order of their ids."""
+    found = []
+    for trajectory in read_trajectories(out_dir / "trajectories.jsonl"):
+        turns = tuple(dataclasses.replace(turn, latency_s=0.0) for turn in trajectory.turns)
+        found.append(dataclasses.replace(trajectory, turns=turns))
+    return sorted(found, key=lambda trajectory: trajectory.trajectory_id)

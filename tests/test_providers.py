@@ -1,0 +1,106 @@
+"""Providers as data: the built-in ones, one's own, and what is wrong with some."""
+
+import pytest
+
+from emodistill.errors import InputError
+from emodistill.llm import Price, get_provider
+from emodistill.llm.providers import load_providers
+
+
+def test_builtin_providers_are_usable():
+    providers = load_providers()
+    assert {"dashscope", "openai", "deepseek", "openrouter", "vllm", "llamacpp"} <= set(providers)
+    simulator = get_provider("simulator", base_url="http://127.0.0.1:8000/v1/")
+    assert simulator.base_url == "http://127.0.0.1:8000/v1"
+    assert simulator.price("sim-teacher") == Price(0.0, 0.0)
+    assert simulator.default_model("judge") == "sim-judge"
+    assert providers["dashscope"].price("qwen3.5-plus").cost_usd(1_000_000, 1_000_000) == 1.04
+    assert providers["dashscope"].price("another") is None
+
+
+def test_the_whole_url_of_the_endpoint_is_understood():
+    assert get_provider(base_url="https://h/v1/chat/completions").base_url == "https://h/v1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("opanai",), "--provider opanai is none of dashscope, openai"),
+        (("simulator",), "give --base-url"),
+        ((None,), "give --base-url"),
+    ],
+)
+def test_unusable_providers(arguments, words):
+    with pytest.raises(InputError, match=words):
+        get_provider(*arguments)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://host/v1", "http://", "localhost"])
+def test_unusable_urls(url):
+    with pytest.raises(InputError, match="must look like http"):
+        get_provider(base_url=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter22@host/v1",
+        "https://host/v1?key=hunter22",
+        "ftp://user:hunter22@host/v1",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url):
+    with pytest.raises(InputError) as caught:
+        get_provider(base_url=url)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_keys_come_from_the_environment():
+    provider = load_providers()["openai"]
+    assert provider.read_keys({"OPENAI_API_KEY": " a1, b2,,c3 "}) == ("a1", "b2", "c3")
+    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
+        provider.read_keys({})
+    with pytest.raises(InputError, match="OPENAI_API_KEY: key number 2") as caught:
+        provider.read_keys({"OPENAI_API_KEY": "good,bad\nkey"})
+    assert "bad" not in str(caught.value).replace("OPENAI", "")
+    assert load_providers()["vllm"].read_keys({}) == ()
+
+
+def test_a_provider_without_a_default_model_says_which_flag():
+    with pytest.raises(InputError, match=r"no default focal model.*--model"):
+        load_providers()["vllm"].default_model("focal")
+
+
+def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[openai]\nprices = { "gpt-9" = [1, 2.5] }\n[house]\nbase_url = "http://house:1/v1"\n'
+    )
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    assert get_provider("openai").price("gpt-9") == Price(1.0, 2.5)
+    assert get_provider("openai").base_url == "https://api.openai.com/v1"
+    assert get_provider("house").base_url == "http://house:1/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[house]\n", "lacks base_url"),
+        ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown entry 'price'"),
+        ('[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n', "USD per million"),
+        ("[house\n", "no readable TOML"),
+        ('house = "x"\n', "must be a table"),
+        ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', "required, optional or none"),
+    ],
+)
+def test_a_broken_own_file_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_providers(path)
+
+
+def test_cached_prompt_tokens_have_their_own_price():
+    price = Price(1.0, 2.0, 0.1)
+    assert price.cost_usd(1_000_000, 0, 600_000) == pytest.approx(0.46)
+    assert Price(1.0, 2.0).cost_usd(1_000_000, 0, 600_000) == pytest.approx(1.0)
