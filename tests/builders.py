@@ -17,7 +17,7 @@ from typing import Any
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn, Usage
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn, DialogueUsage
 from emodistill.seeding import stream
 
 SCENARIO = Scenario(
@@ -150,7 +150,7 @@ TRAJECTORY = trajectory(
     focal=FocalPlayer(method="iql", model="m", temperature=0.7, cells={"iql": "default"}),
     counterparty=CounterpartyPlayer(model="c", temperature=0.0),
     prompt_pack_sha256="ab",
-    usage=Usage(calls=2, prompt_tokens=10, completion_tokens=5),
+    usage=DialogueUsage(calls=2, prompt_tokens=10, completion_tokens=5),
     cost_usd=0.25,
 )
 JUDGEMENT = judgement(TRAJECTORY.trajectory_id, None, 8)

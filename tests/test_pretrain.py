@@ -111,8 +111,8 @@ def test_what_to_start_from_is_looked_at_first(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tokens_per_step": 0}, "tokens_per_step must be at least 128"),
-        ({"vocab_size": 10}, "vocab_size must be at least 300"),
+        ({"tokens_per_step": 0}, "tokens_per_step=1?\\d+ must be at least 128"),
+        ({"vocab_size": 10}, "vocab_size=\\d+ must be at least 300"),
         ({"hidden_size": 190}, "hidden_size=190 must be an even multiple"),
     ],
 )
