@@ -60,7 +60,7 @@ class _QuietHandler(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def kept_log(path: Path) -> Iterator[None]:
+def log_to_file(path: Path) -> Iterator[None]:
     """Append what the package logs, debug level included, to `path`; no file before there is a
     line."""
     handler = _QuietHandler(path, encoding="utf-8", delay=True)

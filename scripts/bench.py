@@ -12,35 +12,26 @@ python scripts/bench.py memory
 
 import importlib
 import sys
+from pathlib import Path
 
-from emodistill import cli, configs
-from emodistill.errors import InputError
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are part of the checkout, not of the package
 
-BENCHMARKS = {
-    config.name: config
-    for config in (
-        configs.BenchSweepConfig,
-        configs.BenchSFTConfig,
-        configs.BenchJPOConfig,
-        configs.BenchMFUConfig,
-        configs.BenchPackingConfig,
-        configs.BenchIQLConfig,
-        configs.BenchLoadConfig,
-        configs.BenchMemoryConfig,
-    )
-}
-MODULES: dict[str, str] = dict.fromkeys(("sft", "jpo", "mfu"), "training")
+from benchmarks.configs import BENCHMARKS  # noqa: E402
+from emodistill import cli  # noqa: E402
+from emodistill.errors import InputError  # noqa: E402
+from emodistill.settings import Cell  # noqa: E402
 
 
-def main() -> None:
-    name, *args = sys.argv[1:] or ["--help"]
-    if name.startswith("-"):
-        name, args = "sweep", sys.argv[1:] or ["--help"]
-    if name not in BENCHMARKS:
-        raise InputError(f"bench.py {name}: there are {', '.join(BENCHMARKS)}.")
-    config = cli.parse(BENCHMARKS[name], "bench", description=__doc__, args=args)
-    importlib.import_module(f"emodistill.bench.{MODULES.get(name, name)}").run(config)
+def benchmark(cell: Cell) -> None:
+    try:
+        importlib.import_module(f"benchmarks.{cell.config.module}").run(cell.config)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this benchmark takes {error.name}: pip install -e '.[bench]', or leave out the peer "
+            "that needs it (--peers)."
+        ) from None
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(BENCHMARKS, __doc__, benchmark)

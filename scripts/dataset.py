@@ -5,24 +5,20 @@ python scripts/dataset.py import --source datasets/crad --run runs/again
 python scripts/dataset.py import --source somebody/negotiations --run runs/theirs
 """
 
-import sys
-
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import ExportConfig, ImportConfig
-from emodistill.errors import InputError
+from emodistill.settings import Cell
 
 
-def main() -> None:
-    name, *args = sys.argv[1:] or ["export"]
-    if name.startswith("-"):
-        name, args = "export", sys.argv[1:]
-    if name == "export":
-        stages.export_dataset(cli.parse(ExportConfig, name, description=__doc__, args=args))
-    elif name == "import":
-        stages.import_dataset(cli.parse(ImportConfig, name, description=__doc__, args=args))
+def dataset(cell: Cell) -> None:
+    from emodistill.offline import hub_datasets  # --help must not wait for `datasets`
+
+    if isinstance(cell.config, ExportConfig):
+        out = hub_datasets.export_run(cell.config)
+        print(f'dataset: {out}; read it with datasets.load_dataset("{out}")')
     else:
-        raise InputError(f"dataset.py {name}: a dataset is made by `export`, read by `import`.")
+        print("dataset:", *hub_datasets.import_dataset(cell.config))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main({"export": ExportConfig, "import": ImportConfig}, __doc__, dataset)

@@ -5,17 +5,19 @@ python scripts/judge.py --level dialogue
 python scripts/judge.py --judge deepseek-chat --compare gpt-4o-mini
 """
 
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import JudgeConfig
+from emodistill.settings import Cell
 
 
-def main() -> None:
-    config = cli.parse(JudgeConfig, "judge", description=__doc__)
-    if config.compare is not None:
-        stages.compare_judges(config)
+def judge(cell: Cell) -> None:
+    from emodistill import stages  # --help must not wait for what the stages import
+
+    if cell.config.compare is None:
+        print(f"next: {stages.run(cell).next_command}")
     else:
-        stages.say_next(stages.judge(config))
+        stages.compare_judges(cell.config)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(JudgeConfig, __doc__, judge)

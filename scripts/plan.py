@@ -13,22 +13,18 @@ What a training step needs on each device, without weights and without the devic
 
 import sys
 
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import MemoryConfig, PlanConfig
-from emodistill.errors import InputError
+from emodistill.settings import Cell
 
 
-def main() -> None:
-    name, *args = sys.argv[1:] or ["sweep"]
-    if name.startswith("-"):
-        name, args = "sweep", sys.argv[1:]
-    if name == "memory":
-        stages.plan_memory(cli.parse(MemoryConfig, "memory", description=__doc__, args=args))
-    elif name == "sweep":
-        stages.plan(cli.parse(PlanConfig, "sweep", description=__doc__, args=args))
-    else:
-        raise InputError(f"plan.py {name}: what can be planned is a `sweep` or the `memory`.")
+def plan(cell: Cell) -> None:
+    from emodistill import stages  # --help must not wait for what the stages import
+
+    is_memory = isinstance(cell.config, MemoryConfig)
+    (stages.plan_memory if is_memory else stages.plan)(cell.config)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    sys.argv[1:] = sys.argv[1:] or ["sweep"]
+    cli.main({"sweep": PlanConfig, "memory": MemoryConfig}, __doc__, plan)

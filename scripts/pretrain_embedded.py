@@ -2,20 +2,25 @@
 
     python scripts/pretrain_embedded.py --out /tmp/student
 
-A run takes about forty minutes on two cores; docs/notes.md says how the shipped files came about.
+A run takes about forty minutes on two cores; docs/notes.md says how the shipped files were made.
 """
 
-from emodistill import cli
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the pretraining is part of the checkout, not of the package
+
+from emodistill import cli  # noqa: E402
+from emodistill.settings import Cell  # noqa: E402
+from pretraining.config import PretrainConfig  # noqa: E402
 
 
-def main() -> None:
-    from emodistill.configs import PretrainConfig
+def pretrain(cell: Cell) -> None:
+    from pretraining.pretrain import make_embedded  # JAX, which --help does without
 
-    config = cli.parse(PretrainConfig, "pretrain", description=__doc__)
-    from emodistill.train.pretrain import make_embedded
-
-    print(f"the student is in {make_embedded(config)}")
+    print(f"the student is in {make_embedded(cell.config)}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(PretrainConfig, __doc__, pretrain)

@@ -8,7 +8,7 @@ No key, no GPU and no internet: language models are simulated behind a real HTTP
 is a small Qwen2 that ships in the package. Started again, it goes on where it was.
 """
 
-from emodistill.pipeline import main
+from emodistill import cli
 
 if __name__ == "__main__":
-    main(__doc__)
+    cli.quickstart(__doc__)

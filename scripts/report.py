@@ -4,13 +4,16 @@ python scripts/report.py --run runs/default
 python scripts/report.py --only table-1
 """
 
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import ReportConfig
+from emodistill.settings import Cell
 
 
-def main() -> None:
-    stages.report(cli.parse(ReportConfig, "report", description=__doc__))
+def report(cell: Cell) -> None:
+    from emodistill.stages import reporting  # --help must not wait for Matplotlib
+
+    reporting.report(cell.config)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(ReportConfig, __doc__, report)

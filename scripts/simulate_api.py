@@ -1,24 +1,25 @@
 """Serve the simulated teacher, counterparty and judge as an OpenAI-compatible API.
 
     python scripts/simulate_api.py --port 8000
-    python scripts/sweep.py --base-url http://127.0.0.1:8000/v1 --model sim-teacher \
+    python scripts/sweep.py --base-url http://127.0.0.1:8000/v1 --model sim-teacher \\
         --counterparty sim-counterparty
     python scripts/simulate_api.py --faults 429=0.1 500 hang=0.01 cut empty --log calls.jsonl
 """
 
 from emodistill import cli
 from emodistill.configs import SimulatorConfig
+from emodistill.settings import Cell
 
 
-def main() -> None:
-    config = cli.parse(SimulatorConfig, "simulator", description=__doc__)
-    from emodistill.simulator.faults import Faults, open_log, parse_faults
-    from emodistill.simulator.server import run_server
+def serve(cell: Cell) -> None:
+    from emodistill.simulator.faults import Faults, open_log, parse_faults  # not for --help
+    from emodistill.simulator.server import run_server  # not for --help
 
+    config = cell.config
     shares = {} if config.faults is None else parse_faults(config.faults)
     log = open_log(config.log) if config.log is not None else None
     run_server(config.host, config.port, Faults(shares, seed=config.seed, log=log))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(SimulatorConfig, __doc__, serve)

@@ -3,16 +3,8 @@
 python scripts/train_alol.py
 """
 
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import ALoLConfig
 
-
-def main() -> None:
-    config, base = cli.parse_cell(
-        ALoLConfig, "alol", description=__doc__, suits=stages.student_base
-    )
-    stages.say_next(stages.refine(config, base))
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(ALoLConfig, __doc__)

@@ -3,14 +3,8 @@
 python scripts/train_dpo.py --beta 0.1
 """
 
-from emodistill import cli, stages
+from emodistill import cli
 from emodistill.configs import DPOConfig
 
-
-def main() -> None:
-    config, base = cli.parse_cell(DPOConfig, "dpo", description=__doc__, suits=stages.student_base)
-    stages.say_next(stages.refine(config, base))
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(DPOConfig, __doc__)

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks.workload import dialogue_examples
 from emodistill.batches import Example, PackedBatches, RowShape, build_examples
 from emodistill.batches.packing import StepSamples, cheapest_cuts, pack, reaches
-from emodistill.bench.workload import dialogue_examples
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.prompts import focal_messages, load_pack

@@ -1,7 +1,7 @@
 """Case studies: the query's answer on dialogues made for it."""
 
 import pytest
-from test_reports import make_dialogue
+from builders import negotiation
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -22,17 +22,17 @@ def scored(dialogues, values):
 
 def four(shares=(0.5, 0.5, 0.5, 0.5)):
     """Four dialogues of one scenario with two focal turns each."""
-    return [make_dialogue(number=1, seed=i, share=s, turns=4) for i, s in enumerate(shares)]
+    return [negotiation(number=1, seed=i, share=s, num_turns=4) for i, s in enumerate(shares)]
 
 
 def test_the_quickest_of_the_best_closes_is_taken():
-    slow = make_dialogue(number=1, share=0.9, turns=8)
-    quick = make_dialogue(number=2, share=0.9, turns=4)
-    worse = make_dialogue(number=3, share=0.4, turns=4)
+    slow = negotiation(number=1, share=0.9, num_turns=8)
+    quick = negotiation(number=2, share=0.9, num_turns=4)
+    worse = negotiation(number=3, share=0.4, num_turns=4)
     case = quickest_close([slow, worse, quick])
     assert case.trajectory == quick and case.turns == tuple(quick.focal_turns)
     assert case.values[0] == pytest.approx(1.0)  # it opens at its target
-    assert quickest_close([make_dialogue(share=None)]) is None
+    assert quickest_close([negotiation(share=None)]) is None
 
 
 def test_the_best_utterance_has_the_highest_hybrid_quality():

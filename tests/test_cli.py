@@ -4,54 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.configs import BENCHMARKS
 from emodistill import cli
 from emodistill.configs import (
-    ALoLConfig,
-    BenchSweepConfig,
-    DPOConfig,
+    CONFIGS,
+    EMBEDDED,
     EvaluateConfig,
     IQLConfig,
     JPOConfig,
     JudgeConfig,
-    MemoryConfig,
-    PretrainConfig,
-    QuickstartConfig,
-    ReportConfig,
+    PlanConfig,
     SFTConfig,
     SimulatorConfig,
     SweepConfig,
-    TournamentConfig,
 )
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
-from emodistill.stages.files import write_config
-from emodistill.studies.configs import STUDIES
+from emodistill.settings import Cell, Settings, cell_name, write_settings
+from pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {
-    "sweep": SweepConfig,
-    "judge": JudgeConfig,
-    "iql": IQLConfig,
-    "sft": SFTConfig,
-    "jpo": JPOConfig,
-    "alol": ALoLConfig,
-    "dpo": DPOConfig,
-    "evaluate": EvaluateConfig,
-    "tournament": TournamentConfig,
-    "report": ReportConfig,
-    "quickstart": QuickstartConfig,
-    "pretrain": PretrainConfig,
-    "simulator": SimulatorConfig,
-    "memory": MemoryConfig,
-    "bench": BenchSweepConfig,
-    **{f"study-{name}": study for name, study in STUDIES.items()},
-}
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -61,14 +37,10 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def parsed(stage: str, *args: str, **keys):
-    return cli.parse(CONFIGS[stage], stage, description="A stage.", args=args, **keys)
+    return cli.parse(CONFIGS[stage], "A stage.", args, **keys).config
 
 
 # Files and flags
-
-
-def test_every_stage_has_a_configuration():
-    assert set(CONFIGS) == set(cli.STAGES)
 
 
 @pytest.mark.parametrize("stage", CONFIGS)
@@ -92,23 +64,59 @@ def test_a_section_goes_before_what_all_stages_share(tmp_path):
     assert parsed("judge", "--config", file).seed == 3
 
 
-def test_where_no_file_is_named_a_stage_may_suggest_one(tmp_path):
-    file = write(tmp_path, "sweep: {num_seeds: 2}")
-    other = tmp_path / "other.yaml"
-    other.write_text("sweep: {num_seeds: 9}", encoding="utf-8")
-    assert parsed("sweep", base=lambda args: Path(file)).num_seeds == 2
-    assert parsed("sweep", "--config", str(other), base=lambda args: Path(file)).num_seeds == 9
-    seen = []
-    parsed("sweep", "--num-seeds", "4", base=seen.append)
-    assert seen == [["--num-seeds", "4"]]
+def test_where_no_file_is_named_a_script_may_start_from_a_preset(tmp_path):
+    file = write(tmp_path, "sweep: {num_seeds: 9}")
+    assert parsed("sweep", preset="fast").num_seeds == 3
+    assert parsed("sweep", "--config", file, preset="fast").num_seeds == 9
+    assert parsed("sweep", "--num-seeds", "4", preset="fast").num_seeds == 4
 
 
 def test_a_cell_is_named_after_what_the_flags_changed(tmp_path):
     file = write(tmp_path, "jpo: {clip: 0.3}")
-    config, base = cli.parse_cell(
-        JPOConfig, "jpo", description="JPO.", args=["--config", file, "--kappa", "0.5"]
-    )
-    assert base == JPOConfig(clip=0.3) and config == JPOConfig(clip=0.3, kappa=0.5)
+    cell = cli.parse(JPOConfig, "JPO.", ["--config", file, "--kappa", "0.5"])
+    assert cell.base == JPOConfig(clip=0.3) and cell.config == JPOConfig(clip=0.3, kappa=0.5)
+    assert cell.name == cell_name({"kappa": 0.5}) and cell.name.startswith("kappa=0.5-")
+
+
+def test_cells_are_named_after_what_differs():
+    def name(**changes):
+        return Cell(JPOConfig(**changes), JPOConfig()).name
+
+    assert name() == name(run=Path("elsewhere"), keep=9) == "default"
+    assert name(kappa=0.5).startswith("kappa=0.5-") and name(kappa=0.5) != name(kappa=0.25)
+    assert name(kappa=0.5, clip=0.1).startswith("clip=0.1_kappa=0.5-")
+    assert cell_name({"b": 1, "a": 2}) == cell_name({"a": 2, "b": 1})
+    assert "/" not in cell_name({"prompt_pack": "/packs/x"})
+
+
+def test_the_student_decides_what_is_left_to_it_whoever_names_it(tmp_path):
+    file = write(tmp_path, "model: /models/qwen")
+    for args in (["--model", "/models/qwen"], ["--config", file]):
+        cell = cli.parse(JPOConfig, "JPO.", args)
+        assert (cell.config.learning_rate, cell.config.max_samples) == (5e-6, None)
+        assert cell.name == "default"
+    embedded = cli.parse(JPOConfig, "JPO.", ["--config", file, "--model", EMBEDDED])
+    assert (embedded.config.learning_rate, embedded.config.max_samples) == (2e-4, 768)
+    assert embedded.name == "default"
+    assert JPOConfig() == cli.parse(JPOConfig, "JPO.", []).config
+    assert parsed("jpo", "--max-samples", "None").max_samples is None
+    assert Cell(JPOConfig(learning_rate=2e-4), JPOConfig()).name == "default"
+
+
+def help_text(capsys, *args, commands):
+    with pytest.raises(SystemExit):
+        cli.parse(commands, "A stage.", [*args, "--help"])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo"])
+def test_help_says_both_defaults_of_what_the_student_decides(stage, capsys):
+    text = help_text(capsys, commands=CONFIGS[stage])
+    for field in dataclasses.fields(CONFIGS[stage]):
+        if "by_student" in field.metadata:
+            values = field.metadata["by_student"]
+            shown = [f"{v:g}" if v is not None else "None" for v in (values[False], values[True])]
+            assert f"auto: {shown[0]}, for the embedded student {shown[1]}." in text, field.name
 
 
 def test_values_take_the_type_of_their_field(tmp_path):
@@ -134,19 +142,31 @@ def test_values_take_the_type_of_their_field(tmp_path):
         ("jpo", "domian: crad", r"no stage has a setting 'domian'; the sections are sweep, judge"),
         ("iql", "jop: {kappa: 0.5}", r"no stage has a setting 'jop'"),
         ("jpo", "jpo: [kappa]", r"jpo must be a section"),
-        ("jpo", "jpo: {kappa: half}", r"jpo\.kappa: expected float, found 'half'"),
-        ("jpo", "jpo: {kappa: true}", r"jpo\.kappa: expected float, found True"),
-        ("jpo", "jpo: {kappa: null}", r"jpo\.kappa: expected float, found None"),
-        ("sweep", "sweep: {num_seeds: 2.5}", r"sweep\.num_seeds: expected int, found 2\.5"),
-        ("sweep", "sweep: {num_seeds: true}", r"sweep\.num_seeds: expected int, found True"),
-        ("sweep", "sweep: {strict: 1}", r"sweep\.strict: expected bool, found 1"),
-        ("sweep", "sweep: {model: 7}", r"sweep\.model: expected str, found 7"),
-        ("sweep", "run: null", r"sweep\.run: expected a path, found None"),
-        ("sweep", "scenarios: [a.csv]", r"sweep\.scenarios: expected a path, found \['a\.csv'\]"),
-        ("sft", "sft: {lora_targets: q_proj}", r"sft\.lora_targets: expected a list"),
-        ("iql", "domain: hospitals", r"iql\.domain: 'hospitals' is none of crad, disaster"),
-        ("quickstart", "quickstart: {domains: [crd]}", r"quickstart\.domains: 'crd' is none of"),
-        ("jpo", "jpo: {ratio: best}", r"jpo\.ratio: 'best' is none of mean-token, sequence, token"),
+        ("jpo", "jpo: {kappa: half}", r"jpo\.kappa='half': expected float"),
+        ("jpo", "jpo: {kappa: true}", r"jpo\.kappa=True: expected float"),
+        ("jpo", "jpo: {kappa: null}", r"jpo\.kappa=None: expected float"),
+        ("sweep", "sweep: {num_seeds: 2.5}", r"sweep\.num_seeds=2\.5: expected int"),
+        ("sweep", "sweep: {num_seeds: true}", r"sweep\.num_seeds=True: expected int"),
+        ("sweep", "sweep: {strict: 1}", r"sweep\.strict=1: expected bool"),
+        ("sweep", "sweep: {model: 7}", r"sweep\.model=7: expected str"),
+        ("sweep", "run: null", r"sweep\.run=None: expected Path"),
+        ("sweep", "scenarios: [a.csv]", r"sweep\.scenarios=\['a\.csv'\]: expected .*Path"),
+        ("sft", "sft: {lora_targets: q_proj}", r"sft\.lora_targets='q_proj': expected tuple"),
+        (
+            "iql",
+            "domain: hospitals",
+            r"iql\.domain='hospitals': expected Literal\['crad', 'disaster'",
+        ),
+        (
+            "quickstart",
+            "quickstart: {domains: [crd]}",
+            r"quickstart\.domains=\['crd'\]: expected .*'crad'",
+        ),
+        (
+            "jpo",
+            "jpo: {ratio: best}",
+            r"jpo\.ratio='best': expected Literal\['mean-token', 'sequence', 'token'",
+        ),
         ("jpo", "jpo: {clip: 1.5}", r"jpo: clip=1\.5 must lie in \(0, 1\); .*--clip 0\.2"),
         ("jpo", "a: 1: 2", r"not valid YAML"),
         ("jpo", "kappa", r"expected `name: value` lines"),
@@ -222,12 +242,11 @@ NAN, INF = float("nan"), float("inf")
         (EvaluateConfig, "num_scenarios", (0,), (1, None)),
         (EvaluateConfig, "max_turns", (0, 1), (2,)),
         (EvaluateConfig, "focal_temperature", (-1, NAN), (0, 2)),
-        (PretrainConfig, "num_steps", (0,), (1,)),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(cls, name, bad, good):
     for value in bad:
-        with pytest.raises(InputError, match=rf"{name}(={value})? must|{name}={value}"):
+        with pytest.raises(InputError, match=rf"{name}={value} must"):
             cls(**{name: value})
     for value in good:
         assert getattr(cls(**{name: value}), name) == value
@@ -235,7 +254,9 @@ def test_a_value_out_of_range_is_refused_by_name(cls, name, bad, good):
 
 def test_the_papers_defaults():
     assert (JPOConfig().clip, JPOConfig().kl_coef, JPOConfig().kappa) == (0.2, 0.04, 1.0)
-    assert (JPOConfig().learning_rate, SFTConfig().learning_rate) == (5e-6, 1e-4)
+    model = {"model": "/models/qwen2.5-7b"}
+    rates = (JPOConfig(**model).learning_rate, SFTConfig(**model).learning_rate)
+    assert rates == (5e-6, 1e-4)
     assert (SFTConfig().top_fraction, SFTConfig().lora_rank, SFTConfig().lora_alpha) == (
         0.25,
         16,
@@ -261,58 +282,76 @@ def test_identity_leaves_out_where_and_how_fast():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid_for_every_stage(path):
-    settings = cli.read_settings(path)
-    assert set(settings) & set(CONFIGS)
+    settings = Settings.read(path)
+    assert set(settings.sections) & set(CONFIGS)
     for stage, cls in CONFIGS.items():
-        config = cli.make_config(cls, stage, settings, where=str(path))
-        for name, value in (settings.get(stage) or {}).items():
+        config = settings.config(cls)
+        for name, value in (settings.sections.get(stage) or {}).items():
             shown = getattr(config, name)
             assert str(shown) == str(value) or list(shown) == value
     first = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()[:4]
     assert any(line.startswith("#   ") and "python scripts/" in line for line in first)
 
 
-@pytest.mark.parametrize("name", cli.PRESETS)
-def test_presets_are_found(name):
-    assert cli.read_settings(cli.preset_path(name))
-
-
 def test_a_missing_preset_is_a_clear_error():
     with pytest.raises(InputError, match=r"slow\.yaml is missing"):
-        cli.preset_path("slow")
+        Settings.preset("slow")
+
+
+def test_every_flag_has_a_text():
+    """What a field means stands below it, where `--help` finds it."""
+    import tyro._docstrings as docstrings
+
+    bare = [
+        f"{cls.__name__}.{field.name}"
+        for cls in {*CONFIGS.values(), *BENCHMARKS.values(), PlanConfig, PretrainConfig}
+        for field in dataclasses.fields(cls)
+        if not docstrings.get_field_docstring(cls, field.name, ())
+    ]
+    assert not bare
 
 
 @pytest.mark.parametrize(
-    ("stage", "config"),
+    "config",
     [
-        ("sweep", SweepConfig(run=Path("r x"), scenarios=Path("a.csv"), num_seeds=3, seed=-1)),
-        ("sweep", SweepConfig(provider="openai", model="yes", counterparty="1e3", max_cost_usd=2)),
-        ("iql", IQLConfig(domain="student", learning_rate=3e-5, signal="turn-judge")),
-        ("sft", SFTConfig(lora_targets=("q_proj", "o_proj"), max_steps=5, emotion_free=True)),
-        ("jpo", JPOConfig(kappa=0.3, learning_rate=5e-7, reference="base", judge="null")),
+        SweepConfig(run=Path("r x"), scenarios=Path("a.csv"), num_seeds=3, seed=-1),
+        SweepConfig(provider="openai", model="yes", counterparty="1e3", max_cost_usd=2.0),
+        IQLConfig(domain="student", learning_rate=3e-5, signal="turn-judge"),
+        SFTConfig(lora_targets=("q_proj", "o_proj"), max_steps=5, emotion_free=True),
+        JPOConfig(kappa=0.3, learning_rate=5e-7, reference="base", judge="null"),
+        EvaluateConfig(cells={"jpo": "kappa=0.5-e21b"}, focal_temperature=0.0),
     ],
+    ids=lambda config: config.stage,
 )
-def test_the_config_of_a_run_makes_the_run_again(tmp_path, stage, config):
-    write_config(tmp_path / "config.yaml", stage, config)
+def test_the_config_of_a_run_makes_the_run_again(tmp_path, config):
     path = tmp_path / "config.yaml"
-    again = cli.make_config(type(config), stage, cli.read_settings(path), where=str(path))
-    assert again == config
-    assert parsed(stage, "--config", str(path)) == config
-    assert set(yaml.safe_load(path.read_text())[stage]) == {
+    write_settings(path, Cell(config))
+    assert Settings.read(path).config(type(config)) == config
+    assert parsed(config.stage, "--config", str(path)) == config
+    assert set(yaml.safe_load(path.read_text())[config.stage]) == {
         field.name for field in dataclasses.fields(config)
     }
+
+
+def test_config_yaml_of_a_cell_leads_back_to_the_cell(tmp_path):
+    write_settings(tmp_path / "preset.yaml", Cell(SFTConfig(run=tmp_path, max_steps=1)))
+    args = ["--config", str(tmp_path / "preset.yaml"), "--learning-rate", "0.002"]
+    cell = cli.parse(SFTConfig, "", args)
+    write_settings(tmp_path / "config.yaml", cell)
+    again = cli.parse(SFTConfig, "", ["--config", str(tmp_path / "config.yaml")])
+    assert again[:2] == cell[:2] and again.name == cell.name != "default"
 
 
 # Errors
 
 
 def ended(error: BaseException | None) -> int:
-    def main() -> None:
+    def action(cell: Cell) -> None:
         if error is not None:
             raise error
 
     try:
-        cli.run(main)
+        cli.main(SimulatorConfig, "", action, args=[])
     except SystemExit as stop:
         return stop.code
     return 0
@@ -340,25 +379,3 @@ def test_nothing_to_tell_and_a_mistake_of_ours(capsys):
     with pytest.raises(OSError, match="odd"):
         ended(OSError("odd"))
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("script", "args", "message"),
-    [
-        ("sweep.py", ["--config", "nowhere.yaml"], "error: --config nowhere.yaml: No such file"),
-        ("train_jpo.py", ["--clip", "1.5"], "clip=1.5 must lie in (0, 1)"),
-        ("simulate_api.py", ["--config", "BAD"], "no stage has a setting 'prot'"),
-    ],
-)
-def test_a_script_ends_with_code_2_and_no_traceback(tmp_path, script, args, message):
-    bad = write(tmp_path, "prot: 8000")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *(a.replace("BAD", bad) for a in args)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-    )
-    assert done.returncode == 2
-    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]

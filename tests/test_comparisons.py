@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from builders import dialogue
 from scipy import stats
-from test_metrics import dialogue
 
 from emodistill.errors import InputError
 from emodistill.evaluation.comparisons import (

@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emodistill.batches.dialogue_rows import endless_batches, merge_samples, stack_rows
 from emodistill.batches.examples import Example
+from emodistill.batches.trees import lay_out
 from emodistill.errors import InputError
 from emodistill.model import load_qwen2
 from emodistill.seeding import stream
+from pretraining.dialogue_rows import Rows, endless_batches, merge_samples, stack_rows
 
 DIGITS = (10, 11)
 
@@ -26,6 +27,11 @@ SAMPLES = (
     example("a#2", [1, 2, 3, 6, 10, 12, 4, 5], [11, 9]),
     example("a#4", [1, 2, 3, 6, 10, 12, 11, 13, 4, 5], [10, 10, 9]),
 )
+PATHS = lay_out(
+    [np.concatenate([one.prompt_ids, one.response_ids]) for one in SAMPLES],
+    [len(one.prompt_ids) - 1 for one in SAMPLES],
+).paths
+"""For each sample, where its tokens lie in the row."""
 
 
 def merged(samples=SAMPLES):
@@ -39,27 +45,27 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
     logits_BTV = model(
         jnp.array(rows.tokens_BT), positions_BT=rows.positions_BT, ends_BT=rows.ends_BT
     )
-    assert len(row) < sum(sample.num_tokens for sample in SAMPLES)
-    for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
+    assert row.num_tokens < sum(sample.num_tokens for sample in SAMPLES)
+    for sample, path in zip(SAMPLES, PATHS, strict=True):
         ids = np.concatenate([sample.prompt_ids, sample.response_ids])
-        assert row.tree.tokens_T[path].tolist() == ids.tolist()
+        assert row.tokens_BT[0, path].tolist() == ids.tolist()
         alone_BTV = model(jnp.array(ids[None]))
         np.testing.assert_allclose(logits_BTV[0, path], alone_BTV[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_reply_is_predicted_once_and_digits_weigh_more():
-    row = merged()
-    for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
-        places = path[len(sample.prompt_ids) - 1 : -1]
-        assert row.targets_T[places].tolist() == sample.response_ids.tolist()
+    row = Rows(*(array[0] for array in merged()))
+    for sample, path in zip(SAMPLES, PATHS, strict=True):
+        positions = path[len(sample.prompt_ids) - 1 : -1]
+        assert row.targets_BT[positions].tolist() == sample.response_ids.tolist()
         weights = [4.0 if token in DIGITS else 1.0 for token in sample.response_ids]
-        assert row.weights_T[places].tolist() == weights
-        assert row.weights_T[path[-1]] == 0
-    assert row.is_reply_T.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
-    ends = {int(path[-1]) for path in row.tree.paths}
-    others = [i for i in np.flatnonzero(~row.is_reply_T) if i not in ends]
-    assert others and (row.weights_T[others] == np.float32(0.3)).all()
-    assert row.is_digit_T.sum() == sum(np.isin(s.response_ids, DIGITS).sum() for s in SAMPLES)
+        assert row.weights_BT[positions].tolist() == weights
+        assert row.weights_BT[path[-1]] == 0
+    assert row.is_reply_BT.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
+    ends = {int(path[-1]) for path in PATHS}
+    others = [i for i in np.flatnonzero(~row.is_reply_BT) if i not in ends]
+    assert others and (row.weights_BT[others] == np.float32(0.3)).all()
+    assert row.is_digit_BT.sum() == sum(np.isin(s.response_ids, DIGITS).sum() for s in SAMPLES)
 
 
 def test_batches_come_in_a_seeded_order_without_end():
@@ -83,7 +89,7 @@ def test_no_dialogue_is_left_out_for_its_rare_length():
     rows = [merged([example("a", [1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
     batches = endless_batches(rows, tokens_per_step=512, seed=0)
     lengths = {int((tokens > 0).sum()) for _ in range(40) for tokens in next(batches).tokens_BT}
-    assert lengths == {len(row) for row in rows}
+    assert lengths == {row.num_tokens for row in rows}
 
 
 def test_too_few_dialogues_for_a_step():

@@ -17,7 +17,7 @@ from emodistill.prompts import load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.response_model import expressed
 from emodistill.simulator.speaker import SimulatedSpeaker
-from emodistill.train.corpus import NUM_OWN_SCENARIOS
+from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
 
 NUM_DIALOGUES = 8
 MAX_REPLY_TOKENS = 100
@@ -26,7 +26,7 @@ MAX_REPLY_TOKENS = 100
 @pytest.fixture(scope="module")
 def trajectories():
     """domain -> dialogues under random emotions on scenarios that the student has never seen."""
-    seen = NUM_SCENARIOS + NUM_OWN_SCENARIOS
+    seen = NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS
     folder, pack = embedded_path(), load_pack()
     counterparty = Seat(speaker=SimulatedSpeaker("sim-counterparty"))
 

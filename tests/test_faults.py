@@ -15,7 +15,7 @@ from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.errors import InputError
 from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import RetryPolicy
-from emodistill.logs import kept_log
+from emodistill.logs import log_to_file
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import run_sweep
 from emodistill.prompts import load_pack
@@ -60,7 +60,7 @@ def bad_day(tmp_path_factory):
         await runner.cleanup()
         return result
 
-    with kept_log(folder / "stage.log"):
+    with log_to_file(folder / "stage.log"):
         result = asyncio.run(main())
     calls = [json.loads(line) for line in log.getvalue().splitlines()]
     told = [json.loads(line) for line in (folder / "stage.log").read_text().splitlines()]

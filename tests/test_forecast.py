@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from example_records import JUDGEMENT, TRAJECTORY
+from builders import JUDGEMENT, TRAJECTORY
 
 from emodistill import stages
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
@@ -14,8 +14,14 @@ from emodistill.offline.budget import read_usage
 from emodistill.offline.forecast import forecast
 from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
+from emodistill.settings import Cell
 
 PRICES = '[simulator]\nprices = { "*" = [1.0, 2.0] }\n'
+
+
+def make(config, base=None, settings=None):
+    """Run the stage of `config`."""
+    return stages.run(Cell(config, base, settings))
 
 
 def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
@@ -26,14 +32,14 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
     shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 4, "concurrency": 16}
     out = stages.plan(PlanConfig(**shared))
     assert "for 320 dialogues, from a pilot of 160" in capsys.readouterr().out
-    assert not read_manifest(out.parent).is_finished
+    assert read_manifest(out.parent).status == "running"
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
     found = json.loads(out.read_text())
 
-    sweep = stages.sweep(SweepConfig(**shared)).path
+    sweep = make(SweepConfig(**shared)).path
     assert sweep.read_bytes().startswith(pilot), "the sweep goes on from the pilot"
     del shared["num_seeds"]
-    scores = stages.judge(JudgeConfig(**shared)).path
+    scores = make(JudgeConfig(**shared)).path
     for stage, path in (("sweep", sweep), ("judge", scores)):
         used = read_usage(path)
         for name in ("num_calls", "prompt_tokens", "completion_tokens", "cost_usd"):
@@ -74,7 +80,7 @@ def test_only_the_pilots_own_first_scores_of_turns_count():
 
 def test_a_pilot_of_a_sweep_that_is_there_judges_itself_alone(tmp_path, capsys):
     shared = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 6, "offer_reader": "llm"}
-    stages.sweep(SweepConfig(**shared))
+    make(SweepConfig(**shared))
     out = stages.plan(PlanConfig(**shared, pilot=3))
     judged = list(read_judgements(tmp_path / "crad/judge/sim-judge.jsonl"))
     assert len({j.trajectory_id for j in judged}) == 3

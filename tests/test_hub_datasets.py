@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
-from example_records import JUDGEMENT, TRAJECTORY
+from builders import JUDGEMENT, TRAJECTORY
 from sweeps import SCENARIOS, sweep
 
 from emodistill.configs import ExportConfig, ImportConfig
@@ -280,5 +280,3 @@ def test_the_script_exports_and_imports(run, tmp_path):
     ):
         subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
     assert (tmp_path / "again/crad/judge/b-judge.jsonl").is_file()
-    done = subprocess.run([sys.executable, script, "merge"], capture_output=True, text=True)
-    assert done.returncode == 2 and "dataset.py merge" in done.stderr

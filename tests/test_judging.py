@@ -5,8 +5,8 @@ import dataclasses
 import json
 
 import pytest
+from builders import JUDGEMENT
 from chat_server import ChatServer, fault, ok
-from example_records import JUDGEMENT
 
 from emodistill.configs import JudgeConfig
 from emodistill.domains import load_scenarios

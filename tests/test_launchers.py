@@ -7,10 +7,12 @@ import types
 
 import pytest
 
-from emodistill import stages
 from emodistill.configs import IQLConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
 from emodistill.llm.client import RefusedError
+from emodistill.settings import Cell
+from emodistill.stages import Output
+from emodistill.studies import launchers
 from emodistill.studies.launchers import Task, run_here, run_on_ray
 from emodistill.train.metrics_log import METRICS
 
@@ -58,11 +60,12 @@ def trained(monkeypatch):
     found = []
 
     def train(cell):
-        found.append(f"{cell.stage}/{cell.name}")
+        found.append(f"{cell.config.stage}/{cell.name}")
         if getattr(cell.config, "learning_rate", 0) == 9:
             raise RefusedError("no such model", 400)
+        return Output(launchers._directory(cell), "")
 
-    monkeypatch.setattr(stages.Cell, "train", train)
+    monkeypatch.setattr(launchers, "run_stage", train)
     return found
 
 
@@ -73,24 +76,23 @@ def on_ray(monkeypatch):
 
 
 def task(sft=None, **jpo):
-    first, second, third = IQLConfig(), SFTConfig(**(sft or {})), JPOConfig(**jpo)
     cells = (
-        stages.Cell("iql", first, IQLConfig()),
-        stages.Cell("sft", second, SFTConfig()),
-        stages.Cell("jpo", third, JPOConfig()),
+        Cell(IQLConfig()),
+        Cell(SFTConfig(**(sft or {})), SFTConfig()),
+        Cell(JPOConfig(**jpo), JPOConfig()),
     )
-    return lambda: Task(cells, None, None)
+    return lambda: Task(cells, None)
 
 
 def test_what_arms_share_is_trained_once_and_before_them(trained, on_ray):
     starts = [task(kappa=0.25), task(), task(kappa=0.5)]
     outcomes = on_ray(starts)
     assert [outcomes[n] for n in range(3)] == [
-        start().cells[-1].directory / METRICS for start in starts
+        launchers._directory(start().trainings[-1]) / METRICS for start in starts
     ]
     assert sorted(trained) == sorted(set(trained)) and len(trained) == 5
     assert trained.index("sft/default") < min(
-        place for place, name in enumerate(trained) if name.startswith("jpo")
+        index for index, name in enumerate(trained) if name.startswith("jpo")
     )
     assert dict(run_here(starts)) == outcomes
 

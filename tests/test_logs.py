@@ -3,7 +3,7 @@
 import json
 import logging
 
-from emodistill.logs import fields, kept_log
+from emodistill.logs import fields, log_to_file
 
 log = logging.getLogger("emodistill.test")
 
@@ -14,7 +14,7 @@ def lines_of(path):
 
 def test_a_line_has_the_message_and_what_the_caller_names(tmp_path):
     path = tmp_path / "stage.log"
-    with kept_log(path):
+    with log_to_file(path):
         log.debug("It was %s.", "limited", extra=fields(event="fault", status=429, key=None))
     (line,) = lines_of(path)
     assert line["message"] == "It was limited." and line["level"] == "DEBUG"
@@ -26,7 +26,7 @@ def test_it_grows_and_ends_with_the_block(tmp_path):
     path = tmp_path / "stage.log"
     before = logging.getLogger("emodistill").level
     for word in ("one", "two"):
-        with kept_log(path):
+        with log_to_file(path):
             log.info(word)
     log.warning("outside")
     assert [line["message"] for line in lines_of(path)] == ["one", "two"]
@@ -34,12 +34,12 @@ def test_it_grows_and_ends_with_the_block(tmp_path):
 
 
 def test_without_a_line_there_is_no_file(tmp_path):
-    with kept_log(tmp_path / "stage.log"):
+    with log_to_file(tmp_path / "stage.log"):
         logging.getLogger("another").warning("not ours")
     assert not (tmp_path / "stage.log").exists()
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys):
-    with kept_log(tmp_path / "nowhere" / "stage.log"):
+    with log_to_file(tmp_path / "nowhere" / "stage.log"):
         log.warning("lost")
     assert "Traceback" not in capsys.readouterr().err

@@ -1,43 +1,12 @@
 """Table figures worked out by hand on a handful of dialogues."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
+from builders import dialogue, trajectory, turns
 
 from emodistill.evaluation import metrics
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
-
-
-def dialogue(name, final_value, *, num_turns=4, outcome=None, scenario_id="debt_001", emotions=()):
-    turns = tuple(
-        Turn(
-            index=i,
-            speaker="focal" if i % 2 == 0 else "counterparty",
-            emotion=emotions[i // 2] if i % 2 == 0 and emotions else None,
-            text="40 days" if i % 4 == 0 else "no thanks",
-            offer=40.0 if i % 8 == 0 else None,
-        )
-        for i in range(num_turns)
-    )
-    return Trajectory(
-        trajectory_id=name,
-        domain="crad",
-        scenario_id=scenario_id,
-        seed=0,
-        split="test",
-        focal_target=30.0,
-        counterparty_anchor=90.0,
-        unit="days",
-        focal=FocalPlayer(method="iql", model="m", temperature=0.7),
-        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
-        prompt_pack_sha256="0",
-        agreement_rule="stand",
-        turns=turns,
-        outcome=outcome or ("breakdown" if final_value is None else "accepted"),
-        final_value=final_value,
-    )
 
 
 def test_summary_by_hand():
@@ -108,17 +77,8 @@ def test_data_quality_counts_figures_without_an_offer():
 
 def offers(*values, target=30.0):
     """A dialogue of these offers, the focal side's first."""
-    turns = tuple(
-        Turn(
-            index=i,
-            speaker="focal" if i % 2 == 0 else "counterparty",
-            emotion=None,
-            text="-" if value is None else f"{value:g} days",
-            offer=value,
-        )
-        for i, value in enumerate(values)
-    )
-    return dataclasses.replace(dialogue("a", None), turns=turns, focal_target=target)
+    texts = ["-" if value is None else f"{value:g} days" for value in values]
+    return trajectory("a", turns(*values, texts=texts), focal_target=target)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from emodistill.configs import EmotionStudy
 from emodistill.domains import DOMAINS
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.arms import read_arms
@@ -14,7 +15,6 @@ from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.store import read_trajectories
 from emodistill.simulator import response_model as rm
 from emodistill.studies import run_study
-from emodistill.studies.configs import EmotionStudy
 
 pytestmark = pytest.mark.slow
 

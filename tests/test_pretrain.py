@@ -4,9 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emodistill.batches.dialogue_rows import merge_samples
 from emodistill.batches.examples import Example
-from emodistill.configs import PretrainConfig
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.domains.generator import NUM_SCENARIOS
 from emodistill.errors import InputError
@@ -14,8 +12,10 @@ from emodistill.model import embedded_path, load_qwen2
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.reading import messages_text, read_brief
-from emodistill.train.corpus import FIGURES, bare_dialogues, bare_pack, with_free_figures
-from emodistill.train.pretrain import curriculum, make_embedded
+from pretraining.config import PretrainConfig
+from pretraining.corpus import FIGURES, bare_pack, play_dialogues, with_free_figures
+from pretraining.dialogue_rows import merge_samples
+from pretraining.pretrain import curriculum, make_embedded
 
 PACK = load_pack()
 
@@ -46,7 +46,7 @@ def test_free_figures_keep_the_direction_and_use_the_whole_range(domain):
 
 
 def test_pretraining_stays_off_the_scenarios_of_experiments():
-    dialogues = bare_dialogues(PretrainConfig(num_bare_dialogues=8), PACK)
+    dialogues = play_dialogues(PretrainConfig(num_bare_dialogues=8), "bare")
     assert {d.scenario.domain for d in dialogues} == set(DOMAINS)
     numbers = [int(d.scenario.scenario_id.rpartition("_")[2]) for d in dialogues]
     assert min(numbers) > NUM_SCENARIOS
@@ -73,9 +73,10 @@ def test_a_small_run_writes_a_student_and_repeats_itself(tmp_path):
         return make_embedded(
             PretrainConfig(
                 out=tmp_path / name,
-                num_dialogues=8,
-                num_bare_dialogues=8,
+                num_dialogues=4,
+                num_bare_dialogues=4,
                 num_steps=2,
+                bare_share=0.0,  # rows of one length: one program to compile
                 tokens_per_step=512,
                 vocab_size=320,
                 hidden_size=16,

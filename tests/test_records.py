@@ -7,7 +7,7 @@ from importlib import resources
 
 import jsonschema
 import pytest
-from example_records import JUDGEMENT, SCENARIO, TRAJECTORY
+from builders import JUDGEMENT, SCENARIO, TRAJECTORY
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS

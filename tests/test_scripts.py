@@ -1,6 +1,7 @@
-"""Every script answers `--help` without jax, and says what is wrong instead of a traceback."""
+"""Every script answers `--help` without heavy imports, and says what is wrong in one message."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,38 +10,71 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+HEAVY = ("jax", "flax", "transformers", "matplotlib", "torch", "aiohttp", "pandas", "datasets")
 
 HELP = """
 import runpy, sys
-sys.argv = [{script!r}, "--help"]
-try:
-    runpy.run_path({script!r}, run_name="__main__")
-except SystemExit as stop:
-    assert not stop.code, stop.code
-heavy = {{"jax", "flax", "transformers", "matplotlib", "torch", "aiohttp"}} & set(sys.modules)
-assert not heavy, f"--help imports {{sorted(heavy)}}"
+for script in sys.argv[1:]:
+    print("###", script)
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+print("heavy:", *sorted(set({heavy}) & set(sys.modules)))
 """
 
 
 def python(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=options.pop("cwd", ROOT),
-        env=environment | options.pop("env", {}),
+        env=environment,
+        **options,
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_help_costs_no_heavy_import(script):
-    shown = python("-c", HELP.format(script=str(script)))
+@pytest.fixture(scope="module")
+def helps():
+    """What each script says to --help, and what all of it has imported; a real launch."""
+    shown = python("-c", HELP.format(heavy=HEAVY), *SCRIPTS)
     assert shown.returncode == 0, shown.stderr
-    assert "--config FILE.yaml" in shown.stdout
-    example = f"scripts/{script.name}"
-    assert example in script.read_text(), "the docstring needs an example call"
+    text, _, heavy = shown.stdout.rpartition("heavy:")
+    texts = text.split("### ")[1:]
+    return {Path(text.split(maxsplit=1)[0]).name: text for text in texts}, heavy.split()
+
+
+def test_help_costs_no_heavy_import(helps):
+    texts, heavy = helps
+    assert set(texts) == {script.name for script in SCRIPTS}
+    assert not heavy
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_shows_the_examples_whole_and_one_a_line(script, helps):
+    text = helps[0][script.name]
+    docstring = runpy.run_path(str(script), run_name="imported")["__doc__"]
+    examples = [line.strip() for line in docstring.splitlines() if "python scripts/" in line]
+    assert any(f"scripts/{script.name}" in line for line in examples), "it needs an example call"
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if "python scripts/" in line] == examples
+    assert "--config FILE.yaml" in text
+
+
+def run(script, *flags, monkeypatch, capsys):
+    """Run a script in this process; its exit code and what it says on stderr and stdout."""
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    shown = capsys.readouterr()
+    return code, shown.err, shown.out
 
 
 @pytest.mark.parametrize(
@@ -73,24 +107,34 @@ def test_help_costs_no_heavy_import(script):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_code_2(arguments, message, tmp_path):
+def test_bad_input_is_one_message_and_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     script, *flags = arguments
-    if script not in ("report.py",):
+    if script != "report.py":
         flags += ["--run", str(tmp_path / "run")]
-    environment = {"DASHSCOPE_API_KEY": "", "EMODISTILL_PROVIDERS": ""}
-    failed = python(ROOT / "scripts" / script, *flags, cwd=tmp_path, env=environment)
-    assert failed.returncode == 2, failed.stdout + failed.stderr
-    assert message in failed.stderr
-    assert "Traceback" not in failed.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "")
+    monkeypatch.delenv("EMODISTILL_PROVIDERS", raising=False)
+    code, err, _ = run(script, *flags, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert message in err and "Traceback" not in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_an_unreachable_api_is_named(tmp_path):
-    failed = python(
-        ROOT / "scripts" / "sweep.py",
+def test_an_unreachable_api_is_named(tmp_path, monkeypatch, capsys):
+    code, err, _ = run(
+        "sweep.py",
         *("--base-url", "http://127.0.0.1:9/v1", "--model", "a", "--counterparty", "b"),
-        *("--run", tmp_path, "--num-seeds", "1"),
+        *("--run", str(tmp_path), "--num-seeds", "1"),
+        monkeypatch=monkeypatch,
+        capsys=capsys,
     )
+    assert code == 2
+    assert "127.0.0.1:9" in err and "Traceback" not in err
+
+
+def test_a_script_that_is_launched_ends_with_code_2_and_no_traceback(tmp_path):
+    (tmp_path / "own.yaml").write_text("prot: 8000")
+    failed = python(ROOT / "scripts/simulate_api.py", "--config", "own.yaml", cwd=tmp_path)
     assert failed.returncode == 2
-    assert "127.0.0.1:9" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    assert "no stage has a setting 'prot'" in failed.stderr and "Traceback" not in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emodistill import cli, stages
+from emodistill import stages
 from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
@@ -23,25 +23,34 @@ from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
-from emodistill.stages import missing
-from emodistill.stages.files import cell, command, model_hashes, write_config
+from emodistill.settings import Cell, Settings
+from emodistill.stages import Requirement
+from emodistill.stages.judge import JUDGE
+from emodistill.stages.reporting import report
+from emodistill.stages.run_files import model_hashes
+from emodistill.stages.stage import command
 
 SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
 TINY = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
+
+
+def make(config, base=None, settings=None):
+    """Run the stage of `config`."""
+    return stages.run(Cell(config, base, settings))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished small run of one domain."""
     run = tmp_path_factory.mktemp("runs") / "small"
-    stages.sweep(SweepConfig(run=run, **SMALL))
-    stages.judge(JudgeConfig(run=run, concurrency=8))
-    stages.iql(IQLConfig(run=run, num_steps=60))
-    stages.sft(SFTConfig(run=run, **TINY))
-    stages.refine(JPOConfig(run=run, **TINY))
+    make(SweepConfig(run=run, **SMALL))
+    make(JudgeConfig(run=run, concurrency=8))
+    make(IQLConfig(run=run, num_steps=60))
+    make(SFTConfig(run=run, **TINY))
+    make(JPOConfig(run=run, **TINY))
     few = {"run": run, "num_scenarios": 2, "concurrency": 8, "max_turns": 4}
     for method in ("vanilla-slm", "random", "iql+sft+jpo"):
-        stages.evaluate(EvaluateConfig(method=method, **few))
+        make(EvaluateConfig(method=method, **few))
     return run
 
 
@@ -62,12 +71,12 @@ def test_stages_leave_what_the_next_ones_read(run):
 
 
 @pytest.mark.parametrize("stage", ["alol", "dpo"])
-def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run, monkeypatch):
-    monkeypatch.setattr(missing.cli, "read_settings", lambda path: {stage: TINY})
+def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run):
     method = f"iql+sft+{stage}"
-    stages.evaluate(EvaluateConfig(run=run, method=method, num_scenarios=1, max_turns=2))
+    config = EvaluateConfig(run=run, method=method, num_scenarios=1, max_turns=2)
+    make(config, settings=Settings({stage: TINY}))
     trained = read_manifest(run / "crad" / stage / "default")
-    assert trained.is_finished
+    assert trained.status == "finished"
     assert trained.config["max_samples"] == 2
     (played,) = read_trajectories(run / f"crad/eval/{method}@sim-counterparty/default.jsonl")
     assert dict(played.focal.cells) == {"iql": "default", stage: "default"}
@@ -82,7 +91,7 @@ def test_methods_meet_the_same_counterparties(run):
 
 
 def test_the_report_holds_the_table_and_the_page(run, capsys):
-    page = stages.report(ReportConfig(run=run, num_resamples=200))
+    page = report(ReportConfig(run=run, num_resamples=200))
     assert page == run / "report" / "index.html"
     html = page.read_text()
     assert "iql+sft+jpo" in html
@@ -90,12 +99,12 @@ def test_the_report_holds_the_table_and_the_page(run, capsys):
     table = (run / "report" / "table-1.csv").read_text()
     assert "vanilla-slm" in table
     first = {path.name: path.read_bytes() for path in page.parent.iterdir()}
-    stages.report(ReportConfig(run=run, num_resamples=200))
+    report(ReportConfig(run=run, num_resamples=200))
     assert first == {path.name: path.read_bytes() for path in page.parent.iterdir()}
 
 
 def test_a_run_has_measured_what_on_policy_steps_would_take(run):
-    path = stages.report(ReportConfig(run=run, only="policy-cost", num_resamples=200))
+    path = report(ReportConfig(run=run, only="policy-cost", num_resamples=200))
 
     def lines(name):
         return [json.loads(line) for line in (run / "crad" / name).read_text().splitlines()]
@@ -117,9 +126,9 @@ def test_a_run_has_measured_what_on_policy_steps_would_take(run):
 
 def test_a_finished_stage_is_recognised(run, capsys):
     before = (run / "crad/sweep/trajectories.jsonl").stat().st_mtime_ns
-    stages.sweep(SweepConfig(run=run, **SMALL))
-    stages.sweep(SweepConfig(run=run, **(SMALL | {"num_seeds": 1})))
-    stages.sft(SFTConfig(run=run, **TINY))
+    make(SweepConfig(run=run, **SMALL))
+    make(SweepConfig(run=run, **(SMALL | {"num_seeds": 1})))
+    make(SFTConfig(run=run, **TINY))
     out = capsys.readouterr().out
     assert out.count("sweep: finished before") == 2
     assert "sft: finished before" in out
@@ -128,9 +137,9 @@ def test_a_finished_stage_is_recognised(run, capsys):
 
 def test_what_the_flags_change_is_a_cell_of_its_own(run):
     base = JPOConfig(run=run, **TINY)
-    made = stages.refine(dataclasses.replace(base, kappa=0.5), base)
+    made = make(dataclasses.replace(base, kappa=0.5), base)
     assert made.path.parent.name.startswith("kappa=0.5-")
-    assert f"--jpo-cell {made.path.parent.name}" in made.next_command
+    assert f"--cells jpo {made.path.parent.name}" in made.next_command
     found = read_manifest(made.path.parent)
     assert found.config["kappa"] == 0.5
     assert found.inputs.keys() >= {
@@ -141,20 +150,8 @@ def test_what_the_flags_change_is_a_cell_of_its_own(run):
 
 
 def test_config_yaml_makes_the_same_configuration_again(run):
-    path = run / "crad/sft/default/config.yaml"
-    settings = cli.read_settings(path)
-    assert cli.make_config(SFTConfig, "sft", settings, where="") == SFTConfig(run=run, **TINY)
-
-
-def test_config_yaml_of_a_cell_leads_back_to_the_cell(tmp_path):
-    write_config(tmp_path / "preset.yaml", "sft", SFTConfig(run=tmp_path, **TINY))
-    args = ["--config", str(tmp_path / "preset.yaml"), "--learning-rate", "0.002"]
-    config, base = cli.parse_cell(SFTConfig, "sft", description="", args=args)
-    write_config(tmp_path / "cell" / "config.yaml", "sft", config, base)
-    args = ["--config", str(tmp_path / "cell" / "config.yaml")]
-    again = cli.parse_cell(SFTConfig, "sft", description="", args=args)
-    assert again == (config, base)
-    assert cell(*again) == cell(config, base) != "default"
+    settings = Settings.read(run / "crad/sft/default/config.yaml")
+    assert settings.config(SFTConfig) == SFTConfig(run=run, **TINY)
 
 
 @pytest.mark.parametrize(
@@ -173,26 +170,26 @@ def test_the_embedded_student_is_sampled_cooler_than_others(settings, temperatur
 
 def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_path):
     copy = copy_of(run, tmp_path / "copy")
-    stages.judge(JudgeConfig(run=copy, level="dialogue"))
+    make(JudgeConfig(run=copy, level="dialogue"))
     manifest = copy / "crad/judge/sim-judge.dialogue.manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
-    assert missing._is_there(SFTConfig(run=copy), "judge")
-    assert not missing._is_there(SFTConfig(run=copy, signal="episode-judge"), "judge")
+    assert JUDGE.is_there(copy / "crad", Requirement("judge", {"level": "turn"}))
+    assert not JUDGE.is_there(copy / "crad", Requirement("judge", {"level": "dialogue"}))
 
 
 def test_a_signal_of_whole_dialogues_gets_them_judged(tmp_path):
-    stages.sweep(SweepConfig(run=tmp_path, **SMALL))
+    make(SweepConfig(run=tmp_path, **SMALL))
     config = SFTConfig(run=tmp_path, **(TINY | {"signal": "episode-judge"}))
-    missing.prepare(config, "judge")
+    stages.prepare(Cell(config))
     levels = {j.turn_index for j in read_judgements(tmp_path / "crad/judge/sim-judge.jsonl")}
     assert levels == {None}
 
 
 def test_other_settings_in_the_same_cell_are_refused(run):
     with pytest.raises(StaleInputError, match=r"learning_rate=0\.001, now learning_rate=0\.002"):
-        stages.sft(SFTConfig(run=run, **(TINY | {"learning_rate": 2e-3})))
+        make(SFTConfig(run=run, **(TINY | {"learning_rate": 2e-3})))
     with pytest.raises(StaleInputError, match="max_turns"):
-        stages.sweep(SweepConfig(run=run, **SMALL, max_turns=8))
+        make(SweepConfig(run=run, **SMALL, max_turns=8))
 
 
 def test_changed_inputs_are_refused_by_name(run, tmp_path):
@@ -202,7 +199,7 @@ def test_changed_inputs_are_refused_by_name(run, tmp_path):
     with pytest.raises(
         StaleInputError, match=r"crad/judge/sim-judge\.jsonl \(turn scores\) has changed"
     ):
-        stages.sft(SFTConfig(run=copy, **TINY))
+        make(SFTConfig(run=copy, **TINY))
 
 
 def copy_of(run, copy):
@@ -220,26 +217,27 @@ def test_scores_are_never_joined_to_other_utterances(run, tmp_path):
     text = dialogues.read_text()
     dialogues.write_text(text.replace('"text": "I', '"text": "Well, I', 1))
     with pytest.raises(StaleInputError, match="no longer begins with the dialogues that were"):
-        stages.judge(JudgeConfig(run=copy, concurrency=8))
+        make(JudgeConfig(run=copy, concurrency=8))
 
 
 def test_a_grown_sweep_is_judged_before_it_is_trained_on(run, tmp_path):
     copy = copy_of(run, tmp_path / "copy")
     for stage in ("sft", "jpo", "iql"):
         shutil.rmtree(copy / "crad" / stage)
-    stages.sweep(SweepConfig(run=copy, **(SMALL | {"num_seeds": 3})))
-    stages.sft(SFTConfig(run=copy, **TINY))
+    make(SweepConfig(run=copy, **(SMALL | {"num_seeds": 3})))
+    make(SFTConfig(run=copy, **TINY))
     judged = read_judgements(copy / "crad/judge/sim-judge.jsonl")
     assert len({j.trajectory_id for j in judged}) == 18
 
 
 def test_the_student_is_no_cell_and_commands_carry_it(tmp_path):
     config = SFTConfig(model="/models/qwen", run=tmp_path)
-    assert cell(config, SFTConfig(run=tmp_path)) == "default"
+    assert Cell(config, SFTConfig(run=tmp_path)).name != "default"  # of another size
+    assert Cell(config, SFTConfig(run=tmp_path, model="/models/qwen")).name == "default"
     assert command("train_jpo", config).endswith("--model /models/qwen")
     assert command("evaluate", config).endswith("--student /models/qwen")
     evaluation = EvaluateConfig(student="/models/qwen", run=tmp_path)
-    assert cell(evaluation, EvaluateConfig(run=tmp_path)) == "default"
+    assert Cell(evaluation, EvaluateConfig(run=tmp_path)).name == "default"
     assert command("train_sft", evaluation).endswith("--model /models/qwen")
 
 
@@ -260,24 +258,24 @@ def test_a_report_shows_cells_and_does_not_mix_counterparties(run, tmp_path, cap
     copy = copy_of(run, tmp_path / "copy")
     home = copy / "crad/eval/random@sim-counterparty"
     shutil.copy(home / "default.jsonl", home / "max_turns=4-0000.jsonl")
-    stages.report(ReportConfig(run=copy, num_resamples=200))
+    report(ReportConfig(run=copy, num_resamples=200))
     assert "random (max_turns=4-0000)" in (copy / "report/table-1.csv").read_text()
     shutil.copytree(home, copy / "crad/eval/random@deepseek-chat")
-    stages.report(ReportConfig(run=copy, num_resamples=200))
+    report(ReportConfig(run=copy, num_resamples=200))
     assert (
         "crad also has dialogues against deepseek-chat; --counterparty" in capsys.readouterr().out
     )
     for met in (copy / "crad/eval").glob("*@sim-counterparty"):
         met.rename(met.with_name(met.name.replace("sim-counterparty", "sim-other")))
     with pytest.raises(InputError, match=r"deepseek-chat, sim-other .* --counterparty"):
-        stages.report(ReportConfig(run=copy))
-    stages.report(ReportConfig(run=copy, counterparty="deepseek-chat", num_resamples=200))
+        report(ReportConfig(run=copy))
+    report(ReportConfig(run=copy, counterparty="deepseek-chat", num_resamples=200))
     assert "vanilla-slm" not in (copy / "report/table-1.csv").read_text()
 
 
 def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
     with pytest.raises(InputError) as refused:
-        stages.sft(SFTConfig(run=tmp_path / "r", domain="hospital", provider="dashscope"))
+        make(SFTConfig(run=tmp_path / "r", domain="hospital", provider="dashscope"))
     message = str(refused.value)
     for script in ("sweep", "judge"):
         assert f"python scripts/{script}.py --run {tmp_path / 'r'} --domain hospital" in message
@@ -291,7 +289,7 @@ def test_real_dialogues_are_never_judged_by_the_simulator(run, tmp_path):
     for name in ("trajectories.jsonl", "scenarios.jsonl"):
         home.joinpath(name).write_bytes((run / "crad/sweep" / name).read_bytes())
     with pytest.raises(InputError, match="lacks judge"):
-        stages.sft(SFTConfig(run=tmp_path / "real", **TINY))
+        make(SFTConfig(run=tmp_path / "real", **TINY))
 
 
 def test_own_files_without_manifests_are_used_as_they_are(run, tmp_path):
@@ -301,9 +299,9 @@ def test_own_files_without_manifests_are_used_as_they_are(run, tmp_path):
         target = own / "crad" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text().replace("sim-judge", "my-judge"))
-    stages.iql(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
+    make(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
     found = read_manifest(own / "crad/iql/default")
-    assert found.is_finished
+    assert found.status == "finished"
     assert "crad/judge/my-judge.jsonl (turn scores)" in found.inputs
 
 

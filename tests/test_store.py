@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from example_records import JUDGEMENT, SCENARIO, TRAJECTORY
+from builders import JUDGEMENT, SCENARIO, TRAJECTORY
 
 from emodistill import jsonl
 from emodistill.errors import InputError

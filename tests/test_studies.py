@@ -2,12 +2,11 @@
 
 import csv
 import dataclasses
-import functools
 import json
 
 import pytest
 
-from emodistill import cli, stages
+from emodistill import stages
 from emodistill.agents import METHODS, get_method
 from emodistill.configs import (
     EvaluateConfig,
@@ -16,15 +15,7 @@ from emodistill.configs import (
     ReportConfig,
     SweepConfig,
 )
-from emodistill.domains import DOMAINS
-from emodistill.errors import InputError
-from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
-from emodistill.offline.store import read_trajectories
-from emodistill.reports.catalogue import TABLES
-from emodistill.reports.paper import numbers
-from emodistill.stages import missing
-from emodistill.studies import plans, run_study, runner
-from emodistill.studies.configs import (
+from emodistill.configs.studies import (
     ABLATIONS,
     STUDIES,
     CounterpartyStudy,
@@ -37,10 +28,21 @@ from emodistill.studies.configs import (
     SignalStudy,
     TransferStudy,
 )
-from emodistill.studies.plans import plan_arms
+from emodistill.domains import DOMAINS
+from emodistill.errors import InputError
+from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
+from emodistill.offline.store import read_trajectories
+from emodistill.reports.catalogue import TABLES
+from emodistill.reports.paper import numbers
+from emodistill.settings import Cell, Settings
+from emodistill.stages.reporting import report_study
+from emodistill.studies import arms as planning
+from emodistill.studies import runner
+from emodistill.studies.arms import plan_arms
+from emodistill.studies.runner import run_study
 
 ADAPTER = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-SETTINGS = {
+SECTIONS = {
     "sweep": {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8},
     "judge": {"concurrency": 8},
     "iql": {"num_steps": 20},
@@ -48,6 +50,12 @@ SETTINGS = {
     "evaluate": {"num_scenarios": 2, "num_seeds": 1, "max_turns": 4, "concurrency": 8},
     "report": {"num_resamples": 50},
 }
+SETTINGS = Settings(SECTIONS)
+
+
+def make(config, base=None, settings=None):
+    """Run the stage of `config`."""
+    return stages.run(Cell(config, base, settings))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -97,7 +105,7 @@ def test_empty_grids_and_unnamed_counterparties_are_refused():
         plan_arms(CounterpartyStudy(provider="openai"))
     for study in (EmotionStudy, EmotionFreeStudy, RefinementStudy):
         with pytest.raises(InputError, match="there are none to be chosen here"):
-            plan_arms(study(split="validation"))
+            study(split="validation")
     with pytest.raises(InputError, match=r"crad, iql\+sft\+jpo: κ = 1 is asked for twice"):
         plan_arms(KappaStudy(values=(1.0, 0.5, 1.0)))
     for wrong in ({"record": "tape"}, {"max_cost_usd": 1.0}):
@@ -110,7 +118,7 @@ def test_empty_grids_and_unnamed_counterparties_are_refused():
 
 def test_arms_of_the_two_splits_stand_side_by_side(tmp_path):
     sweep = {"num_seeds": 1, "num_scenarios": 1, "num_validation": 2, "max_turns": 4}
-    settings = SETTINGS | {"sweep": sweep, "judge": {}}
+    settings = Settings(SECTIONS | {"sweep": sweep, "judge": {}})
     common = {"run": tmp_path, "methods": ("random",), "counterparties": ("sim-proud",)}
     for split in ("test", "validation"):
         run_study(CounterpartyStudy(split=split, **common), settings)
@@ -121,21 +129,24 @@ def test_arms_of_the_two_splits_stand_side_by_side(tmp_path):
     first, second = sorted(arms, key=lambda arm: arm.split)
     failed = dataclasses.replace(second, status="failed", path=None, reason="no answer")
     write_arms(tmp_path, "counterparty", [first, failed])
-    stages.report_study(ReportConfig(run=tmp_path), "counterparty")
+    report_study(ReportConfig(run=tmp_path), "counterparty")
     text = (tmp_path / "report/table-5.md").read_text()
     assert "Missing: CRAD: sim-proud, validation random (no answer)." in text
     write_arms(tmp_path, "counterparty", arms)
-    stages.report_study(ReportConfig(run=tmp_path), "counterparty")
+    report_study(ReportConfig(run=tmp_path), "counterparty")
     table = (tmp_path / "report/table-5.md").read_text()
     assert "CRAD: sim-proud\n" in table and "CRAD: sim-proud, validation\n" in table
 
 
 def test_what_is_typed_overrides_the_stages_settings(tmp_path):
-    stages_settings = {"evaluate": {"concurrency": 32, "timeout_s": 9.0}}
-    kappa = functools.partial(KappaStudy, run=tmp_path)
-    made = functools.partial(runner._made, EvaluateConfig, "evaluate")
-    assert made(kappa(), stages_settings, "crad").concurrency == 32
-    typed = made(kappa(concurrency=6, timeout_s=120.0), stages_settings, "crad")
+    settings = Settings({"evaluate": {"concurrency": 32, "timeout_s": 9.0}})
+
+    def played(**typed):
+        study = KappaStudy(run=tmp_path, **typed)
+        return runner._task(plan_arms(study)[0], study, settings).match.config
+
+    assert (played().concurrency, played().timeout_s) == (32, 9.0)
+    typed = played(concurrency=6, timeout_s=120.0)
     assert (typed.concurrency, typed.timeout_s) == (6, 120.0)
 
 
@@ -178,26 +189,26 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
 
 def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_from(tmp_path):
     sweep = SweepConfig(run=tmp_path, num_scenarios=3, num_seeds=2, max_turns=4, concurrency=8)
-    stages.sweep(sweep)
+    make(sweep)
     iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=2, judge="sim-blind-judge")
-    stages.iql(iql)
+    make(iql)
     assert [path.name for path in (tmp_path / "crad/judge").glob("*.jsonl")] == [
         "sim-blind-judge.jsonl"
     ]
-    stages.judge(JudgeConfig(run=tmp_path))
+    make(JudgeConfig(run=tmp_path))
     with pytest.raises(InputError, match=r"sim-blind-judge, sim-judge; say which with --judge"):
-        stages.iql(dataclasses.replace(iql, judge=None))
-    stages.prepare(EvaluateConfig(run=tmp_path), "judge")  # plays, and learns from neither
+        make(dataclasses.replace(iql, judge=None))
     other = {"run": tmp_path / "b", "judge": "sim-blind-judge", "expectiles": (0.8,)}
     few = {"advantage_scales": (3.0,), "discounts": (0.99,)}
-    learning = SETTINGS | {"iql": {"num_steps": 2, "signal": "turn-judge"}}
+    learning = Settings(SECTIONS | {"iql": {"num_steps": 2, "signal": "turn-judge"}})
     run_study(IQLStudy(**other, **few), learning)
     assert [path.stem for path in (tmp_path / "b/crad/judge").glob("*.jsonl")] == [
         "sim-blind-judge"
     ]
     study = KappaStudy(run=tmp_path, judge="sim-blind-judge")
     (plan, *_) = plan_arms(study)
-    cells = {cell.stage: cell for cell in runner._task(plan, study, SETTINGS).cells}
+    trainings = runner._task(plan, study, SETTINGS).trainings
+    cells = {cell.config.stage: cell for cell in trainings}
     assert {cell.config.judge for cell in cells.values()} == {"sim-blind-judge"}
     assert cells["sft"].name == "default"
 
@@ -207,7 +218,7 @@ def test_with_a_provider_a_study_makes_no_sweep(tmp_path, monkeypatch):
     for study in (KappaStudy, EmotionStudy):
         config = study(run=tmp_path, provider="openai")
         with pytest.raises(InputError, match=r"(?s)lacks sweep.*sweep\.py .*--provider openai"):
-            run_study(config, {})
+            run_study(config, Settings())
     assert not list(tmp_path.iterdir())
 
 
@@ -216,7 +227,7 @@ def test_what_was_made_otherwise_is_refused_and_what_is_known_stays(kappa):
     half = KappaStudy(run=config.run, values=(0.5,))
     run_study(half, SETTINGS)
     assert [arm.status for arm in read_arms(config.run, "kappa")] == ["finished"] * 2
-    other = SETTINGS | {"jpo": ADAPTER | {"learning_rate": 2e-3}}
+    other = Settings(SECTIONS | {"jpo": ADAPTER | {"learning_rate": 2e-3}})
     run_study(KappaStudy(run=config.run, values=(0.25, 1.0)), other)
     arms = {arm.label: arm for arm in read_arms(config.run, "kappa")}
     assert set(arms) == {"κ = 0.25", "κ = 0.5", "κ = 1"}
@@ -264,12 +275,11 @@ def test_arms_of_other_domains_stay(kappa):
     path.with_name("kl.json").unlink()
 
 
-def test_emotion_free_methods_are_trained_and_played_without_a_block(kappa, monkeypatch):
+def test_emotion_free_methods_are_trained_and_played_without_a_block(kappa):
     config, _ = kappa
-    monkeypatch.setattr(missing.cli, "read_settings", lambda path: SETTINGS)
     few = {"run": config.run, "num_scenarios": 2, "max_turns": 4, "concurrency": 8}
     for method in ("free-sft+jpo", "iql+sft+jpo-stripped"):
-        path = stages.evaluate(EvaluateConfig(method=method, **few)).path
+        path = make(EvaluateConfig(method=method, **few), settings=SETTINGS).path
         assert path.name == "default.jsonl"
         played = read_trajectories(path)
         assert {turn.emotion for t in played for turn in t.focal_turns} == {None}
@@ -284,9 +294,9 @@ def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
     config, _ = kappa
     few = {"run": config.run, "num_scenarios": 1, "max_turns": 4, "concurrency": 8}
     hospital = {"run": config.run, "domain": "hospital"}
-    stages.sweep(cli.make_config(SweepConfig, "sweep", SETTINGS, where="", **hospital))
+    make(SETTINGS.config(SweepConfig, **hospital))
     base = EvaluateConfig(method="iql+sft+jpo", domain="hospital", **few)
-    path = stages.evaluate(dataclasses.replace(base, trained_on="crad"), base).path
+    path = make(dataclasses.replace(base, trained_on="crad"), base).path
     assert path.name.startswith("trained_on=crad")
     manifest = json.loads(path.with_suffix(".manifest.json").read_text())
     inputs = set(manifest["inputs"])
@@ -297,20 +307,20 @@ def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
 
 def test_settings_can_be_chosen_on_validation_scenarios(tmp_path):
     run = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 1, "max_turns": 4}
-    stages.sweep(SweepConfig(num_validation=2, **run))
+    make(SweepConfig(num_validation=2, **run))
     base = EvaluateConfig(method="random", **run)
-    path = stages.evaluate(dataclasses.replace(base, split="validation"), base).path
+    path = make(dataclasses.replace(base, split="validation"), base).path
     (played,) = read_trajectories(path)
     assert played.split == "validation" and path.name.startswith("split=validation")
-    stages.sweep(SweepConfig(**run | {"run": tmp_path / "b"}))
+    make(SweepConfig(**run | {"run": tmp_path / "b"}))
     with pytest.raises(InputError, match=r"split='validation'; sweep with --num-validation 10"):
-        stages.evaluate(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
+        make(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
 
 
 def test_single_emotions_are_played_judged_and_ranked(kappa, monkeypatch):
     config, _ = kappa
     labels = ("anger", "joy", "neutral")
-    monkeypatch.setattr(plans, "EMOTIONS", labels)
+    monkeypatch.setattr(planning, "EMOTIONS", labels)
     study = EmotionStudy(run=config.run, num_scenarios=2, num_seeds=1)
     run_study(study, SETTINGS)
     rows = list(csv.DictReader((config.run / "report/emotions.csv").open(newline="")))

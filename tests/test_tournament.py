@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_metrics import dialogue
+from builders import dialogue
 
 from emodistill import agents, stages
 from emodistill.configs import EvaluateConfig, SweepConfig, TournamentConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from emodistill.errors import InputError
-from emodistill.runs import stage_dir, write_json
+from emodistill.files import write_json
 
 TABLES_OF: Mapping[str, tuple[str, ...]] = {
     "signal": ("table-2", "table-11"),
@@ -53,7 +53,7 @@ class Arm:
 
 def emotion_dir(run: Path, domain: str, emotion: str) -> Path:
     """Where the judge's file of the dialogues under one emotion is."""
-    return stage_dir(run, domain, "emotions") / emotion
+    return run / domain / "emotions" / emotion
 
 
 def study_path(run: Path, study: str) -> Path:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from emodistill import runs
 from emodistill.errors import InputError
+from emodistill.files import write_json
 from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig
 from emodistill.model.fingerprint import base_fingerprint
 from emodistill.model.lora import LoRA, LoRAParam, add_lora, target_layers
@@ -26,6 +26,7 @@ from emodistill.model.processes import is_first, to_host
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import place_like
 from emodistill.model.weights import open_safetensors
+from emodistill.tensor_files import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -67,7 +68,7 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
     if not is_first():
         return
-    runs.write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
+    write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     alpha = model.lora.alpha
     config = {
         **_PLAIN_OPTIONS,
@@ -80,7 +81,7 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    runs.write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def load_adapter(model: Qwen2, folder: Path | str) -> None:

@@ -34,7 +34,7 @@ def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
       InputError: the extra `quantize` is not installed.
     """
     try:
-        import qwix  # noqa: F401
+        import qwix
     except ModuleNotFoundError:
         raise InputError(
             f"quantize={kind!r} takes the extra `quantize`: pip install 'emodistill[quantize]'."

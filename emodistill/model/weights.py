@@ -23,14 +23,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
-from emodistill import runs
 from emodistill.configs import Quantization, Remat
 from emodistill.errors import InputError
+from emodistill.files import write_json
 from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.fingerprint import fingerprint_of_sums, rounded_sums
 from emodistill.model.quantization import is_quantizable, quantized
 from emodistill.model.qwen2 import Qwen2, flat_state
 from emodistill.model.sharding import param_sharding
+from emodistill.tensor_files import write_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -119,7 +120,7 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
             hf_name: np.asarray(leaf if layer is None else leaf[layer])
             for hf_name, leaf, layer in places
         }
-        runs.write_tensors(folder / name, tensors, {"format": "pt"})
+        write_tensors(folder / name, tensors, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {
             hf_name: name
@@ -128,10 +129,10 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
         }
         total = sum(_num_bytes(leaf, layer) for places in shards for _, leaf, layer in places)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        runs.write_json(folder / INDEX_FILE, index)
+        write_json(folder / INDEX_FILE, index)
     for source in extra_files:
         shutil.copyfile(source, folder / Path(source).name)
-    runs.write_json(folder / "config.json", model.config.to_hf(dtype=jnp.dtype(model.dtype).name))
+    write_json(folder / "config.json", model.config.to_hf(dtype=jnp.dtype(model.dtype).name))
 
 
 def hf_name(place: ParamPath, layer: int | None = None) -> str:

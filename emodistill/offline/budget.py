@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from emodistill.errors import InputError
+from emodistill.files import write_json
 from emodistill.llm.client import ChatClient, Usage
-from emodistill.runs import write_json
 
 SAVE_EVERY_S = 1.0
 """So that a killed process forgets a second's worth of its counts at most."""

@@ -49,7 +49,7 @@ from emodistill.offline.store import (
 )
 from emodistill.prompts import PromptPack, focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
-from emodistill.runs import read_manifest, stage_dir
+from emodistill.runs import read_manifest
 
 SPLIT = "train"
 """The one split of every table; which scenarios are held out is said by their own `split`."""
@@ -103,12 +103,12 @@ def export_run(config: ExportConfig) -> Path:
     out = config.out or config.run / config.domain / "dataset"
     if out.exists():
         raise InputError(f"--out {out} exists; delete it, or name a folder that doesn't.")
-    home = stage_dir(config.run, config.domain, "sweep")
+    home = config.run / config.domain / "sweep"
     trajectories = read_trajectories(home / "trajectories.jsonl")
     scenarios = read_scenarios(home / "scenarios.jsonl")
     if not trajectories:
         raise InputError(f"{home / 'trajectories.jsonl'} holds no dialogue; sweep first.")
-    judge_dir = stage_dir(config.run, config.domain, "judge")
+    judge_dir = config.run / config.domain / "judge"
     judgements = {path: read_judgements(path) for path in sorted(judge_dir.glob("*.jsonl"))}
     judge_file = _judge_file(list(judgements), judge_dir, config.judge)
     scored = judgements[judge_file] if judge_file else []
@@ -147,7 +147,8 @@ def import_dataset(config: ImportConfig) -> list[Path]:
         that is no record or of another domain, or a file that the run has already.
     """
     disable_progress_bars()
-    sweep_dir, judge_dir = (stage_dir(config.run, config.domain, s) for s in ("sweep", "judge"))
+    home = config.run / config.domain
+    sweep_dir, judge_dir = home / "sweep", home / "judge"
     records: dict[str, list[Any]] = {name: [] for name in TABLES}
     with tempfile.TemporaryDirectory() as scratch:
         for where, dataset in _read_tables(config.source, Path(scratch)):

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
+from emodistill.files import replacing
 from emodistill.jsonl import read_lines
 from emodistill.records import Judgement, Record, Trajectory
-from emodistill.runs import replacing
 
 R = TypeVar("R", bound=Record)
 

@@ -24,7 +24,7 @@ from emodistill.reports import paper
 from emodistill.reports.run_data import RunData, notes
 from emodistill.reports.table import Block, Column, Table
 from emodistill.reports.tables import TITLES, order_of
-from emodistill.runs import read_manifest, stage_dir
+from emodistill.runs import read_manifest
 
 STEP_S = "time/step_s"
 
@@ -146,7 +146,7 @@ def policy_cost_table(data: RunData) -> Table | None:
 
 def _settings(data: RunData, domain: str) -> Mapping[str, Any]:
     """What JPO was trained with; nothing where no manifest tells."""
-    manifest = read_manifest(stage_dir(data.run_dir, domain, "jpo", "default"))
+    manifest = read_manifest(data.run_dir / domain / "jpo" / "default")
     return {} if manifest is None else manifest.config
 
 
@@ -154,7 +154,7 @@ def _judging(data: RunData, domain: str) -> Usage:
     judgements = data.judgements.get(domain, ())
     if not judgements:
         return Usage()
-    directory = stage_dir(data.run_dir, domain, "judge")
+    directory = data.run_dir / domain / "judge"
     return read_usage(judge_path(directory, judgements[0].judge))
 
 

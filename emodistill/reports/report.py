@@ -8,6 +8,7 @@ from pathlib import Path
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
+from emodistill.files import replacing
 from emodistill.offline.judging import scores_by_turn
 from emodistill.reports import facts, figures, table
 from emodistill.reports.cases import cases_markdown
@@ -17,7 +18,6 @@ from emodistill.reports.run_data import RunData
 from emodistill.reports.table import Table
 from emodistill.reports.tables import STUDENT, TAUGHT, order_of
 from emodistill.reports.viewer import Page, render
-from emodistill.runs import replacing
 
 FIGURES = ("utility", "figure-1", "training-curves", "support")
 CASES = "cases"

@@ -1,171 +1,33 @@
-"""Every stage as one call: a configuration in, files and a line for the terminal out.
+"""Every stage as one record, in one table, run by one function.
 
-This is where manifests, cells and the simulator meet the stages. A stage that lacks its inputs
-makes them first: on the simulator at the size of configs/quickstart.yaml, never where a provider
-is named. What is wrong in a configuration is said before anything is made for it.
+`run(Cell(SFTConfig(...)))` makes what the stage lacks, compares its manifest, and goes on where
+it was.
 """
 
-from __future__ import annotations
+from emodistill.stages.device_memory import plan_memory
+from emodistill.stages.evaluation import EVALUATE, PAIR
+from emodistill.stages.forecast import plan
+from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
+from emodistill.stages.runner import STAGES, prepare, required_cell, run
+from emodistill.stages.stage import Output, Requirement, Stage
+from emodistill.stages.sweep import SWEEP
+from emodistill.stages.tournament import played_pairs, tournament
+from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT
 
-import dataclasses
-from pathlib import Path
-
-from emodistill.configs import (
-    EvaluateConfig,
-    ExportConfig,
-    ImportConfig,
-    IQLConfig,
-    JudgeConfig,
-    PlanConfig,
-    RefinementConfig,
-    ReportConfig,
-    SFTConfig,
-    SweepConfig,
-    TournamentConfig,
-)
-from emodistill.prompts import load_pack
-from emodistill.stages import assess, collect, learn, pairings
-from emodistill.stages.apis import model_name, offer_model
-from emodistill.stages.files import Made, model_hashes, say
-from emodistill.stages.learn import student_base
-from emodistill.stages.memory import plan_memory
-from emodistill.stages.missing import Cell, chain, plan_cell, prepare, prepare_method
+STAGES |= {s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR)}
 
 __all__ = [
-    "Cell",
-    "Made",
-    "chain",
+    "STAGES",
+    "Output",
+    "Requirement",
+    "Stage",
     "compare_judges",
-    "evaluate",
-    "export_dataset",
-    "import_dataset",
-    "iql",
-    "judge",
     "judge_matches",
     "plan",
-    "plan_cell",
     "plan_memory",
+    "played_pairs",
     "prepare",
-    "refine",
-    "report",
-    "report_study",
-    "say",
-    "say_next",
-    "sft",
-    "student_base",
-    "sweep",
+    "required_cell",
+    "run",
     "tournament",
 ]
-
-
-def say_next(made: Made) -> None:
-    """End a script with the command that goes on from what it made."""
-    say(f"next: {made.next_command}")
-
-
-def sweep(config: SweepConfig) -> Made:
-    """Stage 1: play the sweep's dialogues, or those that are still missing."""
-    return collect.sweep(config)
-
-
-def judge(config: JudgeConfig) -> Made:
-    """Stage 2: score what the sweep has and the judge has not seen."""
-    model_name(config, "judge", config.judge)
-    load_pack(config.prompt_pack)
-    prepare(config, "sweep")
-    return collect.judge(config)
-
-
-def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path:
-    """Score dialogues of a match instead of the sweep's."""
-    return collect.judge_matches(config, dialogues, directory)
-
-
-def plan(config: PlanConfig) -> Path:
-    """Forecast a sweep and its judging from a pilot, which is the sweep's beginning."""
-    return collect.plan(config)
-
-
-def compare_judges(config: JudgeConfig) -> Path:
-    """How far two judges of the sweep agree; no call is made."""
-    return collect.compare_judges(config)
-
-
-def export_dataset(config: ExportConfig) -> Path:
-    """A run's data as a Hugging Face dataset; its folder."""
-    from emodistill.offline.hub_datasets import export_run  # heavy, kept off --help
-
-    out = export_run(config)
-    say(f'dataset: {out}; read it with datasets.load_dataset("{out}")')
-    return out
-
-
-def import_dataset(config: ImportConfig) -> list[Path]:
-    """The files of a run out of a Hugging Face dataset."""
-    from emodistill.offline import hub_datasets  # heavy, kept off --help
-
-    files = hub_datasets.import_dataset(config)
-    say(f"dataset: {', '.join(map(str, files))}")
-    return files
-
-
-def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
-    """Stage 3: train the emotion selector. `base` names the cell (see `cli`)."""
-    prepare(config, "sweep", *(["judge"] if config.signal != "outcome" else []))
-    return learn.iql(config, base)
-
-
-def sft(config: SFTConfig, base: SFTConfig | None = None) -> Made:
-    """Stage 4a: train the SFT adapter."""
-    learn.check_student(config)
-    prepare(config, "sweep", "judge")
-    return learn.sft(config, base)
-
-
-def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Made:
-    """Stage 4b: train the JPO, A-LoL or DPO adapter."""
-    learn.check_student(config)
-    prepare(config, "sweep", "judge")
-    if not config.starts_from_base and config.sft_cell == "default":
-        prepare(config, "sft")
-    return learn.refine(config, base)
-
-
-def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
-    """Stage 5: play a method on the held-out scenarios."""
-    from emodistill.agents import get_method
-
-    method = get_method(config.method)
-    model_name(config, "focal", config.model)
-    model_name(config, "counterparty", config.counterparty)
-    offer_model(config)
-    load_pack(config.prompt_pack)
-    if method.writer == "student":
-        model_hashes(config.student)
-    prepare(config, "sweep")
-    cells = prepare_method(config)
-    base = dataclasses.replace(base or config, **cells)
-    return assess.evaluate(dataclasses.replace(config, **cells), base)
-
-
-def tournament(config: TournamentConfig) -> Made:
-    """Methods play each other, each in both seats, on the held-out scenarios."""
-    pairings.check(config)
-    prepare(config, "sweep")
-    evaluations = [config.evaluation(name) for name in config.methods]
-    evaluations = [dataclasses.replace(one, **prepare_method(one)) for one in evaluations]
-    return pairings.tournament(config, evaluations)
-
-
-def report(config: ReportConfig) -> Path:
-    """Tables, figures and the page from whatever the run holds so far."""
-    from emodistill.stages import reporting
-
-    return reporting.report(config)
-
-
-def report_study(config: ReportConfig, study: str) -> list[Path]:
-    """The tables of one study."""
-    from emodistill.stages import reporting
-
-    return reporting.report_study(config, study)

@@ -22,19 +22,16 @@ from emodistill.reports.facts import is_simulated
 from emodistill.reports.figures import read_curve
 from emodistill.reports.tables import Resampling
 from emodistill.reports.viewer import CAVEAT
-from emodistill.runs import read_manifest, stage_dir
-from emodistill.stages.files import (
+from emodistill.runs import read_manifest
+from emodistill.stages.run_files import (
     SCENARIOS,
     SUPPORT,
     TRAJECTORIES,
-    by_id,
     judge_file,
-    judge_file_in,
-    max_turns,
-    say,
+    read_sweep,
     sweep_concurrency,
 )
-from emodistill.stages.pairings import played_pairs
+from emodistill.stages.tournament import played_pairs
 from emodistill.train.metrics_log import METRICS
 
 Read = Callable[[Path], list[Trajectory]]
@@ -45,8 +42,10 @@ def report(config: ReportConfig) -> Path:
     data = read_run(config)
     page = write_report(data, only=config.only)
     if data.num_failed:
-        say(f"report: {data.num_failed:,} dialogues of the evaluation failed and are in no table.")
-    say(f"report: {page}")
+        print(
+            f"report: {data.num_failed:,} dialogues of the evaluation failed and are in no table."
+        )
+    print(f"report: {page}")
     return page
 
 
@@ -58,10 +57,10 @@ def report_study(config: ReportConfig, study: str) -> list[Path]:
         try:
             path = write_report(data, only=name)
         except InputError as error:
-            say(f"{study}: {error}")
+            print(f"{study}: {error}")
             continue
         paths.append(path)
-        say(f"{study}: {path}")
+        print(f"{study}: {path}")
     return paths
 
 
@@ -75,7 +74,7 @@ def read_run(config: ReportConfig) -> RunData:
 
     @functools.cache  # dialogues of an arm may be those of a method as well
     def read(path: Path) -> list[Trajectory]:
-        return by_id(read_trajectories(path))
+        return sorted(read_trajectories(path), key=lambda t: t.trajectory_id)
 
     arms = {study: found for study in TABLES_OF if (found := read_arms(run, study))}
     there = [
@@ -115,7 +114,7 @@ def _emotions(
         for dialogue in read(path):
             name = f"{arm.label}:{dialogue.trajectory_id}"
             trajectories.append(dataclasses.replace(dialogue, trajectory_id=name))
-        scores = judge_file_in(emotion_dir(config.run, arm.domain, arm.label), config.judge)
+        scores = judge_file(emotion_dir(config.run, arm.domain, arm.label), config.judge)
         for line in read_judgements(scores) if scores.is_file() else ():
             name = f"{arm.label}:{line.trajectory_id}"
             judgements.append(dataclasses.replace(line, trajectory_id=name))
@@ -129,30 +128,29 @@ def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str
     curves: list[Any] = []
     num_failed = 0
     for domain in DOMAINS:
-        sweep = stage_dir(config.run, domain, "sweep")
-        if (sweep / TRAJECTORIES).is_file():
-            found["trajectories"][domain] = read(sweep / TRAJECTORIES)
+        if (config.run / domain / TRAJECTORIES).is_file():
+            found["trajectories"][domain] = read(config.run / domain / TRAJECTORIES)
         if (at_once := sweep_concurrency(config.run, domain)) is not None:
             found["concurrency"][domain] = at_once
-        if (sweep / SCENARIOS).is_file():
-            found["scenarios"][domain] = read_scenarios(sweep / SCENARIOS)
-        scores = judge_file(config.run, domain, config.judge)
+        if (config.run / domain / SCENARIOS).is_file():
+            found["scenarios"][domain] = read_scenarios(config.run / domain / SCENARIOS)
+        scores = judge_file(config.run / domain / "judge", config.judge)
         if scores.is_file():
             found["judgements"][domain] = read_judgements(scores)
         for label, path in _evaluations(config, domain, of_arms).items():
             found["evaluations"].setdefault(domain, {})[label] = read(path)
             manifest = read_manifest(path.parent, f"{path.stem}.manifest.json")
-            if manifest is not None and not manifest.is_finished:
+            if manifest is not None and manifest.status != "finished":
                 settings = path.with_name(f"{path.stem}.config.yaml")
                 found["unfinished"][domain, label] = f"evaluate.py --config {settings}"
             if (failures := failures_path(path)).is_file():
                 num_failed += sum(1 for _ in read_lines(failures))
         metrics = sorted((config.run / domain).glob(f"*/*/{METRICS}"))
         curves += [read_curve(path) for path in metrics if path not in of_arms]
-        selector = stage_dir(config.run, domain, "iql", "default")
+        selector = config.run / domain / "iql" / "default"
         if (selector / "selector.safetensors").is_file():
             found["selectors"][domain] = selector
-            found["max_turns"][domain] = max_turns(config.run, domain)
+            found["max_turns"][domain] = read_sweep(config.run / domain).max_turns
         support = selector / SUPPORT
         if support.is_file():
             found["support"][domain] = json.loads(support.read_text())
@@ -164,10 +162,10 @@ def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str
 def _evaluations(config: ReportConfig, domain: str, of_arms: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     found: dict[str, dict[str, Path]] = {}
-    manifest = read_manifest(stage_dir(config.run, domain, "sweep"))
+    manifest = read_manifest(config.run / domain / "sweep")
     usual = None if manifest is None else manifest.config.get("counterparty")
     usual = None if usual is None else str(usual).replace("/", "-")
-    for path in sorted(stage_dir(config.run, domain, "eval").glob("*/*.jsonl")):
+    for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")
         is_default = path.stem == "default"
         is_unusual = path in of_arms and usual is not None and counterparty != usual
@@ -189,6 +187,6 @@ def _evaluations(config: ReportConfig, domain: str, of_arms: set[Path]) -> dict[
                 "say which to report on with --counterparty."
             )
         others = ", ".join(sorted({*found} - {usual}))
-        say(f"report: {domain} also has dialogues against {others}; --counterparty shows them.")
+        print(f"report: {domain} also has dialogues against {others}; --counterparty shows them.")
         return found[str(usual)]
     return next(iter(found.values()), {})

@@ -1,18 +1,17 @@
-"""Studies: grids of trainings and evaluations, each behind one command and one table.
+"""All stages in order, and grids of them: the quickstart, and the studies behind the tables.
 
-`run_study` is looked up on first use, so that settings can be read without what runs them.
+The names are looked up on first use, so that `--help` doesn't load what they run.
 """
 
-from __future__ import annotations
-
+from importlib import import_module
 from typing import Any
 
-__all__ = ["run_study"]
+_HOMES = {"quickstart": "quickstart", "run_study": "runner"}
+
+__all__ = ["quickstart", "run_study"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from emodistill.studies import runner
-
-    return getattr(runner, name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill import stages
-from emodistill.configs import EvaluateConfig, JudgeConfig, RefinementConfig
+from emodistill.configs import JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError
 from emodistill.logs import log_to_terminal
+from emodistill.settings import Cell
+from emodistill.stages import judge_matches
+from emodistill.stages import run as run_stage
 from emodistill.train.metrics_log import METRICS
 
 log = logging.getLogger("emodistill.studies")
@@ -27,28 +29,30 @@ Outcome = Path | EmodistillError
 class Task(NamedTuple):
     """An arm that can run wherever the run's folder is seen."""
 
-    cells: tuple[stages.Cell, ...]
-    """What it needs, in the order of training."""
-    playing: EvaluateConfig | None
-    """None for an arm that is only trained."""
-    base: EvaluateConfig | None
-    """What the name of its dialogues is relative to."""
+    trainings: tuple[Cell, ...]
+    """What it trains, in this order."""
+    match: Cell | None
+    """What it plays; None for an arm that is only trained."""
     judging: tuple[JudgeConfig, Path] | None = None
-    """By whom the dialogues are judged, and where the scores go."""
+    """Who judges the dialogues, and where the scores go."""
 
     def play(self) -> Path:
-        """Play and judge what `cells` have made."""
-        if self.playing is None:
-            return self.cells[-1].directory / METRICS
-        path = stages.evaluate(self.playing, self.base).path
+        """Play and judge, once everything is trained."""
+        if self.match is None:
+            return _directory(self.trainings[-1]) / METRICS
+        path = run_stage(self.match).path
         if self.judging is not None:
             config, directory = self.judging
-            stages.judge_matches(config, path, directory)
+            judge_matches(config, path, directory)
         return path
 
 
+def _directory(cell: Cell) -> Path:
+    return cell.config.run / cell.config.domain / cell.config.stage / cell.name
+
+
 Start = Callable[[], Task]
-"""Makes the data that an arm needs, and the task."""
+"""Makes the data that an arm needs, and its task."""
 
 
 def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
@@ -56,8 +60,8 @@ def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
 
     def run(start: Start) -> Path:
         task = start()
-        for cell in task.cells:
-            cell.train()
+        for cell in task.trainings:
+            run_stage(cell)
         return task.play()
 
     for number, start in enumerate(starts):
@@ -92,13 +96,13 @@ def run_on_ray(
     running: dict[Any, int] = {}
     first_of: dict[object, Any] = {}
     for number, task in tasks.items():
-        for cell in task.cells:
-            if cell.directory not in trained:
+        for cell in task.trainings:
+            if _directory(cell) not in trained:
                 ahead = first_of.get(_snapshot(cell))
                 needs = [trained[path] for path in _needs(cell, task)]
-                trained[cell.directory] = train.remote(cell, ahead, *needs)
-                first_of.setdefault(_snapshot(cell), trained[cell.directory])
-        running[play.remote(task, *(trained[cell.directory] for cell in task.cells))] = number
+                trained[_directory(cell)] = train.remote(cell, ahead, *needs)
+                first_of.setdefault(_snapshot(cell), trained[_directory(cell)])
+        running[play.remote(task, *(trained[_directory(cell)] for cell in task.trainings))] = number
     while running:
         (ended,), _ = ray.wait(list(running))
         yield running.pop(ended), _attempt(lambda ended=ended: ray.get(ended))
@@ -130,25 +134,25 @@ def _connected(cpus: float, gpus: float) -> Any:
     return ray
 
 
-def _snapshot(cell: stages.Cell) -> object:
+def _snapshot(cell: Cell) -> object:
     """What a refinement starts from, which those of its kind share; otherwise the cell itself."""
     config = cell.config
     if not isinstance(config, RefinementConfig):
-        return cell.directory
+        return _directory(cell)
     return config.domain, None if config.starts_from_base else config.sft_cell, config.emotion_free
 
 
-def _needs(cell: stages.Cell, task: Task) -> list[Path]:
+def _needs(cell: Cell, task: Task) -> list[Path]:
     """The adapters that a refinement starts from, among the task's cells."""
     if not isinstance(cell.config, RefinementConfig):
         return []
-    return [other.directory for other in task.cells if other.stage == "sft"]
+    return [_directory(other) for other in task.trainings if other.config.stage == "sft"]
 
 
-def _train(cell: stages.Cell, ahead: Outcome | None, *needs: Outcome) -> Outcome:
+def _train(cell: Cell, ahead: Outcome | None, *needs: Outcome) -> Outcome:
     """Train once `needs` have succeeded and `ahead` has ended, however it did."""
     log_to_terminal()
-    return _first_failure(needs) or _attempt(lambda: cell.train() or cell.directory)
+    return _first_failure(needs) or _attempt(lambda: run_stage(cell).path)
 
 
 def _play(task: Task, *needs: Outcome) -> Outcome:

@@ -1,6 +1,6 @@
-"""Runs a study: shared stages once, arm after arm, whatever was finished before not again.
+"""Runs a study: a list of overrides, each handed to the runner of stages.
 
-An arm that fails is noted with its reason and the next one runs. What has come of the arms is
+An arm that fails is noted with its reason and the next one runs. The outcomes of the arms are
 written after each of them, so that a report can be made at any time.
 """
 
@@ -8,35 +8,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emodistill import cli, stages
 from emodistill.agents import Method, get_method
-from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig
+from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig, StudyConfig
+from emodistill.configs.studies import EmotionStudy
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.offline.budget import read_usage
-from emodistill.studies.configs import EmotionStudy, StudyConfig
+from emodistill.settings import Cell, Settings
+from emodistill.stages import Requirement, prepare, required_cell
+from emodistill.stages.evaluation import adapter_requirements
+from emodistill.stages.reporting import report_study
+from emodistill.studies.arms import PlannedArm, plan_arms
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
-from emodistill.studies.plans import Plan, plan_arms
 
-NOBODY = Method(writer="student", emotion="none")
-"""Whoever plays for an arm that is only trained."""
+TRAINED_ONLY = Method(writer="student", emotion="none")
+"""The method of an arm that nobody plays."""
 SHARED = (
     *("run", "seed", "provider", "base_url"),
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
 )
-"""What a study hands on to the stages."""
+"""Settings that a study hands on to its stages."""
 PLAYING = ("model", "student", "counterparty", "num_scenarios", "num_seeds")
 
 
-def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
+def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
     """Train and play what a study lacks, then write its tables.
 
     Args:
-      settings: of the stages, a section each, as in a configuration file.
+      settings: of the stages.
 
     Returns: the tables' files.
 
@@ -46,28 +48,39 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
       StoppedError: Ctrl-C, or the ceiling on costs, which is the whole study's; starting again goes
         on.
     """
-    plans = plan_arms(config)
+    planned = plan_arms(config)
     if config.launcher == "ray":  # machines need not share a working directory
         config = dataclasses.replace(config, run=config.run.absolute())
-    known = read_arms(config.run, config.study)
-    arms = [_known(plan, config, known) for plan in plans]
-    asked = {_key(arm) for arm in arms}
-    others = [arm for arm in known if _key(arm) not in asked]
-    stages.say(f"{config.study}: {len(plans)} arms, the table grows with each.")
-    for domain in dict.fromkeys(domain for plan in plans for domain in _domains(plan)):
-        home = _made(EvaluateConfig, "evaluate", config, settings, domain)
-        stages.prepare(home, "sweep", settings=settings)
+    known = {_key(arm): arm for arm in read_arms(config.run, config.study)}
+    new = [
+        Arm(
+            block=arm.block,
+            label=arm.label,
+            domain=arm.domain,
+            method=arm.method,
+            split=config.split,
+        )
+        for arm in planned
+    ]
+    arms = [known.pop(_key(arm), arm) for arm in new]
+    print(f"{config.study}: {len(arms)} arms, the table grows with each.", flush=True)
+    domains = [
+        d for arm in planned for d in (arm.domain, arm.playing.get("trained_on", arm.domain))
+    ]
+    for domain in dict.fromkeys(domains):
+        home = settings.config(EvaluateConfig, **_shared(config, domain))
+        prepare(Cell(home, None, settings), only=("sweep",))
     spent_usd = 0.0
 
     def start(number: int) -> Task:
-        plan = plans[number]
-        stages.say(f"\n--- {config.study} {number + 1}/{len(plans)}: {plan.block}, {plan.label}")
-        task = _task(plan, _within_budget(config, spent_usd), settings)
-        for cell in task.cells:
-            cell.prepare(settings)
+        arm = planned[number]
+        print(f"\n--- {config.study} {number + 1}/{len(arms)}: {arm.block}, {arm.label}")
+        task = _task(arm, _within_budget(config, spent_usd), settings)
+        for cell in task.trainings:
+            prepare(cell, only=("sweep", "judge"))
         return task
 
-    starts = [functools.partial(start, number) for number in range(len(plans))]
+    starts = [functools.partial(start, number) for number in range(len(arms))]
     if config.launcher == "ray":
         outcomes = run_on_ray(starts, cpus=config.ray_cpus, gpus=config.ray_gpus)
     else:
@@ -75,40 +88,26 @@ def run_study(config: StudyConfig, settings: Mapping[str, Any]) -> list[Path]:
     for number, outcome in outcomes:
         arms[number] = _ended(arms[number], outcome, config)
         if isinstance(outcome, Path):
-            spent_usd += _cost_usd(plans[number], outcome, config)
-        write_arms(config.run, config.study, [*arms, *others])
+            spent_usd += _cost_usd(planned[number], outcome, config)
+        write_arms(config.run, config.study, [*arms, *known.values()])
     failed = [arm for arm in arms if arm.status == "failed"]
     if len(failed) == len(arms):
         raise InputError(f"{config.study}: all {len(arms)} arms failed; {failed[0].reason}")
     if failed:
-        stages.say(
+        print(
             f"\n{config.study}: {len(failed)} of {len(arms)} arms failed; the reasons are in "
             f"{study_path(config.run, config.study)}. Start again to try them again."
         )
-    shared = ("run", "seed", "counterparty", "judge")
-    wanted = {name: getattr(config, name) for name in shared}
-    report = cli.make_config(ReportConfig, "report", settings, where="report settings", **wanted)
-    return stages.report_study(report, config.study)
+    wanted = {name: getattr(config, name) for name in ("run", "seed", "counterparty", "judge")}
+    return report_study(settings.config(ReportConfig, **wanted), config.study)
 
 
 def _key(arm: Arm) -> tuple[str, ...]:
     return arm.domain, arm.split, arm.block, arm.label
 
 
-def _known(plan: Plan, config: StudyConfig, known: Sequence[Arm]) -> Arm:
-    """The plan's arm as an earlier call left it, or a new one."""
-    new = Arm(
-        block=plan.block,
-        label=plan.label,
-        domain=plan.domain,
-        method=plan.method,
-        split=config.split,
-    )
-    return next((arm for arm in known if _key(arm) == _key(new)), new)
-
-
 def _ended(arm: Arm, outcome: Outcome, config: StudyConfig) -> Arm:
-    """The arm with what has come of it.
+    """The arm with its outcome.
 
     Raises:
       StoppedError: it was stopped, and with it the study.
@@ -118,17 +117,13 @@ def _ended(arm: Arm, outcome: Outcome, config: StudyConfig) -> Arm:
     if isinstance(outcome, Path):
         path = outcome.relative_to(config.run).as_posix()
         return dataclasses.replace(arm, status="finished", path=path, reason="")
-    stages.say(f"{config.study}: {arm.label} failed: {outcome}")
+    print(f"{config.study}: {arm.label} failed: {outcome}", flush=True)
     reason = " ".join(f"{outcome}".split())
     return dataclasses.replace(arm, status="failed", reason=reason)
 
 
-def _domains(plan: Plan) -> tuple[str, ...]:
-    return plan.domain, plan.playing.get("trained_on", plan.domain)
-
-
 def _within_budget(config: StudyConfig, spent_usd: float) -> StudyConfig:
-    """With what the arms before have left of the ceiling."""
+    """The study with what the arms before have left of its ceiling."""
     if config.max_cost_usd is None:
         return config
     if config.max_cost_usd <= spent_usd:
@@ -139,63 +134,48 @@ def _within_budget(config: StudyConfig, spent_usd: float) -> StudyConfig:
     return dataclasses.replace(config, max_cost_usd=config.max_cost_usd - spent_usd)
 
 
-def _cost_usd(plan: Plan, path: Path, config: StudyConfig) -> float:
+def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
     """What an arm's calls have cost, those of earlier runs included."""
-    if plan.method is None:
+    if arm.method is None:
         return 0.0
-    judged = emotion_dir(config.run, plan.domain, plan.label).glob("*.jsonl")
+    judged = emotion_dir(config.run, arm.domain, arm.label).glob("*.jsonl")
     files = [path, *(judged if isinstance(config, EmotionStudy) else ())]
     return sum(read_usage(file).cost_usd for file in files)
 
 
-def _task(plan: Plan, config: StudyConfig, settings: Mapping[str, Any]) -> Task:
+def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
-    source = plan.playing.get("trained_on", plan.domain)
     sizes = {n: getattr(config, n) for n in PLAYING if getattr(config, n) is not None}
-    base = _made(EvaluateConfig, "evaluate", config, settings, plan.domain, **sizes)
-    parts = NOBODY if plan.method is None else get_method(plan.method)
-    training = {
-        stage: {**parts.settings.get(stage, {}), **plan.training.get(stage, {})}
-        for stage in (*parts.stages, *plan.training)
-    }
-    cells: dict[str, stages.Cell] = {}
-
-    def add(stage: str, changes: Mapping[str, Any]) -> str:
-        is_here = stage == "iql" and plan.playing.get("selector") == "target"
-        home = dataclasses.replace(base, domain=plan.domain if is_here else source)
-        cells[stage] = stages.plan_cell(home, stage, changes, settings, judge=config.judge)
-        return cells[stage].name
-
-    stages.chain(list(training), training, add)
-    needed = tuple(cells.values())
-    if plan.method is None:
-        return Task(needed, None, None)
-    own: dict[str, Any] = {
-        f"{stage}_cell": cells[stage].name for stage in ("iql", parts.adapter) if stage in cells
-    }
-    if not plan.training:  # the method as it always is
-        base = dataclasses.replace(base, **own)
+    shared = _shared(config, arm.domain)
+    base = settings.config(EvaluateConfig, **shared | sizes)
+    root = Cell(base, None, settings)
+    method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
+    judge = {} if config.judge is None else {"judge": config.judge}
+    trainings: dict[str, Cell] = {}
+    for stage, need in adapter_requirements(method, arm.training).items():
+        is_own = stage == "iql" and arm.playing.get("selector") == "target"
+        domain = arm.domain if is_own else arm.playing.get("trained_on", arm.domain)
+        changes = dict(need.changes)
+        if "sft_cell" in changes:
+            changes["sft_cell"] = trainings["sft"].name
+        trainings[stage] = required_cell(root, Requirement(stage, judge, changes, domain=domain))
+    cells = tuple(trainings.values())
+    if arm.method is None:
+        return Task(cells, None)
+    played = {s: trainings[s].name for s in ("iql", method.adapter) if s in trainings}
     playing = dataclasses.replace(
-        base, method=plan.method, split=config.split, **own, **plan.playing
+        base, method=arm.method, split=config.split, cells=played, **arm.playing
     )
+    if not arm.training:  # the method as it always is, so that its cell is the default one
+        base = dataclasses.replace(base, cells=played)
     judging = None
     if isinstance(config, EmotionStudy):
-        judge = {} if config.judge is None else {"judge": config.judge}
-        judged_by = _made(JudgeConfig, "judge", config, settings, plan.domain, **judge)
-        judging = judged_by, emotion_dir(config.run, plan.domain, plan.label)
-    return Task(needed, playing, base, judging)
+        judged_by = settings.config(JudgeConfig, **shared | judge)
+        judging = judged_by, emotion_dir(config.run, arm.domain, arm.label)
+    return Task(cells, Cell(playing, base, settings), judging)
 
 
-def _made(
-    cls: type,
-    stage: str,
-    config: StudyConfig,
-    settings: Mapping[str, Any],
-    domain: str,
-    **more: Any,
-) -> Any:
-    """A stage's settings; what the study's command line leaves out is theirs."""
+def _shared(config: StudyConfig, domain: str) -> dict[str, Any]:
+    """The settings of a stage that the study's command line gives."""
     given = {n: getattr(config, n) for n in SHARED if getattr(config, n) is not None}
-    return cli.make_config(
-        cls, stage, settings, where=f"{stage} settings", **given | {"domain": domain} | more
-    )
+    return given | {"domain": domain}

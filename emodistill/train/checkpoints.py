@@ -18,8 +18,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from emodistill.errors import InputError, StaleInputError
+from emodistill.files import canonical_json
 from emodistill.model.fingerprint import bit_checksums
-from emodistill.runs import canonical_json
 
 Result = TypeVar("Result")
 

@@ -70,7 +70,7 @@ class Plan(NamedTuple):
 
 
 def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> Plan:
-    """Compile the step of `config.stage` for its mesh and read what it needs.
+    """Compile the step of `config.objective` for its mesh and read what it needs.
 
     Args:
       devices: what to compile for; those of `config.topology`, or CPUs, without it.
@@ -166,7 +166,7 @@ def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
         jax.config.update("jax_num_cpu_devices", num_devices)
         return jax.devices("cpu")
     try:
-        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import libtpu  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise InputError(
             f"topology={topology!r} takes the extra `tpu-aot`: pip install 'emodistill[tpu-aot]'."
@@ -205,7 +205,7 @@ _NO_TPU_HERE = {
 
 
 def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
-    if config.stage == "sft":
+    if config.objective == "sft":
         return sft_loss_of_batch, SFTConfig()
     return loss_of(JPOConfig()), JPOConfig()
 
@@ -242,7 +242,7 @@ def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(shape, mesh))
 
-    is_jpo = config.stage == "jpo"
+    is_jpo = config.objective == "jpo"
     return Batch(
         tokens_BT=array(jnp.int32, B, T),
         positions_BT=array(jnp.int32, B, T),

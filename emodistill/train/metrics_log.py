@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from emodistill.runs import replacing
+from emodistill.files import replacing
 
 METRICS = "metrics.jsonl"
 

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 
 from emodistill.batches import Batch, PackedBatches
 from emodistill.errors import InputError
+from emodistill.files import canonical_json
 from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
-from emodistill.runs import canonical_json, write_tensors
+from emodistill.tensor_files import write_tensors
 from emodistill.train.loop import STEPS_AHEAD
 from emodistill.train.trainer import response_logprobs
 

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 from emodistill.configs import StateKind
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.runs import write_json, write_tensors
+from emodistill.files import write_json
+from emodistill.tensor_files import write_tensors
 
 DESCRIPTION = "selector.json"
 ARRAYS = "selector.safetensors"

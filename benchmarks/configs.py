@@ -1,0 +1,169 @@
+"""The settings of every benchmark; free of jax, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from emodistill.configs import Config, Packing, require, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark(Config):
+    """What every benchmark has."""
+
+    module: ClassVar[str]
+    """The module of this package whose `run` takes the settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedBenchmark(Benchmark):
+    """A benchmark that measures all contenders several times, in alternation."""
+
+    rounds: int = setting(3, ge=1)
+    """How often each contender is measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepBenchmark(RepeatedBenchmark):
+    """The API client under load."""
+
+    stage: ClassVar[str] = "bench-sweep"
+    module: ClassVar[str] = "sweep"
+    peers: tuple[Literal["openai", "litellm"], ...] = ("openai", "litellm")
+    """Libraries to compare with."""
+    in_flight: int = 256
+    """Calls that wait for their answers at the same time."""
+    latency_s: float = 0.5
+    """What the server waits before it answers a call."""
+    calls: int = 16_384
+    """Calls of a round."""
+    long_calls: int = 20_000
+    """Calls of the run that watches memory."""
+
+    def __post_init__(self) -> None:
+        RepeatedBenchmark.__post_init__(self)
+        require(
+            self.calls >= self.in_flight >= 1,
+            f"in_flight={self.in_flight} must lie between 1 and calls={self.calls}.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBenchmark(RepeatedBenchmark):
+    """Reply tokens per second of a training stage."""
+
+    module: ClassVar[str] = "training"
+    size: Literal["slice", "embedded"] = "slice"
+    """A slice of the 7B model at its full width, or the student that ships."""
+    num_layers: int = setting(1, ge=1)
+    """Layers of the slice."""
+    kept: float = setting(1.0, gt=0, le=1)
+    """Share of a sweep's turns that are trained on."""
+    batch_size: int = 16
+    """Samples of an optimiser step."""
+    steps: int = setting(1, ge=1)
+    """Optimiser steps of a round."""
+    peer_samples: int = setting(8, ge=1)
+    """Samples of each step that a peer trains on."""
+    packing: Packing = "tree"
+    """How samples share rows (see `train_sft.py`)."""
+    max_micro_tokens: int = 4096
+    """Tokens of a micro-batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTBenchmark(TrainingBenchmark):
+    """SFT: reply tokens per second on the same samples."""
+
+    stage: ClassVar[str] = "bench-sft"
+    peers: tuple[Literal["peft", "trl"], ...] = ("peft", "trl")
+    """Libraries to compare with."""
+    kept: float = setting(0.25, gt=0, le=1)
+    """Share of a sweep's turns that are trained on; SFT keeps the best quarter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JPOBenchmark(TrainingBenchmark):
+    """JPO over two epochs, the reference pass included: reply tokens per second."""
+
+    stage: ClassVar[str] = "bench-jpo"
+    peers: tuple[Literal["upstream-style", "peft-stored"], ...] = ("upstream-style", "peft-stored")
+    """PEFT loops to compare with: two forward passes a sample, or stored reference log-probs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MFUBenchmark(TrainingBenchmark):
+    """Useful arithmetic of an SFT step over what matrix products reach on this device."""
+
+    stage: ClassVar[str] = "bench-mfu"
+    num_layers: int = setting(2, ge=1)
+    """Layers of the slice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IQLBenchmark(RepeatedBenchmark):
+    """Updates per second of the emotion selector's training."""
+
+    stage: ClassVar[str] = "bench-iql"
+    module: ClassVar[str] = "iql"
+    peers: tuple[Literal["torch"], ...] = ("torch",)
+    """Libraries to compare with."""
+    num_steps: int = setting(1_000, ge=1)
+    """Updates of a round."""
+    peer_steps: int = 300
+    """Updates of a peer's round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingBenchmark(Benchmark):
+    """What packing costs and saves as samples and turns grow in number."""
+
+    stage: ClassVar[str] = "bench-packing"
+    module: ClassVar[str] = "packing"
+    num_samples: int = 100_000
+    """Size of the set whose packing is timed."""
+    packing: Packing = "tree"
+    """How samples share rows (see `train_sft.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBenchmark(RepeatedBenchmark):
+    """Loading a random checkpoint from files onto devices."""
+
+    stage: ClassVar[str] = "bench-load"
+    module: ClassVar[str] = "load"
+    peers: tuple[Literal["transformers"], ...] = ("transformers",)
+    """Libraries to compare with."""
+    model: str = "qwen2.5-7b"
+    """The model whose shapes the checkpoint has (see `plan.py memory`)."""
+    num_layers: int | None = None
+    """All layers without it, or as many as disk and memory have room for."""
+    dir: Path | None = None
+    """Where to keep the checkpoint meanwhile; the system's temporary folder without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBenchmark(Benchmark):
+    """Memory of a training step on one device and on eight, compiled ahead of time."""
+
+    stage: ClassVar[str] = "bench-memory"
+    module: ClassVar[str] = "memory"
+    model: str = "qwen2.5-7b"
+    """The model whose shapes are compiled (see `plan.py memory`)."""
+
+
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    cls.stage.removeprefix("bench-"): cls
+    for cls in (
+        SweepBenchmark,
+        SFTBenchmark,
+        JPOBenchmark,
+        MFUBenchmark,
+        PackingBenchmark,
+        IQLBenchmark,
+        LoadBenchmark,
+        MemoryBenchmark,
+    )
+}

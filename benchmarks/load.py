@@ -1,0 +1,111 @@
+"""How much host memory loading a checkpoint takes beside the weights, and how long it lasts.
+
+A random checkpoint of the 7B model's shapes is read by each contender in a process of its own. The
+host's peak is what the process held at most beside the weights themselves, which on CPU have to be
+in the host's memory too. Pages of the memory-mapped files, which the system takes back when it
+needs them, are not counted; on CPU transformers leaves the weights there, unread, and so the clock
+stops only after a pass over all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.configs import LoadBenchmark
+from benchmarks.loaders import GB, file_sizes, kernel_bytes, load_figures
+from benchmarks.rounds import OURS, Figures, alternate, in_own_process, medians, report
+from emodistill.errors import InputError
+from emodistill.model import Qwen2, Qwen2Config, save_qwen2
+from emodistill.model.config import read_architecture
+from emodistill.seeding import stream
+
+FILE_BYTES = 4 * 10**9
+"""At most so many bytes are in a checkpoint's file, and so in memory while it is written."""
+
+
+def run(config: LoadBenchmark) -> None:
+    """Measure, print a line per round and contender, then the result."""
+    with tempfile.TemporaryDirectory(dir=config.dir) as name:
+        folder = Path(name)
+        whole = read_architecture(config.model)
+        num_layers = _layers_that_fit(whole, config, folder)
+        write_checkpoint(folder, dataclasses.replace(whole, num_layers=num_layers))
+        sizes = file_sizes(folder)
+        print(
+            f"{config.model}, {num_layers} layers: {sum(sizes) / GB:.1f} GB in files of at most "
+            f"{max(sizes) / GB:.2f} GB",
+            flush=True,
+        )
+
+        def measure(contender: str, number: int) -> Figures:
+            return in_own_process(load_figures, contender, folder)
+
+        contenders = {name: partial(measure, name) for name in (OURS, *config.peers)}
+        line = "{gb:.2f} GB beside the weights, {seconds:.1f} s"
+        rounds = alternate(contenders, config.rounds, line)
+    extra = {
+        "seconds": medians(rounds, "seconds"),
+        "held_in_the_end_gb": medians(rounds, "end_gb"),
+        "largest_file_gb": max(sizes) / GB,
+        "files_gb": sum(sizes) / GB,
+        "num_layers": num_layers,
+    }
+    report(config, "host peak / largest file", rounds, "share", extra, is_more_better=False)
+
+
+def _abstract(architecture: Qwen2Config) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Qwen2(architecture, key=jax.random.key(0))))
+
+
+def write_checkpoint(folder: Path, architecture: Qwen2Config) -> None:
+    """A random checkpoint in bfloat16.
+
+    All weights are views of one block of noise, as large as the largest of them, and all layers
+    have the same: no more memory is needed than for the file that is being written.
+    """
+    graphdef, state = _abstract(architecture)
+    largest = max(math.prod(leaf.shape[-2:]) for leaf in jax.tree.leaves(state))
+    # Repeating a part of the block takes a second where drawing all of it would take many.
+    noise = 0.02 * stream(0, "checkpoint").standard_normal(min(largest, 2**24), np.float32)
+    block = np.resize(noise.astype(jnp.bfloat16), largest)
+
+    def view(leaf: Any) -> np.ndarray:
+        shape = leaf.shape[-2:]
+        return np.broadcast_to(block[: math.prod(shape)].reshape(shape), leaf.shape)
+
+    save_qwen2(nnx.merge(graphdef, jax.tree.map(view, state)), folder)
+
+
+def _layers_that_fit(whole: Qwen2Config, config: LoadBenchmark, folder: Path) -> int:
+    """As many layers as the model has, or as disk and memory have room for.
+
+    Raises:
+      InputError: there is no room for two.
+    """
+
+    def num_bytes(num_layers: int) -> int:
+        _, state = _abstract(dataclasses.replace(whole, num_layers=num_layers))
+        return 2 * sum(leaf.size for leaf in jax.tree.leaves(state))
+
+    one = num_bytes(1)
+    layer = num_bytes(2) - one
+    memory = kernel_bytes("/proc/meminfo", "MemAvailable")
+    room = min(0.9 * shutil.disk_usage(folder).free, 0.9 * memory - FILE_BYTES / 2)
+    num_layers = min(config.num_layers or whole.num_layers, 1 + int((room - one) // layer))
+    if num_layers < 2:
+        raise InputError(
+            f"{folder} or memory has no room for two layers of {config.model}; free some, name "
+            "another --dir or a smaller --model."
+        )
+    return num_layers

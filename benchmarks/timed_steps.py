@@ -1,0 +1,60 @@
+"""This project's training steps on a checkpoint, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emodistill.batches import Step
+from emodistill.configs import JPOConfig, SFTConfig
+from emodistill.model import LoRAParam, add_lora, load_qwen2
+from emodistill.seeding import jax_key
+from emodistill.train.objectives import loss_of
+from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.trainer import Trainer, response_logprobs
+
+JPO_EPOCHS = 2
+"""Epochs of JPO, which share the cost of one reference pass."""
+
+
+class TimedSteps:
+    """A checkpoint with a new LoRA, and the compiled step of SFT or JPO.
+
+    A micro-batch shape that was not seen before is compiled within the measured time; run the
+    steps once before their times count.
+    """
+
+    def __init__(self, folder: Path, stage: Literal["sft", "jpo"]) -> None:
+        model = load_qwen2(folder, dtype=jnp.float32)
+        self.architecture = model.config
+        add_lora(model, rank=16, alpha=32.0, rng=jax_key(0, "lora"))
+        graphdef, lora, self._frozen = nnx.split(model, LoRAParam, ...)
+        loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig())
+        self._trainer = Trainer(graphdef, loss_fn, SFTConfig(), num_steps=100)
+        self._state = self._trainer.init(lora)
+        self._logprobs = jax.jit(
+            lambda lora, frozen, batch: response_logprobs(nnx.merge(graphdef, lora, frozen), batch)
+        )
+
+    def seconds(self, steps: Sequence[Step]) -> float:
+        """The time of these optimiser steps, their rows on the device already."""
+        placed = [self._trainer.place(step.batches) for step in steps]
+        started = time.perf_counter()
+        for batches in placed:
+            self._state, metrics = self._trainer.step(self._state, self._frozen, batches)
+        jax.block_until_ready((self._state, metrics))
+        return time.perf_counter() - started
+
+    def reference_seconds(self, steps: Sequence[Step]) -> float:
+        """The time of the forward passes that give the reference's log-probs of these steps."""
+        batches = [batch for step in steps for batch in step.batches]
+        lora = self._state.lora
+        started = time.perf_counter()
+        jax.block_until_ready([self._logprobs(lora, self._frozen, batch) for batch in batches])
+        return time.perf_counter() - started

@@ -1,0 +1,187 @@
+"""The peers of `training`: PEFT loops as they are usually written, and TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+from benchmarks.timed_steps import JPO_EPOCHS
+from emodistill.batches import Example
+
+PADDED_BATCH = 4
+Tensors = Mapping[str, torch.Tensor]
+
+
+def _student(folder: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.config.use_cache = False
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _padded(examples: Sequence[Example]) -> Tensors:
+    """Right-padded input_ids, attention_mask and labels; only replies are labels."""
+    rows = [
+        {
+            "input_ids": [*one.prompt_ids, *one.response_ids],
+            "labels": [-100] * len(one.prompt_ids) + [*one.response_ids],
+        }
+        for one in examples
+    ]
+    return DataCollatorForLanguageModeling(pad_token_id=0)(rows)
+
+
+def _sft_loss(model: Any, batch: Tensors, reference: None) -> torch.Tensor:
+    """The model's own loss."""
+    return model(**batch).loss
+
+
+def _logprobs(model: Any, batch: Tensors) -> torch.Tensor:
+    """Log-probs of the next tokens, [B, T - 1]; what is no reply means nothing."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    targets = batch["labels"][:, 1:].clamp(min=0)
+    return torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, targets[..., None])[..., 0]
+
+
+@torch.no_grad()
+def _reference_logprobs(model: Any, batch: Tensors) -> torch.Tensor:
+    with model.disable_adapter():
+        return _logprobs(model, batch)
+
+
+def _jpo_loss(model: Any, batch: Tensors, reference: torch.Tensor | None) -> torch.Tensor:
+    """The loss with stored log-probs of the reference, or with a forward pass for them."""
+    ref = _reference_logprobs(model, batch) if reference is None else reference
+    logp, mask = _logprobs(model, batch), batch["labels"][:, 1:] != -100
+    ratio = torch.exp(((logp - ref) * mask).sum(dim=1) / mask.sum(dim=1))
+    advantage = torch.ones_like(ratio)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    delta = (ref - logp) * mask
+    kl = ((torch.exp(delta) - delta - 1) * mask).sum() / mask.sum()
+    return 0.04 * kl - surrogate
+
+
+class PEFTLoop:
+    """The plain loop over padded batches, samples of similar length together."""
+
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        *,
+        loss: Callable[[Any, Tensors, Any], torch.Tensor],
+        batch_size: int = PADDED_BATCH,
+        stores_reference: bool = False,
+    ) -> None:
+        self._model, self._loss, self._batch_size = _student(folder), loss, batch_size
+        self._stores_reference = stores_reference
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=1e-6)
+
+    def seconds(self, examples: Sequence[Example]) -> float:
+        """The time of one optimiser step, and of its share of the reference pass."""
+        size = self._batch_size
+        by_length = sorted(examples, key=lambda example: example.num_tokens)
+        batches = [_padded(by_length[i : i + size]) for i in range(0, len(by_length), size)]
+        references: list[torch.Tensor | None] = [None] * len(batches)
+        reference_s = 0.0
+        if self._stores_reference:
+            started = time.perf_counter()
+            references = [_reference_logprobs(self._model, batch) for batch in batches]
+            reference_s = time.perf_counter() - started
+        started = time.perf_counter()
+        for batch, reference in zip(batches, references, strict=True):
+            (self._loss(self._model, batch, reference) / len(batches)).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return reference_s / JPO_EPOCHS + time.perf_counter() - started
+
+
+class _Clock(TrainerCallback):
+    """Runs from the first step's start to the last step's end."""
+
+    started = ended = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = self.started or time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ended = time.perf_counter()
+
+
+class TRLTrainer:
+    """SFTTrainer with packing; the clock runs over its steps alone."""
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        self._model, self._max_tokens = _student(folder), max_tokens
+        # SFTTrainer asks for a tokenizer, although the samples are token ids already.
+        words = {f"<{i}>": i for i in range(self._model.config.vocab_size)}
+        core = Tokenizer(models.WordLevel(words, unk_token="<0>"))
+        self._tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=core, eos_token="<0>", pad_token="<0>", unk_token="<0>"
+        )
+
+    def seconds(self, examples: Sequence[Example]) -> float:
+        """The time of the steps over these samples."""
+        rows = [
+            {
+                "input_ids": [*map(int, one.prompt_ids), *map(int, one.response_ids)],
+                "completion_mask": [0] * len(one.prompt_ids) + [1] * len(one.response_ids),
+            }
+            for one in examples
+        ]
+        clock = _Clock()
+        with tempfile.TemporaryDirectory() as name:
+            arguments = SFTConfig(
+                output_dir=name,
+                packing=True,
+                completion_only_loss=True,
+                max_length=self._max_tokens,
+                per_device_train_batch_size=1,
+                gradient_accumulation_steps=1,
+                num_train_epochs=1,
+                gradient_checkpointing=False,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            )
+            trainer = SFTTrainer(
+                model=self._model,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=self._tokenizer,
+                callbacks=[clock],
+            )
+            trainer.train()
+        return clock.ended - clock.started
+
+
+PEERS: Mapping[str, Callable[[Path, int], PEFTLoop | TRLTrainer]] = {
+    "peft": partial(PEFTLoop, loss=_sft_loss),
+    "trl": TRLTrainer,
+    "upstream-style": partial(PEFTLoop, loss=_jpo_loss, batch_size=1),
+    "peft-stored": partial(PEFTLoop, loss=_jpo_loss, stores_reference=True),
+}
+"""By name, from a checkpoint and the longest row."""

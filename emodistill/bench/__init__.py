@@ -1,1 +1,0 @@
-"""Speed and size against the libraries that people would use instead (`scripts/bench.py`)."""

@@ -1,0 +1,85 @@
+"""The settings of every stage: one frozen dataclass each, with the paper's defaults (Appendix F).
+
+Free of jax, so that `--help` answers at once.
+"""
+
+from emodistill.configs.base import (
+    AUTO,
+    BLIND_JUDGE,
+    DEFAULT_RUN,
+    EMBEDDED,
+    SIMULATED,
+    SIMULATED_MODELS,
+    TYPED_COUNTERPARTIES,
+    AgreementRule,
+    ApiConfig,
+    Config,
+    DomainName,
+    ExperimentConfig,
+    OfferReaderKind,
+    Quantization,
+    Split,
+    require,
+    setting,
+)
+from emodistill.configs.data import (
+    DialogueConfig,
+    ExportConfig,
+    ImportConfig,
+    JudgeConfig,
+    PlanConfig,
+    SweepConfig,
+)
+from emodistill.configs.playing import (
+    DEFAULT_CELL,
+    EMBEDDED_TEMPERATURE,
+    METHODS,
+    TEMPERATURE,
+    EvaluateConfig,
+    MatchConfig,
+    PairConfig,
+    QuickstartConfig,
+    ReportConfig,
+    SimulatorConfig,
+    TournamentConfig,
+)
+from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyConfig
+from emodistill.configs.training import (
+    AdapterConfig,
+    ALoLConfig,
+    DPOConfig,
+    IQLConfig,
+    IQLSignal,
+    JPOConfig,
+    JPOSignal,
+    MemoryConfig,
+    MeshShape,
+    Packing,
+    RatioKind,
+    RefinementConfig,
+    Remat,
+    SFTConfig,
+    SFTSignal,
+    StateKind,
+)
+
+CONFIGS: dict[str, type[Config]] = {
+    cls.stage: cls
+    for cls in (
+        SweepConfig,
+        JudgeConfig,
+        IQLConfig,
+        SFTConfig,
+        JPOConfig,
+        ALoLConfig,
+        DPOConfig,
+        EvaluateConfig,
+        TournamentConfig,
+        ReportConfig,
+        QuickstartConfig,
+        SimulatorConfig,
+        MemoryConfig,
+        *STUDIES.values(),
+    )
+}
+"""Section of a configuration file -> the settings that it holds."""

@@ -1,0 +1,172 @@
+"""What every stage's settings are made of: bounds, two kinds of defaults, and the shared fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
+
+from emodistill.errors import InputError
+
+DomainName = Literal["crad", "disaster", "hospital", "student"]
+AgreementRule = Literal["stand", "upstream"]
+OfferReaderKind = Literal["pattern", "llm"]
+Split = Literal["test", "validation"]
+Quantization = Literal["int8", "nf4"]
+
+EMBEDDED = "embedded"
+"""The name of the student that ships in the package."""
+AUTO = "auto"
+"""A setting that is left to a rule: the student's own value, or the cluster's own address."""
+DEFAULT_RUN = Path("runs/default")
+
+SIMULATED_MODELS = {
+    "focal": "sim-teacher",
+    "counterparty": "sim-counterparty",
+    "judge": "sim-judge",
+    "reader": "sim-reader",
+}
+"""The simulator's model for each part that a language model plays."""
+TYPED_COUNTERPARTIES = {
+    "sim-proud": "proud",
+    "sim-anxious": "anxious",
+    "sim-practical": "practical",
+}
+"""Simulated counterparties that are all of one type, which `sim-counterparty` draws by lot."""
+BLIND_JUDGE = "sim-blind-judge"
+"""A simulated judge whose scores are noise and nothing else."""
+SIMULATED = (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, BLIND_JUDGE)
+"""Every model that the simulator serves."""
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    ByStudent = Union[T, T]  # noqa: UP007  (a configuration that exists holds a T)
+else:
+    ByStudent = Union[T, Literal["auto"]]  # noqa: UP007  (`|` makes no generic alias)
+"""The type of a setting whose default depends on the student (see `setting`)."""
+
+
+def setting(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    hint: str = "",
+    embedded: Any = dataclasses.MISSING,
+    operational: bool = False,
+) -> Any:
+    """A field of a configuration, with what its value must satisfy.
+
+    Args:
+      ge, gt, le, lt: bounds, as in `>=`, `>`, `<=` and `<`.
+      hint: what the error message adds.
+      embedded: the default for the embedded student. The field then holds `auto` until the
+        configuration is built, so that the student decides, whichever flag or file named it.
+      operational: the setting changes speed or storage, never results. It stays out of manifests
+        and cell names.
+    """
+    metadata: dict[str, Any] = {
+        "bounds": (ge, gt, le, lt),
+        "hint": hint,
+        "operational": operational,
+    }
+    if embedded is not dataclasses.MISSING:
+        metadata["by_student"] = {True: embedded, False: default}
+        default = AUTO
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition`."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings whose fields are checked against their bounds."""
+
+    stage: ClassVar[str]
+    """Names the stage, and its section in a configuration file."""
+    student_field: ClassVar[str | None] = None
+    """The setting that names the student, where one trains or plays."""
+    outside_cell: ClassVar[frozenset[str]] = frozenset({"domain", "model"})
+    """Settings that make no cell: a run has one student, and manifests refuse another."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata
+            if value == AUTO and "by_student" in rule:
+                value = rule["by_student"][getattr(self, self.student_field or "") == EMBEDDED]
+                object.__setattr__(self, field.name, value)
+            ge, gt, le, lt = rule.get("bounds", (None,) * 4)
+            low, high = (gt if ge is None else ge), (lt if le is None else le)
+            if value is None or (low is None and high is None):
+                continue
+            # Written so that NaN, which compares false with everything, is refused.
+            is_inside = (low is None or (value >= low if gt is None else value > low)) and (
+                high is None or (value <= high if lt is None else value < high)
+            )
+            if high is not None:
+                open_, close = "[("[gt is not None], "])"[lt is not None]
+                bounds = f"must lie in {open_}{low:g}, {high:g}{close}"
+            else:
+                bounds = f"must be {'at least' if gt is None else '>'} {low:g}"
+            hint = f"; {rule['hint']}" if rule.get("hint") else ""
+            if not is_inside:
+                raise InputError(f"{field.name}={value} {bounds}{hint}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the result, for manifests and cell names."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("operational")
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentConfig(Config):
+    """What every stage of a run shares."""
+
+    run: Path = setting(DEFAULT_RUN, operational=True)
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """Which of the four negotiation domains."""
+    seed: int = 0
+    """Names every random stream of the stage."""
+    provider: str | None = setting(None, operational=True)
+    """dashscope, openai, deepseek, openrouter, vllm or llamacpp; without one, the simulator."""
+    base_url: str | None = setting(None, operational=True)
+    """Any OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no real language model was asked for."""
+        return self.provider in (None, "simulator") and self.base_url is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig(ExperimentConfig):
+    """A stage that calls language models; with neither provider nor base URL, the simulator."""
+
+    concurrency: int = setting(6, ge=1, operational=True)
+    """Dialogues (or judge calls) in flight at once."""
+    max_cost_usd: float | None = setting(None, operational=True)
+    """Stop cleanly once this much has been spent."""
+    timeout_s: float = setting(120.0, gt=0, operational=True)
+    """Seconds for one attempt at a call, which is then tried again."""
+    record: Path | None = setting(None, operational=True)
+    """A folder that keeps every call."""
+    replay: Path | None = setting(None, operational=True)
+    """A folder made by --record, which answers every call instead of any server."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        require(
+            self.record is None or self.replay is None,
+            "--record and --replay exclude each other: a replay hears nothing new.",
+        )

@@ -1,0 +1,123 @@
+"""Settings of stages 1 and 2: the sweep, its forecast, the judge, and datasets of their data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from emodistill.configs.base import (
+    DEFAULT_RUN,
+    AgreementRule,
+    ApiConfig,
+    Config,
+    DomainName,
+    OfferReaderKind,
+    setting,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogueConfig(ApiConfig):
+    """What every stage shares that plays dialogues."""
+
+    num_scenarios: int | None = setting(None, ge=1, hint="leave it out for all")
+    """Scenarios to play; all of them if left out."""
+    num_seeds: int = setting(100, ge=1)
+    """Dialogues per scenario."""
+    model: str | None = None
+    """The language model in the focal role."""
+    counterparty: str | None = None
+    """The language model in the counterparty's role."""
+    focal_temperature: float | None = setting(0.7, ge=0, le=2)
+    """Sampling temperature in the focal role."""
+    counterparty_temperature: float = setting(0.7, ge=0, le=2)
+    """Sampling temperature in the counterparty's role."""
+    max_reply_tokens: int = 160
+    """Tokens of one utterance at most."""
+    max_turns: int = setting(30, ge=2)
+    """Turns of a dialogue at most, both sides together."""
+    agreement: AgreementRule = "stand"
+    """When a dialogue counts as agreed; `upstream` is the |difference| <= 5 rule, to compare."""
+    offer_reader: OfferReaderKind = "pattern"
+    """`llm` asks a language model which figure each utterance puts forward."""
+    reader: str | None = None
+    """The language model that reads offers, with --offer-reader llm."""
+    prompt_pack: Path | None = None
+    """A folder with your own prompt pack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig(DialogueConfig):
+    """Stage 1: dialogues under seeded random emotions (paper §3.1, Appendix E.2)."""
+
+    stage: ClassVar[str] = "sweep"
+    scenarios: Path | None = None
+    """A published table (.csv) or scenario lines (.jsonl); the built-in generator if left out."""
+    strict: bool = False
+    """Refuse a table with unplayable rows instead of leaving those rows out."""
+    focal_temperature: float = setting(0.7, ge=0, le=2)
+    """Sampling temperature in the focal role."""
+    num_test: int = 20
+    """Scenarios held out for evaluation."""
+    num_validation: int = 0
+    """Scenarios taken from the training ones for choosing settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig(SweepConfig):
+    """A forecast of the sweep with these settings, and of its judging."""
+
+    pilot: int = setting(160, ge=2, hint="160 is plenty", operational=True)
+    """Dialogues to play and judge for the forecast; the sweep goes on from them."""
+    judge: str | None = setting(None, operational=True)
+    """The judging model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig(ApiConfig):
+    """Stage 2: a language model scores focal turns, or whole dialogues, from 1 to 10."""
+
+    stage: ClassVar[str] = "judge"
+    judge: str | None = None
+    """The judging model."""
+    level: Literal["turn", "dialogue"] = "turn"
+    """Score every focal turn, or each dialogue as a whole."""
+    repeats: int = setting(1, ge=1)
+    """Independent scores per item."""
+    retry_unanswered: bool = setting(False, operational=True)
+    """Ask once more for the items that a server refused or never answered."""
+    compare: str | None = setting(None, operational=True)
+    """Ask nothing; say how far the existing scores are from those of this other judge."""
+    prompt_pack: Path | None = None
+    """A folder with your own prompt pack, whose rubric the judge reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig(Config):
+    """A run's sweep, scores and training turns as a Hugging Face dataset (docs/data.md)."""
+
+    stage: ClassVar[str] = "export"
+    run: Path = DEFAULT_RUN
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """crad, disaster, hospital or student."""
+    judge: str | None = None
+    """The judge whose scores the turns get, where there are several."""
+    prompt_pack: Path | None = None
+    """A folder with your own prompt pack, which the turns' prompts are rendered with."""
+    out: Path | None = None
+    """The dataset's folder, which must not exist; RUN/DOMAIN/dataset if left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportConfig(Config):
+    """The files of a run out of a dataset's dialogues, judgements and scenarios."""
+
+    stage: ClassVar[str] = "import"
+    source: str = ""
+    """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
+    run: Path = DEFAULT_RUN
+    """The folder of the experiment."""
+    domain: DomainName = "crad"
+    """crad, disaster, hospital or student."""

@@ -1,0 +1,181 @@
+"""Settings of stage 5 and what follows it: evaluation, tournament, report, and the servers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from emodistill.configs.base import (
+    DEFAULT_RUN,
+    EMBEDDED,
+    Config,
+    DomainName,
+    Quantization,
+    Split,
+    require,
+    setting,
+)
+from emodistill.configs.data import DialogueConfig
+from emodistill.emotions import EMOTION_INDEX
+
+METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
+"""The methods of Table 1, in its order."""
+DEFAULT_CELL = "default"
+TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
+"""Sampling temperatures where none is asked for: the paper's, and the embedded student's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchConfig(DialogueConfig):
+    """What the stages share that play held-out scenarios."""
+
+    student_field: ClassVar[str | None] = "student"
+    outside_cell: ClassVar[frozenset[str]] = Config.outside_cell | {
+        *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
+        *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
+    }
+    num_seeds: int = setting(1, ge=1)
+    """Dialogues per scenario."""
+    focal_temperature: float | None = setting(None, ge=0, le=2)
+    """Sampling temperature in the focal role. If left out, 0.7, and 0.4 for the embedded student,
+    whose unlikely tokens are mostly noise."""
+    split: Split = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings."""
+    student: str = EMBEDDED
+    """`embedded`, or the folder of the student's base checkpoint."""
+    quantize: Quantization | None = None
+    """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
+    cells: Mapping[str, str] = field(default_factory=dict)
+    """STAGE CELL pairs, such as `jpo kappa=0.5-1f3c`: the cells to play; `default` if left out."""
+    policy: Literal["network", "closed-form"] = "network"
+    """The regressed policy network, or exp(β(Q−V)) itself."""
+    greedy: bool = False
+    """Take the most probable emotion instead of sampling."""
+
+    def __post_init__(self) -> None:
+        DialogueConfig.__post_init__(self)
+        named = {stage: cell for stage, cell in self.cells.items() if cell != DEFAULT_CELL}
+        object.__setattr__(self, "cells", named)
+
+    def cell(self, stage: str) -> str:
+        """The cell of `stage` that is played."""
+        return self.cells.get(stage, DEFAULT_CELL)
+
+    def identity(self) -> dict[str, Any]:
+        rest = DialogueConfig.identity(self)
+        return rest | {f"{stage}_cell": cell for stage, cell in rest.pop("cells").items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(MatchConfig):
+    """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
+
+    stage: ClassVar[str] = "evaluate"
+    method: str = "iql+sft+jpo"
+    """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
+    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, free-sft, free-jpo, free-sft+jpo, oracle."""
+    emotion: str | None = None
+    """What `--method fixed` expresses at every turn."""
+    trained_on: DomainName | None = None
+    """The domain that selector and adapter come from, where it is another one."""
+    selector: Literal["source", "target"] = "source"
+    """With --trained-on: the selector of that domain, or of the one that is played."""
+
+    def __post_init__(self) -> None:
+        MatchConfig.__post_init__(self)
+        require(
+            self.emotion is None or self.emotion in EMOTION_INDEX,
+            f"emotion={self.emotion!r} is none of the 28 labels: {', '.join(EMOTION_INDEX)}.",
+        )
+        require(
+            (self.emotion is not None) == (self.method == "fixed"),
+            "--method fixed and --emotion LABEL go together.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairConfig(EvaluateConfig):
+    """A pair of a tournament: a method in either role."""
+
+    stage: ClassVar[str] = "tournament"
+    opponent: str
+    """The method in the counterparty's role."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TournamentConfig(MatchConfig):
+    """Methods play each other, each in both roles, on the held-out scenarios (Table 13)."""
+
+    stage: ClassVar[str] = "tournament"
+    methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft+jpo", "free-sft+jpo")
+    """V, I, E and E0 of Table 13; any others (see `evaluate.py --method`), but not `oracle`."""
+
+    def __post_init__(self) -> None:
+        MatchConfig.__post_init__(self)
+        require(len(self.methods) > 0, "methods is empty; name one at least.")
+        for name in self.methods:
+            require(self.methods.count(name) == 1, f"methods names {name} twice.")
+
+    def pair(self, focal: str, counterparty: str) -> PairConfig:
+        """The settings with which two of the methods play each other."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(MatchConfig)}
+        return PairConfig(method=focal, opponent=counterparty, **shared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig(Config):
+    """Tables, figures and the page of a run."""
+
+    stage: ClassVar[str] = "report"
+    run: Path = DEFAULT_RUN
+    """The folder of the experiment."""
+    only: str | None = None
+    """One table or figure, e.g. table-1."""
+    counterparty: str | None = None
+    """The counterparty whose dialogues to report on, where methods have met several."""
+    judge: str | None = None
+    """The judge whose scores rank the emotions, where there are several."""
+    num_resamples: int = 10_000
+    """Bootstrap resamples."""
+    seed: int = 0
+    """Names the random streams of the bootstrap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorConfig(Config):
+    """Where the simulated models are served."""
+
+    stage: ClassVar[str] = "simulator"
+    host: str = "127.0.0.1"
+    """The address to listen at; only this machine reaches the default."""
+    port: int = 8000
+    """The port to listen at; 0 takes a free one."""
+    faults: tuple[str, ...] | None = None
+    """What goes wrong, as shares of the calls: `429=0.1 cut hang=0.01`; without any, everything."""
+    log: Path | None = None
+    """A file that gets a line for every call."""
+    seed: int = 0
+    """Names the random stream of the faults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartConfig(Config):
+    """All stages in order; their sizes come from the configuration file."""
+
+    stage: ClassVar[str] = "quickstart"
+    run: Path = Path("runs/quickstart")
+    """The folder of the experiment; started again, finished stages are kept."""
+    domains: tuple[DomainName, ...] = ("crad",)
+    """Domains to go through, one after the other."""
+    methods: tuple[str, ...] = METHODS
+    """Methods to evaluate."""
+    studies: tuple[str, ...] = ()
+    """signal, kappa, kl, rank, iql, transfer, counterparty, emotion-free, refinement, emotions,
+    tournament; those that take one domain run in the first one."""
+    seed: int = 0
+    """Names every random stream."""
+    fast: bool = False
+    """About two minutes, too small for conclusions (configs/fast.yaml)."""

@@ -1,0 +1,222 @@
+"""Settings of the studies, with the paper's grids (Appendix F)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from emodistill.configs.base import (
+    EMBEDDED,
+    Config,
+    DomainName,
+    ExperimentConfig,
+    Split,
+    require,
+    setting,
+)
+
+ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig(ExperimentConfig):
+    """What every study shares; what is left out is as the stages' settings have it."""
+
+    student_field: ClassVar[str | None] = "student"
+    study: ClassVar[str]
+    """Names the study, its subcommand and its file of arms."""
+    has_choices: ClassVar[bool] = True
+    """Whether the study compares settings, which --split validation is for."""
+    model: str | None = None
+    """The language model in the focal role, for methods that one writes for."""
+    student: str = EMBEDDED
+    """`embedded`, or the folder of the student's base checkpoint."""
+    counterparty: str | None = None
+    """The language model in the counterparty's role."""
+    split: Split = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings."""
+    judge: str | None = None
+    """The judge whose scores are learned from; in the study of emotions, the one who gives them."""
+    num_scenarios: int | None = None
+    """Held-out scenarios that each arm plays."""
+    num_seeds: int | None = None
+    """Dialogues per scenario."""
+    concurrency: int | None = setting(None, ge=1, operational=True)
+    """Dialogues (or judge calls) in flight at once."""
+    timeout_s: float | None = setting(None, gt=0, operational=True)
+    """Seconds for one attempt at a call, which is then tried again."""
+    max_cost_usd: float | None = setting(None, operational=True)
+    """Stop cleanly once the study has spent this much."""
+    record: Path | None = setting(None, operational=True)
+    """A folder that keeps every call."""
+    replay: Path | None = setting(None, operational=True)
+    """A folder made by --record, which answers every call instead of any server."""
+    launcher: Literal["local", "ray"] = setting("local", operational=True)
+    """`ray` (extra [ray]) runs arms side by side, on every machine of a Ray cluster."""
+    ray_cpus: float = setting(1.0, gt=0, operational=True)
+    """CPU cores that each training and each arm holds under `--launcher ray`."""
+    ray_gpus: float = setting(0.0, ge=0, operational=True)
+    """GPUs that each training and each arm holds under `--launcher ray`."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        for flag in ("max_cost_usd", "record"):
+            require(
+                self.launcher == "local" or getattr(self, flag) is None,
+                f"--{flag.replace('_', '-')} needs --launcher local: arms that run side by side "
+                "can't share it.",
+            )
+        require(
+            self.split == "test" or self.has_choices,
+            f"{self.study}: --split validation is for choosing settings, and there are none to be "
+            "chosen here; leave it out.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalStudy(StudyConfig):
+    """Which signal each stage learns from (Tables 2 and 11)."""
+
+    study: ClassVar[str] = "signal"
+    stage: ClassVar[str] = "study-signal"
+    stages: tuple[Literal["iql", "sft", "jpo"], ...] = ("iql", "sft", "jpo")
+    """The stages whose signals are compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KappaStudy(StudyConfig):
+    """The weight of negative advantages in JPO (Table 6)."""
+
+    study: ClassVar[str] = "kappa"
+    stage: ClassVar[str] = "study-kappa"
+    values: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """The values of κ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KLStudy(StudyConfig):
+    """The KL coefficient of JPO."""
+
+    study: ClassVar[str] = "kl"
+    stage: ClassVar[str] = "study-kl"
+    values: tuple[float, ...] = (0.01, 0.04, 0.1, 0.5)
+    """The values of λ_KL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStudy(StudyConfig):
+    """The rank of LoRA, of SFT and JPO alike."""
+
+    study: ClassVar[str] = "rank"
+    stage: ClassVar[str] = "study-rank"
+    values: tuple[int, ...] = (4, 16, 64)
+    """The ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IQLStudy(StudyConfig):
+    """Expectile, advantage scale and discount of the selector, every combination."""
+
+    study: ClassVar[str] = "iql"
+    stage: ClassVar[str] = "study-iql"
+    expectiles: tuple[float, ...] = (0.7, 0.8, 0.9)
+    """The values of τ."""
+    advantage_scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+    """The values of β."""
+    discounts: tuple[float, ...] = (0.95, 0.99)
+    """The values of γ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferStudy(StudyConfig):
+    """Selector and adapter of each domain in each domain (Table 4)."""
+
+    study: ClassVar[str] = "transfer"
+    stage: ClassVar[str] = "study-transfer"
+    sources: tuple[DomainName, ...] = ALL_DOMAINS
+    """Domains to train in."""
+    targets: tuple[DomainName, ...] = ALL_DOMAINS
+    """Domains to play in."""
+    selector: Literal["source", "target"] = "source"
+    """`target` plays another domain's adapter with the selector of the domain that is played."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterpartyStudy(StudyConfig):
+    """Counterparties that nobody has trained against (Tables 5 and 10)."""
+
+    study: ClassVar[str] = "counterparty"
+    stage: ClassVar[str] = "study-counterparty"
+    counterparties: tuple[str, ...] = ()
+    """Language models to negotiate with; if left out, the simulator's three types."""
+    methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft", "iql+sft+jpo")
+    """Methods to compare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmotionFreeStudy(StudyConfig):
+    """Training and playing without the emotion block (Tables 3, 12 and 15)."""
+
+    study: ClassVar[str] = "emotion-free"
+    stage: ClassVar[str] = "study-emotion-free"
+    has_choices: ClassVar[bool] = False
+    targets: tuple[DomainName, ...] = ALL_DOMAINS
+    """Domains to play in."""
+    methods: tuple[str, ...] = (
+        "vanilla-slm",
+        "free-sft",
+        "free-jpo",
+        "free-sft+jpo",
+        "iql+sft+jpo",
+        "iql+sft+jpo-stripped",
+    )
+    """Methods to compare."""
+    long_epochs: int = 5
+    """Epochs of further emotion-free JPO runs, which show its stability; 0 leaves them out."""
+    long_domains: tuple[DomainName, ...] = ("crad", "disaster", "student")
+    """The domains of those runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinementStudy(StudyConfig):
+    """A-LoL and DPO in place of JPO, from the same SFT snapshot (Table 14)."""
+
+    study: ClassVar[str] = "refinement"
+    stage: ClassVar[str] = "study-refinement"
+    has_choices: ClassVar[bool] = False
+    targets: tuple[DomainName, ...] = ALL_DOMAINS
+    """Domains to play in."""
+    methods: tuple[str, ...] = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
+    """Methods to compare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmotionStudy(StudyConfig):
+    """Every emotion at every turn, judged (Figure 1, Appendix B)."""
+
+    study: ClassVar[str] = "emotions"
+    stage: ClassVar[str] = "study-emotions"
+    has_choices: ClassVar[bool] = False
+    num_scenarios: int | None = 20
+    """Held-out scenarios that each emotion plays."""
+    num_seeds: int | None = 20
+    """Dialogues per scenario."""
+
+
+ABLATIONS: dict[str, type[StudyConfig]] = {
+    cls.study: cls
+    for cls in (
+        SignalStudy,
+        KappaStudy,
+        KLStudy,
+        RankStudy,
+        IQLStudy,
+        TransferStudy,
+        CounterpartyStudy,
+        EmotionFreeStudy,
+        RefinementStudy,
+    )
+}
+"""What `ablate.py` has a subcommand for."""
+STUDIES: dict[str, type[StudyConfig]] = {**ABLATIONS, EmotionStudy.study: EmotionStudy}

@@ -1,0 +1,303 @@
+"""Settings of stages 3 and 4: the emotion selector, the student's adapters, their device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from emodistill.configs.base import (
+    AUTO,
+    EMBEDDED,
+    ByStudent,
+    Config,
+    ExperimentConfig,
+    Quantization,
+    setting,
+)
+from emodistill.errors import InputError
+
+StateKind = Literal["geometry", "upstream"]
+IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
+SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
+JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
+RatioKind = Literal["mean-token", "sequence", "token"]
+Packing = Literal["tree", "sequence", "none"]
+Remat = Literal["none", "full", "dots"]
+
+SAMPLES_PER_ROW = 8
+"""Samples of a step for every device with rows of its own: with fewer, the samples of a row share
+too little of their prompts for prefix trees to pay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IQLConfig(ExperimentConfig):
+    """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
+
+    stage: ClassVar[str] = "iql"
+    signal: IQLSignal = "outcome"
+    """The reward: the shaped return at the end, or the judge's scores of dialogues or turns."""
+    judge: str | None = None
+    """The judge whose scores are the signal."""
+    expectile: float = setting(0.7, ge=0.5, lt=1)
+    """The expectile of the value loss."""
+    advantage_scale: float = setting(3.0, gt=0)
+    """The inverse temperature β of Eq. 15."""
+    discount: float = setting(0.99, ge=0, le=1)
+    """The discount γ."""
+    num_steps: int = setting(50_000, ge=1)
+    """Updates of the networks."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate."""
+    polyak: float = 0.005
+    """How much of the critic the target critic takes over at each update."""
+    hidden_width: int = 256
+    """Width of the hidden layers."""
+    weight_cap: float = 100.0
+    """Upper bound of the regression weights."""
+    state: StateKind = "geometry"
+    """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshShape:
+    """How many devices each axis of the mesh has (docs/scale.md)."""
+
+    data: int = 1
+    """Copies of the weights, each with rows of its own."""
+    fsdp: int = 1
+    """Devices over which weights and rows are split."""
+    tensor: int = 1
+    """Devices over which heads, MLP columns and a row's tokens are split."""
+
+    @classmethod
+    def parse(cls, text: str) -> MeshShape:
+        """Read `DATAxFSDPxTENSOR`, such as 1x2x4."""
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+            raise InputError(
+                f"mesh={text!r} must be DATAxFSDPxTENSOR, each at least 1, such as 1x2x4."
+            )
+        return cls(**dict(zip(("data", "fsdp", "tensor"), map(int, parts), strict=True)))
+
+    @property
+    def size(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.fsdp}x{self.tensor}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig(ExperimentConfig):
+    """What all training of the student shares: the student, its LoRA, the optimiser (Appendix F).
+
+    `auto` is the paper's value for a 7B student and another one for the embedded student, which has
+    two million parameters.
+    """
+
+    student_field: ClassVar[str | None] = "model"
+    model: str = EMBEDDED
+    """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
+    judge: str | None = None
+    """The judge whose scores are learned from; sim-judge on the simulator."""
+    prompt_pack: Path | None = None
+    """A folder with your own prompt pack."""
+    emotion_free: bool = False
+    """Leave the emotion block out of every prompt."""
+    lora_rank: int = setting(16, ge=1)
+    """Rank of LoRA."""
+    lora_alpha: float = 32.0
+    """Scale of LoRA, which is divided by the rank."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Projections that get a LoRA."""
+    learning_rate: ByStudent[float] = setting(1e-4, embedded=1e-3, gt=0)
+    """Peak of the learning rate's cosine. auto: 0.0001, for the embedded student 0.001."""
+    batch_size: int = setting(16, ge=1)
+    """Samples per optimiser step."""
+    num_epochs: ByStudent[int] = setting(2, embedded=1, ge=1)
+    """Passes over the samples. auto: 2, for the embedded student 1."""
+    max_steps: int | None = setting(None, ge=1, hint="leave it out for whole epochs")
+    """Stop after this many steps, whatever the epochs say."""
+    max_samples: ByStudent[int | None] = setting(
+        None, embedded=1280, ge=1, hint="None trains on all"
+    )
+    """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
+    for the embedded student 1280."""
+    warmup_fraction: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Global norm at which gradients are clipped."""
+    max_tokens: ByStudent[int] = setting(2048, embedded=1024)
+    """Tokens of a prompt and its reply; longer prompts lose their oldest turns. auto: 2048, for the
+    embedded student 1024."""
+    quantize: Quantization | None = None
+    """Hold the frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
+    mesh: str | None = setting(None, operational=True)
+    """DATAxFSDPxTENSOR devices, such as 1x2x4; if left out, all of them, as --batch-size allows."""
+    remat: Remat | None = setting(None, operational=True)
+    """What the backward pass computes again: none (CPU), full (elsewhere), all but dots."""
+    packing: Packing = setting("tree", operational=True)
+    """How samples share rows: merged where their prompts agree, side by side, or not at all."""
+    max_micro_tokens: int | None = setting(None, ge=1, operational=True)
+    """Tokens of a micro-batch on each device; if left out, what suits the kind of device."""
+    save_every: int = setting(25, ge=1, operational=True)
+    """Steps between checkpoints."""
+    keep: int = setting(2, ge=1, operational=True)
+    """Newest checkpoints that stay."""
+    keep_every: int | None = setting(None, ge=1, operational=True)
+    """Also keep the checkpoints of every this many steps."""
+    coordinator: str | None = setting(None, operational=True)
+    """HOST:PORT of the first of several processes; `auto` on Slurm, Open MPI and TPU pods."""
+    num_processes: int | None = setting(None, operational=True)
+    """How many processes train together, with --coordinator HOST:PORT."""
+    process_id: int | None = setting(None, operational=True)
+    """Which of them this one is, counted from 0."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether training starts from the base model instead of the SFT adapter."""
+        return True
+
+    def mesh_shape(self, num_devices: int, num_heads: int) -> MeshShape:
+        """The mesh on which to train a model of `num_heads` query heads.
+
+        Unless one is asked for, `tensor` takes the devices that rows can't use, as far as it
+        divides the heads: samples share much within a row, and too little between rows.
+        """
+        if self.mesh:
+            return MeshShape.parse(self.mesh)
+        tensors = [n for n in (1, 2, 4) if num_devices % n == 0 and num_heads % n == 0]
+        enough = (t for t in tensors if self.batch_size * t >= SAMPLES_PER_ROW * num_devices)
+        tensor = next(enough, tensors[-1])
+        return MeshShape(fsdp=num_devices // tensor, tensor=tensor)
+
+    def check_devices(self) -> None:
+        """Refuse a mesh or a group of processes that can't be.
+
+        Raises:
+          InputError: the mesh is no mesh, or a flag of several processes lacks the others.
+        """
+        if self.mesh is not None:
+            MeshShape.parse(self.mesh)
+        others = (self.num_processes, self.process_id)
+        if self.coordinator not in (None, AUTO) and None in others:
+            raise InputError(
+                f"--coordinator {self.coordinator} takes --num-processes and --process-id beside "
+                "it."
+            )
+        if self.coordinator is None and others != (None, None):
+            raise InputError(
+                "--num-processes and --process-id take --coordinator HOST:PORT beside them."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTConfig(AdapterConfig):
+    """Stage 4a: supervised fine-tuning on the best quarter of the turns (Eqs. 16, 23)."""
+
+    stage: ClassVar[str] = "sft"
+    signal: SFTSignal = "hybrid"
+    """What ranks the turns: score and shaped return, or the judge's scores alone."""
+    top_fraction: float = setting(0.25, gt=0, le=1)
+    """Share of a domain's scored turns that is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinementConfig(AdapterConfig):
+    """What the stages share that go on from the SFT adapter."""
+
+    signal: JPOSignal = "turn-judge"
+    """What a turn's advantage is made from."""
+    sft_cell: str = "default"
+    """The SFT cell whose adapter training starts from."""
+    learning_rate: ByStudent[float] = setting(5e-6, embedded=2e-4, gt=0)
+    """Peak of the learning rate's cosine. auto: 5e-06, for the embedded student 0.0002."""
+    max_samples: ByStudent[int | None] = setting(
+        None, embedded=768, ge=1, hint="None trains on all"
+    )
+    """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
+    for the embedded student 768."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JPOConfig(RefinementConfig):
+    """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
+
+    stage: ClassVar[str] = "jpo"
+    reference: Literal["sft", "base"] = "sft"
+    """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
+    kappa: float = setting(1.0, ge=0, le=1, hint="the paper uses 1")
+    """κ of Eq. 18: the weight of negative advantages."""
+    clip: float = setting(0.2, gt=0, lt=1, hint="the paper uses --clip 0.2")
+    """ε of Eq. 19: how far the ratio may leave 1."""
+    kl_coef: float = setting(0.04, ge=0, hint="the paper uses 0.04")
+    """λ_KL of Eq. 19: the weight of the KL divergence from the reference."""
+    ratio: RatioKind = "mean-token"
+    """A reply's importance ratio: of its mean log-ratio, of its sum (as printed), or per token."""
+    data: Literal["all", "top"] = "all"
+    """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
+    top_fraction: float = setting(0.25, gt=0, le=1)
+    """Share of the scored turns that --data top keeps."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        return self.reference == "base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ALoLConfig(RefinementConfig):
+    """In place of JPO: A-LoL, the likelihood of turns with A > 0 weighted by A."""
+
+    stage: ClassVar[str] = "alol"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPOConfig(RefinementConfig):
+    """In place of JPO: DPO on pairs of the same scenario, turn index and emotion."""
+
+    stage: ClassVar[str] = "dpo"
+    max_samples: ByStudent[int | None] = setting(
+        None, embedded=384, ge=1, hint="None trains on all"
+    )
+    """Train on this many of the pairs, drawn by the seed; None for all. auto: None, for the
+    embedded student 384."""
+    beta: float = setting(0.1, gt=0, hint="0.1 is usual")
+    """β: how much a reply's log-ratio to the reference counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig(Config):
+    """What a training step needs on each device, without weights and without the device."""
+
+    stage: ClassVar[str] = "memory"
+    model: str = "qwen2.5-7b"
+    """qwen2.5-0.5b, -1.5b, -3b, -7b, -14b, -32b, -72b, `embedded`, or a checkpoint folder."""
+    objective: Literal["sft", "jpo"] = "jpo"
+    """The training stage whose step is compiled."""
+    mesh: str = "1x1x1"
+    """DATAxFSDPxTENSOR devices."""
+    topology: str | None = None
+    """TPUs to compile for (extra `tpu-aot`), such as v6e:1x1 or v5e:2x4; CPUs if left out."""
+    tokens: int = setting(4_096, ge=1)
+    """Tokens of a row; every device that has rows of its own has one."""
+    fit_gb: float | None = setting(None, gt=0)
+    """Also find the longest row that takes at most so many GB (1e9 bytes) on each device."""
+    lora_rank: int = 16
+    """Rank of LoRA."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Projections that get a LoRA."""
+    remat: Remat = "full"
+    """What the backward pass computes again: none, full, all but dots."""
+    quantize: Quantization | None = None
+    """Hold the frozen projections in 8 or 4 bits."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        MeshShape.parse(self.mesh)

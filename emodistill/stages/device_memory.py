@@ -1,0 +1,74 @@
+"""What training needs on each device, as a table for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+from emodistill.configs import MemoryConfig
+from emodistill.errors import InputError
+
+if TYPE_CHECKING:
+    from emodistill.train.memory import Plan
+
+GB = 1e9
+
+
+def plan_memory(config: MemoryConfig) -> list[Plan]:
+    """Compile the step, and further ones where a limit is given; print what they need.
+
+    Returns: the plans, in the order in which they were made.
+    """
+    from emodistill.model.config import read_architecture
+    from emodistill.train import memory
+
+    def plan(tokens: int) -> Plan:
+        where = config.topology or "CPU"
+        print(f"plan: compiling a row of {tokens:,} tokens for {where} …", file=sys.stderr)
+        return memory.plan_memory(dataclasses.replace(config, tokens=tokens))
+
+    plans = [plan(config.tokens)]
+    longest = 0
+    if config.fit_gb is not None:
+        most = read_architecture(config.model).max_positions
+        longest, plans = memory.longest_row(plans[0], config.fit_gb * GB, plan, most)
+    print(_title(config))
+    print(_table(plans))
+    if config.topology is None:
+        print(
+            "CPUs hold float32, and their compiler is generous with temporaries; name a TPU "
+            "--topology (extra `tpu-aot`) for what an accelerator needs."
+        )
+    if config.fit_gb is not None:
+        if not longest:
+            raise InputError(
+                f"no row fits into {config.fit_gb:g} GB; use more devices (--mesh), --quantize "
+                "nf4 or a smaller --model."
+            )
+        print(f"the longest row that fits into {config.fit_gb:g} GB has {longest:,} tokens.")
+    return plans
+
+
+def _title(config: MemoryConfig) -> str:
+    form = config.quantize or ("float32" if config.topology is None else "bfloat16")
+    return (
+        f"plan: {config.objective} of {config.model} in {form}, LoRA r = {config.lora_rank}, on "
+        f"{config.topology or 'CPU'}, mesh {config.mesh} (data x fsdp x tensor); GB (1e9 bytes) "
+        "on each device"
+    )
+
+
+def _table(plans: list[Plan]) -> str:
+    """Kinds of memory down, row lengths across."""
+    plans = sorted(plans, key=lambda plan: plan.num_tokens)
+    rows = [("tokens of a row", [f"{plan.num_tokens:,}" for plan in plans])]
+    for kind in plans[0].memory._fields:
+        rows.append((kind, [f"{getattr(plan.memory, kind) / GB:.2f}" for plan in plans]))
+    rows.append(("all", [f"{plan.memory.total / GB:.2f}" for plan in plans]))
+    rows.append(
+        ("trace and compile, s", [f"{plan.trace_s + plan.compile_s:.0f}" for plan in plans])
+    )
+    return "\n".join(
+        f"{name:22}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows
+    )

@@ -1,0 +1,68 @@
+"""What a sweep and its judging will take, from a pilot that the sweep goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
+from emodistill.files import write_json
+from emodistill.llm.providers import get_provider
+from emodistill.offline.forecast import forecast
+from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.offline.sweep import plan_sweep
+from emodistill.settings import Cell
+from emodistill.stages.judge import score_sweep
+from emodistill.stages.language_models import model_name
+from emodistill.stages.run_files import TRAJECTORIES
+from emodistill.stages.runner import run
+from emodistill.stages.sweep import all_scenarios, play_sweep
+
+
+def plan(config: PlanConfig) -> Path:
+    """Play and judge the sweep's first dialogues, and say what all of it will take.
+
+    Returns:
+      A JSON file of the forecast, beside the dialogues.
+    """
+    model_name(config, "judge", config.judge)
+    planned = plan_sweep(
+        all_scenarios(config), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
+    )
+    pilot = {dialogue.trajectory_id for dialogue in planned[: config.pilot]}
+    sweep, judge = (
+        cls(
+            **{
+                f.name: getattr(config, f.name)
+                for f in dataclasses.fields(cls)
+                if hasattr(config, f.name)
+            }
+        )
+        for cls in (SweepConfig, JudgeConfig)
+    )
+    run(Cell(sweep), functools.partial(play_sweep, num_dialogues=len(pilot)))
+    judging = functools.partial(score_sweep, only=pilot)
+    scores = run(Cell(judge), judging).path
+    keys: dict[str, Any] = {}
+    if not config.is_simulated:
+        provider = get_provider(config.provider, base_url=config.base_url)
+        keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
+    home = config.run / config.domain
+    expected = forecast(
+        [t for t in read_trajectories(home / TRAJECTORIES) if t.trajectory_id in pilot],
+        read_judgements(scores),
+        num_dialogues=len(planned),
+        concurrency=config.concurrency,
+        **keys,
+    )
+    out = home / "sweep/forecast.json"
+    parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}
+    write_json(out, expected._asdict() | parts)
+    print(f"plan: {config.domain}\n{expected.text}")
+    print(
+        f"plan: forecast in {out}; go on with python scripts/sweep.py --config "
+        f"{out.with_name('config.yaml')}"
+    )
+    return out

@@ -1,0 +1,144 @@
+"""Runs a stage: makes what it lacks, compares its manifest, resumes or refuses, and finishes it.
+
+What a stage lacks is made on the simulator alone. Where a real provider is named, or the recorded
+dialogues came from one, the commands that make it are said instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container
+from typing import Any
+
+from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig
+from emodistill.errors import InputError, StoppedError
+from emodistill.logs import log_to_file
+from emodistill.model.processes import agree, is_first, joined
+from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
+from emodistill.settings import Cell, Settings
+from emodistill.stages.run_files import LOG, TRAJECTORIES
+from emodistill.stages.stage import Output, Requirement, Stage, command
+
+STAGES: dict[str, Stage] = {}
+"""Name -> stage; filled by `emodistill.stages`, open to further ones."""
+
+
+def run(cell: Cell, work: Callable[[Job], Result] | None = None) -> Output:
+    """Run a stage: make what it lacks, then its output, unless that is finished.
+
+    Args:
+      work: takes the place of the stage's own `run`, to make a part of its output from what is
+        there already.
+
+    Raises:
+      InputError: something can't be used, or is missing and has to be paid for.
+      StaleInputError: the output was made from other inputs or settings.
+      StoppedError: stopped by the user or the ceiling on costs; the same call goes on.
+    """
+    if work is None:
+        prepare(cell)
+    stage = STAGES[cell.config.stage]
+    job = stage.job(cell)
+    is_adapter = isinstance(cell.config, AdapterConfig)
+    decide = agree if is_adapter else lambda decision: decision()
+    with joined(cell.config) if is_adapter else log_to_file(job.directory / LOG):
+        if decide(lambda: begin_stage(job)) and not job.is_repeated:
+            print(f"{job.name}: finished before, in {job.path}", flush=True)
+        else:
+            result = (work or stage.run)(job)
+            if not result.is_complete:
+                raise StoppedError(f"{job.name}: {result.text}")
+            if not result.is_part:
+                if not is_adapter or is_first():
+                    finish_stage(job, result)
+                print(f"{job.name}: {result.text}", flush=True)
+    return Output(job.path, stage.followed_by(cell))
+
+
+def prepare(cell: Cell, only: Container[str] | None = None) -> None:
+    """Make what the stage of `cell` needs and what isn't there.
+
+    Args:
+      only: leave all but these stages to the caller.
+
+    Raises:
+      InputError: it has to be paid for, or several processes train together; the message has the
+        commands that make it.
+    """
+    lacking = _lacking(cell)
+    if only is not None:
+        lacking = [one for one in lacking if one.config.stage in only]
+    if not lacking:
+        return
+    is_alone = getattr(cell.config, "coordinator", None) is None
+    home = cell.config.run / cell.config.domain
+    names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
+    if not is_alone or not all(_is_free(one.config) for one in [cell, *lacking]):
+        commands = "\n  ".join(_command(one.config) for one in lacking)
+        raise InputError(f"{home} lacks {names}. Run first:\n  {commands}")
+    settings = cell.settings or Settings.preset("quickstart")
+    print(f"{home} lacks {names}: made now on the simulator, at the size of {settings.name}.")
+    for one in lacking:
+        run(one)
+
+
+def _lacking(cell: Cell) -> list[Cell]:
+    """The stages that have to run before `cell`, each after those that it needs itself."""
+    config = cell.config
+    lacking: list[Cell] = []
+    for need in STAGES[config.stage].needs(config):
+        stage = STAGES[need.stage]
+        home = config.run / (need.domain or config.domain)
+        if stage.is_there is not None:
+            is_there = stage.is_there(home, need)
+        else:
+            folder = home / need.stage
+            manifest = read_manifest(folder if stage.own_files else folder / need.cell)
+            files = [home / name for name in stage.own_files]
+            is_there = bool(files) if manifest is None else manifest.status == "finished"
+            is_there = is_there and all(path.is_file() for path in files)
+        if not is_there:
+            required = required_cell(cell, need)
+            lacking += [one for one in (*_lacking(required), required) if one not in lacking]
+    return lacking
+
+
+def required_cell(cell: Cell, need: Requirement) -> Cell:
+    """The cell that meets what the stage of `cell` needs; nothing is made yet."""
+    config, stage = cell.config, STAGES[need.stage]
+    names = ("run", "seed", "provider", "base_url", *stage.inherits)
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    shared["domain"] = need.domain or config.domain
+    student = getattr(config, config.student_field) if config.student_field else EMBEDDED
+    if stage.config.student_field is not None:
+        shared[stage.config.student_field] = student
+    if cell.settings is not None:
+        settings = cell.settings
+    elif student == EMBEDDED and config.is_simulated:
+        settings = Settings.preset("quickstart")
+    else:
+        settings = Settings()
+    base = stage.resumed(settings.config(stage.config, **shared | dict(need.shared)))
+    return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
+
+
+def _is_free(config: Any) -> bool:
+    """Whether everything that `config` builds on was simulated."""
+    home = config.run / config.domain
+    manifest = read_manifest(home / "sweep")
+    was_simulated = (
+        not (home / TRAJECTORIES).is_file()
+        if manifest is None
+        else manifest.config.get("counterparty") in SIMULATED
+    )
+    return config.is_simulated and was_simulated
+
+
+def _command(config: Any) -> str:
+    """The command that runs a stage with settings other than its defaults."""
+    given = {name: getattr(config, name) for name in ("run", "domain", "seed")}
+    if config.student_field is not None:
+        given[config.student_field] = getattr(config, config.student_field)
+    defaults = type(config)(**given).identity()
+    flags = {key: value for key, value in config.identity().items() if value != defaults[key]}
+    return command(STAGES[config.stage].script, config, flags)

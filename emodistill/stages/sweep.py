@@ -1,0 +1,114 @@
+"""Stage 1: the sweep's dialogues."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import NamedTuple
+
+from emodistill.configs import SweepConfig
+from emodistill.domains import load_scenarios, split_scenarios
+from emodistill.domains.scenario import Scenario
+from emodistill.offline.sweep import failures_path, run_sweep
+from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
+from emodistill.runs import Job, Result, input_hashes, read_manifest
+from emodistill.settings import Cell
+from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
+from emodistill.stages.run_files import SCENARIOS, TRAJECTORIES, grown
+from emodistill.stages.stage import Stage, command
+
+
+class _Details(NamedTuple):
+    focal: str
+    counterparty: str
+    reader: str | None
+    pack: PromptPack
+    scenarios: list[Scenario]
+
+
+def _job(cell: Cell) -> Job:
+    config: SweepConfig = cell.config
+    details = _Details(
+        focal=model_name(config, "focal", config.model),
+        counterparty=model_name(config, "counterparty", config.counterparty),
+        reader=offer_model(config),
+        pack=load_pack(config.prompt_pack),
+        scenarios=all_scenarios(config),
+    )
+    inputs = {"prompt pack": details.pack.sha256}
+    if details.reader is not None:
+        inputs["offer reader's prompt"] = offer_prompt_sha256()
+    if config.scenarios is not None:
+        inputs |= input_hashes([config.scenarios], config.run)
+    home = config.run / config.domain
+    output = home / TRAJECTORIES
+    config = grown(config, home / "sweep")
+    models = {
+        "model": details.focal,
+        "counterparty": details.counterparty,
+        "reader": details.reader,
+    }
+    return Job(
+        cell=cell._replace(config=config),
+        name="sweep",
+        directory=home / "sweep",
+        output=output,
+        path=output,
+        inputs=inputs,
+        identity=config.identity() | models,
+        growing=("num_seeds", "num_scenarios"),
+        leftovers=(home / SCENARIOS, failures_path(output)),
+        details=details,
+    )
+
+
+def all_scenarios(config: SweepConfig) -> list[Scenario]:
+    """The scenarios that `config` names, with their split."""
+    loaded = load_scenarios(config.domain, config.scenarios, strict=config.strict)
+    split = split_scenarios(loaded, config.num_test, config.num_validation, config.seed)
+    return split.all()
+
+
+def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
+    """Play the dialogues that are still missing, or those of the first `num_dialogues`."""
+    config, details = job.cell.config, job.details
+
+    async def work() -> Result:
+        async with open_client(config, job.name) as client:
+            swept = await run_sweep(
+                config,
+                details.scenarios,
+                out_dir=job.directory,
+                client=client,
+                pack=details.pack,
+                reader=offer_reader(client, details.reader),
+                num_dialogues=num_dialogues,
+            )
+        return Result(
+            swept.summary,
+            swept.cost_usd,
+            is_complete=swept.is_complete,
+            is_part=num_dialogues is not None,
+        )
+
+    return asyncio.run(work())
+
+
+def _resumed(config: SweepConfig) -> SweepConfig:
+    manifest = read_manifest(config.run / config.domain / "sweep")
+    if manifest is None:
+        return config
+    sizes = {name: manifest.config[name] for name in ("num_seeds", "num_scenarios")}
+    return dataclasses.replace(config, **sizes)
+
+
+SWEEP = Stage(
+    script="sweep",
+    config=SweepConfig,
+    needs=lambda config: (),
+    job=_job,
+    run=play_sweep,
+    followed_by=lambda cell: command("judge", cell.config),
+    own_files=(TRAJECTORIES, SCENARIOS),
+    resumed=_resumed,
+)

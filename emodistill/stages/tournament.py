@@ -1,0 +1,99 @@
+"""The tournament: methods play each other on the held-out scenarios, each in both roles.
+
+    runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
+
+A language model that writes in the counterparty's role is the one that writes in the focal role.
+On the simulator it is `sim-counterparty` there unless `--counterparty` says otherwise: it answers
+to the emotions that it hears and shows none, so that columns of such methods are all alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+from emodistill.agents import get_method
+from emodistill.configs import EMBEDDED, TournamentConfig
+from emodistill.errors import EmodistillError, InputError, StoppedError
+from emodistill.offline.store import read_trajectories
+from emodistill.runs import read_manifest
+from emodistill.settings import Cell, Settings
+from emodistill.stages.runner import prepare, run
+from emodistill.stages.stage import Output
+
+Pair = tuple[str, str]
+
+
+def tournament(config: TournamentConfig, settings: Settings | None = None) -> Output:
+    """Play the pairs that are not finished.
+
+    Raises:
+      InputError: a method, model, prompt pack or student that can't be used.
+      StoppedError: stopped by the user or the ceiling on costs.
+      EmodistillError: pairs have failed; the others are played.
+    """
+    from emodistill.evaluation.tournament import (  # JAX
+        EMBEDDED_OPPOSITE,
+        cell_text,
+        matrix_text,
+        tournament_matrix,
+    )
+
+    methods = {name: get_method(name) for name in config.methods}
+    if any(method.emotion == "oracle" for method in methods.values()):
+        raise InputError(
+            "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
+            "itself; see what it reaches with evaluate.py --method oracle."
+        )
+    pairs = list(itertools.product(config.methods, repeat=2))
+    cells = {}
+    for focal, counterparty in pairs:
+        pair = config.pair(focal, counterparty)
+        cells[focal, counterparty] = Cell(pair, None, settings)
+        if focal == counterparty:
+            prepare(cells[focal, counterparty])
+    if config.student == EMBEDDED and any(m.writer == "student" for m in methods.values()):
+        print(f"tournament: {EMBEDDED_OPPOSITE}")
+    failed: list[str] = []
+    played = played_pairs(config.run, config.domain)
+    spent_usd = 0.0
+    for pair, cell in cells.items():
+        if config.max_cost_usd is not None:
+            left = dataclasses.replace(cell.config, max_cost_usd=config.max_cost_usd - spent_usd)
+            cell = cell._replace(config=left)
+        name = "@".join(pair)
+        try:
+            path = run(cell).path
+        except StoppedError:
+            raise
+        except EmodistillError as error:
+            failed.append(name)
+            print(f"tournament {name}: failed: {error}", flush=True)
+            continue
+        played[pair] = path
+        manifest = read_manifest(path.parent, f"{name}.manifest.json")
+        spent_usd += manifest.cost_usd if manifest is not None else 0.0
+        matrix = tournament_matrix({pair: read_trajectories(path)})
+        print(f"tournament {name}: {cell_text(matrix[pair])}", flush=True)
+    dialogues = {pair: read_trajectories(played[pair]) for pair in pairs if pair in played}
+    print(f"\n{matrix_text(tournament_matrix(dialogues), config.methods)}\n", flush=True)
+    if failed:
+        raise EmodistillError(
+            f"{len(failed)} of {len(pairs)} pairs failed, for the reasons above: "
+            f"{', '.join(failed)}. Start again to try them again."
+        )
+    directory = config.run / config.domain / "tournament"
+    return Output(directory, f"python scripts/report.py --run {config.run}")
+
+
+def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
+    """The dialogues of the pairs that are finished, by (focal, counterparty), in order of names."""
+    directory = run / domain / "tournament"
+    finished: dict[Pair, Path] = {}
+    for path in sorted(directory.glob("*@*.jsonl")):
+        manifest = read_manifest(directory, f"{path.stem}.manifest.json")
+        if manifest is not None and manifest.status == "finished":
+            focal, _, counterparty = path.stem.partition("@")
+            finished[focal, counterparty] = path
+    return finished

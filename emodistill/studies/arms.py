@@ -1,0 +1,213 @@
+"""From the settings of a study to its arms: which training each needs, and who plays whom."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from emodistill.configs import TYPED_COUNTERPARTIES
+from emodistill.configs.studies import (
+    CounterpartyStudy,
+    EmotionFreeStudy,
+    EmotionStudy,
+    IQLStudy,
+    KappaStudy,
+    KLStudy,
+    RankStudy,
+    RefinementStudy,
+    SignalStudy,
+    StudyConfig,
+    TransferStudy,
+)
+from emodistill.emotions import EMOTIONS
+from emodistill.errors import InputError
+
+FULL = "iql+sft+jpo"
+SIGNALS = {
+    "iql": ("outcome", "episode-judge", "turn-judge"),
+    "sft": ("hybrid", "episode-judge", "turn-judge"),
+    "jpo": ("outcome", "episode-judge", "turn-judge"),
+}
+SIGNAL_METHODS = {"iql": "iql", "sft": "iql+sft", "jpo": FULL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedArm:
+    """An arm before it is run: what it changes in training and in playing."""
+
+    block: str
+    label: str
+    domain: str
+    method: str | None
+    """None trains only, up to the last stage of `training`."""
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what it changes."""
+    playing: Mapping[str, Any] = field(default_factory=dict)
+    """What the evaluation changes."""
+
+
+def plan_arms(config: StudyConfig) -> list[PlannedArm]:
+    """The arms of a study, in the order of its table.
+
+    Raises:
+      InputError: the grid is empty, has an arm twice, or holds no settings to be chosen.
+    """
+    plans = _PLANNERS[type(config)](config)
+    if not plans:
+        raise InputError(f"{config.study}: nothing to run; give every list at least one value.")
+    names = Counter(f"{plan.domain}, {plan.block}: {plan.label}" for plan in plans)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"{config.study}: {twice[0]} is asked for twice.")
+    return plans
+
+
+def _signal(config: SignalStudy) -> list[PlannedArm]:
+    return [
+        PlannedArm(
+            block=SIGNAL_METHODS[stage],
+            label=signal,
+            domain=config.domain,
+            method=SIGNAL_METHODS[stage],
+            training={stage: {"signal": signal}},
+        )
+        for stage in config.stages
+        for signal in SIGNALS[stage]
+    ]
+
+
+def _jpo(config: KappaStudy | KLStudy, name: str, symbol: str) -> list[PlannedArm]:
+    return [
+        PlannedArm(
+            block=FULL,
+            label=f"{symbol} = {value:g}",
+            domain=config.domain,
+            method=FULL,
+            training={"jpo": {name: value}},
+        )
+        for value in config.values
+    ]
+
+
+def _rank(config: RankStudy) -> list[PlannedArm]:
+    return [
+        PlannedArm(
+            block=method,
+            label=f"r = {rank}",
+            domain=config.domain,
+            method=method,
+            training={stage: {"lora_rank": rank} for stage in stages},
+        )
+        for method, stages in (("iql+sft", ("sft",)), (FULL, ("sft", "jpo")))
+        for rank in config.values
+    ]
+
+
+def _iql(config: IQLStudy) -> list[PlannedArm]:
+    grid = itertools.product(config.expectiles, config.advantage_scales, config.discounts)
+    return [
+        PlannedArm(
+            block="iql",
+            label=f"τ = {expectile:g}, β = {scale:g}, γ = {discount:g}",
+            domain=config.domain,
+            method="iql",
+            training={
+                "iql": {"expectile": expectile, "advantage_scale": scale, "discount": discount}
+            },
+        )
+        for expectile, scale, discount in grid
+    ]
+
+
+def _transfer(config: TransferStudy) -> list[PlannedArm]:
+    plans = []
+    for target in config.targets:
+        plans += [
+            PlannedArm(block=target, label=method, domain=target, method=method)
+            for method in ("vanilla-llm", "iql")
+        ]
+        for source in config.sources:
+            playing = {} if source == target else {"trained_on": source}
+            if playing and config.selector == "target":
+                playing["selector"] = "target"
+            plans.append(
+                PlannedArm(
+                    block=target,
+                    label=f"{FULL} of {source}"
+                    + (", own selector" if "selector" in playing else ""),
+                    domain=target,
+                    method=FULL,
+                    playing=playing,
+                )
+            )
+    return plans
+
+
+def _counterparty(config: CounterpartyStudy) -> list[PlannedArm]:
+    if not config.counterparties and not config.is_simulated:
+        raise InputError("name the language models to negotiate with by --counterparties.")
+    return [
+        PlannedArm(
+            block=opposite,
+            label=method,
+            domain=config.domain,
+            method=method,
+            playing={"counterparty": opposite},
+        )
+        for opposite in config.counterparties or TYPED_COUNTERPARTIES
+        for method in config.methods
+    ]
+
+
+def _by_domain(config: EmotionFreeStudy | RefinementStudy) -> list[PlannedArm]:
+    return [
+        PlannedArm(block=domain, label=method, domain=domain, method=method)
+        for domain in config.targets
+        for method in config.methods
+    ]
+
+
+def _emotion_free(config: EmotionFreeStudy) -> list[PlannedArm]:
+    plans = _by_domain(config)
+    free = {"emotion_free": True}
+    if config.long_epochs:
+        plans += [
+            PlannedArm(
+                block=domain,
+                label=f"free-sft+jpo, {config.long_epochs} epochs",
+                domain=domain,
+                method=None,
+                training={"sft": free, "jpo": free | {"num_epochs": config.long_epochs}},
+            )
+            for domain in config.long_domains
+        ]
+    return plans
+
+
+def _emotions(config: EmotionStudy) -> list[PlannedArm]:
+    return [
+        PlannedArm(
+            block=config.domain,
+            label=emotion,
+            domain=config.domain,
+            method="fixed",
+            playing={"emotion": emotion},
+        )
+        for emotion in EMOTIONS
+    ]
+
+
+_PLANNERS: Mapping[type[StudyConfig], Any] = {
+    SignalStudy: _signal,
+    KappaStudy: lambda config: _jpo(config, "kappa", "κ"),
+    KLStudy: lambda config: _jpo(config, "kl_coef", "λ"),
+    RankStudy: _rank,
+    IQLStudy: _iql,
+    TransferStudy: _transfer,
+    CounterpartyStudy: _counterparty,
+    EmotionFreeStudy: _emotion_free,
+    RefinementStudy: _by_domain,
+    EmotionStudy: _emotions,
+}

@@ -1,0 +1,1 @@
+"""How the student that ships with emodistill was made; run by `scripts/pretrain_embedded.py`."""

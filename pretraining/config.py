@@ -1,0 +1,61 @@
+"""The settings of the embedded student's pretraining; free of jax, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from emodistill.configs import Config, require, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig(Config):
+    """Size and schedule of the embedded student."""
+
+    stage: ClassVar[str] = "pretrain"
+    out: Path = Path("runs/embedded")
+    """The folder of the checkpoint; the shipped one is emodistill/model/embedded."""
+    seed: int = 0
+    """Names every random stream."""
+    num_dialogues: int = setting(4_000, ge=4, hint="one per domain")
+    """Dialogues with the pipeline's own prompts, over all domains."""
+    num_bare_dialogues: int = setting(4_000, ge=4)
+    """Dialogues whose prompts are cut down to little but the figures."""
+    num_steps: int = setting(1_100, ge=1)
+    """Updates."""
+    bare_share: float = setting(0.4, ge=0, le=0.5)
+    """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""
+    tokens_per_step: int = setting(4_800, ge=128)
+    """Tokens of an update."""
+    learning_rate: float = 0.03
+    """The rate of Muon, which updates the matrices."""
+    adam_learning_rate: float = 3e-3
+    """The rate of AdamW, which updates embeddings, norms and biases."""
+    prompt_weight: float = 0.3
+    """Loss weight of a prompt token; a reply token has weight 1."""
+    digit_weight: float = 4.0
+    """Loss weight of a digit in a reply: figures are few tokens, but they decide the deal."""
+    start: Path | None = None
+    """Continue from this checkpoint, with its sizes and its tokenizer; use another --seed."""
+    tone_free_share: float = 0.08
+    """Share of dialogues whose prompts carry no emotion block."""
+    vocab_size: int = setting(2_048, ge=300, hint="the bytes and more")
+    """Entries of the tokenizer."""
+    hidden_size: int = 192
+    """Width of the model."""
+    intermediate_size: int = 512
+    """Width of the MLP."""
+    num_layers: int = 4
+    """Layers of the model."""
+    num_heads: int = 6
+    """Query heads."""
+    num_kv_heads: int = 2
+    """Key and value heads."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        require(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            f"hidden_size={self.hidden_size} must be an even multiple of num_heads.",
+        )

@@ -1,0 +1,140 @@
+"""Every benchmark runs, without peers at a tiny size, and ends with the JSON that is kept of it."""
+
+import ast
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import configs, rounds
+from emodistill.errors import InputError
+from emodistill.train.memory import plan_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TRAINING = {"size": "embedded", "kept": 0.02, "batch_size": 4, "max_micro_tokens": 512, "rounds": 1}
+TINY = {
+    "sweep": (
+        {"in_flight": 4, "latency_s": 0.01, "calls": 20, "long_calls": 20, "rounds": 2},
+        {"MANY_IN_FLIGHT": 8, "MANY_CALLS": 16},
+    ),
+    "sft": (TRAINING, {}),
+    "jpo": (TRAINING, {}),
+    "mfu": (TRAINING, {"PEAK_SIZE": 64}),
+    "packing": (
+        {"num_samples": 60},
+        {"NUM_SAMPLES": (16,), "NUM_TURNS": (), "TIMED_STEPS": 1},
+    ),
+    "iql": (
+        {"num_steps": 5, "rounds": 1},
+        {"NUM_TRANSITIONS": 500, "GRID": [{"expectile": 0.7}, {"expectile": 0.9}]},
+    ),
+    "load": ({"model": "embedded", "num_layers": 2, "rounds": 1}, {}),
+    "memory": (
+        {"model": "embedded"},
+        {
+            "CASES": ((None, "1x1x1", 128),),
+            "plan_memory": lambda config: plan_memory(config, jax.devices("cpu")[:1]),
+        },
+    ),
+}
+"""By name: settings, and what of the module is smaller here."""
+
+
+@pytest.mark.parametrize("benchmark", configs.BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_a_tiny_run_ends_with_the_json_that_is_kept(benchmark, monkeypatch, capsys):
+    settings, smaller = TINY[benchmark.name]
+    module = importlib.import_module(f"benchmarks.{benchmark.module}")
+    for name, value in smaller.items():
+        monkeypatch.setattr(module, name, value)
+    peers = {"peers": ()} if "peers" in benchmark.__dataclass_fields__ else {}
+    module.run(benchmark(**settings, **peers))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kept = json.loads((ROOT / "benchmarks" / "results" / f"{benchmark.name}.json").read_text())
+    assert list(result) == list(kept)
+    assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
+    assert result["ours"] > 0
+    assert result["rounds"] == settings.get("rounds", 1)
+
+
+def test_contenders_alternate(capsys):
+    calls = []
+
+    def contender(name):
+        return lambda number: calls.append((name, number)) or {"rate": 10.0 * number}
+
+    found = rounds.alternate({n: contender(n) for n in ("a", "b")}, 2, "{rate:.0f}/s")
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert found == {name: [{"rate": 0.0}, {"rate": 10.0}] for name in ("a", "b")}
+    assert rounds.medians(found, "rate") == {"a": 5.0, "b": 5.0}
+    assert "round 2, b: 10/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("is_more_better", "ratio"), [(True, 2.0), (False, 0.5)])
+def test_more_is_better_in_ratios_which_count_at_the_default_size(is_more_better, ratio, capsys):
+    measured = {
+        "emodistill": [{"x": value} for value in (4.0, 8.0, 6.0)],
+        "peer": [{"x": 3.0}] * 3,
+        "still": [{"x": 0.0}] * 3,
+    }
+
+    def reported(config):
+        rounds.report(config, "x", measured, "x", {"more": 1}, is_more_better=is_more_better)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    result = reported(configs.IQLBenchmark(rounds=9, peers=()))
+    assert (result["ours"], result["peers"]) == (6.0, {"peer": 3.0, "still": 0.0})
+    assert result["ratio"] == {"peer": ratio, "still": None if is_more_better else 0.0}
+    assert result["extra"] == {"more": 1}
+    small = reported(configs.IQLBenchmark(num_steps=2))
+    assert (small["ratio"], small["extra"]["ratio"]) == ({}, result["ratio"])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "settings", "message"),
+    [
+        (configs.SweepBenchmark, {"rounds": 0}, "rounds=0 must be at least 1"),
+        (configs.SweepBenchmark, {"calls": 2}, "in_flight=256 must lie between 1 and calls=2"),
+        (configs.SFTBenchmark, {"kept": 0.0}, r"kept=0.0 must lie in \(0, 1\]"),
+        (configs.MFUBenchmark, {"num_layers": 0}, "num_layers=0 must be at least 1"),
+        (configs.IQLBenchmark, {"num_steps": 0}, "num_steps=0 must be at least 1"),
+    ],
+)
+def test_impossible_settings(benchmark, settings, message):
+    with pytest.raises(InputError, match=message):
+        benchmark(**settings)
+
+
+def test_the_package_does_without_the_checkout_s_packages():
+    imported = {
+        name.split(".")[0]
+        for path in (ROOT / "emodistill").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+    }
+    assert "jax" in imported
+    assert not imported & {"benchmarks", "pretraining"}
+
+
+@pytest.mark.parametrize(
+    ("script", "folder"), [("bench.py", "benchmarks"), ("pretrain_embedded.py", "pretraining")]
+)
+def test_scripts_of_the_checkout_say_so_where_it_is_missing(script, folder, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    failed = subprocess.run(
+        [sys.executable, tmp_path / "scripts" / script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert failed.returncode == 2
+    assert f"{tmp_path} has no folder {folder}/: run this script from a checkout" in failed.stderr
