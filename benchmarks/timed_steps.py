@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ from emodistill.batches import Step
 from emodistill.configs import JPOConfig, SFTConfig
 from emodistill.model import LoRAParam, add_lora, load_qwen2
 from emodistill.seeding import jax_key
-from emodistill.train.objectives import loss_of
-from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, response_logprobs
 
 JPO_EPOCHS = 2
@@ -35,7 +35,8 @@ class TimedSteps:
         self.architecture = model.config
         add_lora(model, rank=16, alpha=32.0, rng=jax_key(0, "lora"))
         graphdef, lora, self._frozen = nnx.split(model, LoRAParam, ...)
-        loss_fn = sft_loss_of_batch if stage == "sft" else loss_of(JPOConfig())
+        config = SFTConfig() if stage == "sft" else JPOConfig()
+        loss_fn = functools.partial(OBJECTIVES[stage].loss, config)
         self._trainer = Trainer(graphdef, loss_fn, SFTConfig(), num_steps=100)
         self._state = self._trainer.init(lora)
         self._logprobs = jax.jit(

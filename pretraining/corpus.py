@@ -31,7 +31,7 @@ from emodistill.progress import progress
 from emodistill.prompts import PromptPack, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
-from emodistill.simulator.speaker import SimulatedSpeaker
+from emodistill.simulator.writer import SimulatedWriter
 from pretraining.config import PretrainConfig
 
 CHAT_TEMPLATE = (
@@ -72,8 +72,8 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         for domain in DOMAINS
     )
     scenarios = [one for quartet in zip(*by_domain, strict=True) for one in quartet]
-    teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
-    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
+    teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
+    counterparty = Seat(speaker=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
 
     async def play_one(number: int) -> Dialogue:
         name = f"{kind}/{number}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from test_batches import lengths_to_examples
+from samples import lengths_to_examples
 
 from emodistill import cli
 from emodistill.batches import PackedBatches, Step
@@ -53,8 +54,7 @@ from emodistill.model import (
 from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key, stream
 from emodistill.train.loop import train
-from emodistill.train.objectives import loss_of
-from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, add_metrics
 
 MANY_HEADS = Qwen2Config(
@@ -72,10 +72,10 @@ MANY_HEADS = Qwen2Config(
 )
 ODD = dataclasses.replace(MANY_HEADS, num_heads=6, vocab_size=203, is_tied=True)
 MODELS = {"many": MANY_HEADS, "odd": ODD}
-LOSSES = {
-    "sft": sft_loss_of_batch,
-    "jpo": loss_of(JPOConfig(kl_coef=0.3)),
-    "dpo": loss_of(DPOConfig(beta=0.2)),
+CONFIGS = {
+    "sft": SFTConfig(),
+    "jpo": JPOConfig(kl_coef=0.3),
+    "dpo": DPOConfig(beta=0.2),
 }
 LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6), (60, 4)]
 
@@ -131,7 +131,9 @@ def is_adam(part) -> bool:
 def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     """The gradient of the first step by path, and its metrics."""
     graphdef, lora, frozen = nnx.split(make_model(MODELS[name], mesh), LoRAParam, ...)
-    trainer = Trainer(graphdef, LOSSES[stage], SFTConfig(), num_steps=1, mesh=mesh)
+    config = CONFIGS[stage]
+    loss_fn = functools.partial(OBJECTIVES[stage].loss, config)
+    trainer = Trainer(graphdef, loss_fn, config, num_steps=1, mesh=mesh)
     if mesh is not None:
         assert_moments_lie_like_their_factors(trainer.init(lora))
     unit_size = 2 if stage == "dpo" else 1
@@ -151,7 +153,8 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
     `trace.jsonl` gets the number and the samples of every step that was begun: those of the rows
     that the loop was given, not those that should come at that number.
     """
-    config = SFTConfig(learning_rate=1e-2, save_every=100 if end == "preempt" else 1)
+    save_every = 100 if end == "preempt" else 1
+    config = dataclasses.replace(CONFIGS[stage], learning_rate=1e-2, save_every=save_every)
     batches = make_batches(mesh, batch_size=9, num_epochs=4)
     assert all(len(batches.step(n).batches) > 1 for n in range(batches.num_steps)) or mesh
     cell_dir.mkdir(parents=True, exist_ok=True)
@@ -183,9 +186,8 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
         train(
             make_model(MANY_HEADS, mesh),
             batches,
-            LOSSES[stage],
             config,
-            stage=stage,
+            OBJECTIVES[stage],
             cell_dir=cell_dir,
             identity={},
             on_step=on_step,

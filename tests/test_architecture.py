@@ -9,16 +9,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "emodistill"
 
 LAYERS = (
-    *("errors", "emotions", "seeding", "records", "jsonl", "logs", "runs", "progress"),
-    *("configs", "cli"),
+    *("errors", "emotions", "seeding", "records", "jsonl", "logs", "progress", "files"),
+    *("tensor_files", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors", "agents"),
-    *("evaluation", "reports", "stages", "studies", "pipeline", "bench"),
+    *("evaluation", "reports", "stages", "studies", "cli"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 
-JAX_FREE = LAYERS[: LAYERS.index("offline") + 1]
-HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax")
+LIGHT = ("errors", "emotions", "logs", "configs", "settings", "files", "studies", "cli")
+"""What the command line loads before it has answered `--help`."""
+HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax", "pandas", "aiohttp")
 
 
 def modules() -> dict[str, Path]:
@@ -160,25 +161,51 @@ def test_layer_order_is_documented():
 
 def test_every_metric_is_defined():
     source = "".join(path.read_text() for path in sorted((PACKAGE / "train").glob("*.py")))
-    logged = set(re.findall(r'"([a-z]+/[a-z0-9_]+)":', source))
+    logged = set(re.findall(r'"([a-z]+/[a-z0-9_]+)"', source))
     text = (PACKAGE.parent / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     assert "sft/loss" in logged
     assert not logged - set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", text))
 
 
-def test_light_layers_stay_light():
-    """What stands before `batches`, the stages and every package's door load no heavy library."""
-    light = [name for name in KNOWN if layer(name) in (None, *JAX_FREE, "stages")]
-    light.remove("emodistill.offline.hub_datasets")  # which stages import when they need it
-    doors = [name for name, path in KNOWN.items() if path.name == "__init__.py"]
-    names = sorted({*light, *doors} - {n for n in KNOWN if n.endswith("__main__")})
+def test_the_command_line_loads_nothing_heavy():
+    """Nor does a package's door, which exports its names on first use."""
+    doors = [f"emodistill.{name}" for name in ("model", "train", "batches", "evaluation", "reports")]
+    names = ["emodistill", *(f"emodistill.{name}" for name in (*LIGHT, "studies")), *doors]
     program = (
         f"import importlib, sys\nfor name in {names!r}:\n"
         f"    importlib.import_module(name)\n"
-        f"    found = sorted(set(sys.modules) & set({HEAVY!r}))\n"
-        f"    assert not found, f'{{name}} imports {{found}}'\n"
+        f"    heavy = sorted(set(sys.modules) & set({HEAVY!r}))\n"
+        f"    assert not heavy, f'{{name}} imports {{heavy}}'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_names_are_used_once():
+    """No class name twice, no file that hides what is inside, few parameters, few late imports."""
+    classes: dict[str, list[str]] = {}
+    wide, late = [], []
+    folders = ("emodistill", "scripts", "benchmarks", "pretraining")
+    for path in sorted(p for f in folders for p in (PACKAGE.parent / f).rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            where = f"{path.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(where)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                args = node.args
+                num_args = len(args.posonlyargs) + len(args.args) + len(args.kwonlyargs)
+                if num_args > 10 and not node.name.endswith("_loss"):
+                    wide.append(f"{where} {node.name} has {num_args} parameters")
+                late += [
+                    (where, lines[inner.lineno - 1])
+                    for inner in ast.walk(node)
+                    if isinstance(inner, ast.Import | ast.ImportFrom)
+                ]
+    assert not {name: found for name, found in classes.items() if len(found) > 1}
+    assert not wide
+    assert len(late) <= 40, f"{len(late)} imports inside functions"
+    assert not [where for where, line in late if "#" not in line], "a late import says why"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import mesh_worker
 import numpy as np
 import pytest
-from test_train import lines, without_times
+from tiny_training import lines, without_times
 
 from emodistill.errors import InputError, StaleInputError
 from emodistill.seeding import stream

@@ -16,7 +16,7 @@ from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.response_model import expressed
-from emodistill.simulator.speaker import SimulatedSpeaker
+from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
 
 NUM_DIALOGUES = 8
@@ -28,7 +28,7 @@ def trajectories():
     """domain -> dialogues under random emotions on scenarios that the student has never seen."""
     seen = NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS
     folder, pack = embedded_path(), load_pack()
-    counterparty = Seat(speaker=SimulatedSpeaker("sim-counterparty"))
+    counterparty = Seat(speaker=SimulatedWriter("sim-counterparty"))
 
     async def one(scenario, student):
         rng = stream(0, "test", scenario.scenario_id)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
-from test_train import CONFIG, packed
+from tiny_training import CONFIG, packed
 
 from emodistill.batches import Work
 from emodistill.model import Qwen2

@@ -1,5 +1,6 @@
 """The losses against looped NumPy, finite differences and what their definitions imply."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from emodistill.offline.rewards import asymmetric
 from emodistill.seeding import stream
 from emodistill.train.losses import (
     MAX_LOG_RATIO,
@@ -18,7 +20,9 @@ from emodistill.train.losses import (
     token_logprobs,
 )
 
-jpo_loss = jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "ratio"))
+symmetric = functools.partial(jpo_loss, kappa=1.0)
+jpo_loss_of_kappa = jpo_loss
+jpo_loss = jax.jit(symmetric, static_argnames=("clip", "kl_coef", "ratio"))
 RATIOS = ("mean-token", "sequence", "token")
 
 
@@ -98,6 +102,16 @@ def test_jpo_loss_equals_the_loop(ratio, spread):
     assert loss == got["policy/loss"]
     if spread == 0.6:
         assert 0 < want["policy/clip_fraction"] < 1
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_kappa_weighs_the_advantages_that_are_not_positive(ratio):
+    *logps, advantages_B = sample()
+    settings = {"clip": 0.2, "kl_coef": 0.04, "ratio": ratio}
+    got = jpo_loss_of_kappa(*logps, advantages_B, kappa=0.3, **settings)[0]
+    want = jpo_loss(*logps, asymmetric(advantages_B, 0.3), **settings)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert abs(float(got - jpo_loss(*logps, advantages_B, **settings)[0])) > 1e-3
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

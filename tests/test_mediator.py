@@ -32,17 +32,14 @@ def verdict(lines, domain="crad", target=30.0, anchor=90.0, **kwargs):
     )
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["turns"][-1][1][:60])
-def test_golden(case):
-    got = verdict(case["turns"], case["domain"], case["focal_target"], case["counterparty_anchor"])
-    value = None if case["final_value"] is None else pytest.approx(case["final_value"], abs=1e-5)
-    assert got == (case["outcome"], value), case["about"]
-
-
-def test_golden_set_is_large_and_mixed():
-    outcomes = [case["outcome"] for case in GOLDEN]
-    assert len(outcomes) >= 290
-    assert min(outcomes.count(o) for o in ("accepted", "breakdown", "ongoing")) >= 50
+def test_every_exchange_of_the_golden_set_ends_as_labelled():
+    wrong = []
+    for case in GOLDEN:
+        game = (case["domain"], case["focal_target"], case["counterparty_anchor"])
+        got = verdict(case["turns"], *game)
+        if got != (case["outcome"], pytest.approx(case["final_value"], abs=1e-5)):
+            wrong.append((case["about"], case["turns"], got))
+    assert not wrong, "\n".join(map(str, wrong))
 
 
 def test_golden_dialogues_do_not_end_before_their_last_turn():
@@ -59,6 +56,11 @@ def test_golden_dialogues_do_not_end_before_their_last_turn():
 
 def test_no_turns():
     assert verdict([]) == Verdict("ongoing", None)
+
+
+@pytest.mark.parametrize("text", ["", "—", "...", ": ;", "-- !"])
+def test_a_turn_without_a_word_decides_nothing(text):
+    assert verdict([("focal", "40 days."), ("counterparty", text)]) == Verdict("ongoing", None)
 
 
 def test_crossing_follows_the_direction_of_the_game():

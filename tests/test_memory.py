@@ -12,7 +12,7 @@ import jax
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
-from test_train import CONFIG, SFT, packed, sft, tiny_model
+from tiny_training import CONFIG, SFT, packed, sft, tiny_model
 
 from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError

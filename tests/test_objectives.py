@@ -1,58 +1,78 @@
-"""Which turns JPO, A-LoL and DPO take."""
+"""Which turns SFT, JPO, A-LoL and DPO take."""
+
+import dataclasses
 
 import numpy as np
 import pytest
-from test_train import SCORES, TRAJECTORIES
+from judged_sweep import SCORES, TRAJECTORIES
 
-from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig
+from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
-from emodistill.offline import rewards
-from emodistill.train.objectives import objective_of, pairs
+from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality
+from emodistill.train.objectives import OBJECTIVES
 
-TABLE = rewards.focal_turn_table(TRAJECTORIES, SCORES)
-VALUES = rewards.jpo_advantages(TABLE).values
+TURNS = FocalTurns.from_trajectories(TRAJECTORIES, SCORES)
+ADVANTAGES = jpo_advantages(TURNS)
 
 
-def test_jpo_takes_all_and_weighs_the_bad_by_kappa():
-    found = objective_of(JPOConfig(kappa=0.5), TABLE, TRAJECTORIES)
-    assert found.units[:, 0].tolist() == list(range(len(TABLE)))
-    expected = np.where(VALUES < 0, 0.5 * VALUES, VALUES)
-    np.testing.assert_allclose(found.advantages, expected, rtol=1e-6)
-    assert found.needs_reference
+def select(config, turns=TURNS):
+    return OBJECTIVES[config.stage].select(config, turns)
+
+
+def test_sft_takes_the_best_in_the_order_of_the_turns():
+    groups, advantages = select(SFTConfig(top_fraction=0.5))
+    rows = groups[:, 0]
+    assert advantages is None
+    assert len(rows) == len(TURNS) // 2 and (np.diff(rows) > 0).all()
+    quality = sft_quality(TURNS)
+    assert quality[rows].min() >= np.delete(quality, rows).max()
+
+
+def test_jpo_takes_all_that_have_a_score_or_the_best_of_them():
+    groups, advantages = select(JPOConfig(kappa=0.5))
+    assert groups[:, 0].tolist() == list(range(len(TURNS)))
+    np.testing.assert_array_equal(advantages, ADVANTAGES)  # κ is the loss's business
+    top = select(JPOConfig(data="top", top_fraction=0.5)).groups
+    np.testing.assert_array_equal(top, select(SFTConfig(top_fraction=0.5)).groups)
+    scores = TURNS.scores.copy()
+    scores[3] = np.nan
+    some = select(JPOConfig(), dataclasses.replace(TURNS, scores=scores)).groups
+    assert some[:, 0].tolist() == [row for row in range(len(TURNS)) if row != 3]
 
 
 def test_alol_takes_the_good_ones_and_needs_no_reference():
-    found = objective_of(ALoLConfig(), TABLE, TRAJECTORIES)
-    assert found.units[:, 0].tolist() == np.flatnonzero(VALUES > 0).tolist() != []
-    assert not found.needs_reference
+    groups, advantages = select(ALoLConfig())
+    assert groups[:, 0].tolist() == np.flatnonzero(ADVANTAGES > 0).tolist() != []
+    np.testing.assert_array_equal(advantages, ADVANTAGES)
+
+
+def test_jpo_and_dpo_alone_need_a_reference():
+    assert {stage for stage, one in OBJECTIVES.items() if one.needs_reference} == {"jpo", "dpo"}
 
 
 def test_dpo_pairs_share_scenario_turn_and_emotion_and_the_better_comes_first():
-    found = objective_of(DPOConfig(), TABLE, TRAJECTORIES).units
-    assert len(found) and len(set(found.reshape(-1))) == found.size
-    for better, worse in found:
-        assert VALUES[better] > VALUES[worse]
-        turns = []
+    pairs = select(DPOConfig()).groups
+    assert len(pairs) and len(set(pairs.reshape(-1))) == pairs.size
+    for better, worse in pairs:
+        assert ADVANTAGES[better] > ADVANTAGES[worse]
+        prompts = []
         for row in (better, worse):
-            trajectory = TRAJECTORIES[TABLE.trajectory_index[row]]
-            turn = trajectory.turns[TABLE.turn_index[row]]
-            turns.append((trajectory.scenario_id, turn.index, turn.emotion))
-        assert turns[0] == turns[1]
+            trajectory = TRAJECTORIES[TURNS.trajectory_index[row]]
+            turn = trajectory.turns[TURNS.turn_index[row]]
+            prompts.append((trajectory.scenario_id, turn.index, turn.emotion))
+        assert prompts[0] == prompts[1]
 
 
 def test_the_best_meets_the_worst_and_equals_are_no_pair():
-    values = np.full(len(TABLE), np.nan)
-    rows = [
-        row
-        for row in range(len(TABLE))
-        if TABLE.scenario_ids[row] == TABLE.scenario_ids[0] and TABLE.turn_index[row] == 0
-    ]
-    values[rows] = [2.0, 5.0, 1.0, 2.0]
-    assert pairs(TABLE, values, TRAJECTORIES).tolist() == [[rows[1], rows[2]]]
+    is_first = (TURNS.turn_index == 0) & (TURNS.scenario_ids == TURNS.scenario_ids[0])
+    rows = np.flatnonzero(is_first)
+    scores = np.full(len(TURNS), np.nan)
+    scores[rows] = [2.0, 5.0, 1.0, 2.0]
+    turns = dataclasses.replace(TURNS, scores=scores)
+    assert select(DPOConfig(), turns).groups.tolist() == [[rows[1], rows[2]]]
 
 
 def test_without_a_pair_there_is_nothing_to_learn():
-    equal = dict.fromkeys(SCORES, 5.0)
-    table = rewards.focal_turn_table(TRAJECTORIES, equal)
+    equal = FocalTurns.from_trajectories(TRAJECTORIES, dict.fromkeys(SCORES, 5.0))
     with pytest.raises(InputError, match="DPO has no pair to learn from"):
-        objective_of(DPOConfig(), table, TRAJECTORIES)
+        select(DPOConfig(), equal)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emodistill.domains import DOMAINS, Scenario, get_domain, load_scenarios
-from emodistill.domains.cells import Column, read_cells, read_clock, read_number
+from emodistill.domains.cells import CsvColumn, read_cells, read_clock, read_number
 from emodistill.errors import InputError
 
 TABLES = Path(
@@ -294,9 +294,9 @@ def test_read_clock(text, hour):
 # One line into its cells.
 
 
-def columns(kinds: str) -> list[Column]:
+def columns(kinds: str) -> list[CsvColumn]:
     names = {"t": "text", "w": "word", "s": "speech", "n": "number", "f": "figure"}
-    return [Column(name=f"{i}", kind=names[kind]) for i, kind in enumerate(kinds)]  # type: ignore[arg-type]
+    return [CsvColumn(name=f"{i}", kind=names[kind]) for i, kind in enumerate(kinds)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

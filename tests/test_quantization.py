@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_train import SFT, packed, sft
+from tiny_training import SFT, packed, sft
 
 from emodistill.errors import InputError
 from emodistill.model import (
@@ -128,7 +128,7 @@ def test_lora_on_quantized_weights_has_the_gradient_of_the_dequantized_ones():
 
 def make(*, is_quantized):
     """The tiny model with weights rounded to int8, as codes or as the numbers that they mean."""
-    from test_train import tiny_model
+    from tiny_training import tiny_model
 
     model = tiny_model(is_trained=True)
     for layer in (model.layers.mlp.up_proj, model.layers.self_attn.q_proj):

@@ -9,6 +9,7 @@ import pytest
 
 from emodistill.errors import InputError
 from emodistill.offline import rewards
+from emodistill.offline.rewards import FocalTurns
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 
@@ -192,13 +193,12 @@ def test_scenario_advantages_match_a_loop():
                 assert advantage == pytest.approx((score - mean) / (sigma + 1e-6), rel=1e-9)
 
 
-def test_scenario_advantages_leave_small_scenarios_out_and_say_which():
+def test_scenario_advantages_leave_small_scenarios_out():
     scores = [1, 2, 3, np.nan, 5, 6, 7, 8, 9]
     ids = ["few"] * 4 + ["enough"] * 4 + ["one"]
     found = rewards.scenario_advantages(scores, ids)
     assert np.isnan(found[[0, 1, 2, 3, 8]]).all()
     assert np.isfinite(found[4:8]).all()
-    assert rewards.left_out_scenarios(scores, ids) == ("few", "one")
 
 
 def test_scenario_advantages_extremes():
@@ -242,7 +242,7 @@ def test_top_fraction_keeps_ties_in_order_and_skips_unscored():
 
 
 @pytest.fixture
-def table():
+def swept():
     """Six dialogues of a scenario and two of another, out of order; some turns unscored."""
     dialogues = [
         trajectory(f"crad/debt_001/seed_{i:04d}", [30, 80 - 5 * i, 35, 60]) for i in (5, 0, 3, 1)
@@ -257,101 +257,101 @@ def table():
     scores = {(d.trajectory_id, 0): 3 + k for k, d in enumerate(dialogues)}
     scores |= {(d.trajectory_id, 2): 9 - k for k, d in enumerate(dialogues[:4])}
     scores |= {(d.trajectory_id, None): 2 + k for k, d in enumerate(dialogues)}
-    return dialogues, scores, rewards.focal_turn_table(dialogues, scores)
+    return dialogues, scores, FocalTurns.from_trajectories(dialogues, scores)
 
 
-def test_table_rows_are_sorted_and_lead_back(table):
-    dialogues, scores, made = table
-    assert len(made) == 4 * 2 + 2 * 1 + 2 * 2
-    assert [made.sample_id(row) for row in (0, 1, 4)] == [
-        "crad/debt_000/seed_0000#0",
-        "crad/debt_000/seed_0000#2",
-        "crad/debt_001/seed_0000#0",
+def test_focal_turns_are_sorted_and_lead_back(swept):
+    dialogues, scores, turns = swept
+    assert len(turns) == 4 * 2 + 2 * 1 + 2 * 2
+    names = [
+        (dialogues[index].trajectory_id, int(turn_index))
+        for index, turn_index in zip(turns.trajectory_index, turns.turn_index, strict=True)
     ]
-    for row in range(len(made)):
-        dialogue = dialogues[made.trajectory_index[row]]
-        index = int(made.turn_index[row])
-        assert dialogue.trajectory_id == made.trajectory_ids[row]
-        assert dialogue.scenario_id == made.scenario_ids[row]
-        assert dialogue.turns[index].speaker == "focal"
-        expected = scores.get((dialogue.trajectory_id, index), math.nan)
-        np.testing.assert_equal(made.scores[row], expected)
-        assert made.returns[row] == pytest.approx(rewards.trajectory_return(dialogue))
-        assert made.is_last[row] == (index == dialogue.focal_turns[-1].index)
+    assert names == sorted(names)
+    for row, (name, index) in enumerate(names):
+        dialogue = dialogues[turns.trajectory_index[row]]
+        turn = dialogue.turns[index]
+        assert (turn.speaker, turn.emotion) == ("focal", turns.emotions[row])
+        assert dialogue.scenario_id == turns.scenario_ids[row]
+        np.testing.assert_equal(turns.scores[row], scores.get((name, index), math.nan))
+        np.testing.assert_equal(turns.dialogue_scores[row], scores[name, None])
+        assert turns.returns[row] == pytest.approx(rewards.trajectory_return(dialogue))
+        assert turns.is_last[row] == (index == dialogue.focal_turns[-1].index)
 
 
-def test_table_does_not_depend_on_the_order_of_arrival(table):
-    dialogues, scores, made = table
-    again = rewards.focal_turn_table(dialogues[::-1], scores)
-    assert again.trajectory_ids == made.trajectory_ids
-    np.testing.assert_array_equal(again.scores, made.scores)
+def test_focal_turns_do_not_depend_on_the_order_of_arrival(swept):
+    dialogues, scores, turns = swept
+    again = FocalTurns.from_trajectories(dialogues[::-1], scores)
+    for name in ("turn_index", "scenario_ids", "emotions", "is_last", "returns"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(turns, name))
+    np.testing.assert_array_equal(again.scores, turns.scores)
     with pytest.raises(InputError, match="'crad/debt_001/seed_0005' occurs twice"):
-        rewards.focal_turn_table([*dialogues, dialogues[0]], scores)
+        FocalTurns.from_trajectories([*dialogues, dialogues[0]], scores)
 
 
-def test_iql_outcome_reward_sits_on_the_last_focal_turn(table):
-    dialogues, _, made = table
-    signal = rewards.iql_rewards(made)
-    assert signal.num_missing == 0
-    assert signal.left_out_scenarios == ()
-    for row, value in enumerate(signal.values):
-        dialogue = dialogues[made.trajectory_index[row]]
-        is_last = made.turn_index[row] == dialogue.focal_turns[-1].index
+def test_iql_outcome_reward_sits_on_the_last_focal_turn(swept):
+    dialogues, _, turns = swept
+    values = rewards.iql_rewards(turns)
+    assert rewards.left_out_scenarios(turns, values) == ()
+    for row, value in enumerate(values):
+        dialogue = dialogues[turns.trajectory_index[row]]
+        is_last = turns.turn_index[row] == dialogue.focal_turns[-1].index
         assert value == (pytest.approx(rewards.trajectory_return(dialogue)) if is_last else 0.0)
 
 
-def test_judge_signals_per_turn(table):
-    _, _, made = table
-    for signal in (rewards.iql_rewards(made, "turn-judge"), rewards.jpo_advantages(made)):
-        np.testing.assert_array_equal(
-            signal.values, rewards.scenario_advantages(made.scores, made.scenario_ids)
-        )
-        assert signal.left_out_scenarios == ("debt_000",)  # its later turns have no score
-        assert signal.num_missing == int(np.isnan(signal.values).sum()) == 4
+def test_judge_signals_per_turn(swept):
+    _, _, turns = swept
+    expected = rewards.scenario_advantages(turns.scores, turns.scenario_ids)
+    for values in (rewards.iql_rewards(turns, "turn-judge"), rewards.jpo_advantages(turns)):
+        np.testing.assert_array_equal(values, expected)
+        assert np.isnan(values).sum() == 4
+        # The later turns of this scenario have no score.
+        assert rewards.left_out_scenarios(turns, values) == ("debt_000",)
 
 
-def test_dialogue_signals_count_each_dialogue_once(table):
-    dialogues, scores, made = table
-    ours = [d for d in dialogues if d.scenario_id == "debt_001"]
-    judged = np.array([scores[(d.trajectory_id, None)] for d in ours], float)
-    returns = np.array([rewards.trajectory_return(d) for d in ours])
-    for values, signals in (
-        (
-            judged,
-            [
-                rewards.jpo_advantages(made, "episode-judge"),
-                rewards.iql_rewards(made, "episode-judge"),
-            ],
-        ),
-        (returns, [rewards.jpo_advantages(made, "outcome")]),
+def test_dialogue_signals_count_each_dialogue_once(swept):
+    dialogues, scores, turns = swept
+    normalised = [d for d in dialogues if d.scenario_id == "debt_001"]  # of the other there are two
+    judged = np.array([scores[d.trajectory_id, None] for d in normalised], float)
+    returns = np.array([rewards.trajectory_return(d) for d in normalised])
+    for values, found in (
+        (judged, rewards.jpo_advantages(turns, "episode-judge")),
+        (judged, rewards.iql_rewards(turns, "episode-judge")),
+        (returns, rewards.jpo_advantages(turns, "outcome")),
     ):
         expected = (values - values.mean()) / (values.std() + 1e-6)
-        by_name = {d.trajectory_id: a for d, a in zip(ours, expected, strict=True)}
-        for signal in signals:
-            assert signal.left_out_scenarios == ("debt_000",)  # two dialogues are too few
-            for row, value in enumerate(signal.values):
-                wanted = by_name.get(made.trajectory_ids[row], math.nan)
-                np.testing.assert_allclose(value, wanted, rtol=1e-9)
+        by_id = {d.trajectory_id: a for d, a in zip(normalised, expected, strict=True)}
+        names = [dialogues[index].trajectory_id for index in turns.trajectory_index]
+        wanted = [by_id.get(name, math.nan) for name in names]
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+        assert rewards.left_out_scenarios(turns, found) == ("debt_000",)
 
 
-def test_sft_quality(table):
-    _, _, made = table
-    np.testing.assert_allclose(
-        rewards.sft_quality(made).values, made.scores + 0.5 * made.returns, equal_nan=True
-    )
-    np.testing.assert_array_equal(rewards.sft_quality(made, "turn-judge").values, made.scores)
-    episode = rewards.sft_quality(made, "episode-judge")
-    np.testing.assert_array_equal(episode.values, made.dialogue_scores)
-    assert rewards.sft_quality(made).num_missing == 2
-    with pytest.raises(InputError, match="signal='hybird' is none of hybrid"):
-        rewards.sft_quality(made, "hybird")
+def test_sft_quality(swept):
+    _, _, turns = swept
+    np.testing.assert_allclose(rewards.sft_quality(turns), turns.scores + 0.5 * turns.returns)
+    np.testing.assert_array_equal(rewards.sft_quality(turns, "turn-judge"), turns.scores)
+    episode = rewards.sft_quality(turns, "episode-judge")
+    np.testing.assert_array_equal(episode, turns.dialogue_scores)
+    assert np.isnan(rewards.sft_quality(turns)).sum() == 2
 
 
-def test_an_empty_data_set_makes_an_empty_table():
-    made = rewards.focal_turn_table([], {})
-    assert len(made) == 0
-    assert rewards.jpo_advantages(made).values.shape == (0,)
-    assert rewards.jpo_advantages(made, "outcome").values.shape == (0,)
+def test_a_signal_that_there_is_not_is_refused(swept):
+    _, _, turns = swept
+    for function, known in (
+        (rewards.sft_quality, "hybrid, episode-judge, turn-judge"),
+        (rewards.jpo_advantages, "turn-judge, episode-judge, outcome"),
+        (rewards.iql_rewards, "outcome, episode-judge, turn-judge"),
+    ):
+        with pytest.raises(InputError, match=f"signal='hybird' is none of {known}"):
+            function(turns, "hybird")
+
+
+def test_an_empty_data_set_has_no_focal_turns():
+    turns = FocalTurns.from_trajectories([], {})
+    assert len(turns) == 0
+    assert rewards.jpo_advantages(turns).shape == (0,)
+    assert rewards.jpo_advantages(turns, "outcome").shape == (0,)
 
 
 def test_the_worked_dialogue_of_the_documentation():
@@ -376,7 +376,7 @@ def test_the_worked_dialogue_of_the_documentation():
     assert said(r"\(20 − 110\) = ([\d.]+)") == pytest.approx(
         [rewards.savings(45, 110, 20)], abs=5e-5
     )
-    quality = rewards.hybrid_quality([6, 7, 9], [found] * 3)
+    quality = np.array([6, 7, 9]) + found / 2
     assert said(r"R/2 is ([\d.]+), ([\d.]+) and ([\d.]+);") == pytest.approx(quality, abs=5e-5)
     scores = [6, 7, 9, 5, 5, 4, 6, 8]
     advantages = rewards.scenario_advantages(scores, ["s"] * 8)[:3]

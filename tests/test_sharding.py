@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from mesh_worker import gradients
-from test_batches import sharing_examples
-from test_train import lines, without_times
+from samples import sharing_examples
+from tiny_training import lines, without_times
 
 from emodistill.batches import PackedBatches
 from emodistill.configs import MeshShape, SFTConfig

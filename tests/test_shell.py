@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
 
 from emodistill import stages
 from emodistill.configs import (
@@ -22,20 +21,19 @@ from emodistill.settings import Cell
 ROOT = Path(__file__).resolve().parents[1]
 SHELL = ("scripts/", "emodistill/cli.py", "emodistill/configs/", "emodistill/settings.py")
 SHELL += ("emodistill/runs.py", "emodistill/files.py", "emodistill/logs.py", "emodistill/stages/")
+TINY_FLAGS = ["--max-tokens", "512", "--max-samples", "2", "--max-steps", "1"]
 IS_FUNCTION = 2  # CO_NEWLOCALS, which the bodies of classes and modules lack
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that lacks JPO alone, and the file of its settings."""
+    """A run that lacks JPO alone."""
     run = tmp_path_factory.mktemp("runs") / "short"
     tiny = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-    stages.run(Cell(SweepConfig(run=run, num_scenarios=6, num_seeds=1, max_turns=6)))
+    stages.run(Cell(SweepConfig(run=run, num_scenarios=4, num_seeds=3, max_turns=8)))
     stages.run(Cell(JudgeConfig(run=run)))
     stages.run(Cell(SFTConfig(run=run, **tiny)))
-    file = run / "settings.yaml"
-    file.write_text(yaml.safe_dump({"run": str(run), "jpo": tiny}))
-    return file
+    return run
 
 
 def test_from_the_script_to_the_first_optimiser_step(run, monkeypatch, capsys):
@@ -53,7 +51,7 @@ def test_from_the_script_to_the_first_optimiser_step(run, monkeypatch, capsys):
             if name.startswith(SHELL) and not code.co_name.startswith("<"):
                 entered.add((name, getattr(code, "co_qualname", code.co_name)))
 
-    monkeypatch.setattr(sys, "argv", ["train_jpo.py", "--config", str(run)])
+    monkeypatch.setattr(sys, "argv", ["train_jpo.py", "--run", str(run), *TINY_FLAGS])
     sys.setprofile(profile)
     threading.setprofile(profile)
     try:

@@ -30,6 +30,8 @@ class Example:
     """The reply and the end-of-turn token."""
     num_dropped_turns: int = 0
     """Oldest turns left out so that the prompt fits."""
+    asked_index: int = 0
+    """Which of the turns that `build_examples` was asked for it is."""
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +74,7 @@ def build_examples(
     by_id = {(scenario.domain, scenario.scenario_id): scenario for scenario in scenarios}
     examples: list[Example] = []
     num_dropped = 0
-    for position, turn_index in turns:
+    for asked_index, (position, turn_index) in enumerate(turns):
         trajectory = trajectories[position]
         turn, scenario = _focal_turn(trajectory, turn_index), _scenario(trajectory, by_id)
         render = functools.partial(
@@ -94,6 +96,7 @@ def build_examples(
                 prompt_ids=np.asarray(prompt_ids, np.int32),
                 response_ids=np.asarray(response_ids, np.int32),
                 num_dropped_turns=num_dropped_turns,
+                asked_index=asked_index,
             )
         )
     num_trimmed = sum(example.num_dropped_turns > 0 for example in examples)

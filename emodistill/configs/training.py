@@ -25,11 +25,6 @@ RatioKind = Literal["mean-token", "sequence", "token"]
 Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
 
-SAMPLES_PER_ROW = 8
-"""Samples of a step for every device with rows of its own: with fewer, the samples of a row share
-too little of their prompts for prefix trees to pay."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IQLConfig(ExperimentConfig):
     """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
@@ -105,6 +100,8 @@ class AdapterConfig(ExperimentConfig):
     """The judge whose scores are learned from; sim-judge on the simulator."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
+    signal: JPOSignal = "turn-judge"
+    """What a turn's advantage is made from."""
     emotion_free: bool = False
     """Leave the emotion block out of every prompt."""
     lora_rank: int = setting(16, ge=1)
@@ -161,19 +158,6 @@ class AdapterConfig(ExperimentConfig):
         """Whether training starts from the base model instead of the SFT adapter."""
         return True
 
-    def mesh_shape(self, num_devices: int, num_heads: int) -> MeshShape:
-        """The mesh on which to train a model of `num_heads` query heads.
-
-        Unless one is asked for, `tensor` takes the devices that rows can't use, as far as it
-        divides the heads: samples share much within a row, and too little between rows.
-        """
-        if self.mesh:
-            return MeshShape.parse(self.mesh)
-        tensors = [n for n in (1, 2, 4) if num_devices % n == 0 and num_heads % n == 0]
-        enough = (t for t in tensors if self.batch_size * t >= SAMPLES_PER_ROW * num_devices)
-        tensor = next(enough, tensors[-1])
-        return MeshShape(fsdp=num_devices // tensor, tensor=tensor)
-
     def check_devices(self) -> None:
         """Refuse a mesh or a group of processes that can't be.
 
@@ -199,7 +183,7 @@ class SFTConfig(AdapterConfig):
     """Stage 4a: supervised fine-tuning on the best quarter of the turns (Eqs. 16, 23)."""
 
     stage: ClassVar[str] = "sft"
-    signal: SFTSignal = "hybrid"
+    signal: SFTSignal = "hybrid"  # type: ignore[assignment]
     """What ranks the turns: score and shaped return, or the judge's scores alone."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of a domain's scored turns that is kept."""
@@ -209,8 +193,6 @@ class SFTConfig(AdapterConfig):
 class RefinementConfig(AdapterConfig):
     """What the stages share that go on from the SFT adapter."""
 
-    signal: JPOSignal = "turn-judge"
-    """What a turn's advantage is made from."""
     sft_cell: str = "default"
     """The SFT cell whose adapter training starts from."""
     learning_rate: ByStudent[float] = setting(5e-6, embedded=2e-4, gt=0)

@@ -26,27 +26,39 @@ _TOKEN = re.compile(r'[ \t]*"((?:[^"]|"")*)"[ \t]*(?=,|$)|([^,]*)')
 _OPENING_QUOTES = ("“", "„", "«", '"', "‘")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+# A cell that says that it has no value: "N/A (…)", "Variable", "", "-".
 _ABSENT = re.compile(
     r"(n/?a\b|not (applicable|available|known|stated|specified|set|sure)\b|none\b|unknown\b|"
     r"nil\b|null\b|variable\b|varies\b|undetermined\b|undecided\b|uncertain\b|unclear\b|"
     r"flexible\b|indefinite|tbd\b|tba\b|depends\b|[-–—?]*$)",
     re.IGNORECASE,
 )
+# A line with more commas is no row of a table; trying its readings would take minutes.
 _MAX_TOKENS_PER_COLUMN = 20
-_FIGURE = re.compile(r"[-+]?[$€£]?\d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A column of a table; `choices` (lower case) belong to kind `choice`.
+class CsvColumn:
+    """A column of a published table.
 
-    Where given, each text of the column is known to hold one of `words` (beginnings of words).
+    Attributes:
+      choices: the closed list (lower case) of kind `choice`.
+      words: where given, each text of the column is known to hold one of them (their beginnings).
+      field: the name of a scenario's field that the column gives, if it gives one.
+      number: the name of a number of the game that it gives, if it gives one.
     """
 
     name: str
     kind: Kind
-    choices: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
+    words: Sequence[str] = ()
+    field: str = ""
+    number: str = ""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a scenario can't be made without it."""
+        return bool(self.field or self.number)
 
     def fits(self, text: str, *, is_quoted: bool = False) -> bool:
         """Whether `text` can be a cell of this column."""
@@ -55,10 +67,8 @@ class Column:
                 return is_quoted or "," not in text
             case "figure":
                 return is_quoted or "," not in text or read_number(text) is not None
-            case "number":
-                return read_number(text) is not None or is_absent(text)
-            case "clock":
-                return read_clock(text) is not None or is_absent(text)
+            case "number" | "clock":
+                return self.read(text) is not None or _ABSENT.match(text.strip()) is not None
             case "choice":
                 return re.sub(r"\s*\(.*", "", text).strip().lower() in self.choices
             case "speech":
@@ -73,8 +83,12 @@ class Column:
             case "speech":
                 return text.startswith(_OPENING_QUOTES)
             case "figure":
-                return _FIGURE.match(text) is not None
+                return re.match(r"[-+]?[$€£]?\d", text) is not None
         return True
+
+    def read(self, text: str) -> float | None:
+        """The number or hour of the day in a cell of kind `number` or `clock`; else None."""
+        return read_clock(text) if self.kind == "clock" else read_number(text)
 
     def speaks(self, text: str) -> bool:
         """Whether one of the column's `words` stands in `text`."""
@@ -102,39 +116,33 @@ def read_clock(text: str) -> float | None:
     return hour % 12 + minute / 60 + (12 if found[3] == "p" else 0)
 
 
-def is_absent(text: str) -> bool:
-    """Whether a cell says that it has no value ("N/A (…)", "Variable", "", "-")."""
-    return _ABSENT.match(text.strip()) is not None
-
-
 class _Token(NamedTuple):
-    """What stands between two commas; `is_quoted`: its double quotes make it a whole cell."""
+    """What stands between two commas.
+
+    `is_quoted`: its double quotes make it a whole cell; `is_continuation`: by convention the comma
+    before it is no border, as a space follows or “ and ” enclose it.
+    """
 
     text: str
     is_quoted: bool
-    is_inside: bool
-    """The comma before it stands between “ and ”."""
-
-    @property
-    def is_continuation(self) -> bool:
-        """By convention no border: a space follows the comma, or quotation marks enclose it."""
-        return self.is_inside or (not self.is_quoted and self.text[:1].isspace())
+    is_continuation: bool
 
 
 def _tokens(line: str) -> list[_Token]:
     tokens: list[_Token] = []
-    place = depth = 0
+    start = depth = 0
     while True:
-        found = _TOKEN.match(line, place)
+        found = _TOKEN.match(line, start)
         assert found is not None  # the second alternative matches anywhere
         is_quoted = found[1] is not None
         text = found[1].replace('""', '"') if is_quoted else found[2]
-        tokens.append(_Token(text, is_quoted, depth > 0))
+        is_continuation = depth > 0 or (not is_quoted and text[:1].isspace())
+        tokens.append(_Token(text, is_quoted, is_continuation))
         if not is_quoted:
             depth = max(0, depth + text.count("“") - text.count("”"))
         if found.end() >= len(line):
             return tokens
-        place = found.end() + 1
+        start = found.end() + 1
 
 
 def conventional_cells(line: str) -> list[str]:
@@ -155,48 +163,51 @@ def plain_cells(line: str) -> list[str]:
     return [token.text.strip() for token in _tokens(line)]
 
 
-def read_cells(line: str, columns: Sequence[Column]) -> list[str] | None:
+def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
     """The cells of `line`, one per column; None where it has no reading, or several as good."""
     tokens = _tokens(line)
     while len(tokens) > len(columns) and not tokens[-1].text.strip():
         tokens.pop()  # empty cells that a spreadsheet adds at the end
     if len(tokens) > _MAX_TOKENS_PER_COLUMN * len(columns):
-        return None  # no row of a table; trying its readings would take minutes
-    return _reading(tuple(tokens), tuple(columns))
-
-
-def _reading(tokens: tuple[_Token, ...], columns: tuple[Column, ...]) -> list[str] | None:
-    def cell(start: int, stop: int) -> str | None:
-        if stop - start > 1 and any(token.is_quoted for token in tokens[start:stop]):
-            return None
-        return ",".join(token.text for token in tokens[start:stop]).strip()
+        return None
 
     @functools.cache
-    def best(column: int, start: int, is_pinned: bool) -> tuple[int, int, tuple[str, ...]] | None:
-        """(departures, how many readings have so few, one of them) from `start` on."""
+    def best(column: int, start: int, is_pinned: bool) -> _Reading | None:
+        """The reading of columns and tokens from `column` and `start` on.
+
+        `is_pinned`: whether the border before `start` is certain.
+        """
         if column == len(columns):
-            return (0, 1, ()) if start == len(tokens) else None
-        fewest: tuple[int, int, tuple[str, ...]] | None = None
-        last = len(tokens) - (len(columns) - column - 1)
-        for stop in range(start + 1, last + 1):
-            text = cell(start, stop)
-            is_quoted = tokens[start].is_quoted
-            if text is None or not columns[column].fits(text, is_quoted=is_quoted):
+            return _Reading(0, 1, ()) if start == len(tokens) else None
+        readings = []
+        for stop in range(start + 1, len(tokens) - len(columns) + column + 2):
+            of_cell = tokens[start:stop]
+            is_quoted = any(token.is_quoted for token in of_cell)
+            if is_quoted and len(of_cell) > 1:
+                break
+            text = ",".join(token.text for token in of_cell).strip()
+            if not columns[column].fits(text, is_quoted=is_quoted):
                 continue
             pins = columns[column].pins(text) or is_quoted
-            departs = start > 0 and tokens[start].is_continuation
+            departs = start > 0 and of_cell[0].is_continuation
             if departs and (text[:1].islower() or not (pins or is_pinned)):
                 continue
-            rest = best(column + 1, stop, pins)
-            if rest is None:
-                continue
-            merged = sum(not token.is_continuation for token in tokens[start + 1 : stop])
-            cost = departs + merged + rest[0]
-            if fewest is None or cost < fewest[0]:
-                fewest = (cost, rest[1], (text, *rest[2]))
-            elif cost == fewest[0]:
-                fewest = (cost, fewest[1] + rest[1], fewest[2])
-        return fewest
+            if rest := best(column + 1, stop, pins):
+                merged = sum(not token.is_continuation for token in of_cell[1:])
+                num_departures = departs + merged + rest.num_departures
+                readings.append(_Reading(num_departures, rest.num_as_good, (text, *rest.cells)))
+        fewest = min((reading.num_departures for reading in readings), default=None)
+        equal = [reading for reading in readings if reading.num_departures == fewest]
+        num_as_good = sum(reading.num_as_good for reading in equal)
+        return equal[0]._replace(num_as_good=num_as_good) if equal else None
 
-    found = best(0, 0, True)
-    return list(found[2]) if found is not None and found[1] == 1 else None
+    reading = best(0, 0, True)
+    return list(reading.cells) if reading and reading.num_as_good == 1 else None
+
+
+class _Reading(NamedTuple):
+    """Cells with the fewest departures from the convention, and how many readings have so few."""
+
+    num_departures: int
+    num_as_good: int
+    cells: tuple[str, ...]

@@ -14,9 +14,8 @@ import numpy as np
 
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.rewards import (
-    FocalTurnTable,
+    FocalTurns,
     Scores,
-    focal_turn_table,
     jpo_advantages,
     sft_quality,
 )
@@ -61,8 +60,8 @@ def best_utterance(
     trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
 ) -> Case | None:
     """The turn with the highest hybrid quality q = r + R/2 (SFT's case); its value is q."""
-    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
-    quality = sft_quality(table).values
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+    quality = sft_quality(table)
     if not np.isfinite(quality).any():
         return None
     row = int(np.nanargmax(quality))
@@ -76,8 +75,8 @@ def largest_flip(
 
     Values are the advantages, in the turns' order; the first dialogue by name where several tie.
     """
-    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
-    advantages = jpo_advantages(table).values
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+    advantages = jpo_advantages(table)
     best: tuple[float, list[int]] | None = None
     for index in dict.fromkeys(table.trajectory_index.tolist()):
         rows = np.flatnonzero((table.trajectory_index == index) & np.isfinite(advantages))
@@ -115,7 +114,7 @@ def _gain(pair: SelectorCase) -> float:
 
 
 def _turns(
-    trajectories: Sequence[Trajectory], table: FocalTurnTable, rows: Sequence[int]
+    trajectories: Sequence[Trajectory], table: FocalTurns, rows: Sequence[int]
 ) -> tuple[Trajectory, tuple[Turn, ...]]:
     """The dialogue of some rows of the table, which is the same for all, and their turns."""
     trajectory = trajectories[table.trajectory_index[rows[0]]]

@@ -25,7 +25,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval, clustered_ci
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import FEATURE_NAMES, DialogueState, features
-from emodistill.offline.rewards import Scores, focal_turn_table, sft_quality, top_fraction
+from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
 from emodistill.records import Outcome, Trajectory
 
 
@@ -115,7 +115,7 @@ def match_rates(
       signal, fraction: what SFT ranks turns by and keeps, for the group `kept`.
       max_turns: the cap that the dialogues were played under.
     """
-    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     is_match, outcome = np.zeros(len(table)), np.empty(len(table), dtype=object)
     has_emotion = np.zeros(len(table), dtype=bool)
     for row in range(len(table)):
@@ -129,7 +129,7 @@ def match_rates(
         state = DialogueState.from_turns(trajectory, before, max_turns)
         is_match[row] = choose(state) == turn.emotion
     is_kept = np.zeros(len(table), dtype=bool)
-    is_kept[top_fraction(sft_quality(table, signal).values, fraction)] = True
+    is_kept[top_fraction(sft_quality(table, signal), fraction)] = True
     groups = {"all": np.ones(len(table), dtype=bool), "kept": is_kept}
     groups |= {name: outcome == name for name in get_args(Outcome)}
     rates = []

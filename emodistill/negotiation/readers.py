@@ -1,4 +1,4 @@
-"""Who reads the figures out of a dialogue's utterances: patterns, or a language model."""
+"""Who reads the offers out of a dialogue's utterances: patterns, or a language model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from emodistill.logs import fields
 from emodistill.negotiation.clauses import plain
@@ -27,7 +27,7 @@ _ANSWER = re.compile(r"(?i)^\W*OFFER:\W*(.+?)\W*$", re.MULTILINE)
 
 
 class Read(NamedTuple):
-    """What an utterance offers (None: nothing that can be read), and the calls that took."""
+    """What an utterance offers (None: nothing that can be read), and what reading it cost."""
 
     offer: float | None
     num_calls: int = 0
@@ -36,23 +36,13 @@ class Read(NamedTuple):
     cost_usd: float = 0.0
 
 
-class OfferReader(Protocol):
-    num_unread: int
-    """Utterances that it has given up on."""
-
-    @property
-    def paid_models(self) -> Sequence[str]:
-        """Models that are called for it."""
-        ...
-
-    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read: ...
-
-
 class PatternReader:
     """`read_offer`: no calls, the same answer every time."""
 
     paid_models: Sequence[str] = ()
+    """Models that are called for it."""
     num_unread = 0
+    """Utterances that it has given up on."""
 
     async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
         return Read(read_offer(text, domain))
@@ -82,29 +72,33 @@ class LlmReader:
         Raises:
           ApiError: as `ChatClient.chat`.
         """
-        messages = offer_messages(domain, text)
-        offer, prompt_tokens, completion_tokens, cost_usd = None, 0, 0, 0.0
+        read = Read(None)
         for attempt in range(NUM_ATTEMPTS):
             completion = await self.client.chat(
-                messages,
+                offer_messages(domain, text),
                 model=self.model,
                 temperature=0.0,
                 max_tokens=MAX_TOKENS,
                 seed=derive(seed, "offer", text, attempt),
                 sticky=dialogue_id,
             )
-            prompt_tokens += completion.prompt_tokens
-            completion_tokens += completion.completion_tokens
-            cost_usd += completion.cost_usd
+            read = Read(
+                None,
+                read.num_calls + 1,
+                read.prompt_tokens + completion.prompt_tokens,
+                read.completion_tokens + completion.completion_tokens,
+                read.cost_usd + completion.cost_usd,
+            )
             try:
-                offer = parse_answer(completion.text, domain)
-                break
+                return read._replace(offer=parse_answer(completion.text, domain))
             except ValueError:
-                told = fields(event="no reading", dialogue=dialogue_id, attempt=attempt + 1)
+                told = fields(event="no reading", dialogue=dialogue_id, attempt=read.num_calls)
                 log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
-        else:
-            self.num_unread += 1
-        return Read(offer, attempt + 1, prompt_tokens, completion_tokens, cost_usd)
+        self.num_unread += 1
+        return read
+
+
+OfferReader = PatternReader | LlmReader
 
 
 def parse_answer(text: str, domain: str) -> float | None:

@@ -4,22 +4,24 @@ Notation (paper, Appendix D and E.5): x* is the focal target, x0 the counterpart
 g = x* − x0, d = max(1, |g|), T the cap on turns, t = 1, 2, … the focal turns, R(τ) the shaped
 return, r the judge's score of a focal turn.
 
-Departures from the paper: |A| is clipped at 10, and a scenario with fewer than 4 scored items is
-left out of its normalisation (and counted), since a z-score over two or three values says little.
+Departures from the paper: |A| is clipped at 10, and a scenario with fewer than 4 scores is left out
+(and counted).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 
 from emodistill.configs import IQLSignal, JPOSignal, SFTSignal
+from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
+from emodistill.prompts import PromptPack
 from emodistill.records import Trajectory
 
 AGREEMENT_BONUS = 2.0
@@ -27,11 +29,26 @@ AGREEMENT_BONUS = 2.0
 MAX_MOVE = 2.0
 """Bound of one normalised concession or retreat, Eqs. 25 and 26."""
 MAX_ADVANTAGE = 10.0
+"""Bound of |A|: the one score that differs among hundreds of equal ones would have an A of 20 and
+more, and outweigh all other samples of its step."""
 MIN_SCORED = 4
-"""Scored items that a scenario needs for its mean and deviation to count."""
+"""Scores that a scenario needs to be normalised: a z-score over two or three says little."""
 
 Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
+
+
+class SweepData(NamedTuple):
+    """A judged sweep: what all objectives select their turns from."""
+
+    trajectories: Sequence[Trajectory]
+    """Only dialogues of training scenarios are used."""
+    scenarios: Sequence[Scenario]
+    scores: Scores
+    pack: PromptPack
+    """The prompts that the student will be given."""
+    max_turns: int = 30
+    """T of the shaped return."""
 
 
 def shaped_return(
@@ -58,26 +75,21 @@ def shaped_return(
         raise InputError(f"max_turns={max_turns} must be at least 1; the paper uses 30.")
     gap = _gap(focal_target, counterparty_anchor)
     sign, scale = float(np.sign(gap)), max(1.0, abs(gap))
-    concessions = _moves(counterparty_offers, counterparty_anchor, sign, scale)  # Eq. 25
-    retreats = _moves(focal_offers, focal_target, -sign, scale)  # Eq. 26
     total = AGREEMENT_BONUS if accepted else -AGREEMENT_BONUS  # Eq. 28
-    for moves, side in ((concessions, 1.0), (retreats, -1.0)):
-        for turn, move in enumerate(moves, start=1):
-            total += side * move * max(0.0, min(1.0, 1.0 - turn / max_turns))  # Eqs. 24, 27
+    # Δctp − Δfoc (Eqs. 24–26): what either side moves towards the focal target counts alike, since
+    # a retreat of the focal side is a move away from it, and enters with a minus sign.
+    for offers, standing in (
+        (counterparty_offers, counterparty_anchor),
+        (focal_offers, focal_target),
+    ):
+        for turn, offer in enumerate(offers, start=1):
+            if offer is None or math.isnan(offer):
+                continue
+            move = sign * (_finite(offer, "offer") - standing) / scale
+            weight = max(0.0, 1.0 - turn / max_turns)  # Eq. 27
+            total += weight * max(-MAX_MOVE, min(MAX_MOVE, move))
+            standing = offer
     return float(total)
-
-
-def _moves(offers: Sequence[float | None], start: float, sign: float, scale: float) -> list[float]:
-    """Clipped steps between standing offers, in units of the gap, seeded with `start`."""
-    standing, moves = start, []
-    for offer in offers:
-        if offer is None or math.isnan(offer):
-            moves.append(0.0)
-            continue
-        move = sign * (_finite(offer, "offer") - standing) / scale
-        moves.append(max(-MAX_MOVE, min(MAX_MOVE, move)))
-        standing = offer
-    return moves
 
 
 def _gap(focal_target: float, counterparty_anchor: float) -> float:
@@ -110,8 +122,8 @@ def savings(final_value: float, counterparty_anchor: float, focal_target: float)
 def aligned_offers(trajectory: Trajectory) -> tuple[list[float | None], list[float | None]]:
     """Offers per focal turn: the focal agent's own, and the last one of the replies to it.
 
-    What the counterparty says before the first focal turn answers none and is passed over; where
-    it opened with an offer, the way from its anchor shows in its first reply.
+    What the counterparty says before the first focal turn is a reply to none and is passed over. If
+    it opens with an offer, its first reply is still compared with its anchor.
     """
     focal: list[float | None] = []
     replies: list[float | None] = []
@@ -160,31 +172,6 @@ def scenario_advantages(
     Raises:
       InputError: lengths differ, a score is infinite or ε is negative.
     """
-    values, groups, counts, _ = _grouped(scores, scenario_ids)
-    if not epsilon >= 0:
-        raise InputError(f"epsilon={epsilon} must be >= 0; the default is 1e-6.")
-    is_scored = ~np.isnan(values)
-    filled = np.where(is_scored, values, 0.0)
-    num = np.maximum(counts, 1)
-    mean = np.bincount(groups, weights=filled, minlength=len(counts)) / num
-    deviation = np.where(is_scored, values - mean[groups], 0.0)
-    sigma = np.sqrt(np.bincount(groups, weights=deviation**2, minlength=len(counts)) / num)
-    scale = (sigma + epsilon)[groups]
-    advantages = np.divide(deviation, scale, out=np.zeros_like(deviation), where=scale > 0)
-    has_advantage = is_scored & (counts >= MIN_SCORED)[groups]
-    return np.where(has_advantage, np.clip(advantages, -MAX_ADVANTAGE, MAX_ADVANTAGE), np.nan)
-
-
-def left_out_scenarios(
-    scores: Sequence[float] | np.ndarray, scenario_ids: Sequence[str] | np.ndarray
-) -> tuple[str, ...]:
-    """The scenarios that `scenario_advantages` leaves out for having fewer than 4 scores."""
-    _, _, counts, names = _grouped(scores, scenario_ids)
-    return tuple(str(name) for name in names[counts < MIN_SCORED])
-
-
-def _grouped(scores, scenario_ids) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores as float64, each one's group, the scored items of every group, the groups' names."""
     values = np.asarray(scores, dtype=np.float64)
     ids = np.asarray(scenario_ids, dtype=np.str_)
     if values.ndim != 1 or values.shape != ids.shape:
@@ -193,11 +180,21 @@ def _grouped(scores, scenario_ids) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
             "scenario, so give two flat sequences of one length."
         )
     if np.isinf(values).any():
-        place = int(np.flatnonzero(np.isinf(values))[0])
-        raise InputError(f"scores[{place}]={values[place]} must be finite, or NaN for no score.")
-    names, groups = np.unique(ids, return_inverse=True)
-    counts = np.bincount(groups, weights=~np.isnan(values), minlength=len(names)).astype(np.int64)
-    return values, groups, counts, names
+        index = int(np.flatnonzero(np.isinf(values))[0])
+        raise InputError(f"scores[{index}]={values[index]} must be finite, or NaN for no score.")
+    if not epsilon >= 0:
+        raise InputError(f"epsilon={epsilon} must be >= 0; the default is 1e-6.")
+    advantages = np.full(len(values), np.nan)
+    scored = np.flatnonzero(~np.isnan(values))
+    by_scenario = scored[np.argsort(ids[scored], kind="stable")]
+    starts = np.flatnonzero(ids[by_scenario][1:] != ids[by_scenario][:-1]) + 1
+    for members in np.split(by_scenario, starts):
+        if len(members) >= MIN_SCORED:
+            deviation = values[members] - values[members].mean()
+            # Equal scores have no deviation, so that any scale will do where epsilon is 0.
+            scale = (values[members].std() + epsilon) or 1.0
+            advantages[members] = np.clip(deviation / scale, -MAX_ADVANTAGE, MAX_ADVANTAGE)
+    return advantages
 
 
 def asymmetric(advantages: Sequence[float] | np.ndarray, kappa: float) -> np.ndarray:
@@ -210,13 +207,6 @@ def asymmetric(advantages: Sequence[float] | np.ndarray, kappa: float) -> np.nda
         raise InputError(f"kappa={kappa} must lie in [0, 1]; the paper uses 1.")
     values = np.asarray(advantages, dtype=np.float64)
     return np.where(values > 0, values, kappa * values)
-
-
-def hybrid_quality(
-    scores: Sequence[float] | np.ndarray, returns: Sequence[float] | np.ndarray
-) -> np.ndarray:
-    """q = r + ½R(τ) of Eq. 23, per focal turn; NaN where there is no score."""
-    return np.asarray(scores, np.float64) + 0.5 * np.asarray(returns, np.float64)
 
 
 def top_fraction(quality: Sequence[float] | np.ndarray, fraction: float = 0.25) -> np.ndarray:
@@ -237,22 +227,22 @@ def top_fraction(quality: Sequence[float] | np.ndarray, fraction: float = 0.25) 
     return candidates[np.argsort(-values[candidates], kind="stable")[:keep]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FocalTurnTable:
-    """The N focal turns of a data set as aligned arrays.
+@dataclass(frozen=True, slots=True)
+class FocalTurns:
+    """The N focal turns of a data set with their scores, as aligned arrays.
 
     Rows run by trajectory id, then turn, so that they do not depend on which dialogue happened to
-    finish first; `trajectory_index` leads back into the sequence that the table was made from.
+    finish first.
     """
 
-    trajectory_ids: tuple[str, ...]
-    """One per row."""
-    scenario_ids: np.ndarray
-    """[N] strings."""
     trajectory_index: np.ndarray
-    """[N] position of the dialogue in the given sequence."""
+    """[N] index of the dialogue in the sequence that the turns were read from."""
     turn_index: np.ndarray
     """[N] `Turn.index` of the focal turn."""
+    scenario_ids: np.ndarray
+    """[N] strings."""
+    emotions: np.ndarray
+    """[N] the label that the turn was to express, or None."""
     is_last: np.ndarray
     """[N] whether it is the dialogue's last focal turn, T_τ."""
     scores: np.ndarray
@@ -263,108 +253,89 @@ class FocalTurnTable:
     """[N] R(τ) of the dialogue."""
 
     def __len__(self) -> int:
-        return len(self.trajectory_ids)
+        return len(self.scores)
 
-    def sample_id(self, row: int) -> str:
-        """`crad/debt_001/seed_0007#4`: the turn's name across stages."""
-        return f"{self.trajectory_ids[row]}#{self.turn_index[row]}"
+    @classmethod
+    def from_trajectories(
+        cls, trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
+    ) -> Self:
+        """Line up every focal turn with its scores and its dialogue's return.
+
+        Raises:
+          InputError: two trajectories share an id.
+        """
+        order = sorted(range(len(trajectories)), key=lambda i: trajectories[i].trajectory_id)
+        for before, after in itertools.pairwise(order):
+            if (name := trajectories[before].trajectory_id) == trajectories[after].trajectory_id:
+                raise InputError(f"trajectory_id {name!r} occurs twice; keep one of the two lines.")
+        rows = []
+        for index in order:
+            trajectory = trajectories[index]
+            name, focal_turns = trajectory.trajectory_id, trajectory.focal_turns
+            of_dialogue = (
+                scores.get((name, None), math.nan),
+                trajectory_return(trajectory, max_turns),
+            )
+            for turn in focal_turns:
+                is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
+                key = index, turn.index, trajectory.scenario_id, turn.emotion
+                rows.append((*key, is_last, score, *of_dialogue))
+        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float)
+        columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
+        return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
 
-class Signal(NamedTuple):
-    """A stage's signal, one value a row of the table, and what is missing from it."""
+def sft_quality(turns: FocalTurns, signal: SFTSignal = "hybrid") -> np.ndarray:
+    """[N] What SFT ranks turns by (Eq. 23, Appendix D.2), NaN without a score."""
+    match signal:
+        case "hybrid":
+            return turns.scores + 0.5 * turns.returns
+        case "turn-judge":
+            return turns.scores
+        case "episode-judge":
+            return turns.dialogue_scores
+    raise _unknown(signal, SFTSignal)
 
-    values: np.ndarray
-    """[N] float64, NaN where the turn has no signal."""
-    num_missing: int
-    left_out_scenarios: tuple[str, ...]
-    """Scenarios whose items were too few to be normalised."""
 
+def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.ndarray:
+    """[N] A for JPO (Appendix D.3), before κ; NaN without a score or in a scenario with too few.
 
-def focal_turn_table(
-    trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
-) -> FocalTurnTable:
-    """Line up every focal turn with its scores and its dialogue's return.
-
-    Raises:
-      InputError: two trajectories share an id.
+    `episode-judge` and `outcome` give each turn its dialogue's.
     """
-    order = sorted(range(len(trajectories)), key=lambda i: trajectories[i].trajectory_id)
-    for before, after in itertools.pairwise(order):
-        if (name := trajectories[before].trajectory_id) == trajectories[after].trajectory_id:
-            raise InputError(f"trajectory_id {name!r} occurs twice; keep one of the two lines.")
-    rows = []
-    for position in order:
-        trajectory = trajectories[position]
-        name, focal_turns = trajectory.trajectory_id, trajectory.focal_turns
-        shared = (trajectory_return(trajectory, max_turns), scores.get((name, None), math.nan))
-        for turn in focal_turns:
-            is_last = turn.index == focal_turns[-1].index
-            score = scores.get((name, turn.index), math.nan)
-            rows.append((position, turn.index, is_last, score, *shared))
-    columns = list(zip(*rows, strict=True)) or [()] * 6
-    index = np.array(columns[0], dtype=np.int64)
-    return FocalTurnTable(
-        trajectory_ids=tuple(trajectories[i].trajectory_id for i in index),
-        scenario_ids=np.array([trajectories[i].scenario_id for i in index], dtype=np.str_),
-        trajectory_index=index,
-        turn_index=np.array(columns[1], dtype=np.int64),
-        is_last=np.array(columns[2], dtype=bool),
-        scores=np.array(columns[3], dtype=np.float64),
-        returns=np.array(columns[4], dtype=np.float64),
-        dialogue_scores=np.array(columns[5], dtype=np.float64),
-    )
+    match signal:
+        case "turn-judge":
+            return scenario_advantages(turns.scores, turns.scenario_ids)
+        case "episode-judge":
+            return _dialogue_advantages(turns, turns.dialogue_scores)
+        case "outcome":
+            return _dialogue_advantages(turns, turns.returns)
+    raise _unknown(signal, JPOSignal)
 
 
-def sft_quality(table: FocalTurnTable, signal: SFTSignal = "hybrid") -> Signal:
-    """What SFT ranks turns by (Appendix D.2); `top_fraction` of the values is kept."""
-    make: Mapping[str, Callable[[], np.ndarray]] = {
-        "hybrid": lambda: hybrid_quality(table.scores, table.returns),
-        "turn-judge": lambda: table.scores.copy(),
-        "episode-judge": lambda: table.dialogue_scores.copy(),
-    }
-    return _signal(make[_known(signal, make)](), ())
+def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
+    """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
+
+    NaN where a turn has none.
+    """
+    match signal:
+        case "outcome":
+            return np.where(turns.is_last, turns.returns, 0.0)
+        case "episode-judge" | "turn-judge":
+            return jpo_advantages(turns, signal)
+    raise _unknown(signal, IQLSignal)
 
 
-def jpo_advantages(table: FocalTurnTable, signal: JPOSignal = "turn-judge") -> Signal:
-    """A for JPO (Appendix D.3), before κ: per turn, or a dialogue's own for each of its turns."""
-    make: Mapping[str, Callable[[], Signal]] = {
-        "turn-judge": lambda: _per_turn(table, table.scores),
-        "episode-judge": lambda: _per_dialogue(table, table.dialogue_scores),
-        "outcome": lambda: _per_dialogue(table, table.returns),
-    }
-    return make[_known(signal, make)]()
+def left_out_scenarios(turns: FocalTurns, values: np.ndarray) -> tuple[str, ...]:
+    """The scenarios none of whose turns has a value: their scores were too few for a mean."""
+    ids = turns.scenario_ids
+    return tuple(np.setdiff1d(ids, ids[~np.isnan(values)]).tolist())
 
 
-def iql_rewards(table: FocalTurnTable, signal: IQLSignal = "outcome") -> Signal:
-    """Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or z-scored judgements."""
-    make: Mapping[str, Callable[[], Signal]] = {
-        "outcome": lambda: _signal(np.where(table.is_last, table.returns, 0.0), ()),
-        "episode-judge": lambda: _per_dialogue(table, table.dialogue_scores),
-        "turn-judge": lambda: _per_turn(table, table.scores),
-    }
-    return make[_known(signal, make)]()
+def _unknown(signal: str, known: Any) -> InputError:
+    return InputError(f"signal={signal!r} is none of {', '.join(get_args(known))}.")
 
 
-def _known(signal: str, choices: Mapping[str, object]) -> str:
-    if signal not in choices:
-        raise InputError(f"signal={signal!r} is none of {', '.join(choices)}.")
-    return signal
-
-
-def _signal(values: np.ndarray, left_out: tuple[str, ...]) -> Signal:
-    return Signal(values, int(np.isnan(values).sum()), left_out)
-
-
-def _per_turn(table: FocalTurnTable, values: np.ndarray) -> Signal:
-    ids = table.scenario_ids
-    return _signal(scenario_advantages(values, ids), left_out_scenarios(values, ids))
-
-
-def _per_dialogue(table: FocalTurnTable, values: np.ndarray) -> Signal:
+def _dialogue_advantages(turns: FocalTurns, values: np.ndarray) -> np.ndarray:
     """Normalised over the scenario's dialogues, each counting once, then spread over its turns."""
-    _, first, row_dialogue = np.unique(
-        table.trajectory_index, return_index=True, return_inverse=True
-    )
-    ids = table.scenario_ids[first]
-    advantages = scenario_advantages(values[first], ids)
-    return _signal(advantages[row_dialogue], left_out_scenarios(values[first], ids))
+    _, first, dialogue = np.unique(turns.trajectory_index, return_index=True, return_inverse=True)
+    return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]

@@ -105,7 +105,7 @@ def _read_pack(directory: Path) -> PromptPack:
         counterparty=parsed["counterparty.toml"],
         judge=parsed["judge.toml"],
         emotion_blocks={
-            label: _fill(emotions["template"], _table(fillings, label, path), f"{path} [{label}]")
+            label: _expand(emotions["template"], _table(fillings, label, path), f"{path} [{label}]")
             for label in EMOTIONS
         },
         sha256=hashlib.sha256(b"\0".join(raw[name] for name in FILES)).hexdigest(),
@@ -115,16 +115,15 @@ def _read_pack(directory: Path) -> PromptPack:
 
 def _check_texts(parsed: Mapping[str, Any], name: str, path: Path) -> None:
     for section, keys in _TEMPLATES[name].items():
-        for part in DOMAINS if section == "domain" else (section,):
-            if section == "domain" and part not in parsed:
-                continue
+        domains = [domain for domain in DOMAINS if domain in parsed]
+        for part in domains if section == "domain" else [section]:
             where = f"{path} [{part}]" if part else str(path)
-            table = _table(parsed, part, path) if part else parsed
+            texts = _table(parsed, part, path) if part else parsed
             for key in keys:
-                if not isinstance(table.get(key), str):
+                if not isinstance(texts.get(key), str):
                     raise InputError(f"{where}: `{key}` must be there, and be a text.")
                 try:
-                    _parsed(table[key])
+                    _parsed(texts[key])
                 except ValueError as error:
                     raise InputError(
                         f"{where}: {key}: {error}; write {{{{ and }}}} for plain braces."
@@ -141,19 +140,12 @@ def focal_messages(
     pack: PromptPack, scenario: Scenario, turns: Sequence[Turn], emotion: str | None
 ) -> list[Message]:
     """The focal agent's prompt for its next turn; `emotion=None` leaves the block out."""
-    texts, domain = pack.focal, _domain(pack.focal, scenario, "focal.toml")
-    values = _values(scenario, target=scenario.focal_target)
     block = ""
     if emotion is not None:
         tone = {"emotion": pack.emotion_blocks[emotion]}
-        block = _fill(texts["emotion"], tone, "focal.toml: emotion")
-    user = {
-        "history": _history(texts, domain, turns, "focal.toml", empty=texts["opening"]),
-        "emotion": block,
-        "cue": _fill(texts["cue"], domain, "focal.toml: cue"),
-    }
-    system = _system(texts, domain, values, "focal.toml")
-    return _chat(system, texts["user"], user, "focal.toml: user")
+        block = _fill(pack.focal, "emotion", tone, "focal.toml")
+    shown = {"target": format_value(scenario.domain, scenario.focal_target)}
+    return _player_messages(pack.focal, "focal.toml", scenario, turns, shown, block)
 
 
 def counterparty_messages(
@@ -163,33 +155,27 @@ def counterparty_messages(
 
     Packs have no text of its own around this block: it is the paragraph of `user` with {emotion}.
     """
-    texts = pack.counterparty
-    domain = _domain(texts, scenario, "counterparty.toml")
-    values = _values(scenario, anchor=scenario.counterparty_anchor)
-    user = {
-        "history": _history(texts, domain, turns, "counterparty.toml", empty=""),
-        "emotion": "" if emotion is None else pack.emotion_blocks[emotion],
-        "cue": _fill(texts["cue"], domain, "counterparty.toml: cue"),
-    }
-    system = _system(texts, domain, values, "counterparty.toml")
-    template = texts["user"] if emotion is not None else _without_emotion(texts["user"])
-    return _chat(system, template, user, "counterparty.toml: user")
+    texts, block = pack.counterparty, ""
+    if emotion is None:
+        texts = {**texts, "user": _without_emotion(texts["user"])}
+    else:
+        block = pack.emotion_blocks[emotion]
+    shown = {"anchor": format_value(scenario.domain, scenario.counterparty_anchor)}
+    return _player_messages(texts, "counterparty.toml", scenario, turns, shown, block)
 
 
 def _without_emotion(template: str) -> str:
     """The template without the paragraph that holds {emotion} and nothing else to fill in."""
     paragraphs = template.split("\n\n")
-    kept = (p for p in paragraphs if {name for _, name in _parsed(p) if name} != {"emotion"})
-    return "\n\n".join(kept)
+    others = (p for p in paragraphs if {name for _, name in _parsed(p) if name} != {"emotion"})
+    return "\n\n".join(others)
 
 
 def offer_messages(domain: str, utterance: str) -> list[Message]:
     """The prompt for a language model that reads the offer out of an utterance."""
     texts, game = _offer_texts(), get_domain(domain)
     values = {"quantity": game.quantity, "example": texts["examples"][game.unit]}
-    where = "offers.toml"
-    system = _fill(texts["system"], values, f"{where}: system")
-    return _chat(system, texts["user"], values | {"utterance": utterance}, f"{where}: user")
+    return _chat(texts, values, values | {"utterance": utterance}, "offers.toml")
 
 
 def offer_prompt_sha256() -> str:
@@ -209,8 +195,8 @@ def turn_judge_messages(
     turn = turns[turn_index]
     if turn.speaker != "focal":
         raise InputError(f"turn {turn_index} is the counterparty's; the judge scores focal turns.")
-    extra = {"utterance": turn.text}
-    return _judge_messages(pack, scenario, "turn", turns[:turn_index], extra)
+    judged = {"utterance": turn.text}
+    return _judge_messages(pack, scenario, "turn", turns[:turn_index], judged)
 
 
 def dialogue_judge_messages(
@@ -222,7 +208,7 @@ def dialogue_judge_messages(
 ) -> list[Message]:
     """The judge's prompt for a whole dialogue and how it ended."""
     value = "" if final_value is None else format_value(scenario.domain, final_value)
-    ending = _fill(pack.judge["ending"][outcome], {"value": value}, "judge.toml [ending]")
+    ending = _expand(pack.judge["ending"][outcome], {"value": value}, "judge.toml [ending]")
     return _judge_messages(pack, scenario, "dialogue", turns, {"ending": ending})
 
 
@@ -231,36 +217,50 @@ def _judge_messages(
     scenario: Scenario,
     level: str,
     turns: Sequence[Turn],
-    extra: Mapping[str, str],
+    judged: Mapping[str, str],
 ) -> list[Message]:
-    rubric, case = pack.judge[level], _domain(pack.judge, scenario, "judge.toml")
+    case = _domain(pack.judge, scenario, "judge.toml")
     roles = _domain(pack.focal, scenario, "focal.toml")
-    values = _values(scenario, target=scenario.focal_target)
-    shared = {"focal": roles["focal"].lower(), "direction": case["direction"]}
+    target = {"target": format_value(scenario.domain, scenario.focal_target)}
+    where = f"judge.toml [{scenario.domain}]"
     user = {
-        "case": _fill(case["case"], values, f"judge.toml [{scenario.domain}]"),
-        "target": values["target"],
+        "case": _expand(case["case"], {**scenario.fields, **target}, where),
+        **target,
         "focal": roles["focal"],
-        "history": _history(pack.focal, roles, turns, "focal.toml", empty=pack.focal["opening"]),
-        **extra,
+        "history": _history(pack.focal, roles, turns, "focal.toml"),
+        **judged,
     }
-    where = f"judge.toml [{level}]"
-    system = _fill(rubric["system"], shared, f"{where}: system")
-    return _chat(system, rubric["user"], user, f"{where}: user")
+    system = {"focal": roles["focal"].lower(), "direction": case["direction"]}
+    return _chat(pack.judge[level], system, user, f"judge.toml [{level}]")
 
 
-def _system(
-    texts: Mapping[str, Any], domain: Mapping[str, str], values: Mapping[str, Any], file: str
-) -> str:
-    blocks = {name: _fill(domain[name], values, f"{file}: {name}").strip() for name in _BLOCKS}
-    return _fill(texts["system"], blocks, f"{file}: system")
+def _player_messages(
+    texts: Mapping[str, Any],
+    file: str,
+    scenario: Scenario,
+    turns: Sequence[Turn],
+    shown: Mapping[str, str],
+    emotion: str,
+) -> list[Message]:
+    """A player's prompt: what it is shown of the game, the talks and its block of emotion."""
+    domain = _domain(texts, scenario, file)
+    facts = {**scenario.fields, **shown}
+    user = {
+        "history": _history(texts, domain, turns, file),
+        "emotion": emotion,
+        "cue": _fill(texts, "cue", domain, file),
+    }
+    system = {name: _fill(domain, name, facts, file).strip() for name in _BLOCKS}
+    return _chat(texts, system, user, file)
 
 
-def _chat(system: str, template: str, values: Mapping[str, str], where: str) -> list[Message]:
-    user = _fill(template, values, where)
+def _chat(
+    texts: Mapping[str, Any], system: Mapping[str, Any], user: Mapping[str, Any], where: str
+) -> list[Message]:
+    """The templates `system` and `user` of `texts`, each filled with its values."""
     return [
-        {"role": "system", "content": system.strip()},
-        {"role": "user", "content": user.strip()},
+        {"role": role, "content": _fill(texts, role, values, where).strip()}
+        for role, values in (("system", system), ("user", user))
     ]
 
 
@@ -270,23 +270,13 @@ def _domain(texts: Mapping[str, Any], scenario: Scenario, file: str) -> Mapping[
     return texts[scenario.domain]
 
 
-def _values(scenario: Scenario, **values: float) -> dict[str, Any]:
-    shown = {name: format_value(scenario.domain, value) for name, value in values.items()}
-    return {**scenario.fields, **shown}
-
-
 def _history(
-    texts: Mapping[str, Any],
-    domain: Mapping[str, str],
-    turns: Sequence[Turn],
-    file: str,
-    *,
-    empty: str,
+    texts: Mapping[str, Any], domain: Mapping[str, str], turns: Sequence[Turn], file: str
 ) -> str:
-    if not turns:
-        return _fill(empty, domain, f"{file}: opening")
+    if not turns:  # only the focal side opens
+        return _fill(texts, "opening", domain, file) if file == "focal.toml" else ""
     lines = ({"speaker": domain[turn.speaker], "text": turn.text} for turn in turns)
-    return "\n".join(_fill(texts["line"], line, f"{file}: line") for line in lines)
+    return "\n".join(_fill(texts, "line", line, file) for line in lines)
 
 
 @cache
@@ -294,8 +284,17 @@ def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((text, name) for text, name, _, _ in Formatter().parse(template))
 
 
-def _fill(template: str, values: Mapping[str, Any], where: str) -> str:
-    """Replace `{name}` once; what is filled in is data and is not looked at again."""
+def _fill(texts: Mapping[str, Any], key: str, values: Mapping[str, Any], file: str) -> str:
+    return _expand(texts[key], values, f"{file}: {key}")
+
+
+def _expand(template: str, values: Mapping[str, Any], where: str) -> str:
+    """Replace each `{name}` once; what is filled in is data and is not looked at again.
+
+    Templates keep to this subset of `str.format` (no attributes, no format specifications, let
+    alone a template language): packs are hashed into every record, so that another syntax would be
+    another experiment.
+    """
     parts = []
     for text, name in _parsed(template):
         parts.append(text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -36,7 +37,6 @@ SHARES: Mapping[str, float] = {
 
 RETRY_AFTER_S = 1
 NUM_CALLS_OF_A_DEAD_KEY = 9
-_OF_A_KEY = ("429", "dead-key")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -74,23 +74,24 @@ class Faults:
         self._shares = dict(shares)
         self._rng = stream(seed, "simulator-faults")
         self._log = log
-        self._num_calls: dict[str, int] = {}
+        self._num_calls: Counter[str] = Counter()
 
     def draw(self, key: str) -> str | None:
         """The fault of the next call, which comes with `key`."""
-        self._num_calls[key] = self._num_calls.get(key, 0) + 1
-        part = list(self._num_calls).index(key) % 4
+        self._num_calls[key] += 1
+        number = list(self._num_calls).index(key) % 4
         lot = self._rng.random()
         is_spent = self._num_calls[key] > NUM_CALLS_OF_A_DEAD_KEY
-        if part == 3 and is_spent and "dead-key" in self._shares:
+        if number == 3 and is_spent and "dead-key" in self._shares:
             return "dead-key"
-        if part in (1, 2) and self._rng.random() < self._shares.get("429", 0.0):
-            return "429" if part == 1 else "429-bare"
+        if number in (1, 2) and self._rng.random() < self._shares.get("429", 0.0):
+            return "429" if number == 1 else "429-bare"
         for kind, share in self._shares.items():
-            if kind not in _OF_A_KEY:
-                if lot < share:
-                    return kind
-                lot -= share
+            if kind in ("429", "dead-key"):  # faults of a key, drawn above
+                continue
+            if lot < share:
+                return kind
+            lot -= share
         return None
 
     @web.middleware
@@ -107,9 +108,11 @@ class Faults:
                 "fault": kind,
                 "retry_after_s": RETRY_AFTER_S if kind == "429" else None,
             }
-            self._log.write(json.dumps(line) + "\n")
-            self._log.flush()
-        return await (handler(request) if kind is None else _misbehave(kind, request, handler))
+            print(json.dumps(line), file=self._log, flush=True)
+        if kind is None:
+            return await handler(request)
+        await request.read()
+        return await _misbehave(kind, key, request)
 
 
 def open_log(path: Path) -> TextIO:
@@ -120,10 +123,19 @@ def open_log(path: Path) -> TextIO:
         raise InputError(f"--log {path}: {error.strerror}. Name another file.") from None
 
 
-async def _misbehave(kind: str, request: web.Request, handler: Handler) -> web.StreamResponse:
-    await request.read()
-    if kind == "hang":
-        await asyncio.sleep(3600)
+async def _misbehave(kind: str, key: str, request: web.Request) -> web.StreamResponse:
+    quoted = f"{key[:8]}{'*' * 12}{key[-4:]} ({key})"  # real servers quote keys, masked and not
+    refusals = {
+        "429": (429, "Rate limit reached for requests."),
+        "429-bare": (429, "Rate limit reached for requests."),
+        "500": (500, "The server had an error while processing your request."),
+        "dead-key": (401, f"Incorrect API key provided: {quoted}."),
+        "400": (400, "The messages were flagged."),
+    }
+    if kind in refusals:
+        status, message = refusals[kind]
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if kind == "429" else None
+        return web.json_response({"error": {"message": message}}, status=status, headers=headers)
     if kind == "cut":
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.content_length = 1000
@@ -137,16 +149,6 @@ async def _misbehave(kind: str, request: web.Request, handler: Handler) -> web.S
         return web.json_response({"choices": [choice], "usage": {}})
     if kind == "non-json":
         return web.Response(text='{"choices": [{"mess', content_type="application/json")
-    if kind == "content-type":
-        return web.Response(text="<h1>One moment, please</h1>", content_type="text/html")
-    key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    quoted = f"{key[:8]}{'*' * 12}{key[-4:]} ({key})"  # real servers quote keys, masked and not
-    status, message = {
-        "429": (429, "Rate limit reached for requests."),
-        "429-bare": (429, "Rate limit reached for requests."),
-        "500": (500, "The server had an error while processing your request."),
-        "dead-key": (401, f"Incorrect API key provided: {quoted}."),
-        "400": (400, "The messages were flagged."),
-    }[kind]
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if kind == "429" else None
-    return web.json_response({"error": {"message": message}}, status=status, headers=headers)
+    if kind == "hang":
+        await asyncio.sleep(3600)
+    return web.Response(text="<h1>One moment, please</h1>", content_type="text/html")

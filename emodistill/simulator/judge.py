@@ -7,20 +7,20 @@ what tends to work in a domain at that phase of the talks, not the counterparty'
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from emodistill.simulator import response_model as rm
 from emodistill.simulator.reading import (
+    Request,
     Speech,
     accepts,
     last_figure,
-    messages_text,
     read_brief,
+    read_figures,
     read_history,
 )
-from emodistill.simulator.teacher import read_table
 
 NOISE = 0.8  # standard deviation in points
 BAD_ANSWER_ODDS = 0.015
@@ -34,56 +34,52 @@ BAD_ANSWERS = (
 _CASE = re.compile(r"# Case\s+(.*?)\n(?:Target of the (\w+): (.*?)\n)", re.DOTALL)
 
 
-def blind_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
+def blind_reply(request: Request) -> str:
     """A score that has nothing to do with what is judged, each from 1 to 10 as often."""
-    score = int(rng.integers(1, 11))
-    return f"SCORE: {score}\n{_rationale(score)}"
+    return _answer(int(request.rng.integers(1, 11)))
 
 
-def judge_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
+def judge_reply(request: Request) -> str:
     """The judge's answer to a turn or dialogue request."""
+    rng, user = request.rng, request.user
     if rng.random() < BAD_ANSWER_ODDS:
         return str(rng.choice(BAD_ANSWERS))
-    system, user = messages_text(messages)
-    case = _CASE.search(user)
-    if case is None:
+    if (case := _CASE.search(user)) is None:
         return "I can't find a case to judge."
-    role = case.group(2).lower()
-    domain = read_brief(f"{system}\n{case.group(1)}").domain
-    target = last_figure(case.group(3), domain)
-    if target is None:
+    role = case[2].lower()
+    domain = read_brief(f"{request.system}\n{case[1]}").domain
+    if (target := last_figure(case[3], domain)) is None:
         return "I can't find the target."
     # The target's own line looks like an utterance, so the talks are read from behind it.
     before, mark, after = user[case.end() :].partition("# Utterance to score")
+    history = read_history(before, role)
     if mark:
-        history = read_history(before, role)
-        (utterance,) = read_history(after, role)[:1] or [Speech(True, after)]
-        points = score_turn(domain, target, history, utterance.text)
+        utterance = [speech.text for speech in read_history(after, role)] or [after]
+        points = score_turn(domain, target, history, utterance[0])
     else:
-        points = score_dialogue(domain, target, read_history(before, role), user)
-    score = int(np.clip(round(points + rng.normal(0.0, NOISE)), 1, 10))
-    return f"SCORE: {score}\n{_rationale(score)}"
+        points = score_dialogue(domain, target, history, user)
+    return _answer(int(np.clip(round(points + rng.normal(0.0, NOISE)), 1, 10)))
 
 
 def score_turn(domain: str, target: float, history: Sequence[Speech], text: str) -> float:
     """The noiseless score of a focal utterance, in points."""
-    table = read_table(history, domain)
+    own, theirs = read_figures(history, domain)
     value = last_figure(text, domain)
     own_turns = [speech.text for speech in history if speech.is_own]
-    anchor = table.theirs_first
     points = 5.5
     gap = 1.0
     if value is None:
         points -= 1.0 if accepts(text) else 2.0
-    elif anchor is not None and anchor != target:
-        worth = (value - anchor) / (target - anchor)
-        stood = 1.0 if table.own is None else (table.own - anchor) / (target - anchor)
-        reached = (table.theirs - anchor) / (target - anchor) if table.theirs is not None else 0.0
+    elif theirs and theirs[0] != target:
+        anchor, span = theirs[0], target - theirs[0]
+        worth = (value - anchor) / span
+        stood = (own[-1] - anchor) / span if own else 1.0
+        reached = (theirs[-1] - anchor) / span
         given = max(0.0, stood - worth)
         gap = max(0.0, worth - reached)
         points += 2.0 * (float(np.clip(worth, 0, 1)) - 0.5)
         points -= 5.0 * max(0.0, given - 0.15)
-        if table.own is not None and 0 < given <= 0.15:
+        if own and 0 < given <= 0.15:
             points += 0.7
         if accepts(text):
             points += 1.0 if reached > 0.6 else -0.5
@@ -91,9 +87,7 @@ def score_turn(domain: str, target: float, history: Sequence[Speech], text: str)
     phase = rm.phase_of(len(own_turns) + 1, gap)
     effect = rm.emotional_effect(domain, phase, None, expression.emotion, expression.clarity, 0)
     points += 1.8 * effect
-    keywords = rm.phrases()["keywords"][domain]
-    lowered = text.lower()
-    points += 1.2 if any(word in lowered for word in keywords) else -0.3
+    points += 1.2 if rm.arguments(text, domain) else -0.3
     if text in own_turns:
         points -= 1.5
     return points
@@ -101,16 +95,19 @@ def score_turn(domain: str, target: float, history: Sequence[Speech], text: str)
 
 def score_dialogue(domain: str, target: float, history: Sequence[Speech], user: str) -> float:
     """The noiseless score of a whole dialogue, in points."""
-    table = read_table(history, domain)
-    ending = user.partition("# How they ended")[2]
-    deal = last_figure(ending, domain)
-    if deal is None or table.theirs_first is None or table.theirs_first == target:
-        return 3.0 if deal is None else 8.0
-    worth = (deal - table.theirs_first) / (target - table.theirs_first)
-    return 4.0 + 5.5 * float(np.clip(worth, 0, 1))
+    _, theirs = read_figures(history, domain)
+    deal = last_figure(user.partition("# How they ended")[2], domain)
+    if deal is None:
+        return 3.0
+    if not theirs or theirs[0] == target:
+        return 8.0
+    return 4.0 + 5.5 * float(np.clip((deal - theirs[0]) / (target - theirs[0]), 0, 1))
 
 
-def _rationale(score: int) -> str:
+def _answer(score: int) -> str:
+    reason = "Gives away too much or leads nowhere."
+    if score >= 5:
+        reason = "Holds up in part."
     if score >= 8:
-        return "Firm, grounded and moving towards a close."
-    return "Holds up in part." if score >= 5 else "Gives away too much or leads nowhere."
+        reason = "Firm, grounded and moving towards a close."
+    return f"SCORE: {score}\n{reason}"

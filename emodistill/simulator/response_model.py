@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from emodistill.emotions import EMOTIONS
+from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.seeding import stream
 
 Phase = Literal["opening", "middle", "closing"]
@@ -85,42 +85,45 @@ TYPE_TRAITS: dict[str, TypeTraits] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Affect:
-    """An emotion's place in the model and the words that carry it."""
+class Affect(NamedTuple):
+    """An emotion in the model, the words that carry it and the word that asks for it."""
 
     family: str
     strength: float
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    markers: tuple[re.Pattern[str], ...]
+    first: Sequence[str]
+    second: Sequence[str]
+    markers: Sequence[re.Pattern[str]]
+    adjective: str = ""
 
 
 @cache
 def affects() -> dict[str, Affect]:
-    table = _table("affect.toml")
+    """The affect of each emotion, in the order of `EMOTIONS`."""
+    table = _read_toml("affect.toml")
+
+    def heard(stem: str) -> re.Pattern[str]:
+        return re.compile(rf"\b{re.escape(stem)}", re.IGNORECASE)
+
     return {
-        label: Affect(
-            family=table[label]["family"],
-            strength=table[label]["strength"],
-            first=tuple(table[label]["first"]),
-            second=tuple(table[label]["second"]),
-            markers=tuple(
-                re.compile(rf"\b{re.escape(stem)}", re.IGNORECASE)
-                for stem in table[label]["markers"]
-            ),
-        )
+        label: Affect(**table[label] | {"markers": [*map(heard, table[label]["markers"])]})
         for label in EMOTIONS
     }
 
 
 @cache
 def phrases() -> dict[str, Any]:
-    return _table("phrases.toml")
+    """What the simulated models say, and the words by which they recognise facts and arguments."""
+    return _read_toml("phrases.toml")
 
 
-def _table(name: str) -> dict[str, Any]:
+def _read_toml(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files("emodistill.simulator").joinpath(name).read_text())
+
+
+def arguments(text: str, domain: str) -> set[str]:
+    """The words of an utterance by which a listener recognises an argument from the facts."""
+    lowered = text.lower()
+    return {word for word in phrases()["keywords"][domain] if word in lowered}
 
 
 class HiddenType(NamedTuple):
@@ -138,13 +141,11 @@ def hidden_type(scenario_text: str, seed: int, name: str | None = None) -> Hidde
     The text tilts the odds of the types, the seed draws one, unless `name` says which it is.
     """
     odds = stream(0, "sim-type-odds", scenario_text).dirichlet(np.full(len(TYPES), 2.0))
-    draw = stream(seed, "sim-type", scenario_text)
-    drawn = TYPES[int(draw.choice(len(TYPES), p=odds))]
-    name = name or drawn
-    traits = TYPE_TRAITS[name]
-    return HiddenType(
-        name, float(draw.uniform(*traits.limit)), float(draw.uniform(*traits.patience))
-    )
+    rng = stream(seed, "sim-type", scenario_text)
+    drawn = TYPES[int(rng.choice(len(TYPES), p=odds))]
+    traits = TYPE_TRAITS[name or drawn]
+    limit, patience = float(rng.uniform(*traits.limit)), float(rng.uniform(*traits.patience))
+    return HiddenType(name or drawn, limit, patience)
 
 
 class Expression(NamedTuple):
@@ -158,37 +159,30 @@ class Expression(NamedTuple):
 def expressed(text: str) -> Expression:
     """The emotion with the most distinct markers; a tie is a muddle and counts as fainter."""
     counts = {
-        label: sum(1 for marker in affect.markers if marker.search(text))
+        label: sum(bool(marker.search(text)) for marker in affect.markers)
         for label, affect in affects().items()
-        if affect.markers
     }
     best = max(counts.values())
     if best == 0:
         return Expression(None, 0.0)
     top = [label for label, count in counts.items() if count == best]
-    clarity = CLARITY[min(best, len(CLARITY) - 1)]
-    return Expression(top[0], clarity / len(top))
-
-
-def family_weight(domain: str, phase: Phase, type_name: str | None, family: str) -> float:
-    """The planted weight of a family; `type_name=None` for the domain's average."""
-    if family not in FAMILIES:
-        return 0.0
-    index = FAMILIES.index(family)
-    weight = PHASE_WEIGHTS[domain][phase][index]
-    if type_name is not None:
-        weight += TYPE_TRAITS[type_name].weights[index]
-    return weight
+    return Expression(top[0], CLARITY[min(best, len(CLARITY) - 1)] / len(top))
 
 
 def emotional_effect(
     domain: str, phase: Phase, type_name: str | None, emotion: str | None, clarity: float, run: int
 ) -> float:
-    """E: weight × strength × clarity × habituation^run; `run` counts immediate repetitions."""
-    if emotion is None:
+    """E: weight × strength × clarity × habituation^run; `run` counts immediate repetitions.
+
+    `type_name=None` takes the weights of the domain's average counterparty.
+    """
+    affect = affects()[emotion or NEUTRAL]
+    if affect.family not in FAMILIES:
         return 0.0
-    affect = affects()[emotion]
-    weight = family_weight(domain, phase, type_name, affect.family) * affect.strength
+    index = FAMILIES.index(affect.family)
+    weight = PHASE_WEIGHTS[domain][phase][index]
+    weight += TYPE_TRAITS[type_name].weights[index] if type_name is not None else 0.0
+    weight *= affect.strength
     # Only what pleases wears off; what grates keeps grating.
     fade = HABITUATION**run if weight > 0 else 1.0
     return weight * clarity * fade

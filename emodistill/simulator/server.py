@@ -9,66 +9,44 @@ request gets the same answer. It binds to 127.0.0.1 unless told otherwise and bo
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
+import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from aiohttp import web
 
 from emodistill.configs import BLIND_JUDGE, TYPED_COUNTERPARTIES
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
-from emodistill.simulator.faults import Faults
+from emodistill.simulator.faults import Faults, Handler
 from emodistill.simulator.judge import blind_reply, judge_reply
-from emodistill.simulator.offers import reader_reply
+from emodistill.simulator.reading import Request, messages_text, reader_reply
 from emodistill.simulator.teacher import teacher_reply
 
 MAX_BODY_BYTES = 1 << 20
-Messages = Sequence[Mapping[str, str]]
-
-
-def _teacher(messages: Messages, seed: int, rng: np.random.Generator) -> str:
-    return teacher_reply(messages, rng)
-
-
-def _counterparty(messages: Messages, seed: int, rng: np.random.Generator) -> str:
-    return counterparty_reply(messages, seed)
-
-
-def _counterparty_of(type_name: str) -> Callable[[Messages, int, np.random.Generator], str]:
-    return lambda messages, seed, rng: counterparty_reply(messages, seed, type_name)
-
-
-def _judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
-    return judge_reply(messages, rng)
-
-
-def _blind_judge(messages: Messages, seed: int, rng: np.random.Generator) -> str:
-    return blind_reply(messages, rng)
-
-
-def _reader(messages: Messages, seed: int, rng: np.random.Generator) -> str:
-    return reader_reply(messages, rng)
-
-
-MODELS: dict[str, Callable[[Messages, int, np.random.Generator], str]] = {
-    "sim-teacher": _teacher,
-    "sim-counterparty": _counterparty,
-    **{name: _counterparty_of(kind) for name, kind in TYPED_COUNTERPARTIES.items()},
-    "sim-judge": _judge,
-    BLIND_JUDGE: _blind_judge,
-    "sim-reader": _reader,
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+MODELS: dict[str, Callable[[Request], str]] = {
+    "sim-teacher": teacher_reply,
+    "sim-counterparty": counterparty_reply,
+    **{
+        name: functools.partial(counterparty_reply, type_name=kind)
+        for name, kind in TYPED_COUNTERPARTIES.items()
+    },
+    "sim-judge": judge_reply,
+    BLIND_JUDGE: blind_reply,
+    "sim-reader": reader_reply,
 }
 
 
 def complete(
     model: str,
-    messages: Messages,
+    messages: Sequence[Mapping[str, str]],
     *,
     seed: int = 0,
     temperature: float = 1.0,
@@ -84,7 +62,7 @@ def complete(
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     is_noisy = temperature > 0 or model in ("sim-judge", BLIND_JUDGE, "sim-reader")
     rng = stream(seed if is_noisy else 0, model, digest)
-    text = MODELS[model](messages, seed, rng)
+    text = MODELS[model](Request(*messages_text(messages), seed, rng))
     words = text.split(" ")
     if len(words) > max_tokens:
         return " ".join(words[:max_tokens]), "length"
@@ -96,75 +74,70 @@ def count_tokens(text: str) -> int:
     return -(-len(text) // 4)
 
 
-class RefusalError(Exception):
-    """A request that can't be answered: HTTP status and message."""
+def _check(body: bytes) -> dict[str, Any]:
+    """The arguments of `complete` in a request's body.
 
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
+    Raises:
+      web.HTTPBadRequest, web.HTTPNotFound: it can't be answered; the text says why.
+    """
 
+    def require(condition: object, refusal: str) -> None:
+        if not condition:
+            raise web.HTTPBadRequest(text=refusal)
 
-def _check(body: object) -> tuple[str, list[dict[str, str]], int, float, int]:
-    if not isinstance(body, dict):
-        raise RefusalError(400, "the body must be a JSON object.")
-    body = {name: value for name, value in body.items() if value is not None}
-    model = body.get("model")
-    if not isinstance(model, str) or model not in MODELS:
-        raise RefusalError(
-            404, f"model {model!r} is not served here; there is {', '.join(MODELS)}."
-        )
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RefusalError(400, "messages must be a list with at least one message.")
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        ):
-            raise RefusalError(400, "every message needs a role and a content of type string.")
-        if not _is_text(message["content"]):
-            raise RefusalError(400, "a message holds half a surrogate pair, which is no text.")
-    if body.get("stream"):
-        raise RefusalError(400, "answers are not streamed here; leave stream out.")
-    seed, temperature = body.get("seed", 0), body.get("temperature", 1.0)
-    max_tokens = body.get("max_tokens", 256)
-    if not isinstance(seed, int) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise RefusalError(400, "seed and max_tokens must be integers, max_tokens at least 1.")
-    if not isinstance(temperature, (int, float)) or not 0 <= temperature <= 2:
-        raise RefusalError(400, "temperature must be a number in [0, 2].")
-    return model, messages, seed, float(temperature), max_tokens
-
-
-def _is_text(content: str) -> bool:
     try:
-        content.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_json(body: bytes) -> object:
-    try:
-        return json.loads(body)
+        given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RefusalError(400, f"the body is not JSON: {error}.") from None
+        raise web.HTTPBadRequest(text=f"the body is not JSON: {error}.") from None
+    require(isinstance(given, dict), "the body must be a JSON object.")
+    given = {name: value for name, value in given.items() if value is not None}
+    model = given.get("model")
+    if not isinstance(model, str) or model not in MODELS:
+        there_is = ", ".join(MODELS)
+        raise web.HTTPNotFound(text=f"model {model!r} is not served here; there is {there_is}.")
+    messages = given.get("messages") or []
+    is_list = isinstance(messages, list) and messages
+    require(is_list, "messages must be a list with at least one message.")
+    for message in messages:
+        require(
+            isinstance(message, dict)
+            and all(isinstance(message.get(name), str) for name in ("role", "content")),
+            "every message needs a role and a content of type string.",
+        )
+        require(
+            not _SURROGATE.search(message["content"]),
+            "a message holds half a surrogate pair, which is no text.",
+        )
+    require(not given.get("stream"), "answers are not streamed here; leave stream out.")
+    settings = {"seed": 0, "temperature": 1.0, "max_tokens": 256} | given
+    seed, temperature, max_tokens = (settings[n] for n in ("seed", "temperature", "max_tokens"))
+    require(
+        isinstance(seed, int) and isinstance(max_tokens, int) and max_tokens >= 1,
+        "seed and max_tokens must be integers, max_tokens at least 1.",
+    )
+    require(
+        isinstance(temperature, (int, float)) and 0 <= temperature <= 2,
+        "temperature must be a number in [0, 2].",
+    )
+    return {
+        "model": model,
+        "messages": messages,
+        "seed": seed,
+        "temperature": float(temperature),
+        "max_tokens": max_tokens,
+    }
 
 
 async def _chat_completions(request: web.Request) -> web.Response:
-    body = await request.read()
-    try:
-        model, messages, seed, temperature, max_tokens = _check(_read_json(body))
-    except RefusalError as refusal:
-        return _refuse(refusal.status, str(refusal))
-    text, reason = complete(
-        model, messages, seed=seed, temperature=temperature, max_tokens=max_tokens
-    )
-    prompt_tokens = sum(count_tokens(message["content"]) for message in messages)
+    asked = _check(await request.read())
+    text, reason = complete(**asked)
+    prompt_tokens = sum(count_tokens(message["content"]) for message in asked["messages"])
     completion_tokens = count_tokens(text)
-    answer: dict[str, Any] = {
+    answer = {
         "id": "chatcmpl-sim",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": model,
+        "model": asked["model"],
         "choices": [
             {
                 "index": 0,
@@ -181,12 +154,6 @@ async def _chat_completions(request: web.Request) -> web.Response:
     return web.json_response(answer)
 
 
-def _refuse(status: int, message: str) -> web.Response:
-    return web.json_response(
-        {"error": {"message": message, "type": "invalid_request"}}, status=status
-    )
-
-
 async def _models(request: web.Request) -> web.Response:
     return web.json_response(
         {"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]}
@@ -194,14 +161,13 @@ async def _models(request: web.Request) -> web.Response:
 
 
 @web.middleware
-async def _json_errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """What aiohttp itself refuses (a body too large, an unknown path) reads like the rest."""
+async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refusals as JSON: ours, and aiohttp's own (a body too large, an unknown path)."""
     try:
         return await handler(request)
     except web.HTTPClientError as error:
-        return _refuse(error.status, error.text or error.reason)
+        refusal = {"message": error.text or error.reason, "type": "invalid_request"}
+        return web.json_response({"error": refusal}, status=error.status)
 
 
 def make_app(faults: Faults | None = None) -> web.Application:

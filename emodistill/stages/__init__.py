@@ -12,11 +12,12 @@ from emodistill.stages.runner import STAGES, prepare, required_cell, run
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
 from emodistill.stages.tournament import played_pairs, tournament
-from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT
+from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 
 STAGES |= {s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR)}
 
 __all__ = [
+    "SFT",
     "STAGES",
     "Output",
     "Requirement",
@@ -30,4 +31,5 @@ __all__ = [
     "required_cell",
     "run",
     "tournament",
+    "train_adapter_stage",
 ]

@@ -88,7 +88,9 @@ def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
     return needs
 
 
-def _player(config: EvaluateConfig, name: str, language_model: str | None) -> tuple[Any, list[Path]]:
+def _player(
+    config: EvaluateConfig, name: str, language_model: str | None
+) -> tuple[Any, list[Path]]:
     """Who plays a method, and the files that it is made of."""
     from emodistill.evaluation.players import Player, writing_temperature  # JAX
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emodistill.configs import JudgeConfig
+from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
 from emodistill.logs import log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
 from emodistill.offline.judging import JudgingResult, judge_path, run_judging, scores_by_turn
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rewards import Scores, SweepData
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
-from emodistill.prompts import PromptPack, load_pack
+from emodistill.prompts import load_pack
+from emodistill.records import Trajectory
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.language_models import model_name, open_client
@@ -25,7 +27,6 @@ from emodistill.stages.run_files import (
     LOG,
     SCENARIOS,
     TRAJECTORIES,
-    SweepData,
     judge_file,
     read_sweep,
 )
@@ -34,7 +35,6 @@ from emodistill.stages.stage import Requirement, Stage, command
 
 class _Details(NamedTuple):
     judge: str
-    pack: PromptPack
     sweep: SweepData
 
 
@@ -60,7 +60,7 @@ def _job(cell: Cell) -> Job:
     path = judge_path(home / "judge", name)
     manifest = f"{path.stem}.{config.level}.manifest.json"  # each level of judging has one
     existing = read_manifest(path.parent, manifest) if path.is_file() else None
-    sweep = read_sweep(home)
+    sweep = read_sweep(home, pack)
     judged = _judged_part(home / TRAJECTORIES, existing)
     num_dialogues = len(sweep.trajectories)
     return Job(
@@ -75,7 +75,7 @@ def _job(cell: Cell) -> Job:
         is_repeated=config.retry_unanswered,
         manifest=manifest,
         config_file=f"{path.stem}.{config.level}.config.yaml",
-        details=_Details(name, pack, sweep),
+        details=_Details(name, sweep),
     )
 
 
@@ -139,7 +139,7 @@ def _score(config: JudgeConfig, details: _Details, path: Path) -> JudgingResult:
                 details.sweep.scenarios,
                 path=path,
                 client=client,
-                pack=details.pack,
+                pack=details.sweep.pack,
             )
 
     return asyncio.run(work())
@@ -162,10 +162,10 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
         read_trajectories(dialogues),
         read_scenarios(config.run / config.domain / SCENARIOS),
         scores={},
-        max_turns=0,
+        pack=load_pack(config.prompt_pack),
     )
     with log_to_file(directory / LOG):
-        judging = _score(config, _Details(name, load_pack(config.prompt_pack), played), path)
+        judging = _score(config, _Details(name, played), path)
     if not judging.is_complete:
         raise StoppedError(f"judge: {judging.summary}")
     print(f"judge: {judging.summary}", flush=True)

@@ -16,6 +16,7 @@ from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
+from emodistill.prompts import load_pack
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports import RunData, write_report
 from emodistill.reports.facts import is_simulated
@@ -150,7 +151,7 @@ def _by_domain(config: ReportConfig, of_arms: set[Path], read: Read) -> dict[str
         selector = config.run / domain / "iql" / "default"
         if (selector / "selector.safetensors").is_file():
             found["selectors"][domain] = selector
-            found["max_turns"][domain] = read_sweep(config.run / domain).max_turns
+            found["max_turns"][domain] = read_sweep(config.run / domain, load_pack()).max_turns
         support = selector / SUPPORT
         if support.is_file():
             found["support"][domain] = json.loads(support.read_text())

@@ -6,19 +6,18 @@ import dataclasses
 import hashlib
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
-from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
 from emodistill.jsonl import read_lines
 from emodistill.model import student_folder
 from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level, judge_path, scores_by_turn
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rewards import SweepData
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
-from emodistill.records import Trajectory
+from emodistill.prompts import PromptPack
 from emodistill.runs import MANIFEST, read_manifest
 from emodistill.settings import Settings
 
@@ -28,17 +27,6 @@ SCENARIOS = "sweep/scenarios.jsonl"
 LOG = "stage.log"
 SUPPORT = "support.json"
 MEBIBYTE = 1 << 20
-
-
-class SweepData(NamedTuple):
-    """What training learns from."""
-
-    trajectories: list[Trajectory]
-    scenarios: list[Scenario]
-    scores: Scores
-    """The judge's; empty where the signal needs none."""
-    max_turns: int
-    """The cap that the dialogues were played under."""
 
 
 def judge_file(directory: Path, name: str | None) -> Path:
@@ -71,8 +59,8 @@ def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
     return {f"{name} ({level} scores)": digest.hexdigest()}
 
 
-def read_sweep(home: Path, scores: Path | None = None) -> SweepData:
-    """The sweep of a domain's folder and a judge's scores of it.
+def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> SweepData:
+    """The sweep of a domain's folder and a judge's scores of it; no scores if there is no file.
 
     Dialogues come in the order of their ids, so that nothing depends on which finished first.
     """
@@ -81,6 +69,7 @@ def read_sweep(home: Path, scores: Path | None = None) -> SweepData:
     return SweepData(
         trajectories=sorted(trajectories, key=attrgetter("trajectory_id")),
         scenarios=read_scenarios(home / SCENARIOS),
+        pack=pack,
         scores={} if scores is None else scores_by_turn(read_judgements(scores)),
         max_turns=int(manifest.config["max_turns"]) if manifest else SweepConfig().max_turns,
     )

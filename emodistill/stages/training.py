@@ -128,7 +128,7 @@ def _train_selector(job: Job) -> Result:
 
     config: IQLConfig = job.cell.config
     keep_programs()
-    sweep = read_sweep(config.run / config.domain, job.details.scores)
+    sweep = read_sweep(config.run / config.domain, load_pack(), job.details.scores)
     transitions = make_transitions(
         [trajectory for trajectory in sweep.trajectories if trajectory.split == "train"],
         sweep.scores,
@@ -172,33 +172,30 @@ def _train_selector(job: Job) -> Result:
     return Result(f"selector in {job.directory}", summary=summary)
 
 
-def _train_adapter(job: Job) -> Result:
-    from emodistill.train.refine import refine  # JAX: the other stages do without it
-    from emodistill.train.sft import train_sft
+def train_adapter_stage(job: Job, objective: Any = None) -> Result:
+    """Train an adapter; `objective` is that of its stage (`train.objectives`) if None."""
+    from emodistill.train.adapter_training import train_adapter  # JAX
 
     config, details = job.cell.config, job.details
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
-    sweep = read_sweep(config.run / config.domain, details.scores)
-    common: dict[str, Any] = {
-        "cell_dir": job.directory,
-        "trajectories": sweep.trajectories,
-        "scenarios": sweep.scenarios,
-        "scores": sweep.scores,
-        "pack": details.pack,
-        "max_turns": sweep.max_turns,
-    }
-    if isinstance(config, RefinementConfig):
-        trained = refine(config, sft_adapter=details.sft_adapter, **common)
-    else:
-        trained = train_sft(config, **common)
+    trained = train_adapter(
+        config,
+        read_sweep(config.run / config.domain, details.pack, details.scores),
+        cell_dir=job.directory,
+        sft_adapter=details.sft_adapter,
+        objective=objective,
+    )
+    left_out = len(trained.left_out_scenarios)
+    note = f", {left_out:,} scenarios left out for too few scores" if left_out else ""
     return Result(
-        f"{trained.num_steps} steps on {trained.num_samples:,} turns; adapter in {job.path}",
+        f"{trained.num_steps} steps on {trained.num_samples:,} turns{note}; adapter in {job.path}",
         summary={
             "num_steps": trained.num_steps,
             "num_samples": trained.num_samples,
             "num_trimmed": trained.num_trimmed,
             "num_dropped": trained.num_dropped,
+            "left_out_scenarios": trained.left_out_scenarios,
             "metrics": dict(trained.metrics),
         },
     )
@@ -217,7 +214,7 @@ SFT = Stage(
     script="train_sft",
     needs=_adapter_needs,
     job=_job,
-    run=_train_adapter,
+    run=train_adapter_stage,
     followed_by=_evaluation,
     inherits=(  # so that a refinement and the SFT that it starts from fit together
         *("judge", "prompt_pack", "emotion_free", "quantize"),

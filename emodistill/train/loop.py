@@ -1,11 +1,12 @@
-"""The training loop of SFT and JPO: checkpoints, metrics, progress around a `Trainer`'s steps.
+"""The training loop of all adapters: checkpoints, metrics, progress around a `Trainer`'s steps.
 
-A thread makes the rows ahead of time, the host runs two steps ahead of the device and reads metrics
+A thread packs the rows ahead of time, the host runs two steps ahead of the device and reads metrics
 late: the device never waits, and within a step nothing crosses between the two.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -29,22 +30,18 @@ from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.flops import peak_flops, training_flops
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
+from emodistill.train.objectives import Objective
 from emodistill.train.prefetch import prefetched
 from emodistill.train.stopping import StopRequest
-from emodistill.train.trainer import LossFn, Trainer, TrainState, add_metrics
+from emodistill.train.trainer import Trainer, TrainState, add_metrics
 
 log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 2
+"""With one, the device would wait while the host reads metrics and hands over the next step; each
+more keeps another step's rows in device memory."""
 MIN_FILLED = 0.75
 """Share of the rows below which a mesh with many of them is worth a warning."""
-SHOWN = {
-    "sft": "sft/loss",
-    "jpo": "policy/surrogate",
-    "alol": "alol/loss",
-    "dpo": "dpo/accuracy",
-}
-"""The metric beside each stage's progress bar."""
 
 
 class TrainingRun(NamedTuple):
@@ -55,25 +52,12 @@ class TrainingRun(NamedTuple):
     """Of the last step."""
 
 
-class _Input(NamedTuple):
-    step: Step
-    batches: list[Batch]
-    """On the devices."""
-
-
-class _Pending(NamedTuple):
-    number: int
-    step: Step
-    metrics: list[Metrics]
-
-
 def train(
     model: Qwen2,
     batches: PackedBatches,
-    loss_fn: LossFn,
     config: AdapterConfig,
+    objective: Objective,
     *,
-    stage: str,
     cell_dir: Path,
     identity: dict[str, Any],
     on_step: Callable[[int], None] | None = None,
@@ -84,7 +68,7 @@ def train(
     copy.
 
     Args:
-      stage: names the progress bar and the metric that is shown beside it.
+      objective: the loss, and the metric to show.
       identity: what a checkpoint must have been made from to be taken up again.
       on_step: called with the number of steps dispatched, after each.
 
@@ -95,23 +79,22 @@ def train(
       StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
     warn_of_empty_rows(model.mesh, batches, config)
+    stage, shown = config.stage, objective.shown_metric
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+    loss_fn = functools.partial(objective.loss, config)
     trainer = Trainer(graphdef, loss_fn, config, num_steps, model.mesh)
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
-    state = _take_up(checkpoints, trainer.init(lora), batches)
+    state = _restore(checkpoints, trainer.init(lora), batches)
     first = int(state.step)
-    shown = SHOWN[stage]
-    pending: deque[_Pending] = deque()
-    last: dict[str, float] = {}
     devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
     peak = peak_flops(devices, model.dtype)
 
-    def make(number: int) -> _Input:
+    def load(number: int) -> tuple[Step, list[Batch]]:
         step = batches.step(number)
-        return _Input(step, trainer.place(step.batches))
+        return step, trainer.place(step.batches)
 
     with (
         StopRequest() as stop,
@@ -120,17 +103,23 @@ def train(
         progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
         last, clock = metrics_log.last, time.monotonic()
+        # Steps that were dispatched: number, input, metrics on the device.
+        unread: deque[tuple[int, Step, list[Metrics]]] = deque()
 
-        def settle(num_left: int) -> None:
+        def read_metrics(num_left: int) -> None:
+            """Wait for steps, oldest first, until so many are unread; check and log each."""
             nonlocal last, clock
-            while len(pending) > num_left:
-                done = pending.popleft()
-                last = add_metrics(done.metrics)
-                if bad := [name for name, value in last.items() if not math.isfinite(value)]:
-                    guilty = _not_finite_alone(trainer, state, frozen, batches, done.step)
-                    raise _divergence(stage, done, bad[0], last[bad[0]], guilty, checkpoints)
+            while len(unread) > num_left:
+                number, step, shares = unread.popleft()
+                last = add_metrics(shares)
+                for name, value in last.items():
+                    if not math.isfinite(value):
+                        culprits = _culprits(trainer, state, frozen, batches, step)
+                        raise _divergence(
+                            f"{stage} step {number}: {name}={value}", culprits, checkpoints.newest
+                        )
                 now = time.monotonic()
-                seconds, work = now - clock, done.step.work
+                seconds, work = now - clock, step.work
                 last["rows/useful_share"] = work.num_tokens / work.num_places
                 times = {
                     "time/step_s": seconds,
@@ -138,26 +127,26 @@ def train(
                     "time/response_tokens_per_s": work.num_replies / seconds,
                     "time/mfu": training_flops(model.config, work) / seconds / peak,
                 }
-                metrics_log.write(done.number + 1, last | times)
+                metrics_log.write(number, last | times)
                 clock = now
                 bar.advance(1, note=f"{shown} {last[shown]:.4f}")
 
-        numbers = range(first, num_steps)
-        for number, made in zip(numbers, prefetched(make, numbers, ahead=STEPS_AHEAD), strict=True):
+        loaded = prefetched(load, range(first, num_steps), ahead=STEPS_AHEAD)
+        for number, (step, on_device) in enumerate(loaded, start=first + 1):
+            # Whatever crosses between host and device here would make the device wait.
             with jax.transfer_guard("disallow"):
-                state, metrics = trainer.step(state, frozen, made.batches)
-            pending.append(_Pending(number, made.step, metrics))
-            settle(STEPS_AHEAD)
-            reached = number + 1
-            is_stopped = stop.is_due(reached)
-            if is_stopped or reached % config.save_every == 0 or reached == num_steps:
-                settle(0)
-                checkpoints.save(reached, state, data=_place(batches, reached), metrics=last)
+                state, metrics = trainer.step(state, frozen, on_device)
+            unread.append((number, step, metrics))
+            read_metrics(STEPS_AHEAD)
+            is_stopped = stop.is_due(number)
+            if is_stopped or number % config.save_every == 0 or number == num_steps:
+                read_metrics(0)
+                checkpoints.save(number, state, data=_cursor(batches, number), metrics=last)
             if on_step is not None:
-                on_step(reached)
-            if is_stopped and reached < num_steps:
+                on_step(number)
+            if is_stopped and number < num_steps:
                 raise StoppedError(
-                    f"{stage}: stopped after step {reached:,} of {num_steps:,}, which is saved; "
+                    f"{stage}: stopped after step {number:,} of {num_steps:,}, which is saved; "
                     "the same command goes on from there."
                 )
     nnx.update(model, state.lora)
@@ -178,11 +167,11 @@ def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: Adapte
         )
 
 
-def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:
+def _restore(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:
     """The newest checkpoint's state, if its run would now see the same samples; `start` if none."""
-    state, place = checkpoints.restore(start)
+    state, cursor = checkpoints.restore(start)
     step = int(state.step)
-    if step and place != _place(batches, step):
+    if step and cursor != _cursor(batches, step):
         raise StaleInputError(
             f"{checkpoints.directory / str(step)} would go on with other samples than these. "
             f"Delete {checkpoints.directory.parent} to train again."
@@ -190,8 +179,8 @@ def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches
     return state
 
 
-def _place(batches: PackedBatches, step: int) -> dict[str, Any]:
-    """Where in the data `step` begins: what a checkpoint before it says comes next."""
+def _cursor(batches: PackedBatches, step: int) -> dict[str, Any]:
+    """Where in the data a run goes on after `step` steps, as its checkpoint says."""
     is_over = step >= batches.num_steps
     return {
         "seed": batches.seed,
@@ -199,35 +188,28 @@ def _place(batches: PackedBatches, step: int) -> dict[str, Any]:
     }
 
 
-def _not_finite_alone(
+def _culprits(
     trainer: Trainer, state: TrainState, frozen: Any, batches: PackedBatches, step: Step
 ) -> list[str]:
-    """Those samples of `step` whose own loss or gradient is not finite."""
-    found = []
+    """Those samples of `step` whose own loss or gradient is not finite.
+
+    A step that is not finite leaves the weights alone, so that they still show which it was.
+    """
+    culprits = []
     for number in step.numbers[:: batches.unit_size]:
         alone = batches.alone(number)
         grads, metrics = trainer.gradients(state.lora, frozen, trainer.place(alone.batches))
         values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
         if not np.isfinite(values).all():
-            found += [batches.examples[i].sample_id for i in alone.numbers]
-    return found
+            culprits += [batches.examples[i].sample_id for i in alone.numbers]
+    return culprits
 
 
-def _divergence(
-    stage: str,
-    done: _Pending,
-    name: str,
-    value: float,
-    guilty: list[str],
-    checkpoints: Checkpoints,
-) -> DivergenceError:
-    kept = checkpoints.newest
-    where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
-    which = (
-        f"It comes from {', '.join(guilty)}; look at its tokens and scores."
-        if guilty
-        else "Each of its samples alone is finite; lower learning_rate."
-    )
-    return DivergenceError(
-        f"{stage} step {done.number + 1}: {name}={value} is not finite; {where}. {which}"
-    )
+def _divergence(what: str, culprits: list[str], checkpoint: int | None) -> DivergenceError:
+    where = "no checkpoint was written yet"
+    if checkpoint:
+        where = f"the checkpoint of step {checkpoint} is kept"
+    advice = "Each of its samples alone is finite; lower learning_rate."
+    if culprits:
+        advice = f"It comes from {', '.join(culprits)}; look at its tokens and scores."
+    return DivergenceError(f"{what} is not finite; {where}. {advice}")

@@ -61,6 +61,7 @@ def jpo_loss(
     *,
     clip: float,
     kl_coef: float,
+    kappa: float,
     ratio: str,
     num_samples: jax.Array | float | None = None,
     num_tokens: jax.Array | float | None = None,
@@ -74,9 +75,10 @@ def jpo_loss(
       logp_BT, ref_logp_BT: log-probs of the reply's tokens under policy and reference, in nats.
         No gradient flows into the reference.
       mask_BT: True where the token belongs to a reply.
-      advantages_B: Ã of Eq. 18, κ already applied.
+      advantages_B: A, finite.
       clip: ε, in (0, 1).
       kl_coef: λ_KL.
+      kappa: κ of Eq. 18, the weight of advantages that are not positive.
       ratio: `mean-token`, `sequence` or `token`.
       num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step;
         those of `mask_BT` without them.
@@ -95,15 +97,18 @@ def jpo_loss(
     tokens_B = mask_BT.sum(axis=1)
     total_tokens = _total(num_tokens, tokens_B.sum())
 
+    advantages_B = _float32(advantages_B)
+    advantages_B = jnp.where(advantages_B > 0, advantages_B, kappa * advantages_B)
+
     if ratio == "token":
         log_ratio, weight, total = log_ratio_BT, mask_BT, total_tokens
-        advantages = _float32(advantages_B)[:, None]
+        advantages = advantages_B[:, None]
     elif ratio in ("mean-token", "sequence"):
         log_ratio = log_ratio_BT.sum(axis=1)
         if ratio == "mean-token":
             log_ratio = log_ratio / jnp.maximum(tokens_B, 1)
         weight, total = tokens_B > 0, _total(num_samples, (tokens_B > 0).sum())
-        advantages = _float32(advantages_B)
+        advantages = advantages_B
     else:
         raise ValueError(f"ratio={ratio!r} is none of 'mean-token', 'sequence', 'token'.")
 

@@ -8,6 +8,7 @@ XLA's CPU compiler plans its temporaries generously.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -25,8 +26,7 @@ from emodistill.errors import InputError
 from emodistill.model import LoRAParam, Qwen2, add_lora, sharding
 from emodistill.model.config import read_architecture
 from emodistill.model.quantization import quantize_abstractly
-from emodistill.train.objectives import loss_of
-from emodistill.train.sft import sft_loss_of_batch
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import LossFn, Trainer, response_logprobs
 
 REPLY_SHARE = 4
@@ -205,9 +205,8 @@ _NO_TPU_HERE = {
 
 
 def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
-    if config.objective == "sft":
-        return sft_loss_of_batch, SFTConfig()
-    return loss_of(JPOConfig()), JPOConfig()
+    stage = SFTConfig() if config.objective == "sft" else JPOConfig()
+    return functools.partial(OBJECTIVES[stage.stage].loss, stage), stage
 
 
 def _abstract_student(

@@ -1,121 +1,141 @@
-"""What refines an adapter: JPO, A-LoL or DPO, each as the turns that it takes and a loss.
+"""What an adapter learns from: an objective is the turns that it takes and a loss on them.
 
-JPO (Eqs. 17-19) takes all scored turns, A-LoL (Baheti et al., 2024) those with A > 0, DPO (Rafailov
-et al., 2023) pairs of turns that were to express the same emotion at the same point of the same
-scenario, the better one against the worse.
+| stage | turns | loss |
+| --- | --- | --- |
+| `sft` | the best quarter by q = r + ½R(τ) (Eqs. 16, 23) | cross-entropy |
+| `jpo` | all with a score (Eqs. 17-19) | clipped surrogate on A, K3 anchor to the reference |
+| `alol` | those with A > 0 (Baheti et al., 2024) | A times the cross-entropy |
+| `dpo` | pairs of turns (Rafailov et al., 2023) | preference of the better reply |
+
+Another objective is another `Objective`, passed to `train_adapter` (docs/extending.md).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from emodistill.batches import Batch
-from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig, RefinementConfig
+from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
-from emodistill.offline import rewards
-from emodistill.offline.rewards import FocalTurnTable
-from emodistill.records import Trajectory
-from emodistill.train.losses import Metrics, alol_loss, dpo_loss, jpo_loss
-from emodistill.train.trainer import LossFn
+from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality, top_fraction
+from emodistill.train.losses import Metrics, alol_loss, dpo_loss, jpo_loss, sft_loss
+
+
+class Selection(NamedTuple):
+    """The turns that an objective trains on."""
+
+    groups: np.ndarray
+    """[groups, samples of a group] rows of the focal turns. The samples of a group come in this
+    order into the same micro-batch; where the loss needs no groups, each is a sample alone."""
+    advantages: np.ndarray | None = None
+    """[N] one per focal turn, finite for all that are trained on; None for a loss without any."""
 
 
 class Objective(NamedTuple):
-    """What a refinement learns from."""
+    """How one kind of adapter is trained. Both functions get the stage's configuration first."""
 
-    units: np.ndarray
-    """[units, samples of a unit] rows of the table; of a pair the better one comes first."""
-    advantages: np.ndarray | None
-    """A per row of the table, as the loss wants it."""
-    needs_reference: bool
-    loss_fn: LossFn
-    left_out_scenarios: tuple[str, ...]
-    """Scenarios with too few scores to be normalised."""
+    select: Callable[[Any, FocalTurns], Selection]
+    """The turns to train on, from all focal turns of the training scenarios."""
+    loss: Callable[[Any, jax.Array, Batch], tuple[jax.Array, Metrics]]
+    """(configuration, log-probs of the replies [S, U], micro-batch) -> (loss, metrics).
+
+    Both are shares of the step's: sums divided by the totals of the whole step that the batch
+    carries, so that the shares of its micro-batches add up."""
+    shown_metric: str
+    """The metric that is shown beside the progress bar."""
+    needs_reference: bool = False
+    """Whether the loss reads `ref_logp_SU`, the log-probs of the adapter that training starts
+    from."""
 
 
-def objective_of(
-    config: RefinementConfig, table: FocalTurnTable, trajectories: Sequence[Trajectory]
-) -> Objective:
-    """The objective of `config` over the turns of `table`.
+def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
+    """The best `top_fraction` of the turns."""
+    quality = sft_quality(turns, config.signal)
+    return Selection(np.sort(top_fraction(quality, config.top_fraction))[:, None])
+
+
+def select_scored(config: JPOConfig, turns: FocalTurns) -> Selection:
+    """All turns with an advantage; with `data="top"`, those of them that SFT takes by default."""
+    advantages = jpo_advantages(turns, config.signal)
+    rows = np.arange(len(turns))
+    if config.data == "top":
+        rows = np.sort(top_fraction(sft_quality(turns), config.top_fraction))
+    return Selection(rows[np.isfinite(advantages[rows])][:, None], advantages)
+
+
+def select_positive(config: ALoLConfig, turns: FocalTurns) -> Selection:
+    """The turns with A > 0."""
+    advantages = jpo_advantages(turns, config.signal)
+    return Selection(np.flatnonzero(advantages > 0)[:, None], advantages)
+
+
+def select_pairs(config: DPOConfig, turns: FocalTurns) -> Selection:
+    """Pairs of turns that were to express the same emotion at the same point of a scenario.
+
+    The best is paired with the worst, the second best with the second worst, and so on, as long as
+    their advantages differ; the better one comes first.
 
     Raises:
-      InputError: no turn qualifies.
+      InputError: there is no pair.
     """
-    values, _, left_out = rewards.jpo_advantages(table, config.signal)
-    advantages: np.ndarray | None = values
-    if isinstance(config, JPOConfig):
-        rows = np.arange(len(table))
-        if config.data == "top":
-            quality = rewards.sft_quality(table).values
-            rows = np.sort(rewards.top_fraction(quality, config.top_fraction))
-        units = rows[np.isfinite(values[rows])][:, None]
-        advantages = np.full(len(table), np.nan)
-        advantages[units[:, 0]] = rewards.asymmetric(values[units[:, 0]], config.kappa)
-    elif isinstance(config, ALoLConfig):
-        units = np.flatnonzero(values > 0)[:, None]
-    else:
-        units, advantages = pairs(table, values, trajectories), None
-        if not len(units):
-            raise InputError(
-                "no two turns share scenario, turn index and emotion and differ in "
-                f"signal={config.signal!r}: DPO has no pair to learn from. Play more seeds."
-            )
-    return Objective(
-        units, advantages, not isinstance(config, ALoLConfig), loss_of(config), left_out
+    advantages = jpo_advantages(turns, config.signal)
+    same_prompt: dict[tuple[str, int, str | None], list[int]] = defaultdict(list)
+    for row in np.flatnonzero(np.isfinite(advantages)).tolist():
+        key = turns.scenario_ids[row], turns.turn_index[row], turns.emotions[row]
+        same_prompt[key].append(row)
+    pairs = []
+    for rows in same_prompt.values():
+        ranked = sorted(rows, key=lambda row: -advantages[row])
+        for better, worse in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
+            if advantages[better] > advantages[worse]:
+                pairs.append((better, worse))
+    if not pairs:
+        raise InputError(
+            "no two turns share scenario, turn index and emotion and differ in "
+            f"signal={config.signal!r}: DPO has no pair to learn from. Play more seeds."
+        )
+    return Selection(np.array(sorted(pairs)), advantages)
+
+
+def _sft(config: SFTConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    return sft_loss(logp_SU, batch.mask_SU, num_tokens=batch.num_tokens)
+
+
+def _jpo(config: JPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    return jpo_loss(
+        logp_SU,
+        batch.ref_logp_SU,
+        batch.mask_SU,
+        batch.advantages_S,
+        clip=config.clip,
+        kl_coef=config.kl_coef,
+        kappa=config.kappa,
+        ratio=config.ratio,
+        num_samples=batch.num_samples,
+        num_tokens=batch.num_tokens,
     )
 
 
-def pairs(
-    table: FocalTurnTable, values: np.ndarray, trajectories: Sequence[Trajectory]
-) -> np.ndarray:
-    """[pairs, 2] rows: of each scenario, turn index and emotion the best with the worst, the second
-    best with the second worst, and so on, as long as their values differ."""
-    groups: dict[tuple[str, int, str | None], list[int]] = defaultdict(list)
-    for row in np.flatnonzero(np.isfinite(values)):
-        turn_index = int(table.turn_index[row])
-        emotion = trajectories[table.trajectory_index[row]].turns[turn_index].emotion
-        groups[str(table.scenario_ids[row]), turn_index, emotion].append(int(row))
-    found = []
-    for rows in groups.values():
-        rows.sort(key=lambda row: (-values[row], row))
-        for better, worse in zip(rows[: len(rows) // 2], reversed(rows), strict=False):
-            if values[better] > values[worse]:
-                found.append((better, worse))
-    return np.array(sorted(found), np.int64).reshape(-1, 2)
+def _alol(config: ALoLConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    return alol_loss(logp_SU, batch.mask_SU, batch.advantages_S, num_tokens=batch.num_tokens)
 
 
-def loss_of(config: RefinementConfig) -> LossFn:
-    """The loss of a micro-batch under `config`."""
+def _dpo(config: DPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    num_pairs = batch.num_samples / 2
+    return dpo_loss(
+        logp_SU, batch.ref_logp_SU, batch.mask_SU, beta=config.beta, num_pairs=num_pairs
+    )
 
-    def jpo(logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        assert isinstance(config, JPOConfig)
-        return jpo_loss(
-            logp_SU,
-            batch.ref_logp_SU,
-            batch.mask_SU,
-            batch.advantages_S,
-            clip=config.clip,
-            kl_coef=config.kl_coef,
-            ratio=config.ratio,
-            num_samples=batch.num_samples,
-            num_tokens=batch.num_tokens,
-        )
 
-    def alol(logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return alol_loss(logp_SU, batch.mask_SU, batch.advantages_S, num_tokens=batch.num_tokens)
-
-    def dpo(logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        assert isinstance(config, DPOConfig)
-        return dpo_loss(
-            logp_SU,
-            batch.ref_logp_SU,
-            batch.mask_SU,
-            beta=config.beta,
-            num_pairs=batch.num_samples / 2,
-        )
-
-    return {JPOConfig: jpo, ALoLConfig: alol, DPOConfig: dpo}[type(config)]
+OBJECTIVES: Mapping[str, Objective] = {
+    "sft": Objective(select_best, _sft, "sft/loss"),
+    "jpo": Objective(select_scored, _jpo, "policy/surrogate", needs_reference=True),
+    "alol": Objective(select_positive, _alol, "alol/loss"),
+    "dpo": Objective(select_pairs, _dpo, "dpo/accuracy", needs_reference=True),
+}
+"""By the stage that it trains."""

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-def prefetched(make: Callable[[int], T], numbers: Iterable[int], *, ahead: int) -> Iterator[T]:
+def prefetched(make: Callable[[K], T], numbers: Iterable[K], *, ahead: int) -> Iterator[T]:
     """`make(number)` for each, in order, up to `ahead` of them made before they are asked for.
 
     An error of `make` is raised where its result would have come.

@@ -1,14 +1,13 @@
-"""Log-probs of the reference policy: computed once, stored, and used again only for the same thing.
+"""Log-probs of the reference policy, computed once and stored for all runs with the same reference.
 
 The file's name is a hash of all that the values depend on: base model, adapter, chat template,
-the samples' token ids, who shares a row with whom, dtype, kind of device. κ and λ_KL are not among
+the samples' token ids, which samples share a row, dtype, kind of device. κ and λ_KL are not among
 them, so a whole ablation shares one file.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from emodistill.model import Qwen2, agree, is_first, sharding
 from emodistill.progress import progress
 from emodistill.tensor_files import write_tensors
 from emodistill.train.loop import STEPS_AHEAD
+from emodistill.train.prefetch import prefetched
 from emodistill.train.trainer import response_logprobs
 
 ARRAY = "ref_logp"
@@ -42,13 +42,16 @@ class Reference(NamedTuple):
 def reference_logprobs(
     model: Qwen2, batches: PackedBatches, *, directory: Path, made_from: Mapping[str, str]
 ) -> Reference:
-    """The log-probs of all samples under `model` as it is now, from `directory` if they are there.
+    """The log-probs of all samples under `model` as it is now, read from `directory` if stored.
 
     Samples stand in the rows in which training sees them. A file that can't be read, or does not
-    hold what its name says, is made again.
+    hold what its name says, is written anew.
 
     Args:
       made_from: hashes of what the values depend on beside shapes, dtype and device.
+
+    Raises:
+      InputError: not all processes can read the file.
     """
     facts = {
         **made_from,
@@ -60,15 +63,15 @@ def reference_logprobs(
     key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
     path = directory / f"{key}.safetensors"
     shape = (len(batches.examples), batches.num_reply_tokens)
-    if agree(lambda: _read(path, key, shape) is not None):
-        found = _read(path, key, shape)
-        if found is None:
-            raise InputError(f"{path} can't be read here; all processes must see the same files.")
-        return Reference(found, path, True)
-    logp_NU = _compute(model, batches, shape)
-    if is_first():
-        write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
-    return Reference(logp_NU, path, False)
+    stored = _read(path, key, shape)
+    if not agree(lambda: stored is not None):
+        logp_NU = _compute(model, batches, shape)
+        if is_first():
+            write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
+        return Reference(logp_NU, path, False)
+    if stored is None:
+        raise InputError(f"{path} can't be read here; all processes must see the same files.")
+    return Reference(stored, path, True)
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
@@ -93,19 +96,14 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
         logp_SU = response_logprobs(nnx.merge(graphdef, state), batch)
         return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)
 
+    def dispatched(rows: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
+        numbers, batch = rows
+        return numbers, logprobs(state, sharding.place_batch(batch, model.mesh))
+
     logp_NU = np.zeros(shape, np.float32)
-    pending: deque[tuple[list[int], jax.Array]] = deque()
     with progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
-
-        def settle(num_left: int) -> None:
-            while len(pending) > num_left:
-                numbers, logp_SU = pending.popleft()
-                logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
-                bar.advance(len(numbers))
-
-        for numbers, batch in batches.all_rows():
-            placed = sharding.place_batch(batch, model.mesh)
-            pending.append((numbers, logprobs(state, placed)))
-            settle(STEPS_AHEAD)
-        settle(0)
+        # Reading a result waits for the device, which must have the next micro-batches by then.
+        for numbers, logp_SU in prefetched(dispatched, batches.all_rows(), ahead=STEPS_AHEAD):
+            logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
+            bar.advance(len(numbers))
     return logp_NU

@@ -15,7 +15,13 @@ from emodistill.configs import IQLSignal, StateKind
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 from emodistill.negotiation.states import DialogueState, features
-from emodistill.offline.rewards import Scores, focal_turn_table, iql_rewards, is_truncated
+from emodistill.offline.rewards import (
+    FocalTurns,
+    Scores,
+    iql_rewards,
+    is_truncated,
+    left_out_scenarios,
+)
 from emodistill.records import Trajectory
 
 
@@ -66,7 +72,7 @@ def make_transitions(
     Raises:
       InputError: no transition is left.
     """
-    table = focal_turn_table(trajectories, scores, max_turns=max_turns)
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     rewards = iql_rewards(table, signal)
     truncated = [is_truncated(trajectory, max_turns) for trajectory in trajectories]
     observations: list[np.ndarray] = []
@@ -82,14 +88,14 @@ def make_transitions(
         if turn.emotion is None:
             num_without_emotion += 1
             continue
-        if math.isnan(rewards.values[row]):
+        if math.isnan(rewards[row]):
             num_without_reward += 1
             continue
         next_turn = len(trajectory.turns) if is_last else int(table.turn_index[row + 1])
         for turns_before, out in ((turn.index, observations), (next_turn, next_observations)):
             before = trajectory.turns[:turns_before]
             out.append(features(DialogueState.from_turns(trajectory, before, max_turns), state))
-        kept.append((EMOTION_INDEX[turn.emotion], float(rewards.values[row]), is_last, position))
+        kept.append((EMOTION_INDEX[turn.emotion], float(rewards[row]), is_last, position))
     if not kept:
         raise InputError(
             f"{len(trajectories)} trajectories give no transition for signal={signal!r}: "
@@ -109,5 +115,5 @@ def make_transitions(
         num_truncated=sum(truncated),
         num_without_reward=num_without_reward,
         num_without_emotion=num_without_emotion,
-        left_out_scenarios=rewards.left_out_scenarios,
+        left_out_scenarios=left_out_scenarios(table, rewards),
     )

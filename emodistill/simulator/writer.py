@@ -10,8 +10,8 @@ from emodistill.simulator.server import complete, count_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedSpeaker:
-    """A simulated model as a speaker; the same request gets the same answer as over HTTP."""
+class SimulatedWriter:
+    """A simulated model as a writer; the same request gets the same answer as over HTTP."""
 
     model: str
     temperature: float = 0.7

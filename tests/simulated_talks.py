@@ -1,0 +1,78 @@
+"""Simulated talks that several test modules share: scenarios, utterances, whole dialogues."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+
+from emodistill.domains import DOMAINS, load_scenarios
+from emodistill.emotions import EMOTIONS
+from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.prompts import (
+    load_pack,
+)
+from emodistill.records import Trajectory, Turn
+from emodistill.seeding import stream
+from emodistill.selectors.oracle import OracleSelector
+from emodistill.simulator import response_model as rm
+from emodistill.simulator.writer import SimulatedWriter
+
+PACK = load_pack()
+PHRASES = rm.phrases()
+SEEDS = range(100)
+STRONGEST = {
+    "pressure": "anger",
+    "warmth": "caring",
+    "appeal": "fear",
+    "drive": "optimism",
+    "insight": "realization",
+}
+SCENARIOS = {domain: load_scenarios(domain) for domain in DOMAINS}
+
+
+def turns_of(*texts: str) -> list[Turn]:
+    return [
+        Turn(
+            index=index,
+            speaker="focal" if index % 2 == 0 else "counterparty",
+            emotion=None,
+            text=text,
+            offer=None,
+            prompt_tokens=0,
+            completion_tokens=0,
+            latency_s=0.0,
+        )
+        for index, text in enumerate(texts)
+    ]
+
+
+def toned(emotion: str, text: str, *, num_markers: int = 2) -> str:
+    """The text after a clear (two markers) or a faint expression of the emotion."""
+    affect = rm.affects()[emotion]
+    clauses = [affect.first[0], affect.second[0]] if num_markers == 2 else [affect.first[0]]
+    return " ".join([*clauses, text])
+
+
+@cache
+def dialogue(domain: str, number: int, kind: str) -> Trajectory:
+    """Scenario `number` under random or oracle emotions, against the same counterparty."""
+    scenario, name = SCENARIOS[domain][number], f"{domain}/{number}"
+    rng = stream(0, "test-emotions", name)
+    oracle = OracleSelector(PACK, scenario, 0, name, counterparty="sim-counterparty")
+
+    def choose(state) -> str:
+        return (
+            oracle.choose(state, rng) if kind == "oracle" else EMOTIONS[rng.integers(len(EMOTIONS))]
+        )
+
+    teacher = SimulatedWriter("sim-teacher")
+    match = Match(
+        focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method=kind),
+        counterparty=Seat(speaker=SimulatedWriter("sim-counterparty")),
+        pack=PACK,
+    )
+    return asyncio.run(play(PlannedDialogue(scenario, number, name), match))
+
+
+def dialogues(domain: str, kind: str = "random", num: int = 30) -> list[Trajectory]:
+    return [dialogue(domain, number, kind) for number in range(num)]

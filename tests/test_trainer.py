@@ -1,0 +1,219 @@
+"""The compiled step: right gradients however samples are packed, and only LoRA moves."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from samples import sharing_examples
+from tiny_training import (
+    CONFIG,
+    LONG,
+    SFT,
+    assert_trees_close,
+    leaves,
+    loss_of,
+    packed,
+    sft,
+    tiny_model,
+    with_reference,
+)
+
+from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig
+from emodistill.model import LoRAParam
+from emodistill.seeding import stream
+from emodistill.train.trainer import (
+    Trainer,
+    add_metrics,
+    learning_rate_schedule,
+    response_logprobs,
+)
+
+
+class TestGradients:
+    @pytest.mark.parametrize("packing", ["tree", "sequence", "none"])
+    @pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo"])
+    def test_rows_give_the_gradient_of_one_sample_at_a_time(self, stage, packing):
+        """Against every sample alone, without rows, gathering or accumulation."""
+        model = tiny_model(is_trained=True)
+        examples = sharing_examples(12)
+        advantages = stream(0, "advantages").normal(size=12).astype(np.float32)
+        batches = packed(
+            examples,
+            advantages=advantages,
+            max_micro_tokens=64,
+            batch_size=6 if stage == "dpo" else 12,
+            unit_size=2 if stage == "dpo" else 1,
+            packing=packing,
+        )
+        shape = (12, batches.num_reply_tokens)
+        reference = stream(0, "reference").normal(-5.3, 0.05, shape).astype(np.float32)
+        batches.set_reference(reference)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        loss_fn = {
+            "sft": sft,
+            "jpo": loss_of(JPOConfig(kl_coef=0.3)),
+            "alol": loss_of(ALoLConfig()),
+            "dpo": loss_of(DPOConfig(beta=0.2)),
+        }[stage]
+        trainer = Trainer(graphdef, loss_fn, SFT, num_steps=1)
+        made = batches.step(0).batches
+        assert len(made) >= 2
+        grads, metrics = trainer.gradients(lora, frozen, made)
+
+        @jax.jit
+        def all_logp(lora, ids_T):
+            logits_TV = nnx.merge(graphdef, lora, frozen)(ids_T[None])[0]
+            logp_TV = jax.nn.log_softmax(logits_TV[:-1])
+            return jnp.take_along_axis(logp_TV, ids_T[1:, None], axis=1)[:, 0]
+
+        longest = max(len(e.prompt_ids) + len(e.response_ids) for e in examples)
+
+        def alone(lora):
+            logps = []
+            for example in examples:
+                ids_T = np.concatenate([example.prompt_ids, example.response_ids])
+                first, last = len(example.prompt_ids) - 1, len(ids_T) - 1
+                ids_T = np.pad(ids_T, (0, longest - len(ids_T)))  # no token sees a later one
+                logps.append(all_logp(lora, ids_T)[first:last])
+            if stage == "sft":
+                return -jnp.concatenate(logps).mean()
+            if stage == "alol":
+                weighted = [max(a, 0) * logp_U for a, logp_U in zip(advantages, logps, strict=True)]
+                return -jnp.concatenate(weighted).mean()
+            if stage == "dpo":
+                gains = [
+                    (logp_U - reference[i, : len(logp_U)]).sum() for i, logp_U in enumerate(logps)
+                ]
+                margins = [0.2 * (a - b) for a, b in zip(gains[::2], gains[1::2], strict=True)]
+                return jnp.log1p(jnp.exp(-jnp.stack(margins))).mean()
+            surrogate, kl = [], []
+            for i, logp_U in enumerate(logps):
+                ref_U = reference[i, : len(logp_U)]
+                rho = jnp.exp(jnp.mean(logp_U - ref_U))
+                a = advantages[i]
+                surrogate.append(jnp.minimum(rho * a, jnp.clip(rho, 0.8, 1.2) * a))
+                kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
+            return 0.3 * jnp.concatenate(kl).mean() - jnp.stack(surrogate).mean()
+
+        value, expected = jax.value_and_grad(alone)(lora)
+        assert_trees_close(grads, expected, rtol=1e-5)
+        name = "policy/loss" if stage == "jpo" else f"{stage}/loss"
+        np.testing.assert_allclose(add_metrics(metrics)[name], value, rtol=1e-5)
+
+    def test_log_probs_of_a_sample_are_its_own_in_every_row(self):
+        model = tiny_model(is_trained=True)
+        examples = sharing_examples(20, seed=1)
+        found = []
+        for packing in ("tree", "sequence", "none"):
+            batches = with_reference(packed(examples, packing=packing, batch_size=10), model)
+            found.append(batches._ref_logp_NU)
+        np.testing.assert_allclose(found[0], found[2], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[1], found[2], rtol=1e-5, atol=1e-5)
+
+    def test_micro_batches_add_up_to_one_big_batch(self):
+        model = tiny_model(is_trained=True)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        found, counts = [], []
+        for max_micro_tokens in (64, 1024):
+            made = packed(max_micro_tokens=max_micro_tokens).step(0).batches
+            trainer = Trainer(graphdef, sft, SFT, num_steps=1)
+            found.append(trainer.gradients(lora, frozen, made)[0])
+            counts.append(len(made))
+        assert counts[0] > 2 * counts[1]
+        assert_trees_close(*found, rtol=1e-5)
+
+    def test_the_head_in_chunks_is_the_head_at_once(self):
+        model = tiny_model(is_trained=True)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        batch = packed(batch_size=4).step(0).batches[-1]
+
+        def mean_logp(lora, logits_per_chunk):
+            model = nnx.merge(graphdef, lora, frozen)
+            logp_SU = response_logprobs(model, batch, logits_per_chunk=logits_per_chunk)
+            return jnp.where(batch.mask_SU, logp_SU, 0).sum() / 100
+
+        value_and_grad = jax.jit(jax.value_and_grad(mean_logp), static_argnums=1)
+        at_once = value_and_grad(lora, 10**9)
+        in_chunks = value_and_grad(lora, 7 * CONFIG.vocab_size)
+        np.testing.assert_allclose(in_chunks[0], at_once[0], rtol=1e-6)
+        assert_trees_close(in_chunks[1], at_once[1], rtol=1e-5)
+
+
+class TestTrainer:
+    def test_a_step_moves_lora_and_nothing_else(self):
+        model = tiny_model()
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        before, base = leaves(lora), leaves(frozen)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=10)
+        state, _ = trainer.step(trainer.init(lora), frozen, packed(batch_size=4).step(0).batches)
+        for name, old in zip(("a", "b") * 4, before, strict=True):
+            assert old.shape[1] == 4 if name == "a" else old.shape[2] == 4
+        moved = [not np.array_equal(a, b) for a, b in zip(leaves(state.lora), before, strict=True)]
+        assert moved == [False, True] * 4  # with B = 0, A has no gradient yet
+        for old, new in zip(base, leaves(frozen), strict=True):
+            np.testing.assert_array_equal(old, new)
+        for old, new in zip(before, leaves(lora), strict=True):  # donated was a copy
+            np.testing.assert_array_equal(old, new)
+        assert int(state.step) == 1
+
+    def test_it_compiles_once_per_row_shape(self):
+        batches = packed(LONG * 4, num_epochs=2, batch_size=6, max_micro_tokens=400)
+        graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=batches.num_steps)
+        state = trainer.init(lora)
+        for number in range(batches.num_steps):
+            state, _ = trainer.step(state, frozen, batches.step(number).batches)
+        assert trainer.num_compilations == len(batches.shapes) > 1
+
+    def test_a_step_hands_nothing_over_between_host_and_device(self):
+        graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=2)
+        made = packed(batch_size=4).step(0).batches
+        state, placed = trainer.init(lora), trainer.place(made)
+        with jax.transfer_guard("disallow"):
+            state, metrics = trainer.step(state, frozen, placed)
+            with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
+                trainer.step(state, frozen, made)
+        assert np.isfinite(list(add_metrics(metrics).values())).all()
+
+    def test_a_gradient_that_is_not_finite_changes_no_weight(self):
+        graphdef, lora, frozen = nnx.split(tiny_model(is_trained=True), LoRAParam, ...)
+
+        def spoilt(logp_SU, batch):
+            loss, metrics = sft(logp_SU, batch)
+            return loss * jnp.nan, metrics
+
+        trainer = Trainer(graphdef, spoilt, SFT, num_steps=2)
+        state, metrics = trainer.step(trainer.init(lora), frozen, packed().step(0).batches)
+        assert np.isnan(add_metrics(metrics)["optimizer/grad_norm"])
+        for old, new in zip(leaves(lora), leaves(state.lora), strict=True):
+            np.testing.assert_array_equal(old, new)
+        assert all(np.isfinite(leaf).all() for leaf in leaves(state.opt_state))
+        assert int(state.step) == 1
+
+    def test_at_step_0_the_ratio_is_1_and_the_kl_0(self):
+        model = tiny_model(is_trained=True)
+        batches = packed(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)
+        with_reference(batches, model)
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        trainer = Trainer(graphdef, loss_of(JPOConfig()), SFT, num_steps=1)
+        metrics = add_metrics(trainer.gradients(lora, frozen, batches.step(0).batches)[1])
+        np.testing.assert_allclose(metrics["policy/ratio_mean"], 1, rtol=1e-6)
+        assert abs(metrics["policy/kl_k3"]) < 1e-10
+        assert metrics["policy/clip_fraction"] == 0
+        expected = stream(0, "advantages").normal(size=8).mean()
+        np.testing.assert_allclose(metrics["policy/surrogate"], expected, rtol=1e-5)
+
+    def test_the_learning_rate_warms_up_and_falls_towards_0(self):
+        schedule = learning_rate_schedule(1e-4, num_steps=200, warmup_fraction=0.03)
+        rates = [float(schedule(step)) for step in range(200)]
+        np.testing.assert_allclose(rates[:6], [1e-4 * (i + 1) / 6 for i in range(6)], rtol=1e-5)
+        assert all(a > b for a, b in itertools.pairwise(rates[5:]))
+        cosine = 0.5e-4 * (1 + math.cos(math.pi * (100 - 5) / 195))
+        np.testing.assert_allclose(rates[100], cosine, rtol=1e-4)
+        assert 0 < rates[-1] < 1e-7
+        assert float(learning_rate_schedule(1.0, num_steps=1, warmup_fraction=0.03)(0)) == 1.0

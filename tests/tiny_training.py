@@ -1,0 +1,100 @@
+"""What tests of training share: a random model with LoRA, samples, their batches, and metrics."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from samples import lengths_to_examples
+
+from emodistill.batches import PackedBatches
+from emodistill.configs import SFTConfig
+from emodistill.model import LoRAParam, Qwen2, Qwen2Config, add_lora
+from emodistill.seeding import jax_key, stream
+from emodistill.train.objectives import OBJECTIVES
+from emodistill.train.trainer import response_logprobs
+
+CONFIG = Qwen2Config(
+    vocab_size=200,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    max_positions=512,
+    is_tied=True,
+)
+LONG = [(9, 3), (40, 12), (17, 1), (70, 30), (5, 9), (33, 2), (90, 20), (12, 6)]
+SHORT = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 6)]
+SFT = SFTConfig(learning_rate=1e-2, lora_rank=4, batch_size=4, save_every=2)
+
+
+def loss_of(config):
+    """The loss of the stage that `config` configures, as the trainer wants it."""
+    return functools.partial(OBJECTIVES[config.stage].loss, config)
+
+
+sft = loss_of(SFT)
+
+
+@functools.cache
+def _tiny_parts():
+    model = Qwen2(CONFIG, key=jax_key(0, "model"))
+    weight = model.embed_tokens.weight
+    weight[...] = 20 * weight[...]  # room for large logits, since the tied head is frozen
+    add_lora(model, rank=4, alpha=8, rng=jax_key(0, "lora"))
+    return nnx.split(model)
+
+
+def tiny_model(*, is_trained=False):
+    """A random model with LoRA; `is_trained` gives B random values."""
+    graphdef, state = _tiny_parts()
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    if is_trained:
+        rng = stream(0, "trained")
+        lora = nnx.state(model, LoRAParam)
+        noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), lora)
+        nnx.update(model, noise)
+    return model
+
+
+def packed(examples=SHORT, **settings):
+    defaults = {"batch_size": 8, "seed": 0, "num_epochs": 1, "max_micro_tokens": 512}
+    if isinstance(examples[0], tuple):
+        examples = lengths_to_examples(examples)
+    return PackedBatches(examples, **(defaults | settings))
+
+
+def with_reference(batches, model):
+    """JPO needs reference log-probs: those of `model`, in one pass over the rows."""
+    logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
+    graphdef, state = nnx.split(model)
+    logprobs = jax.jit(lambda state, batch: response_logprobs(nnx.merge(graphdef, state), batch))
+    for numbers, batch in batches.all_rows():
+        logp_NU[numbers] = (np.asarray(logprobs(state, batch)) * batch.mask_SU)[: len(numbers)]
+    batches.set_reference(logp_NU)
+    return batches
+
+
+def leaves(tree):
+    """Copies: a view of an array keeps it from being donated."""
+    return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_trees_close(got, want, rtol):
+    for a, b in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
+def lines(cell_dir):
+    text = (cell_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
