@@ -10,15 +10,15 @@ from emodistill.configs import ExportConfig, ImportConfig
 from emodistill.settings import Cell
 
 
-def transfer(cell: Cell) -> None:
-    from emodistill.offline.hub_datasets import export_run, import_dataset  # datasets, pandas
+def dataset(cell: Cell) -> None:
+    from emodistill.offline import hub_datasets  # --help must not wait for `datasets`
 
     if isinstance(cell.config, ExportConfig):
-        out = export_run(cell.config)
+        out = hub_datasets.export_run(cell.config)
         print(f'dataset: {out}; read it with datasets.load_dataset("{out}")')
     else:
-        print(f"dataset: {', '.join(map(str, import_dataset(cell.config)))}")
+        print("dataset:", *hub_datasets.import_dataset(cell.config))
 
 
 if __name__ == "__main__":
-    cli.main({"export": ExportConfig, "import": ImportConfig}, __doc__, transfer)
+    cli.main({"export": ExportConfig, "import": ImportConfig}, __doc__, dataset)

@@ -17,7 +17,14 @@ from typing import Any
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn, DialogueUsage
+from emodistill.records import (
+    CounterpartyPlayer,
+    DialogueUsage,
+    FocalPlayer,
+    Judgement,
+    Trajectory,
+    Turn,
+)
 from emodistill.seeding import stream
 
 SCENARIO = Scenario(

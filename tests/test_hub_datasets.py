@@ -98,13 +98,13 @@ def test_load_dataset_reads_every_table(run, exported, tmp_path):
 def test_turns_are_what_the_student_learns_from(run, exported, tmp_path):
     played = read_trajectories(run / "crad/sweep/trajectories.jsonl")
     scores = scores_by_turn(read_judgements(run / "crad/judge/a-judge.jsonl"))
-    table = rewards.focal_turn_table(played, scores)
+    focal = rewards.FocalTurns.from_trajectories(played, scores)
     turns = load(exported, None, tmp_path)
     expected = {
-        "score": table.scores,
-        "advantage": rewards.jpo_advantages(table).values,
-        "q": rewards.sft_quality(table).values,
-        "shaped_return": table.returns,
+        "score": focal.scores,
+        "advantage": rewards.jpo_advantages(focal),
+        "q": rewards.sft_quality(focal),
+        "shaped_return": focal.returns,
     }
     for name, values in expected.items():
         column = np.array([np.nan if v is None else v for v in turns[name][:]])
@@ -280,5 +280,3 @@ def test_the_script_exports_and_imports(run, tmp_path):
     ):
         subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
     assert (tmp_path / "again/crad/judge/b-judge.jsonl").is_file()
-    done = subprocess.run([sys.executable, script, "merge"], capture_output=True, text=True)
-    assert done.returncode == 2 and "dataset.py merge" in done.stderr

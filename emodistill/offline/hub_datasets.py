@@ -47,7 +47,7 @@ from emodistill.offline.store import (
     unique,
     write_records,
 )
-from emodistill.prompts import PromptPack, focal_messages, load_pack
+from emodistill.prompts import focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
 from emodistill.runs import read_manifest
 
@@ -115,10 +115,9 @@ def export_run(config: ExportConfig) -> Path:
     manifest = read_manifest(home)
     max_turns = SweepConfig().max_turns if manifest is None else manifest.config["max_turns"]
     pack = load_pack(config.prompt_pack)
-    scores = scores_by_turn(scored)
-    turns = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+    sweep = rewards.SweepData(trajectories, scenarios, scores_by_turn(scored), pack, max_turns)
     tables: dict[str, Iterable[Record]] = {
-        "turns": _training_turns(turns, trajectories, scenarios, pack),
+        "turns": _training_turns(sweep),
         "dialogues": trajectories,
         "judgements": [line for lines in judgements.values() for line in lines],
         "scenarios": scenarios,
@@ -148,7 +147,8 @@ def import_dataset(config: ImportConfig) -> list[Path]:
         that is no record or of another domain, or a file that the run has already.
     """
     disable_progress_bars()
-    sweep_dir, judge_dir = (config.run / config.domain / s for s in ("sweep", "judge"))
+    home = config.run / config.domain
+    sweep_dir, judge_dir = home / "sweep", home / "judge"
     records: dict[str, list[Any]] = {name: [] for name in TABLES}
     with tempfile.TemporaryDirectory() as scratch:
         for where, dataset in _read_tables(config.source, Path(scratch)):
@@ -196,26 +196,25 @@ def _judge_file(files: Sequence[Path], folder: Path, judge: str | None) -> Path 
     return files[0] if files else None
 
 
-def _training_turns(
-    turns: FocalTurns,
-    trajectories: Sequence[Trajectory],
-    scenarios: Sequence[Scenario],
-    pack: PromptPack,
-) -> Iterator[TrainingTurn]:
-    """The focal turns in their order, with their prompts and what they are worth."""
-    scenario_of = scenarios_by_dialogue(trajectories, scenarios)
+def _training_turns(sweep: rewards.SweepData) -> Iterator[TrainingTurn]:
+    """The focal turns by trajectory id and turn, with their prompts and what they are worth."""
+    scenario_of = scenarios_by_dialogue(sweep.trajectories, sweep.scenarios)
+    turns = rewards.FocalTurns.from_trajectories(
+        sweep.trajectories, sweep.scores, max_turns=sweep.max_turns
+    )
     columns = {
         "score": turns.scores,
         "dialogue_score": turns.dialogue_scores,
         "shaped_return": turns.returns,
-        "advantage": jpo_advantages(turns),
-        "q": sft_quality(turns),
+        "advantage": rewards.jpo_advantages(turns),
+        "q": rewards.sft_quality(turns),
     }
     for row in range(len(turns)):
-        trajectory = trajectories[turns.trajectory_index[row]]
+        trajectory = sweep.trajectories[turns.trajectory_index[row]]
         turn = trajectory.turns[turns.turn_index[row]]
         scenario = scenario_of[trajectory.trajectory_id]
-        prompt = focal_messages(pack, scenario, trajectory.turns[: turn.index], turn.emotion)
+        history = trajectory.turns[: turn.index]
+        prompt = focal_messages(sweep.pack, scenario, history, turn.emotion)
         values: dict[str, Any] = {
             name: None if np.isnan(column[row]) else float(column[row])
             for name, column in columns.items()

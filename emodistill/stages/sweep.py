@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
 from emodistill.configs import SweepConfig
