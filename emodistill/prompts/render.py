@@ -68,7 +68,7 @@ def load_pack(directory: Path | None = None) -> PromptPack:
 
     Raises:
       InputError: a file is missing or is no TOML, a text or an emotion's filling is missing, or a
-        template has stray braces; the message names the file and the place. A placeholder that
+        template has stray braces; the message names the file and the text. A placeholder that
         nothing is known about is an error where it is filled.
     """
     return _builtin_pack() if directory is None else _read_pack(directory)
