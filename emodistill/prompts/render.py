@@ -24,27 +24,26 @@ from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
 
 _OFFERS = resources.files("emodistill.prompts") / "offers.toml"
-FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
-
 _BLOCKS = ("rules", "role", "context")
-_TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+_TEMPLATES = {
     "focal.toml": {
-        "": ("system", "user", "emotion", "opening", "cue", "line"),
-        "domain": ("focal", "counterparty", *_BLOCKS),
+        "": "system user emotion opening cue line",
+        "domain": "focal counterparty rules role context",
     },
     "counterparty.toml": {
-        "": ("system", "user", "cue", "line"),
-        "domain": ("focal", "counterparty", *_BLOCKS),
+        "": "system user cue line",
+        "domain": "focal counterparty rules role context",
     },
     "judge.toml": {
-        "turn": ("system", "user"),
-        "dialogue": ("system", "user"),
-        "ending": ("accepted", "breakdown", "ongoing"),
-        "domain": ("direction", "case"),
+        "turn": "system user",
+        "dialogue": "system user",
+        "ending": "accepted breakdown ongoing",
+        "domain": "direction case",
     },
-    "emotions.toml": {"": ("template",)},
+    "emotions.toml": {"": "template"},
 }
 """The texts of each file by section; a pack may leave domains out that it is not used for."""
+FILES = tuple(_TEMPLATES)
 
 
 Message = dict[str, str]
@@ -119,7 +118,7 @@ def _check_texts(parsed: Mapping[str, Any], name: str, path: Path) -> None:
         for part in domains if section == "domain" else [section]:
             where = f"{path} [{part}]" if part else str(path)
             texts = _table(parsed, part, path) if part else parsed
-            for key in keys:
+            for key in keys.split():
                 if not isinstance(texts.get(key), str):
                     raise InputError(f"{where}: `{key}` must be there, and be a text.")
                 try:
