@@ -3,9 +3,9 @@
 The tables' convention is that a comma followed by a space belongs to a text, and a comma without
 one ends a cell. A line that keeps to it has one reading. Otherwise what is certain decides:
 numbers, clock times, words from a closed list and quoted cells can only stand in their own
-columns. A reading may depart from the convention only where such a cell borders on the place (and a
+columns. A reading may depart from the convention only at a comma that borders on such a cell (and a
 cell that starts after a comma and a space starts with a capital), or inside a text with such
-cells on both sides; the reading with the fewest departures is taken if it is the only one.
+cells on both sides; the reading with the fewest departures counts if it is the only one.
 Anything else is no reading: a cell is never moved to another column on a guess.
 """
 
@@ -108,12 +108,12 @@ def read_clock(text: str) -> float | None:
     words = re.sub(r"\s*\([^()\d]*\)$", "", text.strip().lower())
     if words in ("midnight", "noon"):
         return {"midnight": 0.0, "noon": 12.0}[words]
-    if not (found := _CLOCK.fullmatch(words)):
+    if not (match := _CLOCK.fullmatch(words)):
         return None
-    hour, minute = int(found[1]), int(found[2] or 0)
+    hour, minute = int(match[1]), int(match[2] or 0)
     if not (1 <= hour <= 12 and minute < 60):
         return None
-    return hour % 12 + minute / 60 + (12 if found[3] == "p" else 0)
+    return hour % 12 + minute / 60 + (12 if match[3] == "p" else 0)
 
 
 class _Token(NamedTuple):
@@ -132,17 +132,17 @@ def _tokens(line: str) -> list[_Token]:
     tokens: list[_Token] = []
     start = depth = 0
     while True:
-        found = _TOKEN.match(line, start)
-        assert found is not None  # the second alternative matches anywhere
-        is_quoted = found[1] is not None
-        text = found[1].replace('""', '"') if is_quoted else found[2]
+        match = _TOKEN.match(line, start)
+        assert match is not None  # the second alternative matches anywhere
+        is_quoted = match[1] is not None
+        text = match[1].replace('""', '"') if is_quoted else match[2]
         is_continuation = depth > 0 or (not is_quoted and text[:1].isspace())
         tokens.append(_Token(text, is_quoted, is_continuation))
         if not is_quoted:
             depth = max(0, depth + text.count("“") - text.count("”"))
-        if found.end() >= len(line):
+        if match.end() >= len(line):
             return tokens
-        start = found.end() + 1
+        start = match.end() + 1
 
 
 def conventional_cells(line: str) -> list[str]:

@@ -38,9 +38,9 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
     scenarios: list[Scenario] = []
     seen: set[tuple[str | float, ...]] = set()
     for index in range(num_scenarios):
-        lap, place = divmod(index, len(cases))
+        lap, turn = divmod(index, len(cases))
         order = stream(_SEED, "generator", domain, "cases", lap).permutation(len(cases))
-        draws = {**spec.generator["values"], **cases[order[place]]}
+        draws = {**spec.generator["values"], **cases[order[turn]]}
         attempt = 0
         while (facts := _facts(spec, values := _draw_all(spec, draws, index, attempt))) in seen:
             attempt += 1
@@ -59,10 +59,10 @@ def _facts(spec: Domain, values: Mapping[str, str | float]) -> tuple[str | float
 
 
 def _scenario(spec: Domain, number: int, values: Mapping[str, str | float]) -> Scenario:
-    game = {name: float(value) for name, value in values.items() if name in _GAME}
-    pull = spec.direction * game.get("gap", 0.0)
-    target = game["focal_target"] if "focal_target" in game else game["counterparty_anchor"] + pull
-    anchor = game["counterparty_anchor"] if "counterparty_anchor" in game else target - pull
+    drawn = {name: float(value) for name, value in values.items() if name in _GAME}
+    pull = spec.direction * drawn.get("gap", 0.0)
+    target = drawn.get("focal_target", drawn.get("counterparty_anchor", 0.0) + pull)
+    anchor = drawn.get("counterparty_anchor", target - pull)
     return Scenario(
         scenario_id=spec.scenario_id(number),
         domain=spec.name,

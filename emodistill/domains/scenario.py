@@ -79,8 +79,8 @@ def split_scenarios(
     names: dict[str, SplitName] = dict.fromkeys(order, "train")
     names |= dict.fromkeys(order[:n_test], "test")
     names |= dict.fromkeys(order[n_test : n_test + n_validation], "validation")
-    parts: dict[str, list[Scenario]] = {"train": [], "validation": [], "test": []}
+    split = Split([], [], [])
     for scenario in scenarios:
         name = names[scenario.scenario_id]
-        parts[name].append(dataclasses.replace(scenario, split=name))
-    return Split(**parts)
+        getattr(split, name).append(dataclasses.replace(scenario, split=name))
+    return split

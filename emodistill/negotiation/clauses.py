@@ -112,8 +112,8 @@ class Sentence(NamedTuple):
 def plain(text: str) -> str:
     """The text in plain form."""
     text = text.lower()
-    for found, replacement in _PLAIN.items():
-        text = found.sub(replacement, text)
+    for expression, replacement in _PLAIN.items():
+        text = expression.sub(replacement, text)
     return text.strip()
 
 

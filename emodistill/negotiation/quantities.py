@@ -1,7 +1,7 @@
 """Quantity mentions in plain text: which spans are values of a domain's unit, and which are not.
 
 `scan` walks through the text once. At each word that may start a quantity the first matching reader
-takes its span: money, percentages, ages, dates and rates are taken too, so that their digits are
+claims its span: money, percentages, ages, dates and rates are claimed too, so that their digits are
 never read as offers. A mention without a single definite value ("30 to 40 days", "ten business
 days") has the value None: it is an offer that can't be read, not one that isn't there.
 """
@@ -64,7 +64,7 @@ class Scanned(NamedTuple):
 
 
 class _Hit(NamedTuple):
-    """What a reader took: a mention, or a word that stands for what is none; and where it ends."""
+    """What a reader claims: a mention, or a word to stand for what is none; and where it ends."""
 
     what: Mention | str
     end: int
@@ -296,7 +296,7 @@ def _read_clock(text: str, start: int, domain: Domain) -> _Hit | None:
     is_value = domain.clock_origin_h is not None
     if match := _NOT_A_BEDTIME.match(text, start):
         hit = _Hit("daytime", match.end())
-    elif match := next(filter(None, (found.match(text, start) for found in _CLOCK)), None):
+    elif match := next(filter(None, (time.match(text, start) for time in _CLOCK)), None):
         value = _clock_hours(match)
         hit = _Hit("daytime" if value is None else Mention(value=value), match.end())
     else:

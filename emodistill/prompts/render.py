@@ -24,27 +24,26 @@ from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
 
 _OFFERS = resources.files("emodistill.prompts") / "offers.toml"
-FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
-
 _BLOCKS = ("rules", "role", "context")
-_TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+_TEMPLATES = {
     "focal.toml": {
-        "": ("system", "user", "emotion", "opening", "cue", "line"),
-        "domain": ("focal", "counterparty", *_BLOCKS),
+        "": "system user emotion opening cue line",
+        "domain": "focal counterparty rules role context",
     },
     "counterparty.toml": {
-        "": ("system", "user", "cue", "line"),
-        "domain": ("focal", "counterparty", *_BLOCKS),
+        "": "system user cue line",
+        "domain": "focal counterparty rules role context",
     },
     "judge.toml": {
-        "turn": ("system", "user"),
-        "dialogue": ("system", "user"),
-        "ending": ("accepted", "breakdown", "ongoing"),
-        "domain": ("direction", "case"),
+        "turn": "system user",
+        "dialogue": "system user",
+        "ending": "accepted breakdown ongoing",
+        "domain": "direction case",
     },
-    "emotions.toml": {"": ("template",)},
+    "emotions.toml": {"": "template"},
 }
 """The texts of each file by section; a pack may leave domains out that it is not used for."""
+FILES = tuple(_TEMPLATES)
 
 
 Message = dict[str, str]
@@ -68,7 +67,7 @@ def load_pack(directory: Path | None = None) -> PromptPack:
 
     Raises:
       InputError: a file is missing or is no TOML, a text or an emotion's filling is missing, or a
-        template has stray braces; the message names the file and the place. A placeholder that
+        template has stray braces; the message names the file and the text. A placeholder that
         nothing is known about is an error where it is filled.
     """
     return _builtin_pack() if directory is None else _read_pack(directory)
@@ -119,7 +118,7 @@ def _check_texts(parsed: Mapping[str, Any], name: str, path: Path) -> None:
         for part in domains if section == "domain" else [section]:
             where = f"{path} [{part}]" if part else str(path)
             texts = _table(parsed, part, path) if part else parsed
-            for key in keys:
+            for key in keys.split():
                 if not isinstance(texts.get(key), str):
                     raise InputError(f"{where}: `{key}` must be there, and be a text.")
                 try:

@@ -98,7 +98,7 @@ def react(
             + rm.MOVEMENT_GAIN * min(1.0, movement / 0.1)
             + noise
         )
-        rate = min(1.0, rm.TYPE_TRAITS[kind.name].base_rate * float(np.exp(drive)))
+        rate = min(1.0, rm.type_traits()[kind.name].base_rate * float(np.exp(drive)))
         irritation += rm.IRRITATION_PER_TURN + rm.IRRITATION_PER_BAD_TONE * max(0.0, -effect)
         if turn > 1:  # the first reply states the preference
             position += 0.0 if is_repeat else rate * max(0.0, kind.limit - position)

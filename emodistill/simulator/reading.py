@@ -83,9 +83,9 @@ def read_brief(system: str) -> Brief:
             if re.search(r"\b(target|preference|preferred)\b", key, re.IGNORECASE):
                 own = last_figure(value, domain)
     facts = {
-        name: found[1].strip()
+        name: match[1].strip()
         for name, (key, stated) in phrases()["facts"][domain].items()
-        if (found := re.search(stated, lines.get(key, "")))
+        if (match := re.search(stated, lines.get(key, "")))
     }
     role = re.search(r"[Yy]ou are the (\w+)", system)
     return Brief(domain, own, facts, role[1].lower() if role else "")
@@ -93,8 +93,8 @@ def read_brief(system: str) -> Brief:
 
 def read_history(user: str, role: str) -> list[Speech]:
     """The labelled lines of the history; `role` is the reader's own label."""
-    found = filter(None, map(_LINE.match, user.splitlines()))
-    return [Speech(match[1].lower() == role, match[2]) for match in found]
+    matches = filter(None, map(_LINE.match, user.splitlines()))
+    return [Speech(match[1].lower() == role, match[2]) for match in matches]
 
 
 def read_figures(history: Sequence[Speech], domain: str) -> tuple[list[float], list[float]]:
@@ -170,8 +170,8 @@ def reader_reply(request: Request) -> str:
     """`sim-reader`: which figure an utterance puts forward; sometimes a bad answer."""
     if request.rng.random() < BAD_READING_ODDS:
         return str(request.rng.choice(BAD_READINGS))
-    if (found := _UTTERANCE.search(request.user)) is None:
+    if (match := _UTTERANCE.search(request.user)) is None:
         return "I can't find an utterance."
     domain = read_brief(request.system).domain
-    figure = last_figure(found[1], domain)
+    figure = last_figure(match[1], domain)
     return f"OFFER: {'none' if figure is None else show_figure(figure, domain)}"

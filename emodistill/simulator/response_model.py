@@ -42,47 +42,28 @@ IRRITATION_PER_BAD_TONE = 0.5
 IRRITATION_WHEN_STUCK = 0.12
 IRRITATION_PER_REPEATED_TEXT = 0.15
 
-# Rows: families in the order of FAMILIES; what the average counterparty of a domain responds to.
-PHASE_WEIGHTS: dict[str, dict[Phase, tuple[float, ...]]] = {
-    # pressure, warmth, appeal, drive, insight: in every row 0.7 for what works best, 0.35 for what
-    # comes second; the rest indifferent or harmful.
-    "crad": {
-        "opening": (0.7, -0.3, -0.4, 0.0, 0.35),
-        "middle": (0.0, 0.0, -0.2, 0.35, 0.7),
-        "closing": (-0.5, 0.7, 0.1, 0.35, 0.0),
-    },
-    "disaster": {
-        "opening": (-0.6, 0.7, -0.5, 0.35, 0.0),
-        "middle": (-0.5, 0.35, -0.4, 0.7, 0.1),
-        "closing": (-0.3, 0.1, -0.2, 0.35, 0.7),
-    },
-    "hospital": {
-        "opening": (-0.5, 0.35, 0.0, -0.2, 0.7),
-        "middle": (-0.5, 0.35, 0.7, -0.2, 0.0),
-        "closing": (-0.4, 0.35, 0.0, 0.7, 0.0),
-    },
-    "student": {
-        "opening": (-0.6, 0.1, -0.2, 0.7, 0.35),
-        "middle": (-0.5, 0.35, 0.7, 0.0, 0.0),
-        "closing": (0.7, 0.0, -0.2, -0.2, 0.35),
-    },
-}
-
 
 class TypeTraits(NamedTuple):
     """A hidden kind of counterparty; `weights` are added to those of the domain."""
 
     base_rate: float
-    limit: tuple[float, float]
-    patience: tuple[float, float]
-    weights: tuple[float, ...]
+    limit: Sequence[float]
+    patience: Sequence[float]
+    weights: Sequence[float]
 
 
-TYPE_TRAITS: dict[str, TypeTraits] = {
-    "proud": TypeTraits(0.10, (0.50, 0.85), (0.9, 1.8), (-0.4, 0.3, 0.0, 0.0, 0.1)),
-    "anxious": TypeTraits(0.15, (0.65, 1.00), (1.1, 2.2), (0.3, 0.1, -0.3, 0.2, -0.2)),
-    "practical": TypeTraits(0.12, (0.55, 0.95), (1.0, 2.0), (0.0, -0.3, -0.2, 0.0, 0.4)),
-}
+@cache
+def type_traits() -> dict[str, TypeTraits]:
+    """The traits of each of `TYPES`."""
+    return {
+        name: TypeTraits(**traits) for name, traits in _read_toml("response.toml")["types"].items()
+    }
+
+
+@cache
+def phase_weights(domain: str) -> dict[Phase, Sequence[float]]:
+    """By phase, how the average counterparty of the domain responds to each of `FAMILIES`."""
+    return _read_toml("response.toml")["weights"][domain]
 
 
 class Affect(NamedTuple):
@@ -143,8 +124,10 @@ def hidden_type(scenario_text: str, seed: int, name: str | None = None) -> Hidde
     odds = stream(0, "sim-type-odds", scenario_text).dirichlet(np.full(len(TYPES), 2.0))
     rng = stream(seed, "sim-type", scenario_text)
     drawn = TYPES[int(rng.choice(len(TYPES), p=odds))]
-    traits = TYPE_TRAITS[name or drawn]
-    limit, patience = float(rng.uniform(*traits.limit)), float(rng.uniform(*traits.patience))
+    traits = type_traits()[name or drawn]
+    limit, patience = (
+        float(rng.uniform(low, high)) for low, high in (traits.limit, traits.patience)
+    )
     return HiddenType(name or drawn, limit, patience)
 
 
@@ -180,8 +163,8 @@ def emotional_effect(
     if affect.family not in FAMILIES:
         return 0.0
     index = FAMILIES.index(affect.family)
-    weight = PHASE_WEIGHTS[domain][phase][index]
-    weight += TYPE_TRAITS[type_name].weights[index] if type_name is not None else 0.0
+    weight = phase_weights(domain)[phase][index]
+    weight += type_traits()[type_name].weights[index] if type_name is not None else 0.0
     weight *= affect.strength
     # Only what pleases wears off; what grates keeps grating.
     fade = HABITUATION**run if weight > 0 else 1.0
