@@ -5,7 +5,6 @@ The samples are those of a synthetic sweep (`workload`), the steps those of the 
 
 from __future__ import annotations
 
-import functools
 import resource
 import sys
 import time

@@ -13,7 +13,7 @@ from judged_sweep import SCENARIOS, SCORES, TRAJECTORIES, short_pack
 from tiny_training import lines
 
 from emodistill import cli, stages
-from emodistill.offline.store import write_scenarios
+from emodistill.offline.store import write_records
 from emodistill.records import Judgement
 
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def run(tmp_path):
     """A run folder with a judged sweep."""
     home = tmp_path / "run/crad"
     write_lines(home / "sweep/trajectories.jsonl", TRAJECTORIES)
-    write_scenarios(home / "sweep/scenarios.jsonl", SCENARIOS)
+    write_records(home / "sweep/scenarios.jsonl", SCENARIOS)
     judgements = [
         Judgement(
             trajectory_id=trajectory_id,

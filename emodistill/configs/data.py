@@ -121,33 +121,3 @@ class JudgeConfig(ApiConfig):
     """Ask nothing; say how far the existing scores are from those of this other judge."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack, whose rubric the judge reads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig(Config):
-    """A run's sweep, scores and training turns as a Hugging Face dataset (docs/data.md)."""
-
-    stage: ClassVar[str] = "export"
-    run: Path = DEFAULT_RUN
-    """The folder of the experiment."""
-    domain: DomainName = "crad"
-    """crad, disaster, hospital or student."""
-    judge: str | None = None
-    """The judge whose scores the turns get, where there are several."""
-    prompt_pack: Path | None = None
-    """A folder with your own prompt pack, which the turns' prompts are rendered with."""
-    out: Path | None = None
-    """The dataset's folder, which must not exist; RUN/DOMAIN/dataset if left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportConfig(Config):
-    """The files of a run out of a dataset's dialogues, judgements and scenarios."""
-
-    stage: ClassVar[str] = "import"
-    source: str = ""
-    """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
-    run: Path = DEFAULT_RUN
-    """The folder of the experiment."""
-    domain: DomainName = "crad"
-    """crad, disaster, hospital or student."""

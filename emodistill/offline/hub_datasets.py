@@ -39,7 +39,7 @@ from emodistill.configs import ExportConfig, ImportConfig, SweepConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.offline.judging import judge_path, scenarios_by_dialogue, scores_by_turn
-from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality
+from emodistill.offline.rewards import FocalTurns, SweepData, jpo_advantages, sft_quality
 from emodistill.offline.store import (
     read_judgements,
     read_scenarios,
@@ -115,7 +115,7 @@ def export_run(config: ExportConfig) -> Path:
     manifest = read_manifest(home)
     max_turns = SweepConfig().max_turns if manifest is None else manifest.config["max_turns"]
     pack = load_pack(config.prompt_pack)
-    sweep = rewards.SweepData(trajectories, scenarios, scores_by_turn(scored), pack, max_turns)
+    sweep = SweepData(trajectories, scenarios, scores_by_turn(scored), pack, max_turns)
     tables: dict[str, Iterable[Record]] = {
         "turns": _training_turns(sweep),
         "dialogues": trajectories,
@@ -196,18 +196,18 @@ def _judge_file(files: Sequence[Path], folder: Path, judge: str | None) -> Path 
     return files[0] if files else None
 
 
-def _training_turns(sweep: rewards.SweepData) -> Iterator[TrainingTurn]:
+def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
     """The focal turns by trajectory id and turn, with their prompts and what they are worth."""
     scenario_of = scenarios_by_dialogue(sweep.trajectories, sweep.scenarios)
-    turns = rewards.FocalTurns.from_trajectories(
+    turns = FocalTurns.from_trajectories(
         sweep.trajectories, sweep.scores, max_turns=sweep.max_turns
     )
     columns = {
         "score": turns.scores,
         "dialogue_score": turns.dialogue_scores,
         "shaped_return": turns.returns,
-        "advantage": rewards.jpo_advantages(turns),
-        "q": rewards.sft_quality(turns),
+        "advantage": jpo_advantages(turns),
+        "q": sft_quality(turns),
     }
     for row in range(len(turns)):
         trajectory = sweep.trajectories[turns.trajectory_index[row]]

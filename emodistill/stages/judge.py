@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from emodistill.configs import JudgeConfig
-from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
 from emodistill.logs import log_to_file
@@ -19,7 +18,6 @@ from emodistill.offline.judging import JudgingResult, judge_path, run_judging, s
 from emodistill.offline.rewards import Scores, SweepData
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.prompts import load_pack
-from emodistill.records import Trajectory
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.language_models import model_name, open_client
