@@ -1,7 +1,7 @@
 """Case studies: the query's answer on dialogues made for it."""
 
 import pytest
-from test_reports import make_dialogue
+from tiny_dialogues import dialogue
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -14,6 +14,18 @@ from emodistill.reports.cases import cases_markdown
 from emodistill.reports.viewer import CAVEAT
 
 
+def talk(number=1, seed=0, *, share=None, turns=4):
+    """A dialogue of which `share` is won, None for one without an end."""
+    return dialogue(
+        f"crad/debt_{number:03d}/seed_{seed:04d}",
+        None if share is None else 90.0 - 60.0 * share,
+        num_turns=turns,
+        outcome="ongoing" if share is None else "accepted",
+        scenario_id=f"debt_{number:03d}",
+        seed=seed,
+    )
+
+
 def scored(dialogues, values):
     """Scores of the focal turns, in order."""
     turns = [(t.trajectory_id, turn.index) for t in dialogues for turn in t.focal_turns]
@@ -22,17 +34,17 @@ def scored(dialogues, values):
 
 def four(shares=(0.5, 0.5, 0.5, 0.5)):
     """Four dialogues of one scenario with two focal turns each."""
-    return [make_dialogue(number=1, seed=i, share=s, turns=4) for i, s in enumerate(shares)]
+    return [talk(seed=i, share=s) for i, s in enumerate(shares)]
 
 
 def test_the_quickest_of_the_best_closes_is_taken():
-    slow = make_dialogue(number=1, share=0.9, turns=8)
-    quick = make_dialogue(number=2, share=0.9, turns=4)
-    worse = make_dialogue(number=3, share=0.4, turns=4)
+    slow = talk(1, share=0.9, turns=8)
+    quick = talk(2, share=0.9)
+    worse = talk(3, share=0.4)
     case = quickest_close([slow, worse, quick])
     assert case.trajectory == quick and case.turns == tuple(quick.focal_turns)
-    assert case.values[0] == pytest.approx(1.0)  # it opens at its target
-    assert quickest_close([make_dialogue(share=None)]) is None
+    assert case.values[0] == pytest.approx(5 / 6)  # it opens at 40 days, of the way from 90 to 30
+    assert quickest_close([talk()]) is None
 
 
 def test_the_best_utterance_has_the_highest_hybrid_quality():
@@ -47,8 +59,8 @@ def test_the_largest_flip_is_within_one_dialogue():
     case = largest_flip(dialogues, scored(dialogues, [6, 5, 9, 2, 9, 8, 1, 2]))
     assert case.trajectory == dialogues[1]
     assert case.values[0] > 0 > case.values[1]
-    same = scored(dialogues, [5] * 8)
-    assert largest_flip(dialogues, same) is None
+    assert largest_flip(dialogues, scored(dialogues, [5] * 8)) is None
+    assert largest_flip(dialogues, {}) is None
 
 
 def test_the_selector_s_case_is_where_it_gains_most():

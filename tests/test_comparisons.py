@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from test_metrics import dialogue
+from tiny_dialogues import dialogue
 
 from emodistill.errors import InputError
 from emodistill.evaluation.comparisons import (

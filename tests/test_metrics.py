@@ -5,39 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from tiny_dialogues import dialogue
 
 from emodistill.evaluation import metrics
-from emodistill.records import CounterParty, FocalParty, Trajectory, Turn
-
-
-def dialogue(name, final_value, *, num_turns=4, outcome=None, scenario_id="debt_001", emotions=()):
-    turns = tuple(
-        Turn(
-            index=i,
-            speaker="focal" if i % 2 == 0 else "counterparty",
-            emotion=emotions[i // 2] if i % 2 == 0 and emotions else None,
-            text="40 days" if i % 4 == 0 else "no thanks",
-            offer=40.0 if i % 8 == 0 else None,
-        )
-        for i in range(num_turns)
-    )
-    return Trajectory(
-        trajectory_id=name,
-        domain="crad",
-        scenario_id=scenario_id,
-        seed=0,
-        split="test",
-        focal_target=30.0,
-        counterparty_anchor=90.0,
-        unit="days",
-        focal=FocalParty(method="iql", model="m", temperature=0.7),
-        counterparty=CounterParty(model="m", temperature=0.7),
-        prompt_pack_sha256="0",
-        agreement_rule="stand",
-        turns=turns,
-        outcome=outcome or ("breakdown" if final_value is None else "accepted"),
-        final_value=final_value,
-    )
+from emodistill.records import Turn
 
 
 def test_summary_by_hand():
@@ -49,7 +20,6 @@ def test_summary_by_hand():
     ]
     found = metrics.summarize(rows)
     assert (found.num_dialogues, found.num_scenarios) == (4, 2)
-    assert (found.num_accepted, found.num_breakdown, found.num_ongoing) == (2, 1, 1)
     assert found.success == 0.5
     assert (found.outcomes, found.outcomes_std) == pytest.approx((0.75, 0.25))
     assert found.utility == pytest.approx(0.375)
@@ -93,17 +63,10 @@ def test_emotion_ties_keep_the_vocabulary_order():
     assert [score.emotion for score in found] == ["anger", "joy"]
 
 
-def test_data_quality_counts_figures_without_an_offer():
+def test_figures_without_an_offer_are_counted():
     # Turns 0 and 8 make an offer; 4 names a figure and yields none; the others name none.
-    rows = [dialogue("a", 60.0, num_turns=9), dialogue("b", None, num_turns=2, outcome="ongoing")]
-    found = metrics.data_quality(rows)
-    assert metrics.num_unread_offers(rows[0]) == 1
-    assert (found.num_turns, found.num_without_offer, found.num_unread) == (11, 8, 1)
-    assert found.unread_share == pytest.approx(1 / 11)
-    assert found.without_offer_share == pytest.approx(8 / 11)
-    assert found.num_truncated == 1
-    assert metrics.data_quality(rows, max_turns=2).num_truncated == 0
-    assert math.isnan(metrics.data_quality([]).unread_share)
+    assert metrics.num_unread_offers(dialogue("a", 60.0, num_turns=9)) == 1
+    assert metrics.num_unread_offers(dialogue("b", None, num_turns=2)) == 0
 
 
 def offers(*values, target=30.0):

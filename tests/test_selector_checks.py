@@ -5,14 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from test_iql import CONFIG, MDP, transitions
+from tiny_mdp import CONFIG, MDP, transitions
 
-from emodistill.train.iql import train_iql
+from emodistill.train.q_learning import train_iql
 from emodistill.train.selector_checks import (
     MIN_SUPPORT,
     estimated_values,
     fitted_q_values,
-    policy_of,
     support_map,
 )
 
@@ -41,7 +40,7 @@ def test_fitted_q_is_the_value_of_the_policy():
 
 
 def test_the_selector_is_worth_more_than_what_it_learned_from():
-    (run,) = train_iql(DATA, CONFIG)
+    (run,) = train_iql(DATA, [CONFIG])
     values = estimated_values(run.networks, DATA, CONFIG)
     assert values["iql"] > values["behaviour-cloning"]
     assert set(values) == {"iql", "behaviour-cloning", "random"}
@@ -49,7 +48,7 @@ def test_the_selector_is_worth_more_than_what_it_learned_from():
 
 
 def test_the_support_map_counts_and_finds_choices_without_data():
-    (run,) = train_iql(DATA, CONFIG)
+    (run,) = train_iql(DATA, [CONFIG])
     found = support_map(run.networks, DATA, seed=0)
     assert found.data_CA.sum() == len(MDP)
     assert found.policy_CA.sum() == pytest.approx(len(MDP))
@@ -62,7 +61,7 @@ def test_the_support_map_counts_and_finds_choices_without_data():
 
 
 def test_probabilities_sum_to_one():
-    (run,) = train_iql(DATA, CONFIG)
-    probabilities = policy_of(run.networks, DATA.observation_NS)
+    (run,) = train_iql(DATA, [CONFIG])
+    probabilities = run.networks.probabilities(DATA.observation_NS)
     assert probabilities.sum(axis=1).tolist() == pytest.approx([1] * len(MDP))
     assert math.isfinite(probabilities.min())

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from test_metrics import dialogue
+from tiny_dialogues import dialogue
 
 from emodistill.errors import InputError
 from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences

@@ -26,7 +26,7 @@ from aiohttp.test_utils import TestServer
 from emodistill.domains import DOMAINS, Scenario, load_scenarios
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import ApiError, InputError
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.mediator import mediate
 from emodistill.offline.judging import parse_score
 from emodistill.offline.rewards import savings
@@ -109,8 +109,8 @@ def dialogue(domain: str, number: int, kind: str) -> Trajectory:
 
     teacher = SimulatedSpeaker("sim-teacher")
     match = Match(
-        focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method=kind),
-        counterparty=Seat(speaker=SimulatedSpeaker("sim-counterparty")),
+        focal=Player(writer=teacher, choose_for=lambda dialogue: choose, method=kind),
+        counterparty=Player(writer=SimulatedSpeaker("sim-counterparty")),
         pack=PACK,
     )
     return asyncio.run(play(PlannedDialogue(scenario, number, name), match))

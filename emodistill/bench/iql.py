@@ -16,9 +16,9 @@ import numpy as np
 from emodistill.bench.report import Measured, result
 from emodistill.configs import BenchIQLConfig, IQLConfig
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.states import num_features
+from emodistill.negotiation.states import feature_names
 from emodistill.seeding import stream
-from emodistill.train.iql import train_iql, train_iql_grid
+from emodistill.train.q_learning import train_iql
 from emodistill.train.transitions import Transitions
 
 GRID = tuple(itertools.product((0.7, 0.8, 0.9), (1.0, 3.0, 10.0), (0.95, 0.99)))
@@ -64,7 +64,7 @@ def run(config: BenchIQLConfig) -> None:
 def random_transitions(number: int) -> Transitions:
     """Features and rewards by lot: what is measured does not depend on them."""
     rng = stream(0, "bench", "iql")
-    width = num_features()
+    width = len(feature_names())
     return Transitions(
         observation_NS=rng.uniform(-1, 1, (number, width)).astype(np.float32),
         action_N=rng.integers(len(EMOTIONS), size=number, dtype=np.int32),
@@ -74,16 +74,12 @@ def random_transitions(number: int) -> Transitions:
         dialogue_N=np.arange(number, dtype=np.int32) // TURNS,
         state="geometry",
         num_dialogues=number // TURNS,
-        num_truncated=0,
-        num_without_reward=0,
-        num_without_emotion=0,
-        left_out_scenarios=(),
     )
 
 
 def _ours(transitions: Transitions, settings: IQLConfig) -> float:
     started = time.perf_counter()
-    train_iql(transitions, settings)
+    train_iql(transitions, [settings])
     return settings.num_steps / (time.perf_counter() - started)
 
 
@@ -92,12 +88,12 @@ def _grid_gain(transitions: Transitions, settings: IQLConfig) -> float:
     short = dataclasses.replace(settings, num_steps=max(50, settings.num_steps // 10))
     names = ("expectile", "advantage_scale", "discount")
     configs = [dataclasses.replace(short, **dict(zip(names, point, strict=True))) for point in GRID]
-    train_iql_grid(transitions, configs)
-    train_iql(transitions, configs[0])
+    train_iql(transitions, configs)
+    train_iql(transitions, configs[:1])
     started = time.perf_counter()
-    train_iql_grid(transitions, configs)
+    train_iql(transitions, configs)
     together = time.perf_counter() - started
     started = time.perf_counter()
     for one in configs:
-        train_iql(transitions, one)
+        train_iql(transitions, [one])
     return (time.perf_counter() - started) / together

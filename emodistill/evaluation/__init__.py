@@ -9,31 +9,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Interval": "bootstrap",
     "bootstrap_ci": "bootstrap",
     "clustered_ci": "bootstrap",
     "paired_difference_ci": "bootstrap",
-    "MethodSummary": "metrics",
     "summarize": "metrics",
-    "EmotionTest": "comparisons",
     "emotion_tests": "comparisons",
-    "holm": "comparisons",
     "paired_p_value": "comparisons",
-    "scenario_differences": "comparisons",
-    "scenarios_needed": "comparisons",
-    "EmotionSequence": "sequences",
-    "FeatureShift": "sequences",
-    "MatchRate": "sequences",
-    "match_rates": "sequences",
-    "state_shift": "sequences",
-    "top_sequences": "sequences",
-    "Stability": "stability",
-    "stability_row": "stability",
-    "Bout": "ratings",
-    "Rating": "ratings",
     "bradley_terry": "ratings",
-    "pair_scores": "tournament",
-    "tournament_matrix": "tournament",
+    "get_method": "methods",
+    "run_matches": "matches",
 }
 
 __all__ = [*_HOMES]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.rewards import (
@@ -43,18 +44,18 @@ def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
 
     Values are the turns' offers as savings; dialogues with one focal turn hold no transition.
     """
-    found = [t for t in trajectories if t.outcome == "accepted" and len(t.focal_turns) >= 2]
-    if not found:
+    closed = [t for t in trajectories if t.outcome == "accepted" and len(t.focal_turns) >= 2]
+    if not closed:
         return None
-    best = min(found, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
+    best = min(closed, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
     gap = best.focal_target - best.counterparty_anchor
-    places = [
+    shares = [
         float("nan")
         if turn.offer is None or gap == 0
         else (turn.offer - best.counterparty_anchor) / gap
         for turn in best.focal_turns
     ]
-    return Case(best, tuple(best.focal_turns), tuple(places))
+    return Case(best, tuple(best.focal_turns), tuple(shares))
 
 
 def best_utterance(
@@ -77,22 +78,15 @@ def largest_flip(
     Values are the advantages, in the turns' order; the first dialogue by name where several tie.
     """
     table = focal_turn_table(trajectories, scores, max_turns=max_turns)
-    advantages = jpo_advantages(table).values
-    best: tuple[float, list[int]] | None = None
-    for index in dict.fromkeys(table.trajectory_index.tolist()):
-        rows = np.flatnonzero((table.trajectory_index == index) & np.isfinite(advantages))
-        if len(rows) < 2:
-            continue
-        low, high = rows[np.argmin(advantages[rows])], rows[np.argmax(advantages[rows])]
-        if not advantages[low] < 0 < advantages[high]:
-            continue
-        spread = float(advantages[high] - advantages[low])
-        if best is None or spread > best[0]:
-            best = spread, sorted((int(low), int(high)))
-    if best is None:
+    advantages = pd.Series(jpo_advantages(table).values).dropna()
+    by_dialogue = advantages.groupby(table.trajectory_index[advantages.index], sort=False)
+    ends = by_dialogue.agg(["min", "max", "idxmin", "idxmax"])
+    ends = ends[(ends["min"] < 0) & (ends["max"] > 0)]
+    if ends.empty:
         return None
-    values = tuple(float(advantages[row]) for row in best[1])
-    return Case(*_turns(trajectories, table, best[1]), values)
+    widest = ends.loc[(ends["max"] - ends["min"]).idxmax()]
+    rows = sorted((int(widest["idxmin"]), int(widest["idxmax"])))
+    return Case(*_turns(trajectories, table, rows), tuple(advantages[rows].tolist()))
 
 
 def selector_difference(

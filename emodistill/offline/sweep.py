@@ -25,9 +25,9 @@ from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
-from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
 from emodistill.negotiation.readers import PATTERNS, OfferReader
-from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError
+from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget, Ledger, Stopped
 from emodistill.offline.store import read_scenarios, write_scenarios
 from emodistill.offline.unfinished import Unfinished, unfinished_path
@@ -150,11 +150,11 @@ async def run_sweep(
         emotions = planned_emotions(seed, dialogue.trajectory_id, (max_turns + 1) // 2)
         return lambda state: emotions[len(state.emotions)]
 
-    focal = ApiSpeaker(client, focal_model, focal_temperature, max_reply_tokens)
-    opposite = ApiSpeaker(client, counterparty_model, counterparty_temperature, max_reply_tokens)
+    focal = ApiWriter(client, focal_model, focal_temperature, max_reply_tokens)
+    opposite = ApiWriter(client, counterparty_model, counterparty_temperature, max_reply_tokens)
     match = Match(
-        focal=Seat(speaker=focal, choose_for=choose_for, method=METHOD),
-        counterparty=Seat(speaker=opposite),
+        focal=Player(writer=focal, choose_for=choose_for, method=METHOD),
+        counterparty=Player(writer=opposite),
         pack=pack,
         seed=seed,
         max_turns=max_turns,
@@ -200,8 +200,8 @@ async def play_all(
     """
     with _opened(path, client, before) as kept:
         todo = [dialogue for dialogue in planned if not kept.has(dialogue.trajectory_id)]
-        speakers = match.focal.speaker, match.counterparty.speaker
-        paid_models = [s.model for s in speakers if isinstance(s, ApiSpeaker)]
+        writers = match.focal.writer, match.counterparty.writer
+        paid_models = [w.model for w in writers if isinstance(w, ApiWriter)]
         budget = Budget(
             max_cost_usd,
             client=client,

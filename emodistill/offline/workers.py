@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from emodistill.errors import ApiError
 from emodistill.llm.client import CeilingError, ExhaustedError, RefusedError
-from emodistill.negotiation.speakers import EmptyReplyError
+from emodistill.negotiation.writers import EmptyReplyError
 
 log = logging.getLogger("emodistill.offline")
 

@@ -111,7 +111,7 @@ def refine(config: RefinementConfig, base: RefinementConfig | None = None) -> Ma
 
 def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
     """Stage 5: play a method on the held-out scenarios."""
-    from emodistill.agents import get_method
+    from emodistill.evaluation.methods import get_method
 
     method = get_method(config.method)
     model_name(config, "focal", config.model)

@@ -26,9 +26,9 @@ from emodistill.stages.matches import begin_matches, entrant, held_out
 
 def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made:
     """Stage 5: play a method on the held-out scenarios."""
-    from emodistill.agents import get_method
     from emodistill.evaluation.matches import run_matches
-    from emodistill.evaluation.players import Player, Speakers
+    from emodistill.evaluation.methods import get_method
+    from emodistill.evaluation.players import PlayerPool, PlayerSpec
     from emodistill.prompts import load_pack
 
     announce(config, f"evaluate {config.method}")
@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     counterparty = model_name(config, "counterparty", config.counterparty)
     reader = offer_model(config)
     focal = None if method.writer == "student" else model_name(config, "focal", config.model)
-    if method.emotion == "oracle" and not config.is_simulated:
+    if method.selector == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     pack = load_pack(config.prompt_pack)
     player, files = entrant(config, focal)
@@ -64,19 +64,17 @@ def evaluate(config: EvaluateConfig, base: EvaluateConfig | None = None) -> Made
     write_config(directory / f"{name}.{CONFIG}", "evaluate", config, base)
 
     async def work() -> Any:
-        async with open_client(config) as client, Speakers(config, client) as speakers:
+        async with open_client(config) as client, PlayerPool(config, client, pack) as pool:
             return await run_matches(
                 config,
-                label=f"evaluate {config.method}",
-                scenarios=held_out(scenarios, config.split),
-                path=path,
-                client=client,
-                pack=pack,
-                focal=player,
-                counterparty=Player(
+                player,
+                PlayerSpec(
                     language_model=counterparty, temperature=config.counterparty_temperature
                 ),
-                speakers=speakers,
+                pool,
+                scenarios=held_out(scenarios, config.split),
+                path=path,
+                label=f"evaluate {config.method}",
                 reader=offer_reader(client, reader),
             )
 

@@ -66,8 +66,8 @@ def iql(config: IQLConfig, base: IQLConfig | None = None) -> Made:
 def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
     from emodistill.model import keep_programs
     from emodistill.progress import progress
-    from emodistill.train.iql import IQLProgress, train_iql
     from emodistill.train.metrics_log import MetricsLog
+    from emodistill.train.q_learning import train_iql
     from emodistill.train.selector_checks import (
         MAX_UNSUPPORTED,
         MIN_SUPPORT,
@@ -91,15 +91,13 @@ def _train_iql(config: IQLConfig, directory: Path, scores: Scores) -> None:
         progress("iql", total=config.num_steps, unit="steps") as bar,
     ):
 
-        def report(update: IQLProgress) -> None:
-            for row in update.rows[0]:
-                log.write(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
-            note = (
-                f"critic loss {update.rows[0][-1]['critic/loss']:.3f}" if update.rows[0] else None
-            )
-            bar.advance(update.step - bar.done, note)
+        def report(points: list[list[dict[str, float]]]) -> None:
+            for point in points[0]:
+                log.write(int(point["step"]), {k: v for k, v in point.items() if k != "step"})
+            last = points[0][-1]
+            bar.advance(int(last["step"]) - bar.done, f"critic loss {last['critic/loss']:.3f}")
 
-        (run,) = train_iql(transitions, config, report=report)
+        (run,) = train_iql(transitions, [config], report=report)
     save_selector(directory, run.networks)
     support = support_map(run.networks, transitions, seed=config.seed)
     (directory / SUPPORT).write_text(json.dumps(support.as_json()) + "\n")

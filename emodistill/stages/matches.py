@@ -14,7 +14,7 @@ from emodistill.stages.files import covers
 
 if TYPE_CHECKING:
     from emodistill.domains.scenario import Scenario
-    from emodistill.evaluation.players import Player
+    from emodistill.evaluation.players import PlayerSpec
     from emodistill.prompts import PromptPack
 
 Config = TypeVar("Config", bound=MatchConfig)
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=MatchConfig)
 class Entrant(NamedTuple):
     """A player and the files that it is made of."""
 
-    player: Player
+    player: PlayerSpec
     inputs: list[Path]
 
 
@@ -38,25 +38,25 @@ class Begun(NamedTuple, Generic[Config]):
 
 def entrant(config: EvaluateConfig, language_model: str | None) -> Entrant:
     """Who plays the method of `config`; `language_model` writes where no student does."""
-    from emodistill.agents import get_method
-    from emodistill.evaluation.players import Player, writing_temperature
+    from emodistill.evaluation.methods import get_method
+    from emodistill.evaluation.players import PlayerSpec, writing_temperature
 
     method = get_method(config.method)
     cells: dict[str, str] = {}
     inputs: list[Path] = []
     selector_dir = adapter_dir = None
     source = config.trained_on or config.domain
-    if method.emotion == "iql":
+    if method.selector == "iql":
         cells["iql"] = config.iql_cell
         home = source if config.selector == "source" else config.domain
         selector_dir = stage_dir(config.run, home, "iql", config.iql_cell)
         inputs += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
     if method.adapter is not None:
         stage = method.adapter
-        cells[stage] = getattr(config, f"{stage}_cell")
+        cells[stage] = getattr(config, f"{stage}_cell", "default")
         adapter_dir = stage_dir(config.run, source, stage, cells[stage]) / "adapter"
         inputs += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
-    player = Player(
+    player = PlayerSpec(
         method=config.method,
         emotion=config.emotion,
         language_model=None if method.writer == "student" else language_model,

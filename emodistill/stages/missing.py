@@ -58,7 +58,7 @@ class _Needed(NamedTuple):
 
 
 def _needed(stage: str) -> _Needed:
-    return {
+    known = {
         "sweep": _Needed("sweep", SweepConfig, collect.sweep),
         "judge": _Needed("judge", JudgeConfig, collect.judge),
         "iql": _Needed("train_iql", IQLConfig, learn.iql),
@@ -66,7 +66,13 @@ def _needed(stage: str) -> _Needed:
         "jpo": _Needed("train_jpo", JPOConfig, learn.refine),
         "alol": _Needed("train_alol", ALoLConfig, learn.refine),
         "dpo": _Needed("train_dpo", DPOConfig, learn.refine),
-    }[stage]
+    }
+    if stage not in known:
+        raise InputError(
+            f"no finished adapter of stage {stage!r} is there, and no script trains it; the stages "
+            f"are {', '.join(known)}."
+        )
+    return known[stage]
 
 
 def prepare(
@@ -187,18 +193,19 @@ def prepare_method(config: EvaluateConfig) -> dict[str, str]:
     Raises:
       InputError: as `prepare`.
     """
-    from emodistill.agents import get_method
+    from emodistill.evaluation.methods import get_method
 
     method = get_method(config.method)
     home = dataclasses.replace(config, domain=config.trained_on or config.domain)
-    if method.emotion == "iql" and config.iql_cell == "default":
+    if method.selector == "iql" and config.iql_cell == "default":
         prepare(home if config.selector == "source" else config, "iql")
-    if method.adapter is None or getattr(config, f"{method.adapter}_cell") != "default":
+    cell_field = f"{method.adapter}_cell"
+    if method.adapter is None or getattr(config, cell_field, "default") != "default":
         return {}
     prepare(home, "sweep", "judge")
     adapters = [stage for stage in method.stages if stage != "iql"]
     made = chain(adapters, method.settings, functools.partial(_cell_with, home))
-    return {f"{method.adapter}_cell": made[method.adapter]}
+    return {cell_field: made[method.adapter]} if hasattr(config, cell_field) else {}
 
 
 def chain(

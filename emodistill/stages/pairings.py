@@ -35,7 +35,7 @@ from emodistill.stages.files import (
 from emodistill.stages.matches import Begun, Entrant, begin_matches, entrant, held_out
 
 if TYPE_CHECKING:
-    from emodistill.evaluation.players import Player
+    from emodistill.evaluation.players import PlayerSpec
 
 Pair = tuple[str, str]
 STAGE = "tournament"
@@ -54,11 +54,11 @@ def check(config: TournamentConfig) -> None:
     Raises:
       InputError: a method, model, prompt pack or student that isn't there.
     """
-    from emodistill.agents import get_method
+    from emodistill.evaluation.methods import get_method
     from emodistill.prompts import load_pack
 
     methods = [get_method(name) for name in config.methods]
-    if any(method.emotion == "oracle" for method in methods):
+    if any(method.selector == "oracle" for method in methods):
         raise InputError(
             "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
             "itself; see what it reaches with evaluate.py --method oracle."
@@ -95,8 +95,8 @@ def tournament(config: TournamentConfig, evaluations: Sequence[EvaluateConfig]) 
 
 
 class _Pairing(NamedTuple):
-    focal: Player
-    counterparty: Player
+    focal: PlayerSpec
+    counterparty: PlayerSpec
     begun: Begun[TournamentConfig]
 
 
@@ -152,25 +152,23 @@ async def _play(
 ) -> list[Pair]:
     """Play the pairs one after the other; those that have failed."""
     from emodistill.evaluation.matches import run_matches
-    from emodistill.evaluation.players import Speakers
+    from emodistill.evaluation.players import PlayerPool
     from emodistill.prompts import load_pack
 
     scenarios, pack = held_out(_scenarios(config), config.split), load_pack(config.prompt_pack)
     failed: list[Pair] = []
-    async with open_client(config) as client, Speakers(config, client) as speakers:
+    async with open_client(config) as client, PlayerPool(config, client, pack) as pool:
         reader = offer_model(config)
         for pair, (focal, counterparty, begun) in todo.items():
             try:
                 result = await run_matches(
                     _within_budget(begun.config, spent_usd),
-                    label=_name(pair),
+                    focal,
+                    counterparty,
+                    pool,
                     scenarios=scenarios,
                     path=begun.path,
-                    client=client,
-                    pack=pack,
-                    focal=focal,
-                    counterparty=counterparty,
-                    speakers=speakers,
+                    label=_name(pair),
                     reader=offer_reader(client, reader),
                 )
             except EmodistillError as error:
@@ -203,7 +201,7 @@ def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
 
 
 def _language_models(config: TournamentConfig) -> _LanguageModels:
-    from emodistill.agents import get_method
+    from emodistill.evaluation.methods import get_method
 
     if all(get_method(name).writer == "student" for name in config.methods):
         return _LanguageModels(None, None)
@@ -214,7 +212,7 @@ def _language_models(config: TournamentConfig) -> _LanguageModels:
 
 
 def _student_hashes(config: TournamentConfig) -> dict[str, str]:
-    from emodistill.agents import get_method
+    from emodistill.evaluation.methods import get_method
 
     has_student = any(get_method(name).writer == "student" for name in config.methods)
     return model_hashes(config.student) if has_student else {}
@@ -229,7 +227,7 @@ def _opposite(config: TournamentConfig, one: Entrant, language_model: str | None
     return Entrant(player, one.inputs)
 
 
-def _identity(player: Player) -> dict[str, object]:
+def _identity(player: PlayerSpec) -> dict[str, object]:
     return {"method": player.method, "model": player.language_model, "cells": dict(player.cells)}
 
 
@@ -259,18 +257,19 @@ def _name(pair: Pair) -> str:
 
 def _result(path: Path) -> str:
     """What has come of a pair, in a few words."""
-    from emodistill.evaluation.tournament import cell_text, tournament_matrix
+    from emodistill.evaluation.metrics import summarize
+    from emodistill.evaluation.tournament import cell_text
     from emodistill.offline.store import read_trajectories
 
-    pair = ("", "")
-    return cell_text(tournament_matrix({pair: read_trajectories(path)})[pair])
+    return cell_text(summarize(read_trajectories(path)))
 
 
 def _matrix(config: TournamentConfig) -> str:
-    from emodistill.evaluation.tournament import matrix_text, tournament_matrix
+    from emodistill.evaluation.metrics import summarize
+    from emodistill.evaluation.tournament import matrix_text
     from emodistill.offline.store import read_trajectories
 
     finished = played_pairs(config.run, config.domain)
     wanted = [pair for pair in _pairs(config) if pair in finished]
-    dialogues = {pair: by_id(read_trajectories(finished[pair])) for pair in wanted}
-    return matrix_text(tournament_matrix(dialogues), config.methods)
+    matrix = {pair: summarize(by_id(read_trajectories(finished[pair]))) for pair in wanted}
+    return matrix_text(matrix, config.methods)

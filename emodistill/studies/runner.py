@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from emodistill import cli, stages
-from emodistill.agents import Method, get_method
 from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
+from emodistill.evaluation.methods import Method, get_method
 from emodistill.offline.budget import read_usage
 from emodistill.studies.configs import EmotionStudy, StudyConfig
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
 from emodistill.studies.plans import Plan, plan_arms
 
-NOBODY = Method(writer="student", emotion="none")
+NOBODY = Method(writer="student", selector="none")
 """Whoever plays for an arm that is only trained."""
 SHARED = (
     *("run", "seed", "provider", "base_url"),

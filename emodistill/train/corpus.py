@@ -25,7 +25,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.registry import get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack, focal_messages
@@ -90,7 +90,7 @@ def _played(
 ) -> list[Dialogue]:
     games = _own_scenarios()
     teacher = SimulatedSpeaker(SIMULATED_MODELS["focal"])
-    counterparty = Seat(speaker=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
+    counterparty = Player(writer=SimulatedSpeaker(SIMULATED_MODELS["counterparty"]))
 
     async def one(number: int) -> Dialogue:
         name = f"{kind}/{number}"
@@ -104,7 +104,7 @@ def _played(
             return None if is_toneless else EMOTIONS[rng.integers(len(EMOTIONS))]
 
         match = Match(
-            focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method="sweep"),
+            focal=Player(writer=teacher, choose_for=lambda dialogue: choose, method="sweep"),
             counterparty=counterparty,
             pack=pack,
             seed=config.seed,
