@@ -18,18 +18,21 @@ from emodistill.train.selector_checks import (
 DATA = transitions(MDP, 3, np.array([0, 0, 0, 0, 1, 2, 2, 3, 3, 4], np.int32))
 
 
-def table(choices):
-    """Deterministic policies: state -> emotion, at each state and next state."""
+def deterministic(choices):
+    """The policy that expresses the chosen emotion in each state."""
     policy_SA = np.zeros((3, 28), np.float32)
     for state, action in enumerate(choices):
         policy_SA[state, action] = 1
-    return DATA.observation_NS @ policy_SA, DATA.next_observation_NS @ policy_SA
+    return lambda states_NS: states_NS @ policy_SA
 
 
 def test_fitted_q_is_the_value_of_the_policy():
     config = dataclasses.replace(CONFIG, discount=0.9)
     found = fitted_q_values(
-        {"good": table((0, 0, 5)), "bad": table((5, 5, 0))}, DATA, config, num_steps=4_000
+        {"good": deterministic((0, 0, 5)), "bad": deterministic((5, 5, 0))},
+        DATA,
+        config,
+        num_steps=4_000,
     )
     # Q of the policy by hand, in the states that begin DATA's five dialogues.
     good = [0.9 * 1.0, 1.0, 0.8]

@@ -18,7 +18,7 @@ from emodistill.configs import (
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
-from emodistill.evaluation.methods import METHODS, get_method
+from emodistill.evaluation.methods import METHODS
 from emodistill.offline.store import read_trajectories
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers
@@ -320,15 +320,6 @@ def test_single_emotions_are_played_judged_and_ranked(kappa, monkeypatch):
         played = read_trajectories(config.run / arm.path)
         assert {turn.emotion for t in played for turn in t.focal_turns} == {arm.label}
     assert (config.run / "report/figure-1.svg").is_file()
-
-
-def test_methods_name_the_stages_that_they_need():
-    assert get_method("iql+sft+jpo").stages == ("iql", "sft", "jpo")
-    assert get_method("iql+jpo").stages == ("iql", "jpo")
-    assert get_method("free-jpo").stages == ("jpo",)
-    assert get_method("free-sft+jpo").stages == ("sft", "jpo")
-    assert get_method("iql+sft+jpo-stripped").stages == ("sft", "jpo")
-    assert get_method("random").stages == ()
 
 
 def test_arms_side_by_side_are_those_that_run_one_by_one(kappa, tmp_path):

@@ -22,6 +22,9 @@ from emodistill.seeding import stream
 MAX_DRAWS = 1 << 21
 """Drawn indices held at once, which bounds the memory whatever the data's size."""
 
+CONFIDENCE = 0.95
+"""Of all intervals, as in the paper."""
+
 Values = Sequence[float] | np.ndarray | pd.Series
 Clusters = Sequence[str] | np.ndarray | pd.Series
 
@@ -34,20 +37,18 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_ci(
-    values: Values, n_resamples: int = 10_000, seed: int = 0, *, confidence: float = 0.95
-) -> Interval:
+def bootstrap_ci(values: Values, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean of `values` with a percentile interval over resamples of them.
 
     Returns:
       (mean, low, high); (NaN, NaN, NaN) for no values, and no width for a single one.
 
     Raises:
-      InputError: a value is NaN or infinite, or a parameter is out of range.
+      InputError: a value is NaN or infinite, or n_resamples under 1.
     """
     array = _checked(values)
     each = pd.DataFrame({"sum": array, "count": np.ones_like(array)})
-    return _interval([each], n_resamples, stream(seed, "bootstrap"), confidence)
+    return _interval([each], n_resamples, stream(seed, "bootstrap"))
 
 
 def clustered_ci(
@@ -55,8 +56,6 @@ def clustered_ci(
     clusters: Clusters,
     n_resamples: int = 10_000,
     seed: int = 0,
-    *,
-    confidence: float = 0.95,
 ) -> Interval:
     """As `bootstrap_ci`, resampling whole clusters (scenarios) with all of their values.
 
@@ -64,7 +63,7 @@ def clustered_ci(
     number. Where `values` are successes only, scenarios without a success play no part.
     """
     totals = cluster_totals(values, clusters)
-    return _interval([totals], n_resamples, stream(seed, "bootstrap", "clustered"), confidence)
+    return _interval([totals], n_resamples, stream(seed, "bootstrap", "clustered"))
 
 
 def paired_difference_ci(
@@ -74,8 +73,6 @@ def paired_difference_ci(
     baseline_clusters: Clusters,
     n_resamples: int = 10_000,
     seed: int = 0,
-    *,
-    confidence: float = 0.95,
 ) -> Interval:
     """Mean of a method minus mean of a baseline, resampling the scenarios that both have played.
 
@@ -89,7 +86,7 @@ def paired_difference_ci(
     theirs = cluster_totals(baseline_values, baseline_clusters)
     shared = ours.index.intersection(theirs.index)
     sides = [ours.loc[shared], theirs.loc[shared]]
-    return _interval(sides, n_resamples, stream(seed, "bootstrap", "paired"), confidence)
+    return _interval(sides, n_resamples, stream(seed, "bootstrap", "paired"))
 
 
 def cluster_totals(values: Values, clusters: Clusters) -> pd.DataFrame:
@@ -119,7 +116,7 @@ def _checked(values: Values) -> np.ndarray:
 
 
 def _interval(
-    sides: Sequence[pd.DataFrame], n_resamples: int, rng: np.random.Generator, confidence: float
+    sides: Sequence[pd.DataFrame], n_resamples: int, rng: np.random.Generator
 ) -> Interval:
     """The mean of the first side, less that of the second if there is one, with its interval.
 
@@ -140,13 +137,11 @@ def _interval(
     sizes = [min(chunk, n_resamples - start) for start in range(0, n_resamples, chunk)]
     resampled = [estimate(rng.integers(num_items, size=(size, num_items))) for size in sizes]
     mean = float(estimate(np.arange(num_items)))
-    return Interval(mean, *percentiles(np.concatenate(resampled), confidence))
+    return Interval(mean, *percentiles(np.concatenate(resampled)))
 
 
-def percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The two ends between which `confidence` of the resamples lie."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence} must lie in (0, 1); the paper uses 0.95.")
-    tail = (1.0 - confidence) / 2.0
+def percentiles(means: np.ndarray) -> tuple[float, float]:
+    """The two ends between which `CONFIDENCE` of the resamples lie."""
+    tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)

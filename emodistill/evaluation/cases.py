@@ -49,13 +49,13 @@ def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
         return None
     best = min(closed, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
     gap = best.focal_target - best.counterparty_anchor
-    shares = [
+    shares = (
         float("nan")
         if turn.offer is None or gap == 0
         else (turn.offer - best.counterparty_anchor) / gap
         for turn in best.focal_turns
-    ]
-    return Case(best, tuple(best.focal_turns), tuple(shares))
+    )
+    return Case(best, best.focal_turns, tuple(shares))
 
 
 def best_utterance(
@@ -66,8 +66,7 @@ def best_utterance(
     quality = sft_quality(table).values
     if not np.isfinite(quality).any():
         return None
-    row = int(np.nanargmax(quality))
-    return Case(*_turns(trajectories, table, [row]), (float(quality[row]),))
+    return _case(trajectories, table, [int(np.nanargmax(quality))], quality)
 
 
 def largest_flip(
@@ -78,7 +77,8 @@ def largest_flip(
     Values are the advantages, in the turns' order; the first dialogue by name where several tie.
     """
     table = focal_turn_table(trajectories, scores, max_turns=max_turns)
-    advantages = pd.Series(jpo_advantages(table).values).dropna()
+    values = jpo_advantages(table).values
+    advantages = pd.Series(values).dropna()
     by_dialogue = advantages.groupby(table.trajectory_index[advantages.index], sort=False)
     ends = by_dialogue.agg(["min", "max", "idxmin", "idxmax"])
     ends = ends[(ends["min"] < 0) & (ends["max"] > 0)]
@@ -86,7 +86,7 @@ def largest_flip(
         return None
     widest = ends.loc[(ends["max"] - ends["min"]).idxmax()]
     rows = sorted((int(widest["idxmin"]), int(widest["idxmax"])))
-    return Case(*_turns(trajectories, table, rows), tuple(advantages[rows].tolist()))
+    return _case(trajectories, table, rows, values)
 
 
 def selector_difference(
@@ -94,23 +94,20 @@ def selector_difference(
 ) -> SelectorCase | None:
     """The scenario and seed on which the selector gains most, if it gains anywhere."""
     plain = {(t.scenario_id, t.seed): t for t in without}
-    pairs = [
-        SelectorCase(t, plain[t.scenario_id, t.seed])
-        for t in with_selector
-        if (t.scenario_id, t.seed) in plain
-    ]
-    pairs.sort(key=lambda pair: pair.with_selector.trajectory_id)
-    best = max(pairs, key=_gain, default=None)
-    return best if best is not None and _gain(best) > 0 else None
+    best, best_gain = None, 0.0
+    for ours in sorted(with_selector, key=lambda t: t.trajectory_id):
+        theirs = plain.get((ours.scenario_id, ours.seed))
+        if theirs is not None:
+            gain = dialogue_utility(ours) - dialogue_utility(theirs)
+            if gain > best_gain:
+                best, best_gain = SelectorCase(ours, theirs), gain
+    return best
 
 
-def _gain(pair: SelectorCase) -> float:
-    return dialogue_utility(pair.with_selector) - dialogue_utility(pair.without)
-
-
-def _turns(
-    trajectories: Sequence[Trajectory], table: FocalTurnTable, rows: Sequence[int]
-) -> tuple[Trajectory, tuple[Turn, ...]]:
-    """The dialogue of some rows of the table, which is the same for all, and their turns."""
+def _case(
+    trajectories: Sequence[Trajectory], table: FocalTurnTable, rows: list[int], values: np.ndarray
+) -> Case:
+    """Some rows of the table, all of one dialogue, with their values."""
     trajectory = trajectories[table.trajectory_index[rows[0]]]
-    return trajectory, tuple(trajectory.turns[table.turn_index[row]] for row in rows)
+    turns = tuple(trajectory.turns[table.turn_index[row]] for row in rows)
+    return Case(trajectory, turns, tuple(values[rows].tolist()))

@@ -21,7 +21,7 @@ from statsmodels.stats.power import TTestPower
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import Clusters, Interval, Values, cluster_totals
+from emodistill.evaluation.bootstrap import CONFIDENCE, Clusters, Interval, Values, cluster_totals
 from emodistill.evaluation.metrics import scored_emotions
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
@@ -52,9 +52,7 @@ class EmotionTest(NamedTuple):
     """
 
 
-def emotion_tests(
-    trajectories: Sequence[Trajectory], scores: Scores, *, confidence: float = 0.95
-) -> list[EmotionTest]:
+def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[EmotionTest]:
     """Each emotion's judge scores against neutral's on the scenarios that both have, best first.
 
     Emotions without a scored turn on any scenario of neutral's are left out; ties stand in
@@ -63,8 +61,6 @@ def emotion_tests(
     Raises:
       InputError: no turn under neutral has a score.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence} must lie in (0, 1); the paper uses 0.95.")
     turns = scored_emotions(trajectories, scores)
     neutral = turns[turns.emotion == NEUTRAL]
     if neutral.empty:
@@ -77,13 +73,11 @@ def emotion_tests(
         ours = ours.loc[ours.scenario_id.isin(neutral.scenario_id), :]
         if not ours.empty:
             theirs = neutral.loc[neutral.scenario_id.isin(ours.scenario_id), :]
-            rows.append(_emotion_test(str(emotion), ours, theirs, confidence))
+            rows.append(_emotion_test(str(emotion), ours, theirs))
     return sorted(rows, key=lambda row: (-row.difference.mean, EMOTION_INDEX[row.emotion]))
 
 
-def _emotion_test(
-    emotion: str, ours: pd.DataFrame, theirs: pd.DataFrame, confidence: float
-) -> EmotionTest:
+def _emotion_test(emotion: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> EmotionTest:
     means, their_means = (
         turns.groupby("scenario_id").score.mean().to_numpy() for turns in (ours, theirs)
     )
@@ -92,12 +86,12 @@ def _emotion_test(
     if _has_spread(means - their_means):
         paired = stats.ttest_rel(means, their_means)
         t, p = float(paired.statistic), float(paired.pvalue)
-        difference = Interval(delta, *map(float, paired.confidence_interval(confidence)))
+        difference = Interval(delta, *map(float, paired.confidence_interval(CONFIDENCE)))
     turn_delta = float(ours.score.mean() - theirs.score.mean())
     welch = Interval(turn_delta, math.nan, math.nan)
     if _has_spread(ours.score) and _has_spread(theirs.score):
         unpaired = stats.ttest_ind(ours.score, theirs.score, equal_var=False)
-        welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(confidence)))
+        welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(CONFIDENCE)))
     # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
     p_bonferroni = float(np.minimum(1.0, NUM_TESTS * p))
     return EmotionTest(emotion, len(means), difference, t, p, p_bonferroni, welch)

@@ -5,6 +5,7 @@ Free of jax, so that a command line can be checked against the names.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,30 +38,28 @@ class Method:
         return tuple(stages)
 
 
+_llm = functools.partial(Method, writer="llm")
+_student = functools.partial(Method, writer="student")
 _FREE = {"emotion_free": True}
 _BASE = {"reference": "base"}
 
 METHODS: Mapping[str, Method] = {
-    "vanilla-slm": Method(writer="student", selector="neutral"),
-    "vanilla-llm": Method(writer="llm", selector="neutral"),
-    "neutral": Method(writer="llm", selector="neutral"),
-    "random": Method(writer="llm", selector="random"),
-    "iql": Method(writer="llm", selector="iql"),
-    "iql+sft": Method(writer="student", selector="iql", adapter="sft"),
-    "iql+jpo": Method(writer="student", selector="iql", adapter="jpo", settings={"jpo": _BASE}),
-    "iql+sft+jpo": Method(writer="student", selector="iql", adapter="jpo"),
-    "iql+sft+jpo-stripped": Method(writer="student", selector="none", adapter="jpo"),
-    "iql+sft+alol": Method(writer="student", selector="iql", adapter="alol"),
-    "iql+sft+dpo": Method(writer="student", selector="iql", adapter="dpo"),
-    "free-sft": Method(writer="student", selector="none", adapter="sft", settings={"sft": _FREE}),
-    "free-jpo": Method(
-        writer="student", selector="none", adapter="jpo", settings={"jpo": _FREE | _BASE}
-    ),
-    "free-sft+jpo": Method(
-        writer="student", selector="none", adapter="jpo", settings={"sft": _FREE, "jpo": _FREE}
-    ),
-    "fixed": Method(writer="llm", selector="fixed"),
-    "oracle": Method(writer="llm", selector="oracle"),
+    "vanilla-slm": _student(selector="neutral"),
+    "vanilla-llm": _llm(selector="neutral"),
+    "neutral": _llm(selector="neutral"),
+    "random": _llm(selector="random"),
+    "iql": _llm(selector="iql"),
+    "iql+sft": _student(selector="iql", adapter="sft"),
+    "iql+jpo": _student(selector="iql", adapter="jpo", settings={"jpo": _BASE}),
+    "iql+sft+jpo": _student(selector="iql", adapter="jpo"),
+    "iql+sft+jpo-stripped": _student(selector="none", adapter="jpo"),
+    "iql+sft+alol": _student(selector="iql", adapter="alol"),
+    "iql+sft+dpo": _student(selector="iql", adapter="dpo"),
+    "free-sft": _student(selector="none", adapter="sft", settings={"sft": _FREE}),
+    "free-jpo": _student(selector="none", adapter="jpo", settings={"jpo": _FREE | _BASE}),
+    "free-sft+jpo": _student(selector="none", adapter="jpo", settings={"sft": _FREE, "jpo": _FREE}),
+    "fixed": _llm(selector="fixed"),
+    "oracle": _llm(selector="oracle"),
 }
 """Those with a name of their own; `get_method` also knows `iql+sft+<stage>`."""
 
@@ -76,5 +75,5 @@ def get_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if refined := re.fullmatch(r"iql\+sft\+([a-z][a-z0-9_]*)", name):
-        return Method(writer="student", selector="iql", adapter=refined[1])
+        return _student(selector="iql", adapter=refined[1])
     raise InputError(f"--method {name} is not known; use one of {', '.join(METHODS)}.")

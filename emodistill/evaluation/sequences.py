@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emodistill.configs import SFTSignal, StateKind
+from emodistill.configs import StateKind
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval, clustered_ci
@@ -88,7 +88,7 @@ class MatchRate(NamedTuple):
     """How often a selector would have said what was recorded, over one group of turns."""
 
     group: str
-    """`all`; `kept`, the turns that SFT trains on; or an outcome of the dialogue."""
+    """`all`; `kept`, the turns that SFT trains on by default; or an outcome of the dialogue."""
     num_turns: int
     num_matches: int
     rate: Interval
@@ -100,8 +100,6 @@ def match_rates(
     scores: Scores,
     choose: Callable[[DialogueState], str],
     *,
-    signal: SFTSignal = "hybrid",
-    fraction: float = 0.25,
     max_turns: int = 30,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -113,7 +111,6 @@ def match_rates(
 
     Args:
       choose: the selector's greedy choice.
-      signal, fraction: what SFT ranks turns by and keeps, for the group `kept`.
       max_turns: the cap that the dialogues were played under.
     """
     table = focal_turn_table(trajectories, scores, max_turns=max_turns)
@@ -128,7 +125,7 @@ def match_rates(
                 (row, trajectory.outcome, trajectory.scenario_id, chosen == turn.emotion)
             )
     turns = pd.DataFrame(matches, columns=["row", "outcome", "scenario_id", "is_match"])
-    is_kept = turns.row.isin(top_fraction(sft_quality(table, signal).values, fraction))
+    is_kept = turns.row.isin(top_fraction(sft_quality(table).values))
     groups = {"all": turns, "kept": turns[is_kept]}
     groups |= {name: turns[turns.outcome == name] for name in get_args(Outcome)}
     return [

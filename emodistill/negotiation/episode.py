@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
-from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, Verdict, mediate
+from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, mediate
 from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
 from emodistill.negotiation.states import DialogueState
 from emodistill.negotiation.writers import EmptyReplyError, Reply, Writer
@@ -125,7 +125,29 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             counterparty_anchor=scenario.counterparty_anchor,
             rule=match.agreement,
         )
-    return _trajectory(dialogue, match, turns, reads, verdict, replies_usd)
+    return Trajectory(
+        trajectory_id=name,
+        domain=scenario.domain,
+        scenario_id=scenario.scenario_id,
+        seed=dialogue.number,
+        split=scenario.split,
+        focal_target=scenario.focal_target,
+        counterparty_anchor=scenario.counterparty_anchor,
+        unit=scenario.unit,
+        focal=FocalParty(**_recorded(match.focal)),
+        counterparty=CounterParty(**_recorded(match.counterparty)),
+        prompt_pack_sha256=match.pack.sha256,
+        agreement_rule=match.agreement,
+        turns=tuple(turns),
+        outcome=verdict.outcome,
+        final_value=verdict.final_value,
+        usage=Usage(
+            calls=len(turns) + sum(read.num_calls for read in reads),
+            prompt_tokens=sum(one.prompt_tokens for one in (*turns, *reads)),
+            completion_tokens=sum(one.completion_tokens for one in (*turns, *reads)),
+        ),
+        cost_usd=replies_usd + sum(read.cost_usd for read in reads),
+    )
 
 
 async def _reply(
@@ -149,40 +171,6 @@ async def _reply(
         messages,
         dialogue_id=dialogue.trajectory_id,
         seed=derive(match.seed, role, dialogue.trajectory_id),
-    )
-
-
-def _trajectory(
-    dialogue: PlannedDialogue,
-    match: Match,
-    turns: Sequence[Turn],
-    reads: Sequence[Read],
-    verdict: Verdict,
-    replies_usd: float,
-) -> Trajectory:
-    scenario = dialogue.scenario
-    return Trajectory(
-        trajectory_id=dialogue.trajectory_id,
-        domain=scenario.domain,
-        scenario_id=scenario.scenario_id,
-        seed=dialogue.number,
-        split=scenario.split,
-        focal_target=scenario.focal_target,
-        counterparty_anchor=scenario.counterparty_anchor,
-        unit=scenario.unit,
-        focal=FocalParty(**_recorded(match.focal)),
-        counterparty=CounterParty(**_recorded(match.counterparty)),
-        prompt_pack_sha256=match.pack.sha256,
-        agreement_rule=match.agreement,
-        turns=tuple(turns),
-        outcome=verdict.outcome,
-        final_value=verdict.final_value,
-        usage=Usage(
-            calls=len(turns) + sum(read.num_calls for read in reads),
-            prompt_tokens=sum(one.prompt_tokens for one in (*turns, *reads)),
-            completion_tokens=sum(one.completion_tokens for one in (*turns, *reads)),
-        ),
-        cost_usd=replies_usd + sum(read.cost_usd for read in reads),
     )
 
 

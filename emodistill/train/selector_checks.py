@@ -11,7 +11,7 @@ Axes: N transitions, S state, A emotions, K policies, C clusters, B batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -96,22 +96,19 @@ def estimated_values(
     )
     (cloned,) = train_iql(transitions, [cloning])
 
-    def at_both(of: SelectorNetworks) -> tuple[np.ndarray, np.ndarray]:
-        states = transitions.observation_NS, transitions.next_observation_NS
-        now_NA, next_NA = (of.probabilities(states_NS).astype(np.float32) for states_NS in states)
-        return now_NA, next_NA
+    def uniform(states_NS: np.ndarray) -> np.ndarray:
+        return np.full((len(states_NS), len(EMOTIONS)), 1 / len(EMOTIONS))
 
-    uniform_NA = np.full((len(transitions), len(EMOTIONS)), 1 / len(EMOTIONS), np.float32)
     policies = {
-        "iql": at_both(networks),
-        "behaviour-cloning": at_both(cloned.networks),
-        "random": (uniform_NA, uniform_NA),
+        "iql": networks.probabilities,
+        "behaviour-cloning": cloned.networks.probabilities,
+        "random": uniform,
     }
     return fitted_q_values(policies, transitions, config)
 
 
 def fitted_q_values(
-    policies: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    policies: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     transitions: Transitions,
     config: IQLConfig,
     *,
@@ -120,7 +117,7 @@ def fitted_q_values(
     """Fitted Q-evaluation of several policies in one program.
 
     Args:
-      policies: name -> probabilities at each state and at each next state, [N, A].
+      policies: name -> what gives the emotions' probabilities [N, A] at states [N, S].
 
     Returns: the mean of Σ π(e | s) Q(s, e) over the dialogues' first states.
     """
@@ -150,7 +147,10 @@ def fitted_q_values(
 
     shape = (num_steps, min(config.batch_size, len(transitions)))
     index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
-    policy_KNA, next_policy_KNA = (np.stack(x) for x in zip(*policies.values(), strict=True))
+    policy_KNA, next_policy_KNA = (
+        np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)
+        for states_NS in (transitions.observation_NS, transitions.next_observation_NS)
+    )
     side_by_side = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
     value_KN = np.asarray(side_by_side(policy_KNA, next_policy_KNA, index_LB))
     means_K = value_KN[:, transitions.starts].mean(axis=1)
