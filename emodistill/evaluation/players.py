@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.emotions import NEUTRAL
@@ -66,7 +66,7 @@ def writing_temperature(config: MatchConfig, method: str) -> float:
     return EMBEDDED_TEMPERATURE if is_student and config.student == EMBEDDED else TEMPERATURE
 
 
-class PlayerPool:
+class PlayerPool(AsyncExitStack):
     """Makes players from their specs, and loads what they share once. An async context manager.
 
     There is one student's base, whatever the number of adapters, and players that would write alike
@@ -74,18 +74,12 @@ class PlayerPool:
     """
 
     def __init__(self, config: MatchConfig, client: ChatClient, pack: PromptPack) -> None:
+        super().__init__()
         self.config = config
         self.client = client
         self.pack = pack
         self._base: Student | None = None
         self._students: dict[tuple[Path | None, float], StudentWriter] = {}
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._stack.aclose()
 
     async def player(self, spec: PlayerSpec, role: SpeakerRole, *, opponent: PlayerSpec) -> Player:
         """The player of a spec in a role; only the oracle looks at the opponent.
@@ -135,7 +129,7 @@ class PlayerPool:
             return ApiWriter(self.client, spec.language_model, spec.temperature, max_reply_tokens)
         key = spec.adapter_dir, spec.temperature
         if key not in self._students:
-            self._students[key] = await self._stack.enter_async_context(self._load_student(*key))
+            self._students[key] = await self.enter_async_context(self._load_student(*key))
         return self._students[key]
 
     def _load_student(self, adapter_dir: Path | None, temperature: float) -> StudentWriter:

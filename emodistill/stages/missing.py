@@ -25,6 +25,7 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError
+from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.runs import cell_name, read_manifest, stage_dir
 from emodistill.stages import collect, learn
 from emodistill.stages.files import (
@@ -69,8 +70,8 @@ def _needed(stage: str) -> _Needed:
     }
     if stage not in known:
         raise InputError(
-            f"no finished adapter of stage {stage!r} is there, and no script trains it; the stages "
-            f"are {', '.join(known)}."
+            f"no adapter of stage {stage!r} is finished there, and no script trains one; the "
+            f"methods that need none of your own are {', '.join(METHODS)}."
         )
     return known[stage]
 
@@ -193,8 +194,6 @@ def prepare_method(config: EvaluateConfig) -> dict[str, str]:
     Raises:
       InputError: as `prepare`.
     """
-    from emodistill.evaluation.methods import get_method
-
     method = get_method(config.method)
     home = dataclasses.replace(config, domain=config.trained_on or config.domain)
     if method.selector == "iql" and config.iql_cell == "default":

@@ -33,11 +33,11 @@ from emodistill.train.transitions import Transitions
 
 NUM_HIDDEN_LAYERS = 2
 MAX_POINTS = 1000
-"""Most points that a run logs, each the mean over the steps since the one before: what a curve
-shows, and a file of some hundred kilobytes."""
+"""Most points that a run logs, each the mean over the steps since the one before: as many as a
+curve can show, in a file of some hundred kilobytes."""
 NUM_CHUNKS = 50
-"""Calls of the compiled program; between two of them progress is reported: steps of 2 %, which cost
-nothing beside a chunk."""
+"""Calls of the compiled program, between which progress is reported: every 2 % is enough for a bar
+and costs nothing beside the training itself."""
 
 Layers = list[tuple[jax.Array, jax.Array]]
 """(kernel, bias) per layer."""
