@@ -122,8 +122,8 @@ def fitted_q_values(
     Returns: the mean of Σ π(e | s) Q(s, e) over the dialogues' first states.
     """
     data = device_data(transitions)
-    networks = initial_networks([config.seed], data.observation.shape[1], config.hidden_width)
-    layers = jax.tree.map(lambda leaf: leaf[0], networks["critic"])
+    seeds = [config.seed] * len(policies)
+    networks = initial_networks(seeds, data.observation.shape[1], config.hidden_width)
     optimizer = optax.adam(FQE_RATE)
 
     def loss(layers: Layers, target: Layers, batch: Data, next_policy_BA: jax.Array) -> jax.Array:
@@ -132,18 +132,26 @@ def fitted_q_values(
         q_B = at_action(forward(layers, batch.observation), batch.action)
         return critic_loss(q_B, jax.lax.stop_gradient(bellman_B))
 
-    def evaluate(policy_NA: jax.Array, next_policy_NA: jax.Array, index_LB: jax.Array) -> jax.Array:
-        def step(carry: tuple, index_B: jax.Array) -> tuple[tuple, None]:
-            layers, target, opt_state = carry
-            batch = jax.tree.map(lambda array: array[index_B], data)
-            grads = jax.grad(loss)(layers, target, batch, next_policy_NA[index_B])
-            steps, opt_state = optimizer.update(grads, opt_state)
-            layers = optax.apply_updates(layers, steps)
-            target = jax.tree.map(lambda t, q: t + FQE_POLYAK * (q - t), target, layers)
-            return (layers, target, opt_state), None
+    def update(carry: tuple, next_policy_NA: jax.Array, index_B: jax.Array) -> tuple:
+        layers, target, opt_state = carry
+        batch = jax.tree.map(lambda array: array[index_B], data)
+        grads = jax.grad(loss)(layers, target, batch, next_policy_NA[index_B])
+        steps, opt_state = optimizer.update(grads, opt_state)
+        layers = optax.apply_updates(layers, steps)
+        target = jax.tree.map(lambda t, q: t + FQE_POLYAK * (q - t), target, layers)
+        return layers, target, opt_state
 
-        (trained, *_), _ = jax.lax.scan(step, (layers, layers, optimizer.init(layers)), index_LB)
-        return jnp.sum(policy_NA * forward(trained, data.observation), axis=1)
+    @jax.jit
+    def evaluate(
+        layers_K: Layers, policy_KNA: jax.Array, next_policy_KNA: jax.Array, index_LB: jax.Array
+    ) -> jax.Array:
+        def step(carry_K: tuple, index_B: jax.Array) -> tuple[tuple, None]:
+            return jax.vmap(update, in_axes=(0, 0, None))(carry_K, next_policy_KNA, index_B), None
+
+        start_K = layers_K, layers_K, jax.vmap(optimizer.init)(layers_K)
+        (trained_K, *_), _ = jax.lax.scan(step, start_K, index_LB)
+        q_KNA = jax.vmap(forward, in_axes=(0, None))(trained_K, data.observation)
+        return jnp.sum(policy_KNA * q_KNA, axis=2)
 
     shape = (num_steps, min(config.batch_size, len(transitions)))
     index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
@@ -151,7 +159,6 @@ def fitted_q_values(
         np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)
         for states_NS in (transitions.observation_NS, transitions.next_observation_NS)
     )
-    side_by_side = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
-    value_KN = np.asarray(side_by_side(policy_KNA, next_policy_KNA, index_LB))
+    value_KN = np.asarray(evaluate(networks["critic"], policy_KNA, next_policy_KNA, index_LB))
     means_K = value_KN[:, transitions.starts].mean(axis=1)
     return {name: float(mean) for name, mean in zip(policies, means_K, strict=True)}
