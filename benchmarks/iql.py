@@ -18,9 +18,9 @@ from benchmarks.configs import IQLBenchmark
 from benchmarks.rounds import OURS, Figures, alternate, medians, report
 from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.states import num_features
+from emodistill.negotiation.states import feature_names
 from emodistill.seeding import stream
-from emodistill.train.iql import train_iql, train_iql_grid
+from emodistill.train.q_learning import train_iql
 from emodistill.train.transitions import Transitions
 
 GRID = [
@@ -41,10 +41,10 @@ def run(config: IQLBenchmark) -> None:
     grid = [dataclasses.replace(short, **point) for point in GRID]
 
     def ours(number: int) -> Figures:
-        return {"rate": config.num_steps / _seconds(partial(train_iql, transitions, settings))}
+        return {"rate": config.num_steps / _seconds(partial(train_iql, transitions, [settings]))}
 
     def grid_gain(number: int) -> Figures:
-        together = _seconds(partial(train_iql_grid, transitions, grid))
+        together = _seconds(partial(train_iql, transitions, grid))
         return {"gain": _seconds(partial(_one_by_one, transitions, grid)) / together}
 
     contenders = {OURS: ours}
@@ -57,8 +57,8 @@ def run(config: IQLBenchmark) -> None:
         }
     ours(0)  # compiles, as the two below do
     rounds = alternate(contenders, config.rounds, "{rate:,.0f} updates/s")
-    train_iql_grid(transitions, grid)
-    train_iql(transitions, grid[0])
+    train_iql(transitions, grid)
+    train_iql(transitions, grid[:1])
     line = f"{{gain:.2f}} times as fast as {len(grid)} settings one by one"
     gains = alternate({"grid": grid_gain}, config.rounds, line)
     extra = {
@@ -74,7 +74,7 @@ def run(config: IQLBenchmark) -> None:
 def random_transitions(number: int) -> Transitions:
     """Random features and rewards: the speed does not depend on them."""
     rng = stream(0, "bench", "iql")
-    width = num_features()
+    width = len(feature_names())
     return Transitions(
         observation_NS=rng.uniform(-1, 1, (number, width)).astype(np.float32),
         action_N=rng.integers(len(EMOTIONS), size=number, dtype=np.int32),
@@ -93,7 +93,7 @@ def random_transitions(number: int) -> Transitions:
 
 def _one_by_one(transitions: Transitions, configs: Sequence[IQLConfig]) -> None:
     for config in configs:
-        train_iql(transitions, config)
+        train_iql(transitions, [config])
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.registry import get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.progress import progress
 from emodistill.prompts import PromptPack, focal_messages, load_pack
@@ -73,7 +73,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
     )
     scenarios = [one for quartet in zip(*by_domain, strict=True) for one in quartet]
     teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
-    counterparty = Seat(speaker=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
+    counterparty = Player(writer=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
 
     async def play_one(number: int) -> Dialogue:
         name = f"{kind}/{number}"
@@ -87,7 +87,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
             return None if has_no_emotion else EMOTIONS[rng.integers(len(EMOTIONS))]
 
         match = Match(
-            focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method="sweep"),
+            focal=Player(writer=teacher, choose_for=lambda dialogue: choose, method="sweep"),
             counterparty=counterparty,
             pack=pack,
             seed=config.seed,

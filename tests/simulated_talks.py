@@ -7,7 +7,7 @@ from functools import cache
 
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.prompts import (
     load_pack,
 )
@@ -67,8 +67,8 @@ def dialogue(domain: str, number: int, kind: str) -> Trajectory:
 
     teacher = SimulatedWriter("sim-teacher")
     match = Match(
-        focal=Seat(speaker=teacher, choose_for=lambda dialogue: choose, method=kind),
-        counterparty=Seat(speaker=SimulatedWriter("sim-counterparty")),
+        focal=Player(writer=teacher, choose_for=lambda dialogue: choose, method=kind),
+        counterparty=Player(writer=SimulatedWriter("sim-counterparty")),
         pack=PACK,
     )
     return asyncio.run(play(PlannedDialogue(scenario, number, name), match))

@@ -135,14 +135,14 @@ def test_the_checks_see_an_upward_arrow_and_a_cycle(tmp_path):
 
 
 def test_the_simulator_has_its_own_reader_of_offers():
-    """A mistake that both sides share would be invisible; only what a speaker is, they share."""
+    """A mistake that both sides share would be invisible; only what a writer is, they share."""
     shared = {
         (source, target)
         for source, targets in GRAPH.items()
         for target in targets
         if layer(source) == "simulator"
         and layer(target) == "negotiation"
-        and target != "emodistill.negotiation.speakers"
+        and target != "emodistill.negotiation.writers"
     }
     assert not shared
 

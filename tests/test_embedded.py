@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emodistill.agents import StudentSpeaker
 from emodistill.domains import DOMAINS
 from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.metrics import in_bounds
+from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.model import Generator, embedded_path, load_qwen2, load_tokenizer
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
 from emodistill.simulator.response_model import expressed
@@ -28,7 +28,7 @@ def trajectories():
     """domain -> dialogues under random emotions on scenarios that the student has never seen."""
     seen = NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS
     folder, pack = embedded_path(), load_pack()
-    counterparty = Seat(speaker=SimulatedWriter("sim-counterparty"))
+    counterparty = Player(writer=SimulatedWriter("sim-counterparty"))
 
     async def one(scenario, student):
         rng = stream(0, "test", scenario.scenario_id)
@@ -37,7 +37,7 @@ def trajectories():
             return EMOTIONS[rng.integers(len(EMOTIONS))]
 
         match = Match(
-            focal=Seat(speaker=student, choose_for=lambda dialogue: choose, method="vanilla-slm"),
+            focal=Player(writer=student, choose_for=lambda dialogue: choose, method="vanilla-slm"),
             counterparty=counterparty,
             pack=pack,
             max_turns=9,
@@ -45,7 +45,7 @@ def trajectories():
         return await play(PlannedDialogue(scenario, 0, scenario.scenario_id), match)
 
     async def all_of_them():
-        async with StudentSpeaker(
+        async with StudentWriter(
             Generator(load_qwen2(folder, dtype=jnp.float32), width=4 * NUM_DIALOGUES),
             load_tokenizer(folder),
             model="embedded",

@@ -1,6 +1,7 @@
-"""A dialogue from the opening to its end, by scripted speakers and by a real API."""
+"""A dialogue from the opening to its end, by scripted writers and by a real API."""
 
 import asyncio
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ from chat_server import ChatServer, fault, negotiate, negotiating, ok, scripted
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
 from emodistill.llm.client import RetryPolicy
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
-from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError, Reply
-from emodistill.negotiation.states import DialogueState, mirrored
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
+from emodistill.negotiation.states import DialogueState
+from emodistill.negotiation.writers import ApiWriter, EmptyReplyError, Reply
 from emodistill.prompts import counterparty_messages, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import derive
@@ -39,19 +40,19 @@ class Scripted:
 
 
 def match(focal, counterparty, choose_counterparty_emotion=None, **changes):
-    """`choose_emotion`, `cells` and the like are of the focal seat, `counterparty_method` and
+    """`choose_emotion`, `cells` and the like are of the focal player, `counterparty_method` and
     `counterparty_cells` of the other; all else is of the match."""
     choose = changes.pop("choose_emotion", lambda state: "joy")
     chooser = choose_counterparty_emotion and (lambda dialogue: choose_counterparty_emotion)
     return Match(
-        focal=Seat(
-            speaker=focal,
+        focal=Player(
+            writer=focal,
             choose_for=lambda dialogue: choose,
             method="test",
             cells=changes.pop("cells", {}),
         ),
-        counterparty=Seat(
-            speaker=counterparty,
+        counterparty=Player(
+            writer=counterparty,
             choose_for=chooser,
             method=changes.pop("counterparty_method", None),
             cells=changes.pop("counterparty_cells", {}),
@@ -87,8 +88,6 @@ def test_a_dialogue_that_ends_in_agreement():
 
 
 def _plain(record):
-    import json
-
     return json.loads(json.dumps(record.to_json()))
 
 
@@ -138,7 +137,7 @@ def test_the_emotion_is_chosen_on_the_state_before_each_focal_turn():
     assert "emotion" not in str(focal.asked[0].messages[1]).lower()
 
 
-def test_a_method_in_the_counterpartys_seat_chooses_on_the_mirrored_state():
+def test_a_method_in_the_counterpartys_role_chooses_on_its_own_view_of_the_state():
     states, chosen = [], (None, "anger", "joy")
 
     def choose(state):
@@ -160,7 +159,7 @@ def test_a_method_in_the_counterpartys_seat_chooses_on_the_mirrored_state():
     for i, asked in enumerate(counterparty.asked):
         said = turns[: 2 * i + 1]
         assert asked.messages == counterparty_messages(PACK, SCENARIO, said, chosen[i])
-        assert states[i] == DialogueState.from_turns(*mirrored(SCENARIO, said), 6)
+        assert states[i] == DialogueState.from_turns(SCENARIO, said, 6, role="counterparty")
     assert states[2].focal_target == SCENARIO.counterparty_anchor
     assert states[2].emotions == (None, "anger")
     other = trajectory.counterparty
@@ -173,7 +172,10 @@ def test_a_counterparty_without_a_method_is_neutral_and_records_nothing():
     assert trajectory.turns[1].emotion is trajectory.counterparty.method is None
     lines = Scripted("I can do 90 days.")
     played(
-        Scripted("40 days."), lines, choose_counterparty_emotion=lambda s: "neutral", max_turns=2
+        Scripted("40 days."),
+        lines,
+        choose_counterparty_emotion=lambda s: "neutral",
+        max_turns=2,
     )
     plain = Scripted("I can do 90 days.")
     played(Scripted("40 days."), plain, max_turns=2)
@@ -198,8 +200,8 @@ def over_api(respond, **settings):
                 trajectory = await play(
                     PlannedDialogue(SCENARIO, 0, "crad/debt_001/seed_0000"),
                     match(
-                        ApiSpeaker(client, "echo-focal", 0.7, 160),
-                        ApiSpeaker(client, "echo-counterparty", 0.3, 80),
+                        ApiWriter(client, "echo-focal", 0.7, 160),
+                        ApiWriter(client, "echo-counterparty", 0.3, 80),
                         **settings,
                     ),
                 )

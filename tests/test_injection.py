@@ -9,8 +9,8 @@ from chat_server import ChatServer, ok
 from emodistill.configs import JudgeConfig
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Provider
-from emodistill.negotiation.episode import Match, PlannedDialogue, Seat, play
-from emodistill.negotiation.speakers import ApiSpeaker
+from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
+from emodistill.negotiation.writers import ApiWriter
 from emodistill.offline.judging import judge_path, run_judging
 from emodistill.offline.store import read_judgements
 from emodistill.prompts import load_pack
@@ -39,12 +39,12 @@ def talks(tmp_path_factory):
             provider = Provider(name="test", base_url=server.base_url)
             async with ChatClient(provider, ()) as client:
                 match = Match(
-                    focal=Seat(
-                        speaker=ApiSpeaker(client, "focal"),
+                    focal=Player(
+                        writer=ApiWriter(client, "focal"),
                         choose_for=lambda dialogue: lambda state: "joy",
                         method="sweep",
                     ),
-                    counterparty=Seat(speaker=ApiSpeaker(client, "counterparty")),
+                    counterparty=Player(writer=ApiWriter(client, "counterparty")),
                     pack=PACK,
                     max_turns=6,
                 )

@@ -3,58 +3,21 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_mdp import CONFIG, MDP, transitions
 
-from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import DivergenceError, InputError
-from emodistill.negotiation.states import DialogueState, features, num_features
+from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import scenario_advantages, trajectory_return
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
-from emodistill.train import iql
+from emodistill.train import q_learning
 from emodistill.train.selector_files import forward, load_selector, save_selector
-from emodistill.train.transitions import Transitions, make_transitions
-
-CONFIG = IQLConfig(num_steps=1_000, batch_size=64, hidden_width=32, learning_rate=3e-3, polyak=0.05)
-"""Most tests share its shapes, and data sets of ten rows, so that they share a compilation."""
-
-
-def transitions(rows, num_states, dialogues=None):
-    """(state, action, reward, next state or None) with one-hot states."""
-    state, action, reward, after = zip(*rows, strict=True)
-    one_hot = np.eye(num_states, dtype=np.float32)
-    return Transitions(
-        observation_NS=one_hot[list(state)],
-        action_N=np.array(action, np.int32),
-        reward_N=np.array(reward, np.float32),
-        next_observation_NS=one_hot[[0 if s is None else s for s in after]],
-        terminal_N=np.array([s is None for s in after]),
-        dialogue_N=np.arange(len(rows), dtype=np.int32) if dialogues is None else dialogues,
-        state="geometry",
-        num_dialogues=len(rows),
-        num_truncated=0,
-        num_without_reward=0,
-        num_without_emotion=0,
-        left_out_scenarios=(),
-    )
-
-
-# Rows repeat as often as the behaviour took them: weights 1, 2 and 1 in the first state.
-MDP = [
-    (0, 0, 0.0, 1),
-    (0, 5, 0.3, 2),
-    (0, 5, 0.3, 2),
-    (0, 27, 0.5, None),
-    (1, 0, 1.0, None),
-    (1, 5, -1.0, None),
-    (1, 27, 0.2, 2),
-    (2, 0, -0.5, None),
-    (2, 5, 0.8, None),
-    (2, 5, 0.8, None),
-]
+from emodistill.train.transitions import make_transitions
 
 
 def expectile_of(values, expectile):
@@ -102,16 +65,17 @@ def solved_runs():
         dataclasses.replace(base, expectile=0.9, discount=0.99, advantage_scale=1.0),
     ]
     every_row_KPLB = np.broadcast_to(np.arange(len(MDP)), (2, 1, 8_000, len(MDP)))
-    state, _ = iql._train_chunk(
-        iql._init([0, 1], 3, 32),
-        iql._data(transitions(MDP, 3)),
-        iql._settings(configs),
+    state, _ = q_learning._train_chunk(
+        q_learning._initial_state([0, 1], 3, 32),
+        q_learning.device_data(transitions(MDP, 3)),
+        q_learning._settings(configs),
         every_row_KPLB,
         np.array([8_000]),
     )
     params = jax.device_get(state.params)
     return configs, [
-        iql.IQLRun(iql._networks(params, run, config), []) for run, config in enumerate(configs)
+        q_learning.IQLRun(q_learning._networks(params, run, config), [])
+        for run, config in enumerate(configs)
     ]
 
 
@@ -137,7 +101,7 @@ ARMS = [(0, 3, 0.0, None), (0, 9, 1.0, None), (0, 20, 0.4, None)] * 3 + [(1, 0, 
 
 
 def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
-    mild, keen = iql.train_iql_grid(
+    mild, keen = q_learning.train_iql(
         transitions(ARMS, 3),
         [dataclasses.replace(CONFIG, advantage_scale=scale) for scale in (1.0, 5.0)],
     )
@@ -150,7 +114,7 @@ def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
 def test_weights_are_capped():
     rows = [(0, 1, 50.0, None), (0, 2, 0.0, None)] * 5
     config = dataclasses.replace(CONFIG, learning_rate=1e-2, weight_cap=7.0)
-    (run,) = iql.train_iql(transitions(rows, 3), config)
+    (run,) = q_learning.train_iql(transitions(rows, 3), [config])
     assert max(row["policy/weight_mean"] for row in run.metrics) <= 7.0
     assert run.metrics[-1]["policy/capped_fraction"] == pytest.approx(0.5, abs=0.25)
 
@@ -162,27 +126,29 @@ def test_losses_against_a_loop():
     expected = sum(
         abs(0.8 - (t - v < 0)) * (t - v) ** 2 for v, t in zip(value, target, strict=True)
     )
-    assert float(iql.value_loss(value, target, 0.8)) == pytest.approx(expected / 32, rel=1e-5)
-    assert float(iql.critic_loss(q, bellman)) == pytest.approx(
+    assert float(q_learning.value_loss(value, target, 0.8)) == pytest.approx(
+        expected / 32, rel=1e-5
+    )
+    assert float(q_learning.critic_loss(q, bellman)) == pytest.approx(
         sum((b - x) ** 2 for b, x in zip(bellman, q, strict=True)) / 32, rel=1e-5
     )
-    assert float(iql.actor_loss(log_prob, weight)) == pytest.approx(
+    assert float(q_learning.actor_loss(log_prob, weight)) == pytest.approx(
         -sum(w * p for w, p in zip(weight, log_prob, strict=True)) / 32, rel=1e-5
     )
 
 
 def test_each_loss_reaches_its_own_network_only():
-    state = jax.tree.map(lambda leaf: leaf[0], iql._init([0], 3, 8))
-    batch = iql._Data(
+    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
+    batch = q_learning.Data(
         jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3)[::-1], jnp.array([1.0, 1.0, 0.0])
     )
-    settings = iql._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0)
+    settings = q_learning._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0)
     own = {"value/loss": "value", "critic/loss": "critic", "actor/loss": "actor"}
 
     @jax.jit
     def gradients(params):
         def losses(p):
-            metrics = iql._losses(p, state.target, batch, settings)[1]
+            metrics = q_learning._losses(p, state.target, batch, settings)[1]
             return {name: metrics[name] for name in own}
 
         return jax.jacrev(losses)(params)
@@ -205,41 +171,40 @@ def leaves_equal(run, other):
 
 def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
     data = transitions(MDP, 3)
-    together = iql.train_iql(data, CONFIG, seeds=[3, 4])
-    again = iql.train_iql(data, CONFIG, seeds=[3, 4])
+    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in (3, 4)]
+    together, again = q_learning.train_iql(data, configs), q_learning.train_iql(data, configs)
     for run, same in zip(together, again, strict=True):
         assert leaves_equal(run, same)
         assert run.metrics == same.metrics
     assert not leaves_equal(*together)
-    for run, seed in zip(together, (3, 4), strict=True):
-        (alone,) = iql.train_iql(data, CONFIG, seeds=[seed])
-        assert run.networks.settings["seed"] == alone.networks.settings["seed"] == seed
+    for run, config in zip(together, configs, strict=True):
+        (alone,) = q_learning.train_iql(data, [config])
+        assert run.networks.settings["seed"] == alone.networks.settings["seed"] == config.seed
         for row, row_alone in zip(run.metrics[:50], alone.metrics[:50], strict=True):
             assert row == pytest.approx(row_alone, rel=1e-3, abs=1e-4)
 
 
-def test_metrics_progress_and_one_compilation():
+def test_metrics_progress_and_one_compilation(monkeypatch):
     data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
+    traced_once = chex.assert_max_traces(q_learning._train_chunk.__wrapped__, n=1)
+    monkeypatch.setattr(q_learning, "_train_chunk", jax.jit(traced_once, donate_argnames="state"))
     seen = []
-    (run,) = iql.train_iql(data, config, report=seen.append)
-    num_compiled = iql._train_chunk._cache_size()
-    iql.train_iql(data, dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9))
-    iql.train_iql(data, dataclasses.replace(config, num_steps=1_000))
-    assert iql._train_chunk._cache_size() == num_compiled
+    (run,) = q_learning.train_iql(data, [config], report=seen.append)
+    q_learning.train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
+    q_learning.train_iql(data, [dataclasses.replace(config, num_steps=1_000)])
     assert [row["step"] for row in run.metrics] == list(range(1, 991))
-    assert [update.step for update in seen] == [*range(20, 990, 20), 990]
-    assert seen[-1].num_steps == 990
-    assert [row for update in seen for row in update.rows[0]] == run.metrics
+    assert [points[0][-1]["step"] for points in seen] == [*range(20, 990, 20), 990]
+    assert [point for points in seen for point in points[0]] == run.metrics
     assert run.metrics[0]["policy/entropy"] == pytest.approx(math.log(28), abs=0.01)
     assert run.metrics[-1]["policy/entropy"] < 1.5
 
 
 def test_chunking_changes_nothing(monkeypatch):
     data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
-    (run,) = iql.train_iql(data, config)
-    monkeypatch.setattr(iql, "NUM_CHUNKS", 2)
-    monkeypatch.setattr(iql, "MAX_POINTS", 7)
-    (coarse,) = iql.train_iql(data, config)
+    (run,) = q_learning.train_iql(data, [config])
+    monkeypatch.setattr(q_learning, "NUM_CHUNKS", 2)
+    monkeypatch.setattr(q_learning, "MAX_POINTS", 7)
+    (coarse,) = q_learning.train_iql(data, [config])
     assert [row["step"] for row in coarse.metrics] == [142, 284, 426, 568, 710, 852, 990]
     for index, row in enumerate(coarse.metrics):
         window = run.metrics[142 * index : 142 * (index + 1)]
@@ -248,7 +213,9 @@ def test_chunking_changes_nothing(monkeypatch):
 
 
 def test_a_trained_selector_survives_its_folder(tmp_path):
-    (run,) = iql.train_iql(transitions(MDP, 3), dataclasses.replace(CONFIG, advantage_scale=2.0))
+    (run,) = q_learning.train_iql(
+        transitions(MDP, 3), [dataclasses.replace(CONFIG, advantage_scale=2.0)]
+    )
     save_selector(tmp_path, run.networks)
     back = load_selector(tmp_path)
     x = np.eye(3, dtype=np.float32)
@@ -258,11 +225,11 @@ def test_a_trained_selector_survives_its_folder(tmp_path):
 
 
 def test_numpy_and_jax_agree_on_the_networks():
-    state = jax.tree.map(lambda leaf: leaf[0], iql._init([5], 3, 8))
+    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([5], 3, 8))
     x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     networks = [state.params["value"], state.params["actor"], state.target]
     for layers in networks:
-        found = iql.forward(layers, x)
+        found = q_learning.forward(layers, x)
         as_numpy = tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers)
         np.testing.assert_allclose(forward(as_numpy, x), found, rtol=1e-4, atol=1e-6)
 
@@ -270,17 +237,17 @@ def test_numpy_and_jax_agree_on_the_networks():
 def test_divergence_names_metric_and_step():
     rows = [(0, 1, 3e38, None)] * 10
     with pytest.raises(DivergenceError, match=r"IQL: critic/loss is inf by step 1 \(run 0\)"):
-        iql.train_iql(transitions(rows, 3), CONFIG)
+        q_learning.train_iql(transitions(rows, 3), [CONFIG])
 
 
 def test_bad_requests():
     data = transitions(MDP, 3)
     with pytest.raises(InputError, match="num_steps=5 beside 1000"):
-        iql.train_iql_grid(data, [CONFIG, dataclasses.replace(CONFIG, num_steps=5)])
+        q_learning.train_iql(data, [CONFIG, dataclasses.replace(CONFIG, num_steps=5)])
     with pytest.raises(InputError, match="transitions hold 'geometry' features"):
-        iql.train_iql(data, dataclasses.replace(CONFIG, state="upstream"))
+        q_learning.train_iql(data, [dataclasses.replace(CONFIG, state="upstream")])
     with pytest.raises(InputError, match="configs is empty"):
-        iql.train_iql(data, CONFIG, seeds=[])
+        q_learning.train_iql(data, [])
 
 
 def dialogue(name, offers, outcome, *, scenario_id="debt_001", emotions=("anger", "joy", "fear")):
@@ -318,7 +285,7 @@ def test_transitions_by_hand():
     cut = dialogue("a", [30, 85, 35], "ongoing")
     made = make_transitions([accepted, cut], {}, max_turns=30)
     assert (len(made), made.num_dialogues, made.num_truncated) == (3, 1, 1)
-    assert made.observation_NS.shape == (3, num_features("geometry"))
+    assert made.observation_NS.shape == (3, len(feature_names("geometry")))
     assert made.observation_NS.dtype == np.float32
     assert [EMOTIONS[a] for a in made.action_N] == ["anger", "joy", "fear"]
     np.testing.assert_array_equal(made.terminal_N, [False, False, True])
@@ -362,10 +329,10 @@ def test_runs_side_by_side_are_runs_one_after_the_other(monkeypatch):
     found = []
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        state, metrics = iql._train_chunk.__wrapped__(
-            iql._init([0, 1], 3, 16),
-            iql._data(transitions(MDP, 3)),
-            iql._settings([CONFIG, dataclasses.replace(CONFIG, expectile=0.9)]),
+        state, metrics = q_learning._train_chunk.__wrapped__(
+            q_learning._initial_state([0, 1], 3, 16),
+            q_learning.device_data(transitions(MDP, 3)),
+            q_learning._settings([CONFIG, dataclasses.replace(CONFIG, expectile=0.9)]),
             rows_KPLB,
             np.array([4, 4, 2]),
         )

@@ -135,15 +135,8 @@ def test_methods_that_never_met_and_no_bouts():
     assert alone == ("a", 0.0, 0.0, 0.0, 0)
 
 
-def test_a_stronger_prior_pulls_together():
-    bouts = [Bout("a", "b", 1.0, "s")]
-    assert strengths(bouts, prior_bouts=10.0)["a"] < strengths(bouts)["a"]
-
-
 def test_bad_input():
     with pytest.raises(InputError, match=r"bouts\[0\]: score=1.5 of 'a' against 'b' on 's'"):
         bradley_terry([Bout("a", "b", 1.5, "s")])
-    with pytest.raises(InputError, match="prior_bouts=0 must be positive"):
-        bradley_terry([Bout("a", "b", 1.0, "s")], prior_bouts=0)
     with pytest.raises(InputError, match="n_resamples=0"):
         bradley_terry([Bout("a", "b", 1.0, "s")], 0)

@@ -5,32 +5,34 @@ import math
 
 import numpy as np
 import pytest
-from test_iql import CONFIG, MDP, transitions
+from tiny_mdp import CONFIG, MDP, transitions
 
-from emodistill.train.iql import train_iql
+from emodistill.train.q_learning import train_iql
 from emodistill.train.selector_checks import (
     MIN_SUPPORT,
     estimated_values,
     fitted_q_values,
-    policy_of,
     support_map,
 )
 
 DATA = transitions(MDP, 3, np.array([0, 0, 0, 0, 1, 2, 2, 3, 3, 4], np.int32))
 
 
-def table(choices):
-    """Deterministic policies: state -> emotion, at each state and next state."""
+def deterministic(choices):
+    """The policy that expresses the chosen emotion in each state."""
     policy_SA = np.zeros((3, 28), np.float32)
     for state, action in enumerate(choices):
         policy_SA[state, action] = 1
-    return DATA.observation_NS @ policy_SA, DATA.next_observation_NS @ policy_SA
+    return lambda states_NS: states_NS @ policy_SA
 
 
 def test_fitted_q_is_the_value_of_the_policy():
     config = dataclasses.replace(CONFIG, discount=0.9)
     found = fitted_q_values(
-        {"good": table((0, 0, 5)), "bad": table((5, 5, 0))}, DATA, config, num_steps=4_000
+        {"good": deterministic((0, 0, 5)), "bad": deterministic((5, 5, 0))},
+        DATA,
+        config,
+        num_steps=4_000,
     )
     # Q of the policy by hand, in the states that begin DATA's five dialogues.
     good = [0.9 * 1.0, 1.0, 0.8]
@@ -41,7 +43,7 @@ def test_fitted_q_is_the_value_of_the_policy():
 
 
 def test_the_selector_is_worth_more_than_what_it_learned_from():
-    (run,) = train_iql(DATA, CONFIG)
+    (run,) = train_iql(DATA, [CONFIG])
     values = estimated_values(run.networks, DATA, CONFIG)
     assert values["iql"] > values["behaviour-cloning"]
     assert set(values) == {"iql", "behaviour-cloning", "random"}
@@ -49,7 +51,7 @@ def test_the_selector_is_worth_more_than_what_it_learned_from():
 
 
 def test_the_support_map_counts_and_finds_choices_without_data():
-    (run,) = train_iql(DATA, CONFIG)
+    (run,) = train_iql(DATA, [CONFIG])
     found = support_map(run.networks, DATA, seed=0)
     assert found.data_CA.sum() == len(MDP)
     assert found.policy_CA.sum() == pytest.approx(len(MDP))
@@ -62,7 +64,7 @@ def test_the_support_map_counts_and_finds_choices_without_data():
 
 
 def test_probabilities_sum_to_one():
-    (run,) = train_iql(DATA, CONFIG)
-    probabilities = policy_of(run.networks, DATA.observation_NS)
+    (run,) = train_iql(DATA, [CONFIG])
+    probabilities = run.networks.probabilities(DATA.observation_NS)
     assert probabilities.sum(axis=1).tolist() == pytest.approx([1] * len(MDP))
     assert math.isfinite(probabilities.min())

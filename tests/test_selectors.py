@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.negotiation.states import DialogueState, features, num_features
+from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.seeding import stream
 from emodistill.selectors import FixedSelector, IQLSelector, RandomSelector
 from emodistill.train.selector_files import (
@@ -38,7 +38,7 @@ def networks(state="geometry", seed=0, width=16):
     rng = np.random.default_rng(seed)
     made = {}
     for name, outputs in HEADS.items():
-        sizes = [num_features(state), width, width, outputs]
+        sizes = [len(feature_names(state)), width, width, outputs]
         made[name] = tuple(
             (
                 rng.normal(size=shape).astype(np.float32) / 2,

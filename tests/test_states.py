@@ -8,7 +8,7 @@ import pytest
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
 from emodistill.negotiation import DialogueState, features
-from emodistill.negotiation.states import FEATURE_NAMES, MirroredGame, mirrored, num_features
+from emodistill.negotiation.states import feature_names
 from emodistill.records import Turn
 from emodistill.seeding import stream
 
@@ -23,7 +23,7 @@ STATE = DialogueState(
 
 
 def named(state, kind="geometry"):
-    return dict(zip(FEATURE_NAMES(kind), features(state, kind).tolist(), strict=True))
+    return dict(zip(feature_names(kind), features(state, kind).tolist(), strict=True))
 
 
 def test_geometry_by_hand():
@@ -118,7 +118,7 @@ def test_shape_type_and_bounds_hold_for_any_offers(kind):
         )
         vector = features(state, kind)
         assert vector.dtype == np.float32
-        assert vector.shape == (num_features(kind),) == (len(FEATURE_NAMES(kind)),)
+        assert vector.shape == (len(feature_names(kind)),)
         assert np.isfinite(vector).all()
         assert np.abs(vector).max() <= 3
 
@@ -138,8 +138,8 @@ def test_offers_beyond_arithmetic_stay_finite(kind):
 
 
 def test_sizes():
-    assert num_features("geometry") == 38
-    assert num_features("upstream") == 10
+    assert len(feature_names("geometry")) == 38
+    assert len(feature_names("upstream")) == 10
 
 
 def test_from_turns_keeps_turns_without_offers():
@@ -165,7 +165,7 @@ def test_bad_input():
         dataclasses.replace(STATE, max_turns=0)
 
 
-# The other seat
+# The counterparty's role
 
 
 def dialogue(*offers, emotions=EMOTIONS):
@@ -182,19 +182,9 @@ def dialogue(*offers, emotions=EMOTIONS):
     ]
 
 
-def test_mirroring_twice_changes_nothing():
-    turns = dialogue(30.0, 84.0, 36.0, None, 40.0)
-    game, swapped = mirrored(STATE, turns)
-    assert (game.focal_target, game.counterparty_anchor) == (90.0, 30.0)
-    assert [turn.speaker for turn in swapped] == ["counterparty", "focal"] * 2 + ["counterparty"]
-    assert [turn.offer for turn in swapped] == [turn.offer for turn in turns]
-    back, again = mirrored(game, swapped)
-    assert again == turns
-    assert (back.focal_target, back.counterparty_anchor) == (30.0, 90.0)
-
-
 def test_the_counterparty_sees_its_own_side_as_the_focal_one():
-    state = DialogueState.from_turns(*mirrored(STATE, dialogue(30.0, 84.0, 36.0, None, 45.0)), 20)
+    turns = dialogue(30.0, 84.0, 36.0, None, 45.0)
+    state = DialogueState.from_turns(STATE, turns, 20, role="counterparty")
     assert (state.focal_target, state.counterparty_anchor) == (90.0, 30.0)
     assert state.focal_offers == (84.0, None)
     assert state.counterparty_offers == (30.0, 36.0, 45.0)
@@ -215,14 +205,14 @@ def test_the_counterparty_sees_its_own_side_as_the_focal_one():
 
 @pytest.mark.parametrize("kind", ["geometry", "upstream"])
 @pytest.mark.parametrize("num_rounds", [0, 1, 4])
-def test_both_seats_of_a_symmetric_dialogue_look_alike(kind, num_rounds):
-    """Each side concedes alike under the same emotions; one seat's gap has the other's sign."""
-    game = MirroredGame(30.0, -30.0)
+def test_both_roles_of_a_symmetric_dialogue_look_alike(kind, num_rounds):
+    """Each side concedes alike under the same emotions; one role's gap has the other's sign."""
+    game = DialogueState(focal_target=30.0, counterparty_anchor=-30.0, max_turns=20)
     steps = [(30.0 - 6 * i, -30.0 + 6 * i) for i in range(num_rounds)]
     offers = [offer for pair in steps for offer in pair]
     turns = dialogue(*offers, emotions=("joy",))
     state = DialogueState.from_turns(game, turns, 20)
-    other = DialogueState.from_turns(*mirrored(game, turns), 20)
+    other = DialogueState.from_turns(game, turns, 20, role="counterparty")
     assert state != other
     assert np.array_equal(features(state, kind)[:3], features(other, kind)[:3])
     assert (other.focal_offers, other.emotions) == (state.counterparty_offers, state.emotions)

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from emodistill import stages
-from emodistill.agents import METHODS, get_method
 from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
@@ -31,6 +30,7 @@ from emodistill.configs.studies import (
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
+from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.offline.store import read_trajectories
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers
@@ -180,7 +180,7 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
 
     monkeypatch.setattr("emodistill.llm.client.ChatClient.chat", refuse)
     monkeypatch.setattr("emodistill.train.adapter_training.train_adapter", refuse)
-    monkeypatch.setattr("emodistill.train.iql.train_iql", refuse)
+    monkeypatch.setattr("emodistill.train.q_learning.train_iql", refuse)
     written = {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
     run_study(config, SETTINGS)
     assert written == {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}

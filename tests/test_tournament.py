@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from builders import dialogue
 
-from emodistill import agents, stages
+from emodistill import stages
 from emodistill.configs import EvaluateConfig, SweepConfig, TournamentConfig
 from emodistill.domains import load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import EmodistillError, InputError
-from emodistill.evaluation import pair_scores, tournament_matrix
-from emodistill.evaluation.players import Player, Speakers, choices
-from emodistill.evaluation.tournament import dialogue_shares, matrix_text
+from emodistill.evaluation import methods
+from emodistill.evaluation.metrics import summarize
+from emodistill.evaluation.players import PlayerPool, PlayerSpec
+from emodistill.evaluation.tournament import bouts, matrix_text
 from emodistill.negotiation import DialogueState
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import plan_dialogues
@@ -42,39 +43,35 @@ DIALOGUES = {
 }
 
 
+MATRIX = {pair: summarize(dialogues) for pair, dialogues in DIALOGUES.items()}
+
+
 def test_a_cell_by_hand():
-    matrix = tournament_matrix(DIALOGUES)
-    assert list(matrix) == [("a", "b"), ("b", "a")]
-    cell = matrix["a", "b"]
+    cell = MATRIX["a", "b"]
     assert (cell.num_dialogues, cell.num_scenarios, cell.success) == (4, 2, 0.5)
     assert cell.utility == pytest.approx(0.375)
     assert cell.utility_std == pytest.approx(np.std([0.5, 1, 0, 0]))
-    assert cell.counterparty_utility == pytest.approx(0.125)
-    assert cell.counterparty_utility_std == pytest.approx(np.std([0.5, 0, 0, 0]))
-    assert np.isnan(tournament_matrix({("a", "a"): []})["a", "a"].utility)
 
 
-def test_scores_of_both_seats():
-    scores = pair_scores(DIALOGUES)
-    assert [tuple(score) for score in scores] == [
-        ("a", "b", 0.5, "debt_001", 0.5),
-        ("a", "b", 1.0, "debt_002", 0.0),
-        ("a", "b", 0.0, "debt_001", 0.0),
-        ("a", "b", 0.0, "debt_001", 0.0),
-        ("b", "a", 0.25, "debt_001", 0.75),
+def test_bouts_are_what_the_focal_player_wins_and_a_failure_is_a_draw():
+    assert bouts(DIALOGUES) == [
+        ("a", "b", 0.5, "debt_001"),
+        ("a", "b", 1.0, "debt_002"),
+        ("a", "b", 0.5, "debt_001"),
+        ("a", "b", 0.5, "debt_001"),
+        ("b", "a", 0.25, "debt_001"),
     ]
-    assert dialogue_shares(DIALOGUES["a", "b"][2]) == (0.0, 0.0)
 
 
 def test_the_matrix_as_text():
-    text = matrix_text(tournament_matrix(DIALOGUES), ["a", "b"])
+    text = matrix_text(MATRIX, ["a", "b"])
     assert [line.split("  ")[0] for line in text.splitlines()] == [
         "focal \\ counterparty",
         "a",
         "b",
     ]
     assert "50.0 / 37.5 ± 41.5" in text.splitlines()[1]
-    assert matrix_text(tournament_matrix({("a", "a"): []}), ["a"]).splitlines()[1].split() == [
+    assert matrix_text({("a", "a"): summarize([])}, ["a"]).splitlines()[1].split() == [
         "a",
         "-",
     ]
@@ -264,27 +261,23 @@ def test_the_ceiling_is_the_whole_tournaments():
     assert pairings._within_budget(TournamentConfig(), 3.5).max_cost_usd is None
 
 
-def test_the_seats_of_a_dialogue_throw_different_dice(monkeypatch):
-    monkeypatch.setitem(agents.METHODS, "free", agents.Method(writer="llm", emotion="none"))
+def test_the_players_of_a_dialogue_draw_differently(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "free", methods.Method(writer="llm", selector="none"))
     (planned,) = plan_dialogues(load_scenarios("crad")[:1], num_seeds=1)
     state = DialogueState(focal_target=1.0, counterparty_anchor=2.0, max_turns=30)
 
-    def chosen(method, stream_name):
-        choose_for = choices(
-            EvaluateConfig(),
-            Player(method=method),
-            load_pack(),
-            opposite=Player(),
-            stream_name=stream_name,
-        )
-        choose = choose_for(planned)
+    def chosen(method, role):
+        pool = PlayerPool(EvaluateConfig(), client=None, pack=load_pack())
+        spec = PlayerSpec(method=method, language_model="m")
+        player = asyncio.run(pool.player(spec, role, opponent=PlayerSpec()))
+        choose = player.choose_for(planned)
         return [choose(state) for _ in range(8)]
 
-    focal, other = (chosen("random", name) for name in ("evaluate-emotions", "other-emotions"))
+    focal, other = (chosen("random", role) for role in ("focal", "counterparty"))
     assert focal != other and set(focal + other) <= set(EMOTIONS)
-    assert focal == chosen("random", "evaluate-emotions")
-    assert chosen("vanilla-llm", "any") == ["neutral"] * 8
-    assert chosen("free", "any") == [None] * 8
+    assert focal == chosen("random", "focal")
+    assert chosen("vanilla-llm", "focal") == ["neutral"] * 8
+    assert chosen("free", "counterparty") == [None] * 8
 
 
 def test_students_share_one_base(monkeypatch):
@@ -298,11 +291,14 @@ def test_students_share_one_base(monkeypatch):
     monkeypatch.setattr(student, "load_student", load)
 
     async def main():
-        async with Speakers(EvaluateConfig(), client=None) as speakers:
-            one = await speakers.speaker(Player(method="vanilla-slm", temperature=0.4))
-            same = await speakers.speaker(Player(method="vanilla-slm", temperature=0.4))
-            warmer = await speakers.speaker(Player(method="vanilla-slm", temperature=0.7))
-            return one is same, one is warmer
+        async with PlayerPool(EvaluateConfig(), client=None, pack=load_pack()) as pool:
+
+            async def writer(temperature, role):
+                spec = PlayerSpec(method="vanilla-slm", temperature=temperature)
+                return (await pool.player(spec, role, opponent=spec)).writer
+
+            one, same = await writer(0.4, "focal"), await writer(0.4, "counterparty")
+            return one is same, one is await writer(0.7, "focal")
 
     assert asyncio.run(main()) == (True, False)
     assert len(loaded) == 1

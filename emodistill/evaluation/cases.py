@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.rewards import (
@@ -42,18 +43,18 @@ def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
 
     Values are the turns' offers as savings; dialogues with one focal turn hold no transition.
     """
-    found = [t for t in trajectories if t.outcome == "accepted" and len(t.focal_turns) >= 2]
-    if not found:
+    closed = [t for t in trajectories if t.outcome == "accepted" and len(t.focal_turns) >= 2]
+    if not closed:
         return None
-    best = min(found, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
+    best = min(closed, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
     gap = best.focal_target - best.counterparty_anchor
-    places = [
+    shares = (
         float("nan")
         if turn.offer is None or gap == 0
         else (turn.offer - best.counterparty_anchor) / gap
         for turn in best.focal_turns
-    ]
-    return Case(best, tuple(best.focal_turns), tuple(places))
+    )
+    return Case(best, best.focal_turns, tuple(shares))
 
 
 def best_utterance(
@@ -64,8 +65,7 @@ def best_utterance(
     quality = sft_quality(table)
     if not np.isfinite(quality).any():
         return None
-    row = int(np.nanargmax(quality))
-    return Case(*_turns(trajectories, table, [row]), (float(quality[row]),))
+    return _case(trajectories, table, [int(np.nanargmax(quality))], quality)
 
 
 def largest_flip(
@@ -76,22 +76,16 @@ def largest_flip(
     Values are the advantages, in the turns' order; the first dialogue by name where several tie.
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
-    advantages = jpo_advantages(table)
-    best: tuple[float, list[int]] | None = None
-    for index in dict.fromkeys(table.trajectory_index.tolist()):
-        rows = np.flatnonzero((table.trajectory_index == index) & np.isfinite(advantages))
-        if len(rows) < 2:
-            continue
-        low, high = rows[np.argmin(advantages[rows])], rows[np.argmax(advantages[rows])]
-        if not advantages[low] < 0 < advantages[high]:
-            continue
-        spread = float(advantages[high] - advantages[low])
-        if best is None or spread > best[0]:
-            best = spread, sorted((int(low), int(high)))
-    if best is None:
+    values = jpo_advantages(table)
+    advantages = pd.Series(values).dropna()
+    by_dialogue = advantages.groupby(table.trajectory_index[advantages.index], sort=False)
+    ends = by_dialogue.agg(["min", "max", "idxmin", "idxmax"])
+    ends = ends[(ends["min"] < 0) & (ends["max"] > 0)]
+    if ends.empty:
         return None
-    values = tuple(float(advantages[row]) for row in best[1])
-    return Case(*_turns(trajectories, table, best[1]), values)
+    widest = ends.loc[(ends["max"] - ends["min"]).idxmax()]
+    rows = sorted((int(widest["idxmin"]), int(widest["idxmax"])))
+    return _case(trajectories, table, rows, values)
 
 
 def selector_difference(
@@ -99,23 +93,20 @@ def selector_difference(
 ) -> SelectorCase | None:
     """The scenario and seed on which the selector gains most, if it gains anywhere."""
     plain = {(t.scenario_id, t.seed): t for t in without}
-    pairs = [
-        SelectorCase(t, plain[t.scenario_id, t.seed])
-        for t in with_selector
-        if (t.scenario_id, t.seed) in plain
-    ]
-    pairs.sort(key=lambda pair: pair.with_selector.trajectory_id)
-    best = max(pairs, key=_gain, default=None)
-    return best if best is not None and _gain(best) > 0 else None
+    best, best_gain = None, 0.0
+    for ours in sorted(with_selector, key=lambda t: t.trajectory_id):
+        theirs = plain.get((ours.scenario_id, ours.seed))
+        if theirs is not None:
+            gain = dialogue_utility(ours) - dialogue_utility(theirs)
+            if gain > best_gain:
+                best, best_gain = SelectorCase(ours, theirs), gain
+    return best
 
 
-def _gain(pair: SelectorCase) -> float:
-    return dialogue_utility(pair.with_selector) - dialogue_utility(pair.without)
-
-
-def _turns(
-    trajectories: Sequence[Trajectory], table: FocalTurns, rows: Sequence[int]
-) -> tuple[Trajectory, tuple[Turn, ...]]:
-    """The dialogue of some rows of the table, which is the same for all, and their turns."""
+def _case(
+    trajectories: Sequence[Trajectory], table: FocalTurns, rows: list[int], values: np.ndarray
+) -> Case:
+    """Some rows of the table, all of one dialogue, with their values."""
     trajectory = trajectories[table.trajectory_index[rows[0]]]
-    return trajectory, tuple(trajectory.turns[table.turn_index[row]] for row in rows)
+    turns = tuple(trajectory.turns[table.turn_index[row]] for row in rows)
+    return Case(trajectory, turns, tuple(values[rows].tolist()))

@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from emodistill.emotions import EMOTIONS
+from emodistill.emotions import EMOTION_INDEX, EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import Clusters, Interval, Values, grouped, totals
-from emodistill.evaluation.metrics import scenario_means, scores_by_emotion
+from emodistill.evaluation.bootstrap import CONFIDENCE, Clusters, Interval, Values, cluster_totals
+from emodistill.evaluation.metrics import scored_emotions
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
 
-BASELINE = "neutral"
 NUM_TESTS = len(EMOTIONS) - 1
 """Tests that Bonferroni's correction counts on, however many could be made."""
 
@@ -50,9 +52,7 @@ class EmotionTest(NamedTuple):
     """
 
 
-def emotion_tests(
-    trajectories: Sequence[Trajectory], scores: Scores, *, confidence: float = 0.95
-) -> list[EmotionTest]:
+def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[EmotionTest]:
     """Each emotion's judge scores against neutral's on the scenarios that both have, best first.
 
     Emotions without a scored turn on any scenario of neutral's are left out; ties stand in
@@ -61,51 +61,43 @@ def emotion_tests(
     Raises:
       InputError: no turn under neutral has a score.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence} must lie in (0, 1); the paper uses 0.95.")
-    cells = scores_by_emotion(trajectories, scores)
-    if BASELINE not in cells:
+    turns = scored_emotions(trajectories, scores)
+    neutral = turns[turns.emotion == NEUTRAL]
+    if neutral.empty:
         raise InputError(
-            f"{len(trajectories)} dialogues have no scored focal turn under {BASELINE!r}, to which "
+            f"{len(trajectories)} dialogues have no scored focal turn under {NEUTRAL!r}, to which "
             "every emotion is compared; play and judge some."
         )
-    neutral, rows = cells[BASELINE], []
-    for emotion in EMOTIONS:
-        shared = sorted(cells.get(emotion, {}).keys() & neutral.keys())
-        if emotion == BASELINE or not shared:
-            continue
-        ours = {name: cells[emotion][name] for name in shared}
-        theirs = {name: neutral[name] for name in shared}
-        rows.append(_emotion_test(emotion, ours, theirs, confidence))
-    return sorted(rows, key=lambda row: -row.difference.mean)
+    rows = []
+    for emotion, ours in turns[turns.emotion != NEUTRAL].groupby("emotion"):
+        ours = ours.loc[ours.scenario_id.isin(neutral.scenario_id), :]
+        if not ours.empty:
+            theirs = neutral.loc[neutral.scenario_id.isin(ours.scenario_id), :]
+            rows.append(_emotion_test(str(emotion), ours, theirs))
+    return sorted(rows, key=lambda row: (-row.difference.mean, EMOTION_INDEX[row.emotion]))
 
 
-def _emotion_test(
-    emotion: str,
-    ours: dict[str, list[float]],
-    theirs: dict[str, list[float]],
-    confidence: float,
-) -> EmotionTest:
-    means, their_means = np.array(scenario_means(ours)), np.array(scenario_means(theirs))
+def _emotion_test(emotion: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> EmotionTest:
+    means, their_means = (
+        turns.groupby("scenario_id").score.mean().to_numpy() for turns in (ours, theirs)
+    )
     delta = float((means - their_means).mean())
     difference, t, p = Interval(delta, math.nan, math.nan), math.nan, math.nan
     if _has_spread(means - their_means):
         paired = stats.ttest_rel(means, their_means)
         t, p = float(paired.statistic), float(paired.pvalue)
-        difference = Interval(delta, *map(float, paired.confidence_interval(confidence)))
-    turns, their_turns = (np.concatenate(list(side.values())) for side in (ours, theirs))
-    turn_delta = float(turns.mean() - their_turns.mean())
+        difference = Interval(delta, *map(float, paired.confidence_interval(CONFIDENCE)))
+    turn_delta = float(ours.score.mean() - theirs.score.mean())
     welch = Interval(turn_delta, math.nan, math.nan)
-    if _has_spread(turns) and _has_spread(their_turns):
-        unpaired = stats.ttest_ind(turns, their_turns, equal_var=False)
-        welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(confidence)))
-    # Python's min and max pass NaN on or not, depending on its place; NumPy's always do.
-    return EmotionTest(
-        emotion, len(ours), difference, t, p, float(np.minimum(1.0, NUM_TESTS * p)), welch
-    )
+    if _has_spread(ours.score) and _has_spread(theirs.score):
+        unpaired = stats.ttest_ind(ours.score, theirs.score, equal_var=False)
+        welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(CONFIDENCE)))
+    # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
+    p_bonferroni = float(np.minimum(1.0, NUM_TESTS * p))
+    return EmotionTest(emotion, len(means), difference, t, p, p_bonferroni, welch)
 
 
-def _has_spread(values: np.ndarray) -> bool:
+def _has_spread(values: np.ndarray | pd.Series) -> bool:
     """Whether a deviation can be estimated: not of one value, nor where rounding alone differs."""
     return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
 
@@ -121,10 +113,9 @@ def holm(p_values: Values) -> np.ndarray:
     array = np.asarray(p_values, dtype=np.float64)
     if (wrong := np.flatnonzero((array < 0) | (array > 1))).size:
         raise InputError(f"p_values[{wrong[0]}]={array[wrong[0]]} must lie in [0, 1].")
-    order = np.argsort(array, kind="stable")[: np.count_nonzero(~np.isnan(array))]
-    adjusted = np.full_like(array, np.nan)
-    steps = np.arange(len(order), 0, -1) * array[order]
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    adjusted, is_made = np.full_like(array, np.nan), ~np.isnan(array)
+    if is_made.any():
+        adjusted[is_made] = multipletests(array[is_made], method="holm")[1]
     return adjusted
 
 
@@ -135,14 +126,10 @@ def scenario_differences(
 
     Arguments as for `bootstrap.paired_difference_ci`, whose mean weighs dialogues instead.
     """
-    ours, theirs = _means(values, clusters), _means(baseline_values, baseline_clusters)
-    return np.array([ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())])
-
-
-def _means(values: Values, clusters: Clusters) -> dict[str, float]:
-    array, names, groups = grouped(values, clusters)
-    sums, counts = totals(array, groups, len(names))
-    return dict(zip(names.tolist(), (sums / counts).tolist(), strict=True))
+    ours = cluster_totals(values, clusters)
+    theirs = cluster_totals(baseline_values, baseline_clusters)
+    differences = ours["sum"] / ours["count"] - theirs["sum"] / theirs["count"]
+    return differences.dropna().to_numpy()  # aligned by name: NaN where one side lacks it
 
 
 def paired_p_value(
@@ -210,14 +197,6 @@ def scenarios_needed(
     # The t-test needs a few more than the z-test, so that the search is short.
     quantiles = stats.norm.isf(alpha / 2) + stats.norm.isf(1 - power)
     num = max(2, math.floor((quantiles / size) ** 2))
-    while _power(num, size, alpha) < power:
+    while TTestPower().power(size, num, alpha) < power:
         num += 1
     return num
-
-
-def _power(num: int, size: float, alpha: float) -> float:
-    """Chance that `num` pairs with a mean of `size` deviations give p < alpha."""
-    critical = stats.t.isf(alpha / 2, num - 1)
-    noncentrality = size * math.sqrt(num)
-    above = stats.nct.sf(critical, num - 1, noncentrality)
-    return float(above + stats.nct.cdf(-critical, num - 1, noncentrality))

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from emodistill.emotions import EMOTIONS
+from emodistill.emotions import EMOTION_INDEX
 from emodistill.evaluation.bootstrap import bootstrap_ci
 from emodistill.negotiation.mediator import replay
-from emodistill.offline.rewards import Scores, is_truncated, savings
+from emodistill.offline.rewards import Scores, savings
 from emodistill.records import Trajectory
 
 
@@ -26,9 +27,6 @@ class MethodSummary:
 
     num_dialogues: int
     num_scenarios: int
-    num_accepted: int
-    num_breakdown: int
-    num_ongoing: int
     success: float
     """Share of dialogues that end `accepted` (E.4)."""
     outcomes: float
@@ -46,24 +44,20 @@ class MethodSummary:
 
 def summarize(trajectories: Sequence[Trajectory]) -> MethodSummary:
     """The figures of a table's row; rates and means are NaN where there are no dialogues."""
-    ends = [trajectory.outcome for trajectory in trajectories]
     outcomes, outcomes_std = _mean_std(dialogue_outcomes(trajectories)[0])
     utility, utility_std = _mean_std([dialogue_utility(t) for t in trajectories])
     rounds, rounds_std = _mean_std([len(t.turns) for t in trajectories])
     return MethodSummary(
-        num_dialogues=len(ends),
+        num_dialogues=len(trajectories),
         num_scenarios=len({trajectory.scenario_id for trajectory in trajectories}),
-        num_accepted=ends.count("accepted"),
-        num_breakdown=ends.count("breakdown"),
-        num_ongoing=ends.count("ongoing"),
-        success=ends.count("accepted") / len(ends) if ends else math.nan,
+        success=_mean_std([t.outcome == "accepted" for t in trajectories])[0],
         outcomes=outcomes,
         outcomes_std=outcomes_std,
         utility=utility,
         utility_std=utility_std,
         rounds=rounds,
         rounds_std=rounds_std,
-        in_bounds=_mean_std([kept for t in trajectories for kept in in_bounds(t)])[0],
+        in_bounds=_mean_std([is_in for t in trajectories for is_in in in_bounds(t)])[0],
     )
 
 
@@ -75,7 +69,7 @@ def in_bounds(trajectory: Trajectory) -> list[bool]:
     is out of bounds. It tells whether a model reads the figures, not whether it bargains well.
     """
     own = theirs = None
-    found = []
+    are_in: list[bool] = []
     for turn in trajectory.turns:
         if turn.offer is None:
             continue
@@ -84,9 +78,9 @@ def in_bounds(trajectory: Trajectory) -> list[bool]:
             continue
         first = trajectory.focal_target if own is None else own
         last = first if own is None or theirs is None else theirs
-        found.append(min(first, last) <= turn.offer <= max(first, last))
+        are_in.append(min(first, last) <= turn.offer <= max(first, last))
         own = turn.offer
-    return found
+    return are_in
 
 
 def _mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -141,37 +135,27 @@ def emotion_scores(
     Emotions without a scored turn are left out. A scenario counts once whatever its number of
     turns, as in the paper's Appendix B; there every cell has 20 runs, in a sweep they differ.
     """
-    cells = scores_by_emotion(trajectories, scores)
     rows = [
         EmotionScore(
-            emotion,
-            *bootstrap_ci(scenario_means(cells[emotion]), n_resamples, seed),
-            sum(map(len, cells[emotion].values())),
-            len(cells[emotion]),
+            str(emotion),
+            *bootstrap_ci(turns.groupby("scenario_id").score.mean(), n_resamples, seed),
+            len(turns),
+            turns.scenario_id.nunique(),
         )
-        for emotion in EMOTIONS
-        if emotion in cells
+        for emotion, turns in scored_emotions(trajectories, scores).groupby("emotion")
     ]
-    return sorted(rows, key=lambda row: -row.mean)
+    return sorted(rows, key=lambda row: (-row.mean, EMOTION_INDEX[row.emotion]))
 
 
-def scores_by_emotion(
-    trajectories: Sequence[Trajectory], scores: Scores
-) -> dict[str, dict[str, list[float]]]:
-    """emotion -> scenario -> scores of the focal turns; turns without either are left out."""
-    cells: dict[str, dict[str, list[float]]] = {}
-    for trajectory in trajectories:
-        for turn in trajectory.focal_turns:
-            score = scores.get((trajectory.trajectory_id, turn.index))
-            if turn.emotion is not None and score is not None and not math.isnan(score):
-                by_scenario = cells.setdefault(turn.emotion, {})
-                by_scenario.setdefault(trajectory.scenario_id, []).append(float(score))
-    return cells
-
-
-def scenario_means(by_scenario: Mapping[str, list[float]]) -> list[float]:
-    """The mean of each scenario (Eq. 7), in the order of the scenarios' names."""
-    return [float(np.mean(by_scenario[name])) for name in sorted(by_scenario)]
+def scored_emotions(trajectories: Sequence[Trajectory], scores: Scores) -> pd.DataFrame:
+    """`emotion`, `scenario_id` and `score` of the focal turns that have both emotion and score."""
+    rows = [
+        (turn.emotion, trajectory.scenario_id, scores.get((trajectory.trajectory_id, turn.index)))
+        for trajectory in trajectories
+        for turn in trajectory.focal_turns
+    ]
+    frame = pd.DataFrame(rows, columns=["emotion", "scenario_id", "score"]).dropna()
+    return frame.astype({"score": np.float64})
 
 
 def num_unread_offers(trajectory: Trajectory) -> int:
@@ -197,38 +181,4 @@ def num_otherwise_under(trajectories: Sequence[Trajectory], rule: str) -> int:
         )
         != (t.outcome, t.final_value)
         for t in trajectories
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataQuality:
-    """What the measuring instruments missed in a set of dialogues."""
-
-    num_turns: int
-    num_without_offer: int
-    """Turns in which no offer was read: none was made, or it wasn't understood."""
-    num_unread: int
-    """Those of them that name a figure (`num_unread_offers`)."""
-    num_truncated: int
-    """Dialogues cut off by a failure: still open before the cap on turns."""
-
-    @property
-    def without_offer_share(self) -> float:
-        """Share of all turns; NaN without turns."""
-        return self.num_without_offer / self.num_turns if self.num_turns else math.nan
-
-    @property
-    def unread_share(self) -> float:
-        """Share of all turns; NaN without turns."""
-        return self.num_unread / self.num_turns if self.num_turns else math.nan
-
-
-def data_quality(trajectories: Sequence[Trajectory], *, max_turns: int = 30) -> DataQuality:
-    """Count missing offers and cut-off dialogues; `max_turns` is the cap they were played under."""
-    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    return DataQuality(
-        num_turns=len(turns),
-        num_without_offer=sum(turn.offer is None for turn in turns),
-        num_unread=sum(num_unread_offers(trajectory) for trajectory in trajectories),
-        num_truncated=sum(is_truncated(trajectory, max_turns) for trajectory in trajectories),
     )

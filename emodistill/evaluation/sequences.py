@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from emodistill.configs import SFTSignal, StateKind
+from emodistill.configs import StateKind
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval, clustered_ci
 from emodistill.evaluation.metrics import dialogue_utility
-from emodistill.negotiation.states import FEATURE_NAMES, DialogueState, features
+from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
 from emodistill.records import Outcome, Trajectory
 
@@ -87,7 +88,7 @@ class MatchRate(NamedTuple):
     """How often a selector would have said what was recorded, over one group of turns."""
 
     group: str
-    """`all`; `kept`, the turns that SFT trains on; or an outcome of the dialogue."""
+    """`all`; `kept`, the turns that SFT trains on by default; or an outcome of the dialogue."""
     num_turns: int
     num_matches: int
     rate: Interval
@@ -99,8 +100,6 @@ def match_rates(
     scores: Scores,
     choose: Callable[[DialogueState], str],
     *,
-    signal: SFTSignal = "hybrid",
-    fraction: float = 0.25,
     max_turns: int = 30,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -112,32 +111,32 @@ def match_rates(
 
     Args:
       choose: the selector's greedy choice.
-      signal, fraction: what SFT ranks turns by and keeps, for the group `kept`.
       max_turns: the cap that the dialogues were played under.
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
-    is_match, outcome = np.zeros(len(table)), np.empty(len(table), dtype=object)
-    has_emotion = np.zeros(len(table), dtype=bool)
+    matches = []
     for row in range(len(table)):
         trajectory = trajectories[table.trajectory_index[row]]
         turn = trajectory.turns[table.turn_index[row]]
-        outcome[row] = trajectory.outcome
-        if turn.emotion is None:
-            continue
-        has_emotion[row] = True
-        before = trajectory.turns[: turn.index]
-        state = DialogueState.from_turns(trajectory, before, max_turns)
-        is_match[row] = choose(state) == turn.emotion
-    is_kept = np.zeros(len(table), dtype=bool)
-    is_kept[top_fraction(sft_quality(table, signal), fraction)] = True
-    groups = {"all": np.ones(len(table), dtype=bool), "kept": is_kept}
-    groups |= {name: outcome == name for name in get_args(Outcome)}
-    rates = []
-    for name, in_group in groups.items():
-        rows = np.flatnonzero(in_group & has_emotion)
-        rate = clustered_ci(is_match[rows], table.scenario_ids[rows], n_resamples, seed)
-        rates.append(MatchRate(name, len(rows), int(is_match[rows].sum()), rate))
-    return rates
+        if turn.emotion is not None:
+            before = trajectory.turns[: turn.index]
+            chosen = choose(DialogueState.from_turns(trajectory, before, max_turns))
+            matches.append(
+                (row, trajectory.outcome, trajectory.scenario_id, chosen == turn.emotion)
+            )
+    turns = pd.DataFrame(matches, columns=["row", "outcome", "scenario_id", "is_match"])
+    is_kept = turns.row.isin(top_fraction(sft_quality(table)))
+    groups = {"all": turns, "kept": turns[is_kept]}
+    groups |= {name: turns[turns.outcome == name] for name in get_args(Outcome)}
+    return [
+        MatchRate(
+            name,
+            len(group),
+            int(group.is_match.sum()),
+            clustered_ci(group.is_match, group.scenario_id, n_resamples, seed),
+        )
+        for name, group in groups.items()
+    ]
 
 
 class FeatureShift(NamedTuple):
@@ -165,7 +164,7 @@ def state_shift(
     Raises:
       InputError: a side has no focal turn.
     """
-    sides = []
+    sides: list[np.ndarray] = []
     for name, trajectories in (("sweep", sweep), ("evaluation", evaluation)):
         states = [
             features(DialogueState.from_turns(t, t.turns[: turn.index], max_turns), kind)
@@ -176,7 +175,7 @@ def state_shift(
             raise InputError(f"{name}: {len(trajectories)} dialogues without a focal turn.")
         sides.append(np.stack(states).astype(np.float64))
     rows = []
-    for name, ours, theirs in zip(FEATURE_NAMES(kind), sides[0].T, sides[1].T, strict=True):
+    for name, ours, theirs in zip(feature_names(kind), sides[0].T, sides[1].T, strict=True):
         test = stats.ks_2samp(ours, theirs, method="asymp")
         distance = float(test.statistic)  # type: ignore[attr-defined]
         rows.append(FeatureShift(name, distance, float(ours.mean()), float(theirs.mean())))

@@ -24,18 +24,12 @@ Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (steps, values), as logged."""
 
 
-class Watched(NamedTuple):
-    """What a stage is judged by: the signal that it works on, and what must stay quiet."""
-
-    signal: str
-    controls: tuple[str, ...]
-
-
-STAGES: Mapping[str, Watched] = {
-    "iql": Watched("critic/loss", ("critic/loss",)),
-    "sft": Watched("sft/loss", ("sft/loss",)),
-    "jpo": Watched("policy/surrogate", (KL, RATIO)),
+STAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "iql": ("critic/loss", ("critic/loss",)),
+    "sft": ("sft/loss", ("sft/loss",)),
+    "jpo": ("policy/surrogate", (KL, RATIO)),
 }
+"""Stage -> the signal that it works on, and the controls that must stay quiet."""
 
 
 class Quarter(NamedTuple):
@@ -49,66 +43,60 @@ class Quarter(NamedTuple):
 class Stability(NamedTuple):
     """One run's row; the counts are over all logged points, None for stages without a reference."""
 
-    stage: str
     num_points: int
     num_steps: int
-    signal: str
+    """The last step logged."""
     first: float
     """Median of the signal over the first quarter of the points."""
     last: float
     controls: tuple[Quarter, ...]
-    kl_spikes: int | None
+    kl_spikes: int | None = None
     """Points with KL > 0.5."""
-    ratio_clips: int | None
+    ratio_clips: int | None = None
     """Points whose mean ratio lies outside [0.8, 1.2]."""
 
 
-def stability_row(stage: str, metrics: Metrics, *, num_steps: int | None = None) -> Stability:
-    """Table 15's row for a run of `stage`.
-
-    Args:
-      stage: `iql`, `sft` or `jpo`.
-      num_steps: steps of the run; None is the last one logged.
+def stability_row(stage: str, metrics: Metrics) -> Stability:
+    """Table 15's row for a run of `stage`: `iql`, `sft` or `jpo`.
 
     Raises:
       InputError: unknown stage, or a metric that the row needs is missing or empty.
     """
     if stage not in STAGES:
         raise InputError(f"stage={stage!r} is none of {', '.join(STAGES)}.")
-    watched = STAGES[stage]
-    steps, signal = _column(stage, metrics, watched.signal)
-    num_quarter = max(1, len(signal) // 4)
-    controls = []
-    for name in watched.controls:
-        values = _column(stage, metrics, name)[1]
-        tail = values[-max(1, len(values) // 4) :]
-        mad = float(stats.median_abs_deviation(tail))
-        controls.append(Quarter(name, float(np.median(tail)), mad))
-    kl_spikes = ratio_clips = None
-    if KL in watched.controls:
-        low, high = RATIO_BOUNDS
-        ratio = _column(stage, metrics, RATIO)[1]
-        # Negated, so that NaN, which lies nowhere, counts as a violation.
-        kl_spikes = int(np.sum(~(_column(stage, metrics, KL)[1] <= KL_SPIKE)))
-        ratio_clips = int(np.sum(~((ratio >= low) & (ratio <= high))))
-    return Stability(
-        stage=stage,
+    signal_name, control_names = STAGES[stage]
+    for name in (signal_name, *control_names):
+        if name not in metrics or not len(metrics[name][1]):
+            raise InputError(
+                f"the {stage} run has logged no {name!r}, which its row of Table 15 needs; it has "
+                f"{', '.join(sorted(metrics)) or 'nothing'}. Train the stage for at least one step."
+            )
+    steps, signal = metrics[signal_name]
+    controls = {name: np.asarray(metrics[name][1], dtype=np.float64) for name in control_names}
+    row = Stability(
         num_points=len(signal),
-        num_steps=int(steps[-1]) if num_steps is None else num_steps,
-        signal=watched.signal,
-        first=float(np.median(signal[:num_quarter])),
-        last=float(np.median(signal[-num_quarter:])),
-        controls=tuple(controls),
-        kl_spikes=kl_spikes,
-        ratio_clips=ratio_clips,
+        num_steps=int(steps[-1]),
+        first=float(np.median(signal[: max(1, len(signal) // 4)])),
+        last=float(np.median(_last_quarter(signal))),
+        controls=tuple(
+            Quarter(
+                name,
+                float(np.median(_last_quarter(values))),
+                float(stats.median_abs_deviation(_last_quarter(values))),
+            )
+            for name, values in controls.items()
+        ),
+    )
+    if stage != "jpo":
+        return row
+    low, high = RATIO_BOUNDS
+    kl, ratio = controls[KL], controls[RATIO]
+    # Negated, so that NaN, which lies nowhere, counts as a violation.
+    return row._replace(
+        kl_spikes=int(np.sum(~(kl <= KL_SPIKE))),
+        ratio_clips=int(np.sum(~((ratio >= low) & (ratio <= high)))),
     )
 
 
-def _column(stage: str, metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
-    if name not in metrics or not len(metrics[name][1]):
-        raise InputError(
-            f"the {stage} run has logged no {name!r}, which its row of Table 15 needs; it has "
-            f"{', '.join(sorted(metrics)) or 'nothing'}. Train the stage for at least one step."
-        )
-    steps, values = metrics[name]
-    return np.asarray(steps), np.asarray(values, dtype=np.float64)
+def _last_quarter(values: np.ndarray) -> np.ndarray:
+    return values[-max(1, len(values) // 4) :]

@@ -1,23 +1,20 @@
-"""What a tournament amounts to: one cell for each pair of seats (paper, Table 13), and its scores.
+"""What a tournament amounts to: one cell for each pair of methods (paper, Table 13), and its bouts.
 
-The row of a cell sits in the focal seat, the column in the counterparty's. An agreement divides the
-gap: the focal share is its savings (Eq. 30), the counterparty's the rest; a failure gives neither
-side anything.
+The row of a cell plays the focal role, the column the counterparty's. An agreement divides the gap:
+the focal player wins its savings (Eq. 30), the counterparty the rest; a failure gives neither
+anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-
-from emodistill.evaluation.metrics import dialogue_utility, summarize
+from emodistill.evaluation.metrics import MethodSummary, dialogue_utility
+from emodistill.evaluation.ratings import Bout
 from emodistill.records import Trajectory
 
 Pair = tuple[str, str]
-"""The methods in the focal seat and in the counterparty's."""
+"""The methods in the focal and in the counterparty's role."""
 
 EMBEDDED_OPPOSITE = (
     "The embedded student has learned the focal seat alone and misreads its figure in the other; "
@@ -26,95 +23,29 @@ EMBEDDED_OPPOSITE = (
 """What is to be said wherever such results are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TournamentCell:
-    """A pair's dialogues: shares in [0, 1], NaN where there are none; ± as everywhere."""
-
-    num_dialogues: int
-    num_scenarios: int
-    success: float
-    """Share of dialogues that end `accepted`."""
-    utility: float
-    """Mean share of the focal side, with failures counted as 0."""
-    utility_std: float
-    counterparty_utility: float
-    """The same for the other side."""
-    counterparty_utility_std: float
-
-
-class Shares(NamedTuple):
-    """What each side has won; they sum to 1 in an agreement and to 0 elsewhere."""
-
-    focal: float
-    counterparty: float
-
-
-class PairScore(NamedTuple):
-    """One dialogue of two methods, for ratings."""
-
-    focal: str
-    counterparty: str
-    share: float
-    """Of the focal side."""
-    scenario_id: str
-    counterparty_share: float
-    """1 − share in an agreement; both are 0 in a failure."""
-
-
-def dialogue_shares(trajectory: Trajectory) -> Shares:
-    """The two sides' parts of the gap."""
-    share = dialogue_utility(trajectory)
-    return Shares(share, 1 - share if trajectory.outcome == "accepted" else 0.0)
-
-
-def tournament_matrix(
-    dialogues_by_pair: Mapping[Pair, Sequence[Trajectory]],
-) -> dict[Pair, TournamentCell]:
-    """(focal, counterparty) -> cell, in the order of the pairs."""
-    return {pair: _cell(dialogues) for pair, dialogues in dialogues_by_pair.items()}
-
-
-def _cell(dialogues: Sequence[Trajectory]) -> TournamentCell:
-    summary = summarize(dialogues)
-    theirs = np.array([dialogue_shares(t).counterparty for t in dialogues], dtype=np.float64)
-    return TournamentCell(
-        num_dialogues=summary.num_dialogues,
-        num_scenarios=summary.num_scenarios,
-        success=summary.success,
-        utility=summary.utility,
-        utility_std=summary.utility_std,
-        counterparty_utility=float(theirs.mean()) if len(theirs) else float("nan"),
-        counterparty_utility_std=float(theirs.std()) if len(theirs) else float("nan"),
-    )
-
-
-def pair_scores(dialogues_by_pair: Mapping[Pair, Sequence[Trajectory]]) -> list[PairScore]:
-    """Every dialogue of a method that meets another one or itself, in the order of the pairs."""
+def bouts(dialogues_by_pair: Mapping[Pair, Sequence[Trajectory]]) -> list[Bout]:
+    """Every dialogue as a bout: what the focal player wins of an agreement, a draw in a failure."""
     return [
-        PairScore(focal, counterparty, shares.focal, dialogue.scenario_id, shares.counterparty)
-        for (focal, counterparty), dialogues in dialogues_by_pair.items()
-        for dialogue in dialogues
-        for shares in [dialogue_shares(dialogue)]
+        Bout(*pair, dialogue_utility(t) if t.outcome == "accepted" else 0.5, t.scenario_id)
+        for pair, dialogues in dialogues_by_pair.items()
+        for t in dialogues
     ]
 
 
-def cell_text(cell: TournamentCell) -> str:
+def cell_text(cell: MethodSummary | None) -> str:
     """Success % / utility ± deviation, as Table 13 has it; a dash without dialogues."""
-    if not cell.num_dialogues:
+    if cell is None or not cell.num_dialogues:
         return "-"
     spread = f"{100 * cell.utility:.1f} ± {100 * cell.utility_std:.1f}"
     return f"{100 * cell.success:.1f} / {spread}"
 
 
-def matrix_text(matrix: Mapping[Pair, TournamentCell], methods: Iterable[str]) -> str:
+def matrix_text(matrix: Mapping[Pair, MethodSummary], methods: Iterable[str]) -> str:
     """The matrix as plain text, each cell by `cell_text`; pairs that are missing get a dash."""
     methods = list(methods)
-
-    def shown(pair: Pair) -> str:
-        return cell_text(matrix[pair]) if pair in matrix else "-"
-
     rows = [["focal \\ counterparty", *methods]]
-    rows += [[focal, *(shown((focal, other)) for other in methods)] for focal in methods]
+    for focal in methods:
+        rows.append([focal, *(cell_text(matrix.get((focal, other))) for other in methods)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

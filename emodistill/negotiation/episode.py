@@ -1,4 +1,4 @@
-"""One dialogue: the focal agent opens, the sides alternate, the mediator says when it is over."""
+"""One dialogue: the focal player opens, both take turns, the mediator says when it is over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emodistill.domains.scenario import Scenario
-from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, Verdict, mediate
+from emodistill.emotions import NEUTRAL
+from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, mediate
 from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
-from emodistill.negotiation.speakers import EmptyReplyError, Reply, Speaker
-from emodistill.negotiation.states import DialogueState, mirrored
-from emodistill.prompts import Message, counterparty_messages, focal_messages
+from emodistill.negotiation.states import DialogueState
+from emodistill.negotiation.writers import EmptyReplyError, Reply, Writer
+from emodistill.prompts import counterparty_messages, focal_messages
 from emodistill.records import (
     CounterpartyPlayer,
     DialogueUsage,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("emodistill.negotiation")
 
 ChooseEmotion = Callable[[DialogueState], str | None]
+"""The emotion of the player's next turn, None for a turn without an emotion block."""
 
 
 class PlannedDialogue(NamedTuple):
@@ -40,17 +42,16 @@ class PlannedDialogue(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """Who takes a side's turns.
+class Player:
+    """Who takes part in dialogues: a method bound to its cells, or a bare language model.
 
     Attributes:
-      choose_for: dialogue -> who picks the emotion before each turn, on the state as the seat sees
-        it (the counterparty's is `mirrored`); None leaves the emotion block out. Without it a
-        counterparty is neutral and records no emotion.
-      method, cells: what the record says of a side that plays by a method, as the focal one does.
+      choose_for: dialogue -> who picks the emotion before each turn, on the state as the player's
+        role sees it. Without it the player is neutral and the record has no emotion.
+      method, cells: what the record says of a player with a method, as the focal one always is.
     """
 
-    speaker: Speaker
+    writer: Writer
     choose_for: Callable[[PlannedDialogue], ChooseEmotion] | None = None
     method: str | None = None
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -62,14 +63,14 @@ class Match:
 
     Attributes:
       seed: root of all dialogues' random streams.
-      max_turns: of both sides together.
-      silence_ends: a speaker that plays by a method and has nothing to say has broken off the
-        talks, instead of making the dialogue fail.
+      max_turns: of both players together.
+      silence_ends: a player with a method that has nothing to say has broken off the talks,
+        instead of making the dialogue fail.
       reader: reads the offers out of the utterances.
     """
 
-    focal: Seat
-    counterparty: Seat
+    focal: Player
+    counterparty: Player
     pack: PromptPack
     seed: int = 0
     max_turns: int = 30
@@ -79,34 +80,41 @@ class Match:
 
 
 async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
-    """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both sides.
+    """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both players.
 
-    Each side's API seed derives from the match's seed and the `trajectory_id` and is constant
+    Each player's API seed derives from the match's seed and the `trajectory_id` and is constant
     within the dialogue.
 
     Raises:
-      ApiError: a speaker failed for good; there is no half trajectory.
+      ApiError: a writer failed for good; there is no half trajectory.
     """
     scenario, name = dialogue.scenario, dialogue.trajectory_id
-    sides = _Side("focal", dialogue, match), _Side("counterparty", dialogue, match)
+    players = match.focal, match.counterparty
+    choosers = [player.choose_for and player.choose_for(dialogue) for player in players]
     turns: list[Turn] = []
     reads: list[Read] = []
     verdict, replies_usd = ONGOING, 0.0
     while verdict == ONGOING and len(turns) < match.max_turns:
-        side = sides[len(turns) % 2]
-        emotion = side.emotion(turns)
+        to_move = len(turns) % 2
+        role: Role = "counterparty" if to_move else "focal"
+        emotion, shown_emotion = None, NEUTRAL
+        if (choose := choosers[to_move]) is not None:
+            state = DialogueState.from_turns(scenario, turns, match.max_turns, role=role)
+            emotion = shown_emotion = choose(state)
         try:
-            reply = await side.reply(turns, emotion)
+            reply = await _reply(dialogue, match, role, turns, shown_emotion)
         except EmptyReplyError:
-            if not match.silence_ends or side.seat.method is None:
+            if not match.silence_ends or players[to_move].method is None:
                 raise
             verdict = BREAKDOWN
             break
-        text = _said(reply, len(turns), name)
+        text = " ".join(reply.text.split())  # as records keep it: one line, single spaces
+        if not text:
+            raise EmptyReplyError(f"turn {len(turns)} of {name} is empty.")
         read = await match.reader.read(text, scenario.domain, dialogue_id=name, seed=match.seed)
         turn = Turn(
             index=len(turns),
-            speaker=side.role,
+            speaker=role,
             emotion=emotion,
             text=text,
             offer=read.offer,
@@ -124,73 +132,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             counterparty_anchor=scenario.counterparty_anchor,
             rule=match.agreement,
         )
-    return _trajectory(dialogue, match, turns, reads, verdict, replies_usd)
-
-
-class _Side:
-    """A seat in one dialogue: what its speaker feels, is told and says."""
-
-    def __init__(self, role: Role, dialogue: PlannedDialogue, match: Match) -> None:
-        self.role: Role = role
-        self.seat = match.focal if role == "focal" else match.counterparty
-        self._dialogue = dialogue
-        self._match = match
-        self._seed = derive(match.seed, role, dialogue.trajectory_id)
-        self._choose = self.seat.choose_for(dialogue) if self.seat.choose_for else None
-
-    def emotion(self, turns: Sequence[Turn]) -> str | None:
-        """What the next turn is to express, as the record says it."""
-        if self._choose is None:
-            return None
-        game = self._dialogue.scenario
-        seen = (game, turns) if self.role == "focal" else mirrored(game, turns)
-        return self._choose(DialogueState.from_turns(*seen, self._match.max_turns))
-
-    async def reply(self, turns: Sequence[Turn], emotion: str | None) -> Reply:
-        messages = self._prompt(turns, emotion)
-        dropped = 0
-        while not self.seat.speaker.fits(messages) and dropped < len(turns):
-            dropped += 1
-            messages = self._prompt(turns[dropped:], emotion)
-        if dropped:
-            model = self.seat.speaker.model
-            log.info("%s: the %d oldest turns don't fit the prompt.", model, dropped)
-        return await self.seat.speaker.reply(
-            messages, dialogue_id=self._dialogue.trajectory_id, seed=self._seed
-        )
-
-    def _prompt(self, turns: Sequence[Turn], emotion: str | None) -> list[Message]:
-        pack, scenario = self._match.pack, self._dialogue.scenario
-        if self.role == "focal":
-            return focal_messages(pack, scenario, turns, emotion)
-        if self._choose is None:
-            return counterparty_messages(pack, scenario, turns)
-        return counterparty_messages(pack, scenario, turns, emotion)
-
-
-def clean(text: str) -> str:
-    """An utterance as records keep it: one line, single spaces."""
-    return " ".join(text.split())
-
-
-def _said(reply: Reply, index: int, trajectory_id: str) -> str:
-    text = clean(reply.text)
-    if not text:
-        raise EmptyReplyError(f"turn {index} of {trajectory_id} is empty.")
-    return text
-
-
-def _trajectory(
-    dialogue: PlannedDialogue,
-    match: Match,
-    turns: Sequence[Turn],
-    reads: Sequence[Read],
-    verdict: Verdict,
-    replies_usd: float,
-) -> Trajectory:
-    scenario = dialogue.scenario
     return Trajectory(
-        trajectory_id=dialogue.trajectory_id,
+        trajectory_id=name,
         domain=scenario.domain,
         scenario_id=scenario.scenario_id,
         seed=dialogue.number,
@@ -198,8 +141,8 @@ def _trajectory(
         focal_target=scenario.focal_target,
         counterparty_anchor=scenario.counterparty_anchor,
         unit=scenario.unit,
-        focal=FocalPlayer(**_party(match.focal)),
-        counterparty=CounterpartyPlayer(**_party(match.counterparty)),
+        focal=FocalPlayer(**_recorded(match.focal)),
+        counterparty=CounterpartyPlayer(**_recorded(match.counterparty)),
         prompt_pack_sha256=match.pack.sha256,
         agreement_rule=match.agreement,
         turns=tuple(turns),
@@ -214,10 +157,34 @@ def _trajectory(
     )
 
 
-def _party(seat: Seat) -> dict[str, Any]:
+async def _reply(
+    dialogue: PlannedDialogue,
+    match: Match,
+    role: Role,
+    turns: Sequence[Turn],
+    emotion: str | None,
+) -> Reply:
+    """The next utterance of a role; the oldest turns that don't fit its prompt are dropped."""
+    prompt = focal_messages if role == "focal" else counterparty_messages
+    writer: Writer = getattr(match, role).writer
+
+    for dropped in range(len(turns) + 1):
+        messages = prompt(match.pack, dialogue.scenario, turns[dropped:], emotion)
+        if writer.fits(messages):
+            break
+    if dropped:
+        log.info("%s: the %d oldest turns don't fit the prompt.", writer.model, dropped)
+    return await writer.reply(
+        messages,
+        dialogue_id=dialogue.trajectory_id,
+        seed=derive(match.seed, role, dialogue.trajectory_id),
+    )
+
+
+def _recorded(player: Player) -> dict[str, Any]:
     return {
-        "method": seat.method,
-        "model": seat.speaker.model,
-        "temperature": seat.speaker.temperature,
-        "cells": dict(seat.cells),
+        "method": player.method,
+        "model": player.writer.model,
+        "temperature": player.writer.temperature,
+        "cells": dict(player.cells),
     }

@@ -1,10 +1,12 @@
-"""The dialogue state s_t that a selector sees just before its agent's turn.
+"""The dialogue state s_t that a selector sees just before its player's turn.
 
-All is said for an agent in the focal seat; in the counterparty's, it sees the mirrored dialogue.
+Everything is named for a player in the focal role. In the counterparty's role a selector sees its
+own side as the focal one: its target is the scenario's anchor, and its anchor the focal target.
 
-With g = x* − x0, s = sgn(g), d = max(1, |g|), offers are placed on one line on which 1 is the focal
-target and 0 the counterparty's anchor. A turn without an offer keeps the side's last one; before
-the first, the focal side is taken to stand at x*, the counterparty at x0 (as in the shaped return).
+With g = x* − x0, s = sgn(g), d = max(1, |g|), offers are positions on one line on which 1 is the
+focal target and 0 the counterparty's anchor. A turn without an offer keeps the side's last one;
+before the first, the focal side is taken to stand at x*, the counterparty at x0 (as in the shaped
+return).
 """
 
 from __future__ import annotations
@@ -12,60 +14,27 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import Self, TypeGuard
 
 import numpy as np
 
+from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
-from emodistill.records import Role, Turn
+from emodistill.records import Role, Trajectory, Turn
 
 BOUND = 3.0
+"""Positions lie between 0 and 1; a figure far outside, a misread one, must not swamp a network."""
 SPEED_WINDOW = 3
 STALEMATE_CAP = 10
+"""Both as in the reference implementation, whose features `upstream` has."""
 REPETITION_CAP = 5
+"""A third of the focal turns that a dialogue can have."""
 UPSTREAM_STILL = 1.0
 UPSTREAM_DEAL_PROBABILITY = 0.5
 UPSTREAM_BREAKDOWN_RISK = 0.3
-
-
-class Game(Protocol):
-    """What a state needs to know of a scenario or a trajectory."""
-
-    @property
-    def focal_target(self) -> float: ...
-
-    @property
-    def counterparty_anchor(self) -> float: ...
-
-
-class MirroredGame(NamedTuple):
-    """A game as the other seat plays it."""
-
-    focal_target: float
-    counterparty_anchor: float
-
-
-class Mirrored(NamedTuple):
-    game: Game
-    turns: list[Turn]
-
-
-def mirrored(game: Game, turns: Sequence[Turn]) -> Mirrored:
-    """The dialogue from the counterparty's seat: speakers swapped, and target and anchor with them.
-
-    Twice is the identity. The turns keep emotions and numbers, so that the first one is then the
-    counterparty's: whoever sits there answers an opening.
-    """
-    swapped = MirroredGame(game.counterparty_anchor, game.focal_target)
-    return Mirrored(swapped, [replace(turn, speaker=_OTHER_SEAT[turn.speaker]) for turn in turns])
-
-
-_OTHER_SEAT: Mapping[Role, Role] = {
-    "focal": "counterparty",
-    "counterparty": "focal",
-}
+"""Three of the reference implementation's constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +56,27 @@ class DialogueState:
                 raise InputError(f"emotion {emotion!r} is none of the 28 GoEmotions labels.")
 
     @classmethod
-    def from_turns(cls, game: Game, turns: Sequence[Turn], max_turns: int) -> Self:
-        """The state after `turns`; for focal turn i of a trajectory, pass the turns before it."""
+    def from_turns(
+        cls,
+        game: Scenario | Trajectory,
+        turns: Sequence[Turn],
+        max_turns: int,
+        *,
+        role: Role = "focal",
+    ) -> Self:
+        """The state after `turns` as a player in `role` sees it.
+
+        For focal turn i of a trajectory, pass the turns before it.
+        """
+        ends = game.focal_target, game.counterparty_anchor
+        target, anchor = ends if role == "focal" else ends[::-1]
         return cls(
-            focal_target=game.focal_target,
-            counterparty_anchor=game.counterparty_anchor,
+            focal_target=target,
+            counterparty_anchor=anchor,
             max_turns=max_turns,
-            focal_offers=tuple(t.offer for t in turns if t.speaker == "focal"),
-            counterparty_offers=tuple(t.offer for t in turns if t.speaker == "counterparty"),
-            emotions=tuple(t.emotion for t in turns if t.speaker == "focal"),
+            focal_offers=tuple(turn.offer for turn in turns if turn.speaker == role),
+            counterparty_offers=tuple(turn.offer for turn in turns if turn.speaker != role),
+            emotions=tuple(turn.emotion for turn in turns if turn.speaker == role),
         )
 
     @property
@@ -104,41 +85,10 @@ class DialogueState:
         return len(self.focal_offers) + len(self.counterparty_offers)
 
 
-GEOMETRY_NAMES: tuple[str, ...] = (
-    "focal_concession",
-    "counterparty_concession",
-    "gap",
-    "focal_position",
-    "counterparty_position",
-    "focal_speed",
-    "counterparty_speed",
-    "stalemate",
-    "progress",
-    "repetition",
-    *(f"last_emotion={label}" for label in EMOTIONS),
-)
-UPSTREAM_NAMES: tuple[str, ...] = (
-    "counterparty_concession",
-    "gap",
-    "progress",
-    "counterparty_offer_to_anchor",
-    "focal_retreat",
-    "counterparty_speed",
-    "counterparty_stalemate",
-    "deal_probability",
-    "breakdown_risk",
-    "last_emotion_index",
-)
-
-
-def FEATURE_NAMES(kind: str = "geometry") -> tuple[str, ...]:  # noqa: N802
-    """The names of the features of `kind`, in order."""
-    return _kind(kind)[0]
-
-
-def num_features(kind: str = "geometry") -> int:
-    """S, the length of a feature vector of `kind`: 38 for `geometry`, 10 for `upstream`."""
-    return len(_kind(kind)[0])
+def feature_names(kind: str = "geometry") -> tuple[str, ...]:
+    """The names of the features of `kind`, in order: 38 for `geometry`, 10 for `upstream`."""
+    start = DialogueState(focal_target=1.0, counterparty_anchor=0.0, max_turns=1)
+    return tuple(_named_features(start, kind))
 
 
 def features(state: DialogueState, kind: str = "geometry") -> np.ndarray:
@@ -158,95 +108,91 @@ def features(state: DialogueState, kind: str = "geometry") -> np.ndarray:
     Raises:
       InputError: unknown kind.
     """
-    values = _kind(kind)[1](state)
-    vector = np.asarray(values, dtype=np.float64)
+    vector = np.array(list(_named_features(state, kind).values()), dtype=np.float64)
     vector = np.nan_to_num(vector, nan=0.0, posinf=BOUND, neginf=-BOUND)
     return np.clip(vector, -BOUND, BOUND).astype(np.float32)
 
 
-def _geometry(state: DialogueState) -> list[float]:
-    focal = _places(state, state.focal_offers, start=state.focal_target)
-    counterparty = _places(state, state.counterparty_offers, start=state.counterparty_anchor)
+def _named_features(state: DialogueState, kind: str) -> dict[str, float]:
+    if kind not in _KINDS:
+        raise InputError(f"state kind {kind!r} is not known; use one of {', '.join(_KINDS)}.")
+    return _KINDS[kind](state)
+
+
+def _geometry(state: DialogueState) -> dict[str, float]:
+    focal = _positions(state, state.focal_offers, start=state.focal_target)
+    counterparty = _positions(state, state.counterparty_offers, start=state.counterparty_anchor)
     retreats = [before - after for before, after in itertools.pairwise(focal)]
     advances = [after - before for before, after in itertools.pairwise(counterparty)]
     last = state.emotions[-1] if state.emotions else None
-    one_hot = [0.0] * len(EMOTIONS)
-    repetition = 0.0
-    if last is not None:
-        one_hot[EMOTION_INDEX[last]] = 1.0
-        repetition = min(1.0, state.emotions.count(last) / REPETITION_CAP)
-    return [
-        retreats[-1] if retreats else 0.0,
-        advances[-1] if advances else 0.0,
-        focal[-1] - counterparty[-1],
-        focal[-1],
-        counterparty[-1],
-        _mean(retreats[-SPEED_WINDOW:]),
-        _mean(advances[-SPEED_WINDOW:]),
-        min(1.0, (_still(retreats) + _still(advances)) / STALEMATE_CAP),
-        min(1.0, state.num_turns / state.max_turns),
-        repetition,
-        *one_hot,
-    ]
+    num_last = 0 if last is None else state.emotions.count(last)
+    return {
+        "focal_concession": retreats[-1] if retreats else 0.0,
+        "counterparty_concession": advances[-1] if advances else 0.0,
+        "gap": focal[-1] - counterparty[-1],
+        "focal_position": focal[-1],
+        "counterparty_position": counterparty[-1],
+        "focal_speed": _mean(retreats[-SPEED_WINDOW:]),
+        "counterparty_speed": _mean(advances[-SPEED_WINDOW:]),
+        "stalemate": min(1.0, (_still(retreats) + _still(advances)) / STALEMATE_CAP),
+        "progress": min(1.0, state.num_turns / state.max_turns),
+        "repetition": min(1.0, num_last / REPETITION_CAP),
+        **{f"last_emotion={label}": float(label == last) for label in EMOTIONS},
+    }
 
 
-def _upstream(state: DialogueState) -> list[float]:
-    focal = _places(state, state.focal_offers, start=state.focal_target)
-    counterparty = _places(state, state.counterparty_offers, start=state.counterparty_anchor)
-    stated = [
-        _place(state, offer)
-        for offer in state.counterparty_offers
-        if offer is not None and math.isfinite(offer)
-    ]
+def _upstream(state: DialogueState) -> dict[str, float]:
+    focal = _positions(state, state.focal_offers, start=state.focal_target)
+    counterparty = _positions(state, state.counterparty_offers, start=state.counterparty_anchor)
+    stated = [_position(state, x) for x in state.counterparty_offers if _is_offer(x)]
     advances = [after - before for before, after in itertools.pairwise(stated)]
-    anchor = max(1.0, abs(state.counterparty_anchor))
-    offer = state.counterparty_anchor + counterparty[-1] * _sign(state) * _distance(state)
-    last = state.emotions[-1] if state.emotions else "neutral"
-    return [
-        _clip(advances[-1] if advances else 0.0, -2.0),
-        _clip(focal[-1] - counterparty[-1], -2.0),
-        min(1.0, (len(state.focal_offers) + 1) / state.max_turns),
-        _clip(offer / anchor, 0.0),
-        _clip(focal[0] - focal[-1], 0.0),
-        _clip(_mean(advances[-SPEED_WINDOW:]), -2.0),
-        min(1.0, _still(advances, below=UPSTREAM_STILL / _distance(state)) / STALEMATE_CAP),
-        UPSTREAM_DEAL_PROBABILITY,
-        UPSTREAM_BREAKDOWN_RISK,
-        EMOTION_INDEX[last or "neutral"] / (len(EMOTIONS) - 1),
-    ]
+    offer = state.counterparty_anchor + counterparty[-1] * _unit(state)
+    still = _still(advances, below=UPSTREAM_STILL / abs(_unit(state)))
+    last = state.emotions[-1] if state.emotions else None
+    return {
+        "counterparty_concession": _clip(advances[-1] if advances else 0.0, -2.0),
+        "gap": _clip(focal[-1] - counterparty[-1], -2.0),
+        "progress": min(1.0, (len(state.focal_offers) + 1) / state.max_turns),
+        "counterparty_offer_to_anchor": _clip(
+            offer / max(1.0, abs(state.counterparty_anchor)), 0.0
+        ),
+        "focal_retreat": _clip(focal[0] - focal[-1], 0.0),
+        "counterparty_speed": _clip(_mean(advances[-SPEED_WINDOW:]), -2.0),
+        "counterparty_stalemate": min(1.0, still / STALEMATE_CAP),
+        "deal_probability": UPSTREAM_DEAL_PROBABILITY,
+        "breakdown_risk": UPSTREAM_BREAKDOWN_RISK,
+        "last_emotion_index": EMOTION_INDEX[last or "neutral"] / (len(EMOTIONS) - 1),
+    }
 
 
-_KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[DialogueState], list[float]]]] = {
-    "geometry": (GEOMETRY_NAMES, _geometry),
-    "upstream": (UPSTREAM_NAMES, _upstream),
+_KINDS: Mapping[str, Callable[[DialogueState], dict[str, float]]] = {
+    "geometry": _geometry,
+    "upstream": _upstream,
 }
 
 
-def _kind(kind: str) -> tuple[tuple[str, ...], Callable[[DialogueState], list[float]]]:
-    if kind not in _KINDS:
-        raise InputError(f"state kind {kind!r} is not known; use one of {', '.join(_KINDS)}.")
-    return _KINDS[kind]
+def _unit(state: DialogueState) -> float:
+    """The length of the line from the anchor (0) to the target (1), with its direction: s d."""
+    gap = state.focal_target - state.counterparty_anchor
+    return math.copysign(max(1.0, abs(gap)), gap)
 
 
-def _distance(state: DialogueState) -> float:
-    return max(1.0, abs(state.focal_target - state.counterparty_anchor))
+def _is_offer(offer: float | None) -> TypeGuard[float]:
+    return offer is not None and math.isfinite(offer)
 
 
-def _sign(state: DialogueState) -> float:
-    return math.copysign(1.0, state.focal_target - state.counterparty_anchor)
+def _position(state: DialogueState, offer: float) -> float:
+    return (offer - state.counterparty_anchor) / _unit(state)
 
 
-def _place(state: DialogueState, offer: float) -> float:
-    return _sign(state) * (offer - state.counterparty_anchor) / _distance(state)
-
-
-def _places(state: DialogueState, offers: Sequence[float | None], *, start: float) -> list[float]:
-    """Standing offer of one side before its first turn and after each, as places on the line."""
-    places = [_place(state, start)]
+def _positions(
+    state: DialogueState, offers: Sequence[float | None], *, start: float
+) -> list[float]:
+    """Where one side stands on the line before its first turn and after each."""
+    positions = [_position(state, start)]
     for offer in offers:
-        is_offer = offer is not None and math.isfinite(offer)
-        places.append(_place(state, offer) if is_offer else places[-1])  # type: ignore[arg-type]
-    return places
+        positions.append(_position(state, offer) if _is_offer(offer) else positions[-1])
+    return positions
 
 
 def _still(moves: Sequence[float], below: float = 1e-9) -> int:

@@ -26,9 +26,9 @@ from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender, read_lines
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
-from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Seat, play
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
 from emodistill.negotiation.readers import PATTERNS, OfferReader
-from emodistill.negotiation.speakers import ApiSpeaker, EmptyReplyError
+from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_scenarios, write_records
 from emodistill.offline.unfinished import UnfinishedAnswers, unfinished_path
@@ -127,15 +127,15 @@ async def run_sweep(
         emotions = planned_emotions(config.seed, dialogue.trajectory_id, num_turns)
         return lambda state: emotions[len(state.emotions)]
 
-    def writer(role: str, model: str | None, temperature: float) -> ApiSpeaker:
+    def writer(role: str, model: str | None, temperature: float) -> ApiWriter:
         model = model or client.provider.default_model(role)
-        return ApiSpeaker(client, model, temperature, config.max_reply_tokens)
+        return ApiWriter(client, model, temperature, config.max_reply_tokens)
 
     focal = writer("focal", config.model, config.focal_temperature)
     opposite = writer("counterparty", config.counterparty, config.counterparty_temperature)
     match = Match(
-        focal=Seat(speaker=focal, choose_for=choose_for, method=METHOD),
-        counterparty=Seat(speaker=opposite),
+        focal=Player(writer=focal, choose_for=choose_for, method=METHOD),
+        counterparty=Player(writer=opposite),
         pack=pack,
         seed=config.seed,
         max_turns=config.max_turns,
@@ -179,8 +179,8 @@ async def play_all(
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: another process writes to `path`, or a cost cap without known prices.
     """
-    speakers = match.focal.speaker, match.counterparty.speaker
-    paid_models = [s.model for s in speakers if isinstance(s, ApiSpeaker)]
+    writers = match.focal.writer, match.counterparty.writer
+    paid_models = [s.model for s in writers if isinstance(s, ApiWriter)]
     outcomes: Counter[str] = Counter()
     with _DialogueFiles(path, client, on_open) as files:
         pending = [dialogue for dialogue in planned if not files.has(dialogue.trajectory_id)]

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from emodistill.errors import ApiError
 from emodistill.llm.client import CeilingError, ChatClient, ExhaustedError, RefusedError
-from emodistill.negotiation.speakers import EmptyReplyError
+from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.offline.budget import Budget
 from emodistill.progress import Progress
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.evaluation.metrics import data_quality, num_otherwise_under
+from emodistill.evaluation.metrics import num_otherwise_under, num_unread_offers
 from emodistill.records import Judgement, Trajectory
 from emodistill.reports.tables import Evaluations
 from emodistill.runs import MANIFEST, Manifest, read_manifest
@@ -94,10 +95,12 @@ def _models(dialogues: Sequence[Trajectory]) -> str:
 
 
 def _unread(dialogues: Sequence[Trajectory]) -> str:
-    quality = data_quality(dialogues)
+    num_unread = sum(map(num_unread_offers, dialogues))
+    num_turns = sum(len(dialogue.turns) for dialogue in dialogues)
+    share = num_unread / num_turns if num_turns else math.nan
     return (
-        f"at most {quality.num_unread:,} of {quality.num_turns:,} turns "
-        f"({100 * quality.unread_share:.1f} %): they name a figure and yield no offer"
+        f"at most {num_unread:,} of {num_turns:,} turns ({100 * share:.1f} %): they name a figure "
+        "and yield no offer"
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emodistill.agents import METHODS as KNOWN_METHODS
 from emodistill.domains import DOMAINS, get_domain
+from emodistill.evaluation.methods import METHODS as KNOWN_METHODS
 from emodistill.reports.run_data import RunData, notes
 from emodistill.reports.table import Block, Cell, Column, Table
 from emodistill.reports.tables import (
@@ -39,9 +39,9 @@ def table_7(data: RunData) -> Table:
             (
                 name,
                 "language model" if method.writer == "llm" else "student",
-                "terminal R(τ)" if method.emotion == "iql" else "–",
+                "terminal R(τ)" if method.selector == "iql" else "–",
                 ", ".join(ADAPTER_WORDS[stage] for stage in adapters) or "–",
-                EMOTION_WORDS[method.emotion],
+                EMOTION_WORDS[method.selector],
             )
         )
     columns = (

@@ -6,13 +6,9 @@ from collections.abc import Iterable
 
 from emodistill.configs import EMBEDDED, TournamentConfig
 from emodistill.domains import DOMAINS
-from emodistill.evaluation.ratings import Bout, bradley_terry
-from emodistill.evaluation.tournament import (
-    EMBEDDED_OPPOSITE,
-    PairScore,
-    pair_scores,
-    tournament_matrix,
-)
+from emodistill.evaluation.metrics import summarize
+from emodistill.evaluation.ratings import bradley_terry
+from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, bouts
 from emodistill.records import Trajectory
 from emodistill.reports import paper
 from emodistill.reports.run_data import PAPER_DOMAIN, RunData, notes
@@ -36,7 +32,7 @@ def table_13(data: RunData) -> Table | None:
     names = sorted({name for pair in pairs for name in pair}, key=order_of(TOURNAMENT))
     found_blocks, missing = [], []
     for domain in sorted(data.tournament, key=order_of(DOMAINS)):
-        matrix = tournament_matrix(data.tournament[domain])
+        matrix = {pair: summarize(ts) for pair, ts in data.tournament[domain].items()}
         rows = []
         for focal in names:
             cells: list[Cell] = [focal]
@@ -84,11 +80,8 @@ def ratings(data: RunData) -> Table | None:
     """Bradley-Terry strengths from a tournament in which the seats were swapped."""
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for domain in sorted(data.tournament, key=order_of(DOMAINS)):
-        found = [
-            Bout(score.focal, score.counterparty, _score(score), score.scenario_id)
-            for score in pair_scores(data.tournament[domain])
-        ]
-        for rating in bradley_terry(found, data.resampling.num_resamples, data.resampling.seed):
+        played = bouts(data.tournament[domain])
+        for rating in bradley_terry(played, data.resampling.num_resamples, data.resampling.seed):
             interval = Range(rating.low, rating.high)
             rows.append((domain, (rating.method, rating.strength, interval, rating.num_bouts)))
     if not rows:
@@ -115,8 +108,3 @@ def ratings(data: RunData) -> Table | None:
 def _caveats(dialogues: Iterable[Trajectory]) -> list[str]:
     is_embedded = any(t.counterparty.model == EMBEDDED for t in dialogues)
     return [EMBEDDED_OPPOSITE] if is_embedded else []
-
-
-def _score(score: PairScore) -> float:
-    """Of the focal side in a bout: its share of an agreement, a draw where talks failed."""
-    return score.share if score.counterparty_share + score.share else 0.5

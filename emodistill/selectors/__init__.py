@@ -1,4 +1,4 @@
-"""Who picks the emotion of the focal agent's next turn."""
+"""Who picks the emotion of a player's next turn."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from emodistill.selectors.fixed import FixedSelector
-from emodistill.selectors.iql import IQLSelector
-from emodistill.selectors.random import RandomSelector
+from emodistill.selectors.learned import IQLSelector
+from emodistill.selectors.untrained import FixedSelector, RandomSelector
 
 if TYPE_CHECKING:
     from emodistill.negotiation.states import DialogueState
@@ -19,8 +18,8 @@ __all__ = ["FixedSelector", "IQLSelector", "RandomSelector", "Selector"]
 class Selector(Protocol):
     """A policy over emotions.
 
-    It keeps no memory between calls: what it may look at is in `state`, what it may throw dice
-    with is `rng`, so that dialogues can be interleaved, resumed and replayed.
+    It keeps no memory between calls: what it may look at is in `state`, what it may draw with is
+    `rng`, so that dialogues can be interleaved, resumed and replayed.
     """
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str | None:

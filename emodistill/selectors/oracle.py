@@ -1,4 +1,4 @@
-"""An upper bound on the simulator: knows the planted weights and who sits opposite.
+"""An upper bound on the simulator: knows the planted weights and its opponent.
 
 Needs the response model and the counterparty's hidden type, which no learned selector sees; what a
 selector falls short of it is its regret.
@@ -43,9 +43,8 @@ class OracleSelector:
         self._type = hidden_type(system, own_seed, only).name
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
-        named = [offer for offer in state.focal_offers if offer is not None]
-        demand = named[0] if named else state.focal_target
-        standing = named[-1] if named else demand
+        focal = [offer for offer in state.focal_offers if offer is not None]
+        demand, standing = (focal[0], focal[-1]) if focal else (state.focal_target,) * 2
         theirs = [offer for offer in state.counterparty_offers if offer is not None]
         reached = theirs[-1] if theirs else state.counterparty_anchor
         span = demand - state.counterparty_anchor

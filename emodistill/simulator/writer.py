@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emodistill.negotiation.speakers import Reply
+from emodistill.negotiation.writers import Reply
 from emodistill.simulator.server import complete, count_tokens
 
 

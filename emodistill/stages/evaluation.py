@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.agents import Method, get_method
 from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
+from emodistill.evaluation.matches import run_matches
+from emodistill.evaluation.methods import METHODS, Method, get_method
+from emodistill.evaluation.players import PlayerPool, PlayerSpec
 from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
@@ -19,13 +21,13 @@ from emodistill.runs import Job, Result, input_hashes
 from emodistill.settings import Cell, cell_name
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.run_files import SCENARIOS, grown, model_hashes
+from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage
 
 
 class _Details(NamedTuple):
-    focal: Any
-    counterparty: Any
-    """Players (see `evaluation.players`)."""
+    focal: PlayerSpec
+    counterparty: PlayerSpec
     reader: str | None
     pack: PromptPack
 
@@ -82,7 +84,15 @@ def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
         if "iql" in needed and "iql" not in config.cells:
             home = source if config.selector == "source" else config.domain
             needs.append(Requirement("iql", domain=home))
-        if method.adapter is not None and method.adapter not in config.cells:
+        if method.adapter is not None and method.adapter not in STAGES:
+            # Another adapter stage than ours: whoever trained it says by a name that it is there.
+            adapter = config.run / source / method.adapter / config.cell(method.adapter)
+            if not adapter.is_dir():
+                raise InputError(
+                    f"--method {config.method} is not known; use one of {', '.join(METHODS)}, or "
+                    f"train {adapter} first."
+                )
+        elif method.adapter is not None and method.adapter not in config.cells:
             adapters = (need for stage, need in needed.items() if stage != "iql")
             needs += [need._replace(domain=source) for need in adapters]
     return needs
@@ -92,14 +102,14 @@ def _player(
     config: EvaluateConfig, name: str, language_model: str | None
 ) -> tuple[Any, list[Path]]:
     """Who plays a method, and the files that it is made of."""
-    from emodistill.evaluation.players import Player, writing_temperature  # JAX
+    from emodistill.evaluation.players import writing_temperature  # JAX
 
     method = get_method(name)
     source = config.trained_on or config.domain
     cells: dict[str, str] = {}
     files: list[Path] = []
     selector_dir = adapter_dir = None
-    if method.emotion == "iql":
+    if method.selector == "iql":
         cells["iql"] = config.cell("iql")
         home = source if config.selector == "source" else config.domain
         selector_dir = config.run / home / "iql" / cells["iql"]
@@ -109,7 +119,7 @@ def _player(
         cells[stage] = config.cells.get(stage, own.cell)
         adapter_dir = config.run / source / stage / cells[stage] / "adapter"
         files += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
-    player = Player(
+    player = PlayerSpec(
         method=name,
         emotion=config.emotion,
         language_model=None if method.writer == "student" else language_model,
@@ -122,8 +132,6 @@ def _player(
 
 
 def _job(cell: Cell) -> Job:
-    from emodistill.evaluation.players import Player  # JAX
-
     config: EvaluateConfig = cell.config
     is_pair = isinstance(config, PairConfig)
     if config.method == "oracle" and not config.is_simulated:
@@ -142,7 +150,9 @@ def _job(cell: Cell) -> Job:
         name = f"{config.method}@{config.opponent}"
         label = f"tournament {name}"
     else:
-        counterparty = Player(language_model=opposite, temperature=config.counterparty_temperature)
+        counterparty = PlayerSpec(
+            language_model=opposite, temperature=config.counterparty_temperature
+        )
         folder = f"{config.method}@{opposite}".replace("/", "-")
         directory, name = config.run / config.domain / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
@@ -170,30 +180,32 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def play(job: Job) -> Result:
-    """Play the dialogues that are still missing."""
-    from emodistill.evaluation.matches import run_matches  # JAX
-    from emodistill.evaluation.players import Speakers
+def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
+    """Play the dialogues that are still missing.
 
+    Args:
+      loaded: students that several matches share (see `PlayerPool`).
+    """
     config, details = job.cell.config, job.details
 
-    async def work() -> Any:
-        async with open_client(config, job.name) as client, Speakers(config, client) as speakers:
-            return await run_matches(
+    async def work() -> Result:
+        async with (
+            open_client(config, job.name) as client,
+            PlayerPool(config, client, details.pack, loaded) as pool,
+        ):
+            played = await run_matches(
                 config,
-                label=job.name,
+                details.focal,
+                details.counterparty,
+                pool,
                 scenarios=_held_out(config.run / config.domain / SCENARIOS, config.split),
                 path=job.output,
-                client=client,
-                pack=details.pack,
-                focal=details.focal,
-                counterparty=details.counterparty,
-                speakers=speakers,
+                label=job.name,
                 reader=offer_reader(client, details.reader),
             )
+        return Result(played.summary, played.cost_usd, is_complete=played.is_complete)
 
-    played = asyncio.run(work())
-    return Result(played.summary, played.cost_usd, is_complete=played.is_complete)
+    return asyncio.run(work())
 
 
 def _held_out(path: Path, split: str) -> list[Scenario]:

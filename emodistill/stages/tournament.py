@@ -10,15 +10,19 @@ to the emotions that it hears and shows none, so that columns of such methods ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
-from emodistill.agents import get_method
 from emodistill.configs import EMBEDDED, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
+from emodistill.evaluation.methods import get_method
+from emodistill.evaluation.metrics import summarize
+from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
 from emodistill.offline.store import read_trajectories
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
+from emodistill.stages.evaluation import play
 from emodistill.stages.runner import prepare, run
 from emodistill.stages.stage import Output
 
@@ -33,15 +37,8 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
       StoppedError: stopped by the user or the ceiling on costs.
       EmodistillError: pairs have failed; the others are played.
     """
-    from emodistill.evaluation.tournament import (  # JAX
-        EMBEDDED_OPPOSITE,
-        cell_text,
-        matrix_text,
-        tournament_matrix,
-    )
-
     methods = {name: get_method(name) for name in config.methods}
-    if any(method.emotion == "oracle" for method in methods.values()):
+    if any(method.selector == "oracle" for method in methods.values()):
         raise InputError(
             "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
             "itself; see what it reaches with evaluate.py --method oracle."
@@ -57,14 +54,14 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         print(f"tournament: {EMBEDDED_OPPOSITE}")
     failed: list[str] = []
     played = played_pairs(config.run, config.domain)
-    spent_usd = 0.0
+    spent_usd, loaded = 0.0, {}  # pairs share the student's weights
     for pair, cell in cells.items():
         if config.max_cost_usd is not None:
             left = dataclasses.replace(cell.config, max_cost_usd=config.max_cost_usd - spent_usd)
             cell = cell._replace(config=left)
         name = "@".join(pair)
         try:
-            path = run(cell).path
+            path = run(cell, functools.partial(play, loaded=loaded)).path
         except StoppedError:
             raise
         except EmodistillError as error:
@@ -74,10 +71,9 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         played[pair] = path
         manifest = read_manifest(path.parent, f"{name}.manifest.json")
         spent_usd += manifest.cost_usd if manifest is not None else 0.0
-        matrix = tournament_matrix({pair: read_trajectories(path)})
-        print(f"tournament {name}: {cell_text(matrix[pair])}", flush=True)
-    dialogues = {pair: read_trajectories(played[pair]) for pair in pairs if pair in played}
-    print(f"\n{matrix_text(tournament_matrix(dialogues), config.methods)}\n", flush=True)
+        print(f"tournament {name}: {cell_text(summarize(read_trajectories(path)))}", flush=True)
+    matrix = {pair: summarize(read_trajectories(played[pair])) for pair in pairs if pair in played}
+    print(f"\n{matrix_text(matrix, config.methods)}\n", flush=True)
     if failed:
         raise EmodistillError(
             f"{len(failed)} of {len(pairs)} pairs failed, for the reasons above: "

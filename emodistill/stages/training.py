@@ -115,8 +115,8 @@ def _evaluation(cell: Cell) -> str:
 def _train_selector(job: Job) -> Result:
     from emodistill.model import keep_programs  # JAX: the other stages do without it
     from emodistill.progress import progress
-    from emodistill.train.iql import IQLProgress, train_iql  # JAX
     from emodistill.train.metrics_log import MetricsLog
+    from emodistill.train.q_learning import train_iql  # JAX
     from emodistill.train.selector_checks import (  # JAX
         MAX_UNSUPPORTED,
         MIN_SUPPORT,
@@ -141,14 +141,13 @@ def _train_selector(job: Job) -> Result:
         progress("iql", total=config.num_steps, unit="steps") as bar,
     ):
 
-        def report(update: IQLProgress) -> None:
-            note = None
-            for row in update.rows[0]:
-                log.write(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
-                note = f"critic loss {row['critic/loss']:.3f}"
-            bar.advance(update.step - bar.done, note)
+        def report(points: list[list[dict[str, float]]]) -> None:
+            for point in points[0]:
+                log.write(int(point["step"]), {k: v for k, v in point.items() if k != "step"})
+            last = points[0][-1]
+            bar.advance(int(last["step"]) - bar.done, f"critic loss {last['critic/loss']:.3f}")
 
-        (trained,) = train_iql(transitions, config, report=report)
+        (trained,) = train_iql(transitions, [config], report=report)
     networks = trained.networks
     save_selector(job.directory, networks)
     support = support_map(networks, transitions, seed=config.seed)

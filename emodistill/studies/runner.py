@@ -11,11 +11,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from emodistill.agents import Method, get_method
 from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig, StudyConfig
 from emodistill.configs.studies import EmotionStudy
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
+from emodistill.evaluation.methods import Method, get_method
 from emodistill.offline.budget import read_usage
 from emodistill.settings import Cell, Settings
 from emodistill.stages import Requirement, prepare, required_cell
@@ -24,7 +24,7 @@ from emodistill.stages.reporting import report_study
 from emodistill.studies.arms import PlannedArm, plan_arms
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
 
-TRAINED_ONLY = Method(writer="student", emotion="none")
+TRAINED_ONLY = Method(writer="student", selector="none")
 """The method of an arm that nobody plays."""
 SHARED = (
     *("run", "seed", "provider", "base_url"),

@@ -11,7 +11,7 @@ Axes: N transitions, S state, A emotions, K policies, C clusters, B batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,16 @@ from scipy.cluster.vq import kmeans2
 from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.seeding import derive, stream
-from emodistill.train.iql import critic_layers, forward, taken, train_iql
+from emodistill.train.q_learning import (
+    Data,
+    Layers,
+    at_action,
+    critic_loss,
+    device_data,
+    forward,
+    initial_networks,
+    train_iql,
+)
 from emodistill.train.selector_files import SelectorNetworks
 from emodistill.train.transitions import Transitions
 
@@ -61,14 +70,6 @@ class Support(NamedTuple):
         }
 
 
-def policy_of(networks: SelectorNetworks, observation_NS: np.ndarray) -> np.ndarray:
-    """The policy's probabilities, float32 [N, A]."""
-    logits_NA = networks.policy_logits(observation_NS).astype(np.float64)
-    logits_NA -= logits_NA.max(axis=1, keepdims=True)
-    weights_NA = np.exp(logits_NA)
-    return (weights_NA / weights_NA.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
 def support_map(networks: SelectorNetworks, transitions: Transitions, *, seed: int) -> Support:
     """Cluster the data's states (k-means) and count emotions, the data's and the policy's."""
     states_NS = transitions.observation_NS.astype(np.float64)
@@ -78,7 +79,8 @@ def support_map(networks: SelectorNetworks, transitions: Transitions, *, seed: i
     )
     data_CA = np.zeros((num_clusters, len(EMOTIONS)), np.int64)
     np.add.at(data_CA, (label_N, transitions.action_N), 1)
-    policy_NA = policy_of(networks, transitions.observation_NS).astype(np.float64)
+    # Rounded to float32, as the policies of fitted Q are.
+    policy_NA = networks.probabilities(transitions.observation_NS).astype(np.float32)
     policy_CA = np.zeros(data_CA.shape)
     np.add.at(policy_CA, label_N, policy_NA)
     unsupported = float(policy_CA[data_CA < MIN_SUPPORT].sum() / policy_CA.sum())
@@ -92,26 +94,21 @@ def estimated_values(
     cloning = dataclasses.replace(
         config, advantage_scale=NO_SCALE, num_steps=min(config.num_steps, FQE_STEPS)
     )
-    (cloned,) = train_iql(transitions, cloning)
-    num_actions = len(EMOTIONS)
+    (cloned,) = train_iql(transitions, [cloning])
 
-    def uniform(observation_NS: np.ndarray) -> np.ndarray:
-        return np.full((len(observation_NS), num_actions), 1 / num_actions, np.float32)
+    def uniform(states_NS: np.ndarray) -> np.ndarray:
+        return np.full((len(states_NS), len(EMOTIONS)), 1 / len(EMOTIONS))
 
     policies = {
-        "iql": lambda states_NS: policy_of(networks, states_NS),
-        "behaviour-cloning": lambda states_NS: policy_of(cloned.networks, states_NS),
+        "iql": networks.probabilities,
+        "behaviour-cloning": cloned.networks.probabilities,
         "random": uniform,
     }
-    tables = {
-        name: (policy(transitions.observation_NS), policy(transitions.next_observation_NS))
-        for name, policy in policies.items()
-    }
-    return fitted_q_values(tables, transitions, config)
+    return fitted_q_values(policies, transitions, config)
 
 
 def fitted_q_values(
-    policies: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    policies: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     transitions: Transitions,
     config: IQLConfig,
     *,
@@ -120,54 +117,48 @@ def fitted_q_values(
     """Fitted Q-evaluation of several policies in one program.
 
     Args:
-      policies: name -> probabilities at each state and at each next state, [N, A].
+      policies: name -> what gives the emotions' probabilities [N, A] at states [N, S].
 
     Returns: the mean of Σ π(e | s) Q(s, e) over the dialogues' first states.
     """
-    now_KNA, next_KNA = (jnp.asarray(np.stack(x)) for x in zip(*policies.values(), strict=True))
-    observation_NS = jnp.asarray(transitions.observation_NS)
-    following_NS = jnp.asarray(transitions.next_observation_NS)
-    action_N, reward_N = jnp.asarray(transitions.action_N), jnp.asarray(transitions.reward_N)
-    continues_N = jnp.asarray(~transitions.terminal_N, jnp.float32)
-    layers = critic_layers(config.seed, observation_NS.shape[1], config.hidden_width)
-    layers_K = jax.tree.map(lambda x: jnp.stack([x] * len(policies)), layers)
+    data = device_data(transitions)
+    seeds = [config.seed] * len(policies)
+    networks = initial_networks(seeds, data.observation.shape[1], config.hidden_width)
     optimizer = optax.adam(FQE_RATE)
 
-    def loss(layers: Any, target: Any, rows_B: jax.Array, next_NA: jax.Array) -> jax.Array:
-        q_BA = forward(layers, observation_NS[rows_B])
-        next_q_BA = forward(target, following_NS[rows_B])
-        next_value_B = jnp.sum(next_NA[rows_B] * next_q_BA, axis=1)
-        wanted_B = reward_N[rows_B] + config.discount * continues_N[rows_B] * next_value_B
-        q_B = taken(q_BA, action_N[rows_B])
-        return jnp.mean((q_B - jax.lax.stop_gradient(wanted_B)) ** 2)
+    def loss(layers: Layers, target: Layers, batch: Data, next_policy_BA: jax.Array) -> jax.Array:
+        next_value_B = jnp.sum(next_policy_BA * forward(target, batch.next_observation), axis=1)
+        bellman_B = batch.reward + config.discount * batch.continues * next_value_B
+        q_B = at_action(forward(layers, batch.observation), batch.action)
+        return critic_loss(q_B, jax.lax.stop_gradient(bellman_B))
 
-    def update(
-        layers: Any, target: Any, moments: Any, rows_B: jax.Array, next_NA: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        grads = jax.grad(loss)(layers, target, rows_B, next_NA)
-        steps, moments = optimizer.update(grads, moments)
+    def update(carry: tuple, next_policy_NA: jax.Array, index_B: jax.Array) -> tuple:
+        layers, target, opt_state = carry
+        batch = jax.tree.map(lambda array: array[index_B], data)
+        grads = jax.grad(loss)(layers, target, batch, next_policy_NA[index_B])
+        steps, opt_state = optimizer.update(grads, opt_state)
         layers = optax.apply_updates(layers, steps)
         target = jax.tree.map(lambda t, q: t + FQE_POLYAK * (q - t), target, layers)
-        return layers, target, moments
+        return layers, target, opt_state
 
     @jax.jit
-    def evaluate(layers_K: Any, rows_LB: jax.Array) -> jax.Array:
-        def step(carry: Any, rows_B: jax.Array) -> tuple[Any, None]:
-            every = jax.vmap(update, in_axes=(0, 0, 0, None, 0))
-            layers_K, target_K, moments_K = carry
-            return every(layers_K, target_K, moments_K, rows_B, next_KNA), None
+    def evaluate(
+        layers_K: Layers, policy_KNA: jax.Array, next_policy_KNA: jax.Array, index_LB: jax.Array
+    ) -> jax.Array:
+        def step(carry_K: tuple, index_B: jax.Array) -> tuple[tuple, None]:
+            return jax.vmap(update, in_axes=(0, 0, None))(carry_K, next_policy_KNA, index_B), None
 
-        start = (layers_K, layers_K, jax.vmap(optimizer.init)(layers_K))
-        (layers_K, _, _), _ = jax.lax.scan(step, start, rows_LB)
-
-        def value(layers: Any, now_NA: jax.Array) -> jax.Array:
-            q_NA = forward(layers, observation_NS)
-            return jnp.sum(now_NA * q_NA, axis=1)
-
-        return jax.vmap(value)(layers_K, now_KNA)
+        start_K = layers_K, layers_K, jax.vmap(optimizer.init)(layers_K)
+        (trained_K, *_), _ = jax.lax.scan(step, start_K, index_LB)
+        q_KNA = jax.vmap(forward, in_axes=(0, None))(trained_K, data.observation)
+        return jnp.sum(policy_KNA * q_KNA, axis=2)
 
     shape = (num_steps, min(config.batch_size, len(transitions)))
-    rows_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
-    value_KN = np.asarray(evaluate(layers_K, rows_LB))
+    index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
+    policy_KNA, next_policy_KNA = (
+        np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)
+        for states_NS in (transitions.observation_NS, transitions.next_observation_NS)
+    )
+    value_KN = np.asarray(evaluate(networks["critic"], policy_KNA, next_policy_KNA, index_LB))
     means_K = value_KN[:, transitions.starts].mean(axis=1)
     return {name: float(mean) for name, mean in zip(policies, means_K, strict=True)}

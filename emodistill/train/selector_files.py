@@ -12,11 +12,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from scipy.special import softmax
 
 from emodistill.configs import StateKind
 from emodistill.emotions import EMOTIONS
@@ -29,6 +30,11 @@ ARRAYS = "selector.safetensors"
 SCHEMA = 1
 HEADS = {"value": 1, "critic": len(EMOTIONS), "actor": len(EMOTIONS)}
 """The three networks and how many numbers each gives for a state."""
+
+PolicyKind = Literal["network", "closed-form"]
+"""`network` is the policy network fitted by advantage-weighted regression; `closed-form` is
+exp(β(Q − V)) itself, normalised over the emotions. The two agree where the data's behaviour was
+uniform, as a sweep's is, and the networks fit."""
 
 Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """(kernel [inputs, outputs], bias [outputs]) per layer; ReLU between layers."""
@@ -50,13 +56,12 @@ class SelectorNetworks:
     def num_features(self) -> int:
         return self.actor[0][0].shape[0]
 
-    def policy_logits(self, observation_S: np.ndarray) -> np.ndarray:
-        """Unnormalised log-probabilities [A] of the policy network."""
-        return forward(self.actor, observation_S)
-
-    def advantages(self, observation_S: np.ndarray) -> np.ndarray:
-        """A(s, e) = Q(s, e) − V(s) for all emotions, [A] (Eq. 15)."""
-        return forward(self.critic, observation_S) - forward(self.value, observation_S)
+    def probabilities(self, observation: np.ndarray, policy: PolicyKind = "network") -> np.ndarray:
+        """The policy at one state [S] or several [N, S]: float64 [A] or [N, A], sums to one."""
+        if policy == "network":
+            return softmax(forward(self.actor, observation).astype(np.float64), axis=-1)
+        advantages = forward(self.critic, observation) - forward(self.value, observation)  # Eq. 15
+        return softmax(self.advantage_scale * advantages.astype(np.float64), axis=-1)
 
 
 def forward(layers: Layers, observation: np.ndarray) -> np.ndarray:
@@ -111,26 +116,22 @@ def load_selector(directory: Path) -> SelectorNetworks:
     if description.get("emotions") != list(EMOTIONS):
         raise InputError(f"{path}: its emotions are not the 28 labels used here. Train it again.")
     try:
-        num_layers = description["num_layers"]
+        num_features = description["num_features"]
         networks = {
             name: tuple(
                 (arrays[f"{name}/{layer}/kernel"], arrays[f"{name}/{layer}/bias"])
-                for layer in range(num_layers)
+                for layer in range(description["num_layers"])
             )
             for name in HEADS
         }
-        for name, layers in networks.items():
-            _check_shapes(name, layers, description["num_features"], where=directory)
-        return SelectorNetworks(
-            **networks,
-            state=description["state"],
-            advantage_scale=description["advantage_scale"],
-            settings=description["settings"],
-        )
+        settings = {key: description[key] for key in ("state", "advantage_scale", "settings")}
     except KeyError as error:
         raise InputError(
             f"{directory}: {error} is missing from the selector. Train it again."
         ) from None
+    for name, layers in networks.items():
+        _check_shapes(name, layers, num_features, where=directory / ARRAYS)
+    return SelectorNetworks(**networks, **settings)
 
 
 def _check_shapes(name: str, layers: Layers, num_features: int, *, where: Path) -> None:
@@ -138,9 +139,9 @@ def _check_shapes(name: str, layers: Layers, num_features: int, *, where: Path) 
     for layer, (kernel, bias) in enumerate(layers):
         if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
             raise InputError(
-                f"{where / ARRAYS}: {name}/{layer} has kernel {kernel.shape} and bias {bias.shape} "
+                f"{where}: {name}/{layer} has kernel {kernel.shape} and bias {bias.shape} "
                 f"where {width} inputs arrive. Train the selector again."
             )
         width = kernel.shape[1]
     if width != HEADS[name]:
-        raise InputError(f"{where / ARRAYS}: {name} gives {width} numbers, not {HEADS[name]}.")
+        raise InputError(f"{where}: {name} gives {width} numbers, not {HEADS[name]}.")

@@ -5,7 +5,6 @@ Free of jax. Axes: N transitions, S state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,13 +38,14 @@ class Transitions:
     """Which dialogue each is from; those of one dialogue stand together, in its order."""
     state: StateKind
     num_dialogues: int
-    num_truncated: int
+    num_truncated: int = 0
     """Dialogues cut off by a failure, left out."""
-    num_without_reward: int
+    num_without_reward: int = 0
     """Focal turns that lack the judge's score, left out."""
-    num_without_emotion: int
+    num_without_emotion: int = 0
     """Focal turns spoken without an emotion, left out."""
-    left_out_scenarios: tuple[str, ...]
+    left_out_scenarios: tuple[str, ...] = ()
+    """Scenarios with too few scores to be normalised."""
 
     def __len__(self) -> int:
         return len(self.action_N)
@@ -74,45 +74,42 @@ def make_transitions(
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     rewards = iql_rewards(table, signal)
-    truncated = [is_truncated(trajectory, max_turns) for trajectory in trajectories]
-    observations: list[np.ndarray] = []
-    next_observations: list[np.ndarray] = []
-    kept: list[tuple[int, float, bool, int]] = []
-    num_without_emotion = num_without_reward = 0
-    for row in range(len(table)):
-        position = int(table.trajectory_index[row])
-        if truncated[position]:
-            continue
-        trajectory, is_last = trajectories[position], bool(table.is_last[row])
-        turn = trajectory.turns[table.turn_index[row]]
-        if turn.emotion is None:
-            num_without_emotion += 1
-            continue
-        if math.isnan(rewards[row]):
-            num_without_reward += 1
-            continue
-        next_turn = len(trajectory.turns) if is_last else int(table.turn_index[row + 1])
-        for turns_before, out in ((turn.index, observations), (next_turn, next_observations)):
-            before = trajectory.turns[:turns_before]
-            out.append(features(DialogueState.from_turns(trajectory, before, max_turns), state))
-        kept.append((EMOTION_INDEX[turn.emotion], float(rewards[row]), is_last, position))
-    if not kept:
+    is_cut = np.array([is_truncated(trajectory, max_turns) for trajectory in trajectories], bool)
+    turns = [
+        trajectories[dialogue].turns[index]
+        for dialogue, index in zip(table.trajectory_index, table.turn_index, strict=True)
+    ]
+    has_emotion = np.array([turn.emotion is not None for turn in turns], bool)
+    has_reward = ~np.isnan(rewards)
+    is_whole = ~is_cut[table.trajectory_index]
+    num_without_emotion = int(np.sum(is_whole & ~has_emotion))
+    num_without_reward = int(np.sum(is_whole & has_emotion & ~has_reward))
+    rows = np.flatnonzero(is_whole & has_emotion & has_reward).tolist()
+    if not rows:
         raise InputError(
             f"{len(trajectories)} trajectories give no transition for signal={signal!r}: "
-            f"{sum(truncated)} are cut off, {num_without_emotion} turns have no emotion and "
+            f"{is_cut.sum()} are cut off, {num_without_emotion} turns have no emotion and "
             f"{num_without_reward} no score. Sweep and judge more dialogues."
         )
-    action, reward, terminal, dialogue = zip(*kept, strict=True)
+
+    def observed(row: int, num_turns: int | None) -> np.ndarray:
+        trajectory = trajectories[table.trajectory_index[row]]
+        before = trajectory.turns[:num_turns]
+        return features(DialogueState.from_turns(trajectory, before, max_turns), state)
+
+    def next_turn(row: int) -> int | None:
+        return None if table.is_last[row] else int(table.turn_index[row + 1])
+
     return Transitions(
-        observation_NS=np.stack(observations).astype(np.float32),
-        action_N=np.array(action, np.int32),
-        reward_N=np.array(reward, np.float32),
-        next_observation_NS=np.stack(next_observations).astype(np.float32),
-        terminal_N=np.array(terminal, bool),
-        dialogue_N=np.array(dialogue, np.int32),
+        observation_NS=np.stack([observed(row, table.turn_index[row]) for row in rows]),
+        action_N=np.array([EMOTION_INDEX[turns[row].emotion] for row in rows], np.int32),
+        reward_N=rewards[rows].astype(np.float32),
+        next_observation_NS=np.stack([observed(row, next_turn(row)) for row in rows]),
+        terminal_N=table.is_last[rows],
+        dialogue_N=table.trajectory_index[rows].astype(np.int32),
         state=state,
-        num_dialogues=len(trajectories) - sum(truncated),
-        num_truncated=sum(truncated),
+        num_dialogues=int(np.sum(~is_cut)),
+        num_truncated=int(np.sum(is_cut)),
         num_without_reward=num_without_reward,
         num_without_emotion=num_without_emotion,
         left_out_scenarios=left_out_scenarios(table, rewards),

@@ -1,25 +1,20 @@
 """The learned selector: samples the policy that IQL extracted (paper, Eq. 15).
 
-`network` is the policy network fitted by advantage-weighted regression; `closed-form` is
-exp(β(Q − V)) itself, normalised over the emotions. The two agree where the data's behaviour was
-uniform, as a sweep's is, and the networks fit. Runs in NumPy: a state costs some tens of
-microseconds, and asking for one never compiles anything.
+Runs in NumPy: a state costs some tens of microseconds, and asking for one never compiles anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self, get_args
 
 import numpy as np
 
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.negotiation.states import DialogueState, features, num_features
-from emodistill.train.selector_files import SelectorNetworks, load_selector
-
-PolicyKind = Literal["network", "closed-form"]
+from emodistill.negotiation.states import DialogueState, feature_names, features
+from emodistill.train.selector_files import PolicyKind, SelectorNetworks, load_selector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +22,8 @@ class IQLSelector:
     """Samples an emotion from the trained policy, or takes its mode if `greedy`.
 
     Raises:
-      InputError: the networks read another number of features than their kind of state has.
+      InputError: an unknown policy, or the networks read another number of features than their
+        kind of state has.
     """
 
     networks: SelectorNetworks
@@ -35,9 +31,9 @@ class IQLSelector:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        if self.policy not in ("network", "closed-form"):
+        if self.policy not in get_args(PolicyKind):
             raise InputError(f"policy={self.policy!r} is neither 'network' nor 'closed-form'.")
-        expected = num_features(self.networks.state)
+        expected = len(feature_names(self.networks.state))
         if self.networks.num_features != expected:
             raise InputError(
                 f"the selector reads {self.networks.num_features} features, but "
@@ -49,18 +45,9 @@ class IQLSelector:
         """Read the selector that training left in `directory`."""
         return cls(networks=load_selector(directory), policy=policy, greedy=greedy)
 
-    def logits(self, observation_S: np.ndarray) -> np.ndarray:
-        """Unnormalised log-probabilities of the emotions, float64 [A]."""
-        if self.policy == "network":
-            return self.networks.policy_logits(observation_S).astype(np.float64)
-        advantages = self.networks.advantages(observation_S).astype(np.float64)
-        return self.networks.advantage_scale * advantages
-
     def probabilities(self, state: DialogueState) -> np.ndarray:
         """The policy at a state, float64 [A]; sums to one."""
-        logits = self.logits(features(state, self.networks.state))
-        weights = np.exp(logits - logits.max())
-        return weights / weights.sum()
+        return self.networks.probabilities(features(state, self.networks.state), self.policy)
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
         probabilities = self.probabilities(state)

@@ -2,7 +2,7 @@
 
 The whole training is one compiled program: transitions live on the device, a scan runs over the
 steps, and several runs (seeds, or a grid of settings) are a leading axis. Between its chunks the
-host draws the rows of the next minibatches, passes on metrics, shows progress.
+host draws the next minibatches, passes on metrics, shows progress.
 
 Departures from the paper: the three losses are taken at the same parameters and applied by one
 Adam (no shared weights, so it is three optimisers in one); states are clipped features, not text;
@@ -13,13 +13,13 @@ Axes: K runs, N transitions, B batch, S state, A emotions, P logged points, L st
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +33,16 @@ from emodistill.train.transitions import Transitions
 
 NUM_HIDDEN_LAYERS = 2
 MAX_POINTS = 1000
-"""Most rows of metrics that a run logs; each is the mean over the steps since the row before."""
+"""Most points that a run logs, each the mean over the steps since the one before: as many as a
+curve can show, in a file of some hundred kilobytes."""
 NUM_CHUNKS = 50
-"""Calls of the compiled program; between two of them progress is reported."""
+"""Calls of the compiled program, between which progress is reported: every 2 % is enough for a bar
+and costs nothing beside the training itself."""
 
-Params = dict[str, list[tuple[jax.Array, jax.Array]]]
-"""Network name -> (kernel, bias) per layer."""
+Layers = list[tuple[jax.Array, jax.Array]]
+"""(kernel, bias) per layer."""
+Params = dict[str, Layers]
+"""Network name -> its layers."""
 
 
 def value_loss(value_B: jax.Array, target_q_B: jax.Array, expectile: jax.Array) -> jax.Array:
@@ -58,17 +62,19 @@ def actor_loss(log_prob_B: jax.Array, weight_B: jax.Array) -> jax.Array:
 
 
 class _Settings(NamedTuple):
-    """Numbers that a run may vary without another compilation."""
+    """[K] numbers that runs may vary without another compilation."""
 
-    expectile: Any
-    advantage_scale: Any
-    discount: Any
-    learning_rate: Any
-    polyak: Any
-    weight_cap: Any
+    expectile: jax.Array
+    advantage_scale: jax.Array
+    discount: jax.Array
+    learning_rate: jax.Array
+    polyak: jax.Array
+    weight_cap: jax.Array
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
+    """Transitions on the device; `continues` is 0 where one is terminal, else 1."""
+
     observation: jax.Array
     action: jax.Array
     reward: jax.Array
@@ -78,17 +84,18 @@ class _Data(NamedTuple):
 
 class _State(NamedTuple):
     params: Params
-    target: list[tuple[jax.Array, jax.Array]]
-    moments: optax.OptState
+    target: Layers
+    opt_state: optax.OptState
 
 
 _ADAM = optax.scale_by_adam()
 
 
-def _init(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
-    """He-uniform hidden layers; last layers near zero, so that the policy starts uniform.
+def initial_networks(seeds: Sequence[int], num_inputs: int, width: int) -> Params:
+    """New networks of several runs, whose leaves have the runs as leading axis.
 
-    NumPy makes the numbers, which spares a compilation; leaves have the runs as leading axis.
+    He-uniform hidden layers; last layers near zero, so that the policy starts uniform. NumPy makes
+    the numbers, which spares a compilation.
     """
     rngs = [stream(seed, "iql", "init") for seed in seeds]
     params: Params = {}
@@ -100,21 +107,16 @@ def _init(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
             kernels = [rng.uniform(-bound, bound, (fan_in, fan_out)) for rng in rngs]
             kernel_K = jnp.asarray(np.stack(kernels), jnp.float32)
             params[name].append((kernel_K, jnp.zeros((len(seeds), fan_out), jnp.float32)))
-    zeros = jax.tree.map(np.zeros_like, params)
-    moments = optax.ScaleByAdamState(
-        count=jnp.zeros(len(seeds), jnp.int32),
-        mu=jax.tree.map(jnp.asarray, zeros),
-        nu=jax.tree.map(jnp.array, zeros),
-    )
-    return _State(params, jax.tree.map(jnp.array, params["critic"]), moments)
+    return params
 
 
-def critic_layers(seed: int, num_inputs: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
-    """A new critic."""
-    return jax.tree.map(lambda leaf: leaf[0], _init([seed], num_inputs, width).params["critic"])
+def _initial_state(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
+    params = initial_networks(seeds, num_inputs, width)
+    # A copy: the state is donated, and a buffer can't be given away twice.
+    return _State(params, jax.tree.map(jnp.array, params["critic"]), jax.vmap(_ADAM.init)(params))
 
 
-def forward(layers: list[tuple[jax.Array, jax.Array]], observation_BS: jax.Array) -> jax.Array:
+def forward(layers: Layers, observation_BS: jax.Array) -> jax.Array:
     """A ReLU network on states."""
     hidden = observation_BS
     for kernel, bias in layers[:-1]:
@@ -123,17 +125,17 @@ def forward(layers: list[tuple[jax.Array, jax.Array]], observation_BS: jax.Array
     return hidden @ kernel + bias[None]
 
 
-def taken(values_BA: jax.Array, action_B: jax.Array) -> jax.Array:
-    """The value of each row's action, [B].
+def at_action(values_BA: jax.Array, action_B: jax.Array) -> jax.Array:
+    """The value of each transition's action, [B].
 
-    A sum, since the gradient of an index is a scatter, which XLA does place by place on CPU.
+    A sum, since the gradient of an index is a scatter, which XLA does element by element on CPU.
     """
-    is_taken_BA = jax.nn.one_hot(action_B, values_BA.shape[1], dtype=values_BA.dtype)
-    return jnp.sum(values_BA * is_taken_BA, axis=1)
+    one_hot_BA = jax.nn.one_hot(action_B, values_BA.shape[1], dtype=values_BA.dtype)
+    return jnp.sum(values_BA * one_hot_BA, axis=1)
 
 
 def _losses(
-    params: Params, target: list, batch: _Data, settings: _Settings
+    params: Params, target: Layers, batch: Data, settings: _Settings
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum of the three losses and a step's metrics; each loss reaches its own network only."""
     fixed = jax.lax.stop_gradient
@@ -141,8 +143,8 @@ def _losses(
     q_BA = forward(params["critic"], batch.observation)
     logits_BA = forward(params["actor"], batch.observation)
     next_value_B1 = forward(fixed(params["value"]), batch.next_observation)
-    value_B, q_B = value_B1[:, 0], taken(q_BA, batch.action)
-    target_q_B = fixed(taken(forward(target, batch.observation), batch.action))
+    value_B, q_B = value_B1[:, 0], at_action(q_BA, batch.action)
+    target_q_B = fixed(at_action(forward(target, batch.observation), batch.action))
     advantage_B = target_q_B - fixed(value_B)
     raw_weight_B = jnp.exp(settings.advantage_scale * advantage_B)
     weight_B = jnp.minimum(raw_weight_B, settings.weight_cap)
@@ -151,7 +153,7 @@ def _losses(
     losses = {
         "value/loss": value_loss(value_B, target_q_B, settings.expectile),
         "critic/loss": critic_loss(q_B, bellman_B),
-        "actor/loss": actor_loss(taken(log_probs_BA, batch.action), weight_B),
+        "actor/loss": actor_loss(at_action(log_probs_BA, batch.action), weight_B),
     }
     metrics = losses | {
         "value/mean": jnp.mean(value_B),
@@ -166,23 +168,23 @@ def _losses(
 
 
 def _update(
-    state: _State, rows_B: jax.Array, data: _Data, settings: _Settings
+    state: _State, index_B: jax.Array, data: Data, settings: _Settings
 ) -> tuple[_State, dict[str, jax.Array]]:
-    """One step on the transitions `rows_B`: Adam on all networks, then the Polyak target."""
-    batch = jax.tree.map(lambda array: array[rows_B], data)
+    """One step on the transitions `index_B`: Adam on all networks, then the Polyak target."""
+    batch = jax.tree.map(lambda array: array[index_B], data)
     gradients, metrics = jax.grad(_losses, has_aux=True)(
         state.params, state.target, batch, settings
     )
-    steps, moments = _ADAM.update(gradients, state.moments)
+    steps, opt_state = _ADAM.update(gradients, state.opt_state)
     params = jax.tree.map(lambda p, s: p - settings.learning_rate * s, state.params, steps)
     target = jax.tree.map(
         lambda t, q: t + settings.polyak * (q - t), state.target, params["critic"]
     )
-    return _State(params, target, moments), metrics
+    return _State(params, target, opt_state), metrics
 
 
 def _train_run(
-    state: _State, settings: _Settings, rows_PLB: jax.Array, num_steps_P: jax.Array, data: _Data
+    state: _State, settings: _Settings, index_PLB: jax.Array, num_steps_P: jax.Array, data: Data
 ) -> tuple[_State, dict[str, jax.Array]]:
     """Train one run for P points of up to L steps on the given minibatches; metrics [P] are means.
 
@@ -191,24 +193,24 @@ def _train_run(
     """
 
     def point(state: _State, inputs: tuple) -> tuple[_State, dict[str, jax.Array]]:
-        rows_LB, num_steps = inputs
+        index_LB, num_steps = inputs
 
         def step(number: jax.Array, carry: tuple) -> tuple:
             state, sums = carry
-            state, metrics = _update(state, rows_LB[number], data, settings)
+            state, metrics = _update(state, index_LB[number], data, settings)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        shapes = jax.eval_shape(_update, state, rows_LB[0], data, settings)[1]
+        shapes = jax.eval_shape(_update, state, index_LB[0], data, settings)[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state, sums = jax.lax.fori_loop(0, num_steps, step, (state, zeros))
         return state, jax.tree.map(lambda total: total / jnp.maximum(num_steps, 1), sums)
 
-    return jax.lax.scan(point, state, (rows_PLB, num_steps_P))
+    return jax.lax.scan(point, state, (index_PLB, num_steps_P))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def _train_chunk(
-    state: _State, data: _Data, settings: _Settings, rows_KPLB: jax.Array, num_steps_P: jax.Array
+    state: _State, data: Data, settings: _Settings, index_KPLB: jax.Array, num_steps_P: jax.Array
 ) -> tuple[_State, dict[str, jax.Array]]:
     """Train all runs, metrics [K, P].
 
@@ -218,24 +220,16 @@ def _train_chunk(
     if jax.default_backend() == "cpu":
 
         def train(run: tuple) -> tuple[_State, dict[str, jax.Array]]:
-            state, settings, rows_PLB = run
-            return _train_run(state, settings, rows_PLB, num_steps_P, data)
+            state, settings, index_PLB = run
+            return _train_run(state, settings, index_PLB, num_steps_P, data)
 
-        return jax.lax.map(train, (state, settings, rows_KPLB))
+        return jax.lax.map(train, (state, settings, index_KPLB))
     side_by_side = jax.vmap(_train_run, in_axes=(0, 0, 0, None, None))
-    return side_by_side(state, settings, rows_KPLB, num_steps_P, data)
-
-
-class IQLProgress(NamedTuple):
-    """What a chunk adds: steps done so far, and its new rows of metrics for every run."""
-
-    step: int
-    num_steps: int
-    rows: list[list[dict[str, float]]]
+    return side_by_side(state, settings, index_KPLB, num_steps_P, data)
 
 
 class IQLRun(NamedTuple):
-    """A trained selector and its metrics, one row (with its `step`) a logged point."""
+    """A trained selector and its metrics, one dictionary (with its `step`) a logged point."""
 
     networks: SelectorNetworks
     metrics: list[dict[str, float]]
@@ -243,24 +237,14 @@ class IQLRun(NamedTuple):
 
 def train_iql(
     transitions: Transitions,
-    config: IQLConfig,
-    *,
-    seeds: Sequence[int] | None = None,
-    report: Callable[[IQLProgress], None] | None = None,
-) -> list[IQLRun]:
-    """Train one selector per seed (`config.seed` without any), all in one program."""
-    chosen = (config.seed,) if seeds is None else seeds
-    configs = [dataclasses.replace(config, seed=seed) for seed in chosen]
-    return train_iql_grid(transitions, configs, report=report)
-
-
-def train_iql_grid(
-    transitions: Transitions,
     configs: Sequence[IQLConfig],
     *,
-    report: Callable[[IQLProgress], None] | None = None,
+    report: Callable[[list[list[dict[str, float]]]], None] = lambda points: None,
 ) -> list[IQLRun]:
-    """Train one selector per configuration, side by side.
+    """Train one selector per configuration, all in one program.
+
+    Args:
+      report: called after each chunk with the points that it adds to every run's metrics.
 
     Raises:
       InputError: the configurations differ in what shapes the program (steps, batch, width), or
@@ -282,36 +266,31 @@ def train_iql_grid(
             f"state={shared.state!r}, but the transitions hold {transitions.state!r} features. "
             "Make them again with the state that is asked for."
         )
+    data, settings = device_data(transitions), _settings(configs)
     seeds = [config.seed for config in configs]
-    state = _init(seeds, transitions.observation_NS.shape[1], shared.hidden_width)
+    state = _initial_state(seeds, data.observation.shape[1], shared.hidden_width)
     rngs = [stream(seed, "iql", "batches") for seed in seeds]
-    data, settings = _data(transitions), _settings(configs)
     num_steps = shared.num_steps
     steps_per_point = math.ceil(num_steps / MAX_POINTS)
-    num_points = math.ceil(num_steps / steps_per_point)
-    points = math.ceil(num_points / NUM_CHUNKS)
-    rows: list[list[dict[str, float]]] = [[] for _ in configs]
-    for first_point in range(0, num_points, points):
-        first_step = first_point * steps_per_point
-        starts = first_step + steps_per_point * np.arange(points)
-        shape = (points, steps_per_point, shared.batch_size)
-        drawn = [rng.integers(len(transitions), size=shape, dtype=np.int32) for rng in rngs]
-        state, metrics = _train_chunk(
-            state,
-            data,
-            settings,
-            np.stack(drawn),
-            np.clip(num_steps - starts, 0, steps_per_point),
+    points_per_chunk = math.ceil(math.ceil(num_steps / steps_per_point) / NUM_CHUNKS)
+    shape = points_per_chunk, steps_per_point, shared.batch_size
+    runs: list[list[dict[str, float]]] = [[] for _ in configs]
+    for first_step in range(0, num_steps, points_per_chunk * steps_per_point):
+        start_P = first_step + steps_per_point * np.arange(points_per_chunk)
+        num_steps_P = np.clip(num_steps - start_P, 0, steps_per_point)
+        index_KPLB = np.stack(
+            [rng.integers(len(transitions), size=shape, dtype=np.int32) for rng in rngs]
         )
-        done = min(first_point + points, num_points)
-        ends = [min((p + 1) * steps_per_point, num_steps) for p in range(first_point, done)]
-        new_rows = _rows(metrics, ends, num_runs=len(configs))
-        for run, added in zip(rows, new_rows, strict=True):
-            run.extend(added)
-        if report is not None:
-            report(IQLProgress(ends[-1], num_steps, new_rows))
+        state, metrics = _train_chunk(state, data, settings, index_KPLB, num_steps_P)
+        points = _points(metrics, (start_P + num_steps_P)[num_steps_P > 0].tolist())
+        for run, added in zip(runs, points, strict=True):
+            run += added
+        report(points)
     params = jax.device_get(state.params)
-    return [IQLRun(_networks(params, run, config), rows[run]) for run, config in enumerate(configs)]
+    return [
+        IQLRun(_networks(params, run, config), points)
+        for run, (config, points) in enumerate(zip(configs, runs, strict=True))
+    ]
 
 
 def _settings(configs: Sequence[IQLConfig]) -> _Settings:
@@ -319,48 +298,54 @@ def _settings(configs: Sequence[IQLConfig]) -> _Settings:
     return _Settings(*(jnp.asarray(column, jnp.float32) for column in columns))
 
 
-def _data(transitions: Transitions) -> _Data:
-    return _Data(
+def device_data(transitions: Transitions) -> Data:
+    """The transitions as arrays of JAX, their shapes and types checked."""
+    data = Data(
         jnp.asarray(transitions.observation_NS),
         jnp.asarray(transitions.action_N),
         jnp.asarray(transitions.reward_N),
         jnp.asarray(transitions.next_observation_NS),
         jnp.asarray(~transitions.terminal_N, jnp.float32),
     )
+    chex.assert_shape(data.observation, (len(transitions), None))
+    chex.assert_equal_shape((data.observation, data.next_observation))
+    chex.assert_shape((data.action, data.reward, data.continues), (len(transitions),))
+    chex.assert_type(data, [jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32])
+    return data
 
 
-def _rows(
-    metrics: dict[str, jax.Array], ends: list[int], *, num_runs: int
-) -> list[list[dict[str, float]]]:
-    """Metrics [K, points] as rows per run; points past the last step are dropped."""
-    values = {name: np.asarray(array).T for name, array in metrics.items()}
-    bad = [
-        (int(point), name, int(run))
-        for name, array in values.items()
-        for point, run in np.argwhere(~np.isfinite(array[: len(ends)]))
-    ]
-    if bad:
-        point, name, run = min(bad)
-        raise DivergenceError(
-            f"IQL: {name} is {values[name][point, run]} by step {ends[point]} (run {run}). Lower "
-            "learning_rate, or look for extreme rewards in the data."
-        )
-    return [
+def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[str, float]]]:
+    """Metrics [K, P] as each run's points, which end at the steps `ends`; P may be longer."""
+    values: dict[str, list[list[float]]] = {
+        name: np.asarray(array).tolist() for name, array in metrics.items()
+    }
+    runs: list[list[dict[str, float]]] = [
         [
-            {"step": end} | {name: float(array[p, run]) for name, array in values.items()}
+            {"step": end} | {name: of_runs[run][p] for name, of_runs in values.items()}
             for p, end in enumerate(ends)
         ]
-        for run in range(num_runs)
+        for run in range(len(values["value/loss"]))
     ]
+    bad = [
+        (point["step"], name, run, value)
+        for run, points in enumerate(runs)
+        for point in points
+        for name, value in point.items()
+        if not math.isfinite(value)
+    ]
+    if bad:
+        step, name, run, value = min(bad)
+        raise DivergenceError(
+            f"IQL: {name} is {value} by step {step} (run {run}). Lower learning_rate, or look for "
+            "extreme rewards in the data."
+        )
+    return runs
 
 
 def _networks(params: Params, run: int, config: IQLConfig) -> SelectorNetworks:
-    on_host = jax.device_get(params)
-    layers = {
-        name: tuple((kernel[run], bias[run]) for kernel, bias in on_host[name]) for name in HEADS
-    }
+    of_run = jax.tree.map(lambda leaf: np.asarray(leaf[run]), params)
     return SelectorNetworks(
-        **layers,
+        **{name: tuple(of_run[name]) for name in HEADS},
         state=config.state,
         advantage_scale=config.advantage_scale,
         settings=config.identity(),

@@ -1,4 +1,4 @@
-"""The same emotion at every turn, or none (paper, Eq. 12 and the emotion-free ablation)."""
+"""Selectors that nothing was trained for: one emotion at every turn, or a uniform draw (Eq. 12)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emodistill.emotions import EMOTION_INDEX
+from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,3 +32,10 @@ class FixedSelector:
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str | None:
         return self.emotion
+
+
+class RandomSelector:
+    """Every emotion is as likely as any other, whatever the state."""
+
+    def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
+        return EMOTIONS[rng.integers(len(EMOTIONS))]

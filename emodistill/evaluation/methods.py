@@ -1,0 +1,79 @@
+"""The methods that can be evaluated (paper, Table 7): who picks the emotion, and who writes.
+
+Free of jax, so that a command line can be checked against the names.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from emodistill.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What a method's name stands for."""
+
+    writer: Literal["llm", "student"]
+    selector: Literal["none", "neutral", "random", "fixed", "iql", "oracle"]
+    """Who picks the emotions; under `none` prompts have no emotion block."""
+    adapter: str | None = None
+    """The stage that trained the student's adapter (sft, jpo, …); None is the base model."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what its training changes for this method: a cell of its own."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The training stages that it needs, each before those that go on from it."""
+        stages = ["iql"] if self.selector == "iql" else []
+        if self.adapter is not None:
+            starts_from_base = self.settings.get(self.adapter, {}).get("reference") == "base"
+            if self.adapter != "sft" and not starts_from_base:
+                stages.append("sft")
+            stages.append(self.adapter)
+        return tuple(stages)
+
+
+_llm = functools.partial(Method, writer="llm")
+_student = functools.partial(Method, writer="student")
+_FREE = {"emotion_free": True}
+_BASE = {"reference": "base"}
+
+METHODS: Mapping[str, Method] = {
+    "vanilla-slm": _student(selector="neutral"),
+    "vanilla-llm": _llm(selector="neutral"),
+    "neutral": _llm(selector="neutral"),
+    "random": _llm(selector="random"),
+    "iql": _llm(selector="iql"),
+    "iql+sft": _student(selector="iql", adapter="sft"),
+    "iql+jpo": _student(selector="iql", adapter="jpo", settings={"jpo": _BASE}),
+    "iql+sft+jpo": _student(selector="iql", adapter="jpo"),
+    "iql+sft+jpo-stripped": _student(selector="none", adapter="jpo"),
+    "iql+sft+alol": _student(selector="iql", adapter="alol"),
+    "iql+sft+dpo": _student(selector="iql", adapter="dpo"),
+    "free-sft": _student(selector="none", adapter="sft", settings={"sft": _FREE}),
+    "free-jpo": _student(selector="none", adapter="jpo", settings={"jpo": _FREE | _BASE}),
+    "free-sft+jpo": _student(selector="none", adapter="jpo", settings={"sft": _FREE, "jpo": _FREE}),
+    "fixed": _llm(selector="fixed"),
+    "oracle": _llm(selector="oracle"),
+}
+"""Those with a name of their own; `get_method` also knows `iql+sft+<stage>`."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name: one of METHODS, or `iql+sft+<stage>` for any other adapter stage.
+
+    Whether such a stage has trained an adapter is seen when the adapter is looked for.
+
+    Raises:
+      InputError: there is none; the message lists them.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if refined := re.fullmatch(r"iql\+sft\+([a-z][a-z0-9_-]*)", name):
+        return _student(selector="iql", adapter=refined[1])
+    raise InputError(f"--method {name} is not known; use one of {', '.join(METHODS)}.")

@@ -1,0 +1,114 @@
+"""The student as a writer that answers live dialogues in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from emodistill.errors import InputError
+from emodistill.model import decode_reply, encode_chat, stop_ids
+from emodistill.negotiation.writers import EmptyReplyError, Reply
+from emodistill.seeding import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from emodistill.model import Generator
+    from emodistill.prompts import Message
+
+GATHERING_S = 0.01
+"""Pause before a batch starts: turns of other dialogues that end at about the same time join it."""
+
+
+class _Request(NamedTuple):
+    ids: list[int]
+    seed: int
+    reply_ids: asyncio.Future[list[int]]
+
+
+@dataclass(slots=True, eq=False)
+class StudentWriter:
+    """A local model as a writer: prompts that wait at the same time are generated together.
+
+    A reply depends on its own prompt and seed alone, never on which prompts it shares a batch
+    with (see `sampling.Generator`). Use as an async context manager.
+    """
+
+    generator: Generator
+    tokenizer: PreTrainedTokenizerFast
+    _: KW_ONLY
+    model: str
+    temperature: float
+    max_reply_tokens: int
+    max_prompt_tokens: int
+    """Longer prompts don't fit the window; `fits` tells the caller, who drops the oldest turns."""
+    _requests: asyncio.Queue[_Request] = field(default_factory=asyncio.Queue, init=False)
+    _worker: asyncio.Task[None] = field(init=False)
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether the prompt leaves room for a reply."""
+        return len(encode_chat(self.tokenizer, messages)) <= self.max_prompt_tokens
+
+    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply:
+        """The student's next utterance; an empty one is asked for again, once.
+
+        Raises:
+          InputError: the prompt doesn't fit the window.
+          EmptyReplyError: two empty replies.
+        """
+        ids = encode_chat(self.tokenizer, messages)
+        if len(ids) > self.max_prompt_tokens:
+            raise InputError(
+                f"{dialogue_id}: the prompt has {len(ids)} tokens, the window leaves room for "
+                f"{self.max_prompt_tokens} even without any history; shorten the prompt pack."
+            )
+        started_s = time.monotonic()
+        turn_seed = derive(seed, "turn", messages[-1]["content"])
+        num_tokens = 0
+        for next_seed in (turn_seed, derive(turn_seed, "after an empty reply")):
+            request = _Request(ids, next_seed, asyncio.get_running_loop().create_future())
+            self._requests.put_nowait(request)
+            reply_ids = await request.reply_ids
+            num_tokens += len(reply_ids)
+            text = decode_reply(self.tokenizer, reply_ids)
+            if text.strip():
+                return Reply(text, len(ids), num_tokens, time.monotonic() - started_s)
+        raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
+
+    async def _serve(self) -> None:
+        while True:
+            batch = [await self._requests.get()]
+            await asyncio.sleep(GATHERING_S)
+            while not self._requests.empty():
+                batch.append(self._requests.get_nowait())
+            try:
+                # In a thread: dialogues with API models go on while the device generates.
+                replies = await asyncio.to_thread(self._generate, batch)
+            except Exception as error:  # handed to those who wait, who raise it
+                for request in batch:
+                    if not request.reply_ids.done():
+                        request.reply_ids.set_exception(error)
+                continue
+            for request, reply_ids in zip(batch, replies, strict=True):
+                if not request.reply_ids.done():  # whoever waited may have been cancelled
+                    request.reply_ids.set_result(reply_ids)
+
+    def _generate(self, batch: Sequence[_Request]) -> list[list[int]]:
+        return self.generator.generate(
+            [request.ids for request in batch],
+            max_new_tokens=self.max_reply_tokens,
+            temperature=self.temperature,
+            seeds=[request.seed for request in batch],
+            eos_ids=stop_ids(self.tokenizer),
+        )

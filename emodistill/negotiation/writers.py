@@ -1,0 +1,90 @@
+"""Who turns a prompt into an utterance: the protocol, and language models behind an API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from emodistill.errors import ApiError
+from emodistill.seeding import derive
+
+if TYPE_CHECKING:
+    from emodistill.llm.client import ChatClient
+    from emodistill.prompts import Message
+
+NUM_ATTEMPTS = 3
+"""Empty answers in a row after which a dialogue fails; API models give one now and then."""
+
+
+class EmptyReplyError(ApiError):
+    """A writer had nothing to say, and nothing either when asked again."""
+
+
+class Reply(NamedTuple):
+    """An utterance and what it took; `cost_usd` is 0 for local models."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+    cost_usd: float = 0.0
+
+
+class Writer(Protocol):
+    """Turns chat messages into an utterance.
+
+    `seed` is the same for all turns of a player in a dialogue, so that a server may derive a
+    player's lasting traits from it; `dialogue_id` keeps a dialogue's calls together.
+    """
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether the prompt leaves room for a reply; if not, its oldest turns are dropped."""
+        ...
+
+    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiWriter:
+    """A model behind a chat-completions API."""
+
+    client: ChatClient
+    model: str
+    temperature: float = 0.7
+    max_tokens: int = 160
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Always; a server refuses what is too long for it, and says so."""
+        return True
+
+    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply:
+        """The model's next utterance, at the cost of all attempts that it took.
+
+        Raises:
+          EmptyReplyError: NUM_ATTEMPTS empty answers in a row.
+          ApiError: as `ChatClient.chat`.
+        """
+        costs = []
+        for attempt in range(NUM_ATTEMPTS):
+            text, *cost = await self.client.chat(
+                messages,
+                model=self.model,
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                seed=derive(seed, "after an empty reply", attempt) if attempt else seed,
+                sticky=dialogue_id,
+            )
+            costs.append(cost)
+            if text.strip():
+                return Reply(text, *map(sum, zip(*costs, strict=True)))
+        raise EmptyReplyError(
+            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
+            "it thinks first, raise --max-reply-tokens, or switch its thinking off."
+        )
