@@ -37,6 +37,6 @@ def stream(seed: int, *names: Name) -> np.random.Generator:
 
 def jax_key(seed: int, *names: Name) -> jax.Array:
     """The JAX key of the stream `names` under `seed`."""
-    import jax
+    import jax  # heavy: kept off --help
 
     return jax.random.key(derive(seed, *names))

@@ -172,13 +172,13 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
         return None
 
     @functools.cache
-    def best(column: int, start: int, is_pinned: bool) -> _Reading | None:
+    def best(column: int, start: int, is_pinned: bool) -> _RowReading | None:
         """The reading of columns and tokens from `column` and `start` on.
 
         `is_pinned`: whether the border before `start` is certain.
         """
         if column == len(columns):
-            return _Reading(0, 1, ()) if start == len(tokens) else None
+            return _RowReading(0, 1, ()) if start == len(tokens) else None
         readings = []
         for stop in range(start + 1, len(tokens) - len(columns) + column + 2):
             of_cell = tokens[start:stop]
@@ -195,7 +195,7 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
             if rest := best(column + 1, stop, pins):
                 merged = sum(not token.is_continuation for token in of_cell[1:])
                 num_departures = departs + merged + rest.num_departures
-                readings.append(_Reading(num_departures, rest.num_as_good, (text, *rest.cells)))
+                readings.append(_RowReading(num_departures, rest.num_as_good, (text, *rest.cells)))
         fewest = min((reading.num_departures for reading in readings), default=None)
         equal = [reading for reading in readings if reading.num_departures == fewest]
         num_as_good = sum(reading.num_as_good for reading in equal)
@@ -205,7 +205,7 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
     return list(reading.cells) if reading and reading.num_as_good == 1 else None
 
 
-class _Reading(NamedTuple):
+class _RowReading(NamedTuple):
     """Cells with the fewest departures from the convention, and how many readings have so few."""
 
     num_departures: int
