@@ -87,7 +87,7 @@ class Ours:
             )
         # A short step may stand anywhere in an epoch; it is left out where others are enough.
         found = [self.batches.step(i) for i in range(self.batches.num_steps)]
-        self.steps = sorted(found, key=lambda step: len(step.numbers) < config.batch_size)
+        self.steps = sorted(found, key=lambda step: len(step.samples) < config.batch_size)
         self.steps = self.steps[:num_steps]
 
     def for_peers(self, round_number: int) -> list[Example]:
@@ -98,7 +98,7 @@ class Ours:
         size, chosen = self.config.peer_samples, []
         for step in self._steps(round_number):
             members = sorted(
-                (self.examples[number] for number in step.numbers),
+                (self.examples[number] for number in step.samples),
                 key=lambda example: example.num_tokens,
             )
             ends = [one for pair in zip(members, members[::-1], strict=True) for one in pair]
@@ -117,9 +117,9 @@ class Ours:
             "kept": self.config.kept,
             "samples_per_step": self.config.batch_size,
             "peer_samples_per_round": self.config.peer_samples * self.config.steps,
-            "row_lengths": [shape.num_tokens for shape in self.batches.shapes],
-            "tokens_per_computed_token": whole / self.batches.num_places,
-            "filled": self.batches.num_tokens / self.batches.num_places,
+            "row_lengths": [shape.num_positions for shape in self.batches.shapes],
+            "tokens_per_computed_token": whole / self.batches.num_positions,
+            "filled": self.batches.num_tokens / self.batches.num_positions,
         }
 
     def _steps(self, round_number: int) -> list[Step]:
@@ -171,7 +171,7 @@ class Ours:
         return time.perf_counter() - started
 
     def num_replies(self, round_number: int) -> int:
-        return sum(step.work.num_replies for step in self._steps(round_number))
+        return sum(step.work.num_reply_tokens for step in self._steps(round_number))
 
     def sft(self, round_number: int) -> float:
         return self.num_replies(round_number) / self.step_seconds("sft", round_number)

@@ -69,10 +69,10 @@ def _pack_many(config: BenchPackingConfig) -> tuple[float, int]:
         max_micro_tokens=4096,
     )
     seconds = time.perf_counter() - started
-    share = sum(example.num_tokens - 1 for example in examples) / batches.num_places
+    share = sum(example.num_tokens - 1 for example in examples) / batches.num_positions
     print(
         f"{len(examples):,} samples packed in {seconds:.1f} s; {share:.2f} tokens for each "
-        f"computed one, rows {batches.num_tokens / batches.num_places:.1%} filled",
+        f"computed one, rows {batches.num_tokens / batches.num_positions:.1%} filled",
         flush=True,
     )
     return seconds, len(examples)
@@ -103,13 +103,13 @@ def _growth(config: BenchPackingConfig, examples: list[Example]) -> dict[str, fl
         started = time.perf_counter()
         state, _ = trainer.step(state, frozen, made)
         jax.block_until_ready(state)
-        times.append((time.perf_counter() - started) / step.work.num_places)
+        times.append((time.perf_counter() - started) / step.work.num_positions)
     facts = statistics(examples)
     found = {
         "prompt_tokens": facts["prompt_tokens"],
-        "computed_tokens_per_sample": batches.num_places / len(examples),
+        "computed_tokens_per_sample": batches.num_positions / len(examples),
         "us_per_computed_token": 1e6 * float(np.median(times)),
-        "filled": batches.num_tokens / batches.num_places,
+        "filled": batches.num_tokens / batches.num_positions,
     }
     print(
         f"{len(examples):,} samples of {facts['prompt_tokens']:,.0f} prompt tokens: "

@@ -53,7 +53,9 @@ def forward_flops(config: Qwen2Config, work: Work) -> float:
     per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
     per_reply = 2 * config.vocab_size * config.hidden_size
     return float(
-        per_token * work.num_tokens + per_pair * work.num_visible + per_reply * work.num_replies
+        per_token * work.num_tokens
+        + per_pair * work.num_attention_pairs
+        + per_reply * work.num_reply_tokens
     )
 
 
@@ -67,7 +69,7 @@ def training_flops(config: Qwen2Config, work: Work) -> float:
     unneeded = (
         2 * config.hidden_size * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     )
-    backward = per_pair * work.num_visible - unneeded * work.num_tokens
+    backward = per_pair * work.num_attention_pairs - unneeded * work.num_tokens
     return 2 * forward_flops(config, work) + backward
 
 

@@ -131,11 +131,11 @@ def train(
                     raise _divergence(stage, done, bad[0], last[bad[0]], guilty, checkpoints)
                 now = time.monotonic()
                 seconds, work = now - clock, done.step.work
-                last["rows/useful_share"] = work.num_tokens / work.num_places
+                last["rows/useful_share"] = work.num_tokens / work.num_positions
                 times = {
                     "time/step_s": seconds,
                     "time/tokens_per_s": work.num_tokens / seconds,
-                    "time/response_tokens_per_s": work.num_replies / seconds,
+                    "time/response_tokens_per_s": work.num_reply_tokens / seconds,
                     "time/mfu": training_flops(model.config, work) / seconds / peak,
                 }
                 metrics_log.write(done.number + 1, last | times)
@@ -166,7 +166,7 @@ def train(
 
 def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: AdapterConfig) -> None:
     """Say so where a step has too few samples for the rows of `mesh`."""
-    filled, num_shards = batches.num_tokens / batches.num_places, num_row_shards(mesh)
+    filled, num_shards = batches.num_tokens / batches.num_positions, num_row_shards(mesh)
     if num_shards > 1 and filled < MIN_FILLED and is_first():
         log.warning(
             "rows are only %.0f %% full: %d samples a step are few for %d devices with rows of "
@@ -204,12 +204,12 @@ def _not_finite_alone(
 ) -> list[str]:
     """Those samples of `step` whose own loss or gradient is not finite."""
     found = []
-    for number in step.numbers[:: batches.unit_size]:
-        alone = batches.alone(number)
+    for sample in step.samples[:: batches.unit_size]:
+        alone = batches.step_of_sample(sample)
         grads, metrics = trainer.gradients(state.lora, frozen, trainer.place(alone.batches))
         values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
         if not np.isfinite(values).all():
-            found += [batches.examples[i].sample_id for i in alone.numbers]
+            found += [batches.examples[i].sample_id for i in alone.samples]
     return found
 
 

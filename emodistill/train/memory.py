@@ -249,7 +249,7 @@ def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
         ends_BT=array(jnp.int32, B, T),
         parents_BM=array(jnp.int32, B, M),
         targets_BM=array(jnp.int32, B, M),
-        slots_SU=array(jnp.int32, S, U),
+        logp_index_SU=array(jnp.int32, S, U),
         mask_SU=array(jnp.bool_, S, U),
         num_samples=array(jnp.float32),
         num_tokens=array(jnp.float32),

@@ -102,7 +102,7 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
                 logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
                 bar.advance(len(numbers))
 
-        for numbers, batch in batches.all_rows():
+        for numbers, batch in batches.each_batch():
             placed = sharding.place_batch(batch, model.mesh)
             pending.append((numbers, logprobs(state, placed)))
             settle(STEPS_AHEAD)

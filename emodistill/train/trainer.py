@@ -51,7 +51,7 @@ def response_logprobs(
     hidden_BMD = jnp.take_along_axis(hidden_BTD, batch.parents_BM[..., None], axis=1)
     hidden_BMD = sharding.into_head(hidden_BMD, model.mesh)
     logp_BM = _scored(model, hidden_BMD, batch.targets_BM, logits_per_chunk)
-    return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.slots_SU]
+    return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.logp_index_SU]
 
 
 def _scored(
