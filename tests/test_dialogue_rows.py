@@ -39,7 +39,7 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
     logits_BTV = model(
         jnp.array(rows.tokens_BT), positions_BT=rows.positions_BT, ends_BT=rows.ends_BT
     )
-    assert row.num_tokens < sum(sample.num_tokens for sample in SAMPLES)
+    assert len(row) < sum(sample.num_tokens for sample in SAMPLES)
     for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
         ids = np.concatenate([sample.prompt_ids, sample.response_ids])
         assert row.tree.tokens_T[path].tolist() == ids.tolist()
@@ -50,10 +50,10 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
 def test_every_reply_is_predicted_once_and_digits_weigh_more():
     row = merged()
     for sample, path in zip(SAMPLES, row.tree.paths, strict=True):
-        positions = path[len(sample.prompt_ids) - 1 : -1]
-        assert row.targets_T[positions].tolist() == sample.response_ids.tolist()
+        places = path[len(sample.prompt_ids) - 1 : -1]
+        assert row.targets_T[places].tolist() == sample.response_ids.tolist()
         weights = [4.0 if token in DIGITS else 1.0 for token in sample.response_ids]
-        assert row.weights_T[positions].tolist() == weights
+        assert row.weights_T[places].tolist() == weights
         assert row.weights_T[path[-1]] == 0
     assert row.is_reply_T.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
     ends = {int(path[-1]) for path in row.tree.paths}
@@ -83,7 +83,7 @@ def test_no_dialogue_is_left_out_for_its_rare_length():
     rows = [merged([example("a", [1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
     batches = endless_batches(rows, tokens_per_step=512, seed=0)
     lengths = {int((tokens > 0).sum()) for _ in range(40) for tokens in next(batches).tokens_BT}
-    assert lengths == {row.num_tokens for row in rows}
+    assert lengths == {len(row) for row in rows}
 
 
 def test_too_few_dialogues_for_a_step():

@@ -1,5 +1,6 @@
 """The losses against looped NumPy, finite differences and what their definitions imply."""
 
+import functools
 import math
 
 import jax
@@ -18,7 +19,9 @@ from emodistill.train.losses import (
     token_logprobs,
 )
 
-jpo_loss = jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "ratio"))
+jpo_loss = functools.partial(
+    jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "kappa", "ratio")), kappa=1.0
+)
 RATIOS = ("mean-token", "sequence", "token")
 
 
@@ -33,7 +36,7 @@ def sample(num_rows=5, num_tokens=7, spread=0.1):
     return logp_BT, ref_logp_BT, mask_BT, advantages_B
 
 
-def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, ratio):
+def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, kappa, ratio):
     """Eq. 19 sample by sample and token by token, in Python floats."""
     terms, kls, ratios = [], [], []
     for logp_T, ref_T, mask_T, advantage in zip(
@@ -42,6 +45,7 @@ def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, ra
         logs = [float(p) - float(r) for p, r, m in zip(logp_T, ref_T, mask_T, strict=True) if m]
         if not logs:
             continue
+        advantage *= 1 if advantage > 0 else kappa
         kls += [math.exp(-x) + x - 1 for x in logs]
         exponents = {"mean-token": [sum(logs) / len(logs)], "sequence": [sum(logs)], "token": logs}
         for exponent in exponents[ratio]:
@@ -86,10 +90,10 @@ def test_sft_loss_is_the_mean_over_all_response_tokens():
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("spread", [0.02, 0.6])
-def test_jpo_loss_equals_the_loop(ratio, spread):
+@pytest.mark.parametrize(("spread", "kappa"), [(0.02, 1.0), (0.6, 1.0), (0.6, 0.3), (0.6, 0.0)])
+def test_jpo_loss_equals_the_loop(ratio, spread, kappa):
     args = sample(num_rows=9, spread=spread)
-    settings = {"clip": 0.2, "kl_coef": 0.04, "ratio": ratio}
+    settings = {"clip": 0.2, "kl_coef": 0.04, "kappa": kappa, "ratio": ratio}
     want = looped_jpo(*args, **settings)
     loss, got = jpo_loss(*args, **settings)
     assert set(got) == set(want)

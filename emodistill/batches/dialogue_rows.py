@@ -1,7 +1,8 @@
-"""The samples of a dialogue in one row, their shared history laid out once.
+"""A dialogue's samples in one row, their shared history laid down once.
 
 The student's pretraining reads whole dialogues this way: for the same replies it computes about
-half the tokens. A token sees what precedes it on the path of its own sample, and nothing else."""
+half the tokens. A token sees what stands before it on its own sample's path, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +14,21 @@ import numpy as np
 
 from emodistill.batches.examples import Example
 from emodistill.batches.prefix_trees import PrefixTree, lay_out
-from emodistill.batches.row_packing import round_up
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 
 Array = Any
-"""np.ndarray where a batch is made, jax.Array within a compiled program."""
+"""Of a batch: np.ndarray as it is made, jax.Array within a compiled program."""
 
 ROW_MULTIPLE = 128
-"""Row lengths are multiples of a query block; each of them is compiled into a program of its
-own."""
+"""Row lengths are multiples of this; each is a program of its own."""
 
 
-class DialogueRow(NamedTuple):
+class Row(NamedTuple):
     """The samples of one dialogue (T tokens).
 
-    `weights_T` belongs to the prediction of `targets_T`; where two samples part, the next token of
-    the first one is predicted.
+    `weights_T` belongs to the prediction of `targets_T`; where two samples part, the first one's
+    next token is predicted.
     """
 
     tree: PrefixTree
@@ -37,10 +36,9 @@ class DialogueRow(NamedTuple):
     weights_T: np.ndarray
     is_reply_T: np.ndarray
     is_digit_T: np.ndarray
-    """Digits of a reply."""
+    """Of a reply."""
 
-    @property
-    def num_tokens(self) -> int:
+    def __len__(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return len(self.tree.tokens_T)
 
 
@@ -50,34 +48,32 @@ def merge_samples(
     prompt_weight: float,
     digit_ids: Collection[int] = (),
     digit_weight: float = 1.0,
-) -> DialogueRow:
-    """Lay the samples of a dialogue into one row, each beginning where it leaves the one before.
+) -> Row:
+    """Lay a dialogue's samples into one row, each beginning where it leaves the one before.
 
     Args:
-      prompt_weight: of predicting a prompt token, where a reply token has weight 1.
+      prompt_weight: of predicting a prompt token, beside 1 for a reply token.
       digit_weight: of predicting one of `digit_ids` in a reply.
     """
-    sequences = [np.append(example.prompt_ids, example.response_ids) for example in examples]
-    # No sample shares the position before its reply: every reply token is predicted from a position
-    # of its own.
-    tree = lay_out(sequences, [len(example.prompt_ids) - 1 for example in examples])
-    T = len(tree.tokens_T)
-    targets_T, weights_T = np.zeros(T, np.int32), np.zeros(T, np.float32)
-    is_reply_T, is_digit_T = np.zeros((2, T), bool)
+    sequences = [np.concatenate([one.prompt_ids, one.response_ids]) for one in examples]
+    # Every reply token is predicted from a place of its own.
+    tree = lay_out(sequences, [len(one.prompt_ids) - 1 for one in examples])
+    num_places = len(tree.tokens_T)
+    targets_T, weights_T = np.zeros(num_places, np.int32), np.zeros(num_places, np.float32)
+    is_reply_T, is_digit_T = np.zeros(num_places, bool), np.zeros(num_places, bool)
     digits = np.fromiter(digit_ids, np.int32)
-    # Backwards, so that the first sample has the last word on what they share.
-    for example, ids, path in reversed(list(zip(examples, sequences, tree.paths, strict=True))):
-        first = len(example.prompt_ids) - 1
+    for one, ids, path in reversed(list(zip(examples, sequences, tree.paths, strict=True))):
+        first = len(one.prompt_ids) - 1
         targets_T[path[:-1]] = ids[1:]
         weights_T[path[:first]] = prompt_weight
-        is_digit_U = np.isin(example.response_ids, digits)
-        weights_T[path[first:-1]] = np.where(is_digit_U, digit_weight, 1.0)
-        is_reply_T[path[first:-1]], is_digit_T[path[first:-1]] = True, is_digit_U
-    return DialogueRow(tree, targets_T, weights_T, is_reply_T, is_digit_T)
+        says_digit = np.isin(one.response_ids, digits)
+        weights_T[path[first:-1]] = np.where(says_digit, digit_weight, 1.0)
+        is_reply_T[path[first:-1]], is_digit_T[path[first:-1]] = True, says_digit
+    return Row(tree, targets_T, weights_T, is_reply_T, is_digit_T)
 
 
-class DialogueBatch(NamedTuple):
-    """Right-padded rows of one length; padding has weight 0."""
+class Rows(NamedTuple):
+    """Right-padded rows of one length; padding weighs 0."""
 
     tokens_BT: Array
     positions_BT: Array
@@ -88,29 +84,36 @@ class DialogueBatch(NamedTuple):
     is_digit_BT: Array
 
 
-def stack_rows(rows: Sequence[DialogueRow], length: int) -> DialogueBatch:
+def stack_rows(rows: Sequence[Row], length: int) -> Rows:
     """Rows of at most `length` tokens as one batch."""
-    padded = [
-        [np.pad(array, (0, length - len(array))) for array in (*row.tree[:3], *row[1:])]
-        for row in rows
-    ]
-    return DialogueBatch(*map(np.stack, zip(*padded, strict=True)))
+
+    def stacked(arrays: Iterator[np.ndarray]) -> np.ndarray:
+        return np.stack([np.pad(array, (0, length - len(array))) for array in arrays])
+
+    return Rows(
+        stacked(row.tree.tokens_T for row in rows),
+        stacked(row.tree.depths_T for row in rows),
+        stacked(row.tree.ends_T for row in rows),
+        stacked(row.targets_T for row in rows),
+        stacked(row.weights_T for row in rows),
+        stacked(row.is_reply_T for row in rows),
+        stacked(row.is_digit_T for row in rows),
+    )
 
 
-def endless_batches(
-    rows: Sequence[DialogueRow], *, tokens_per_step: int, seed: int
-) -> Iterator[DialogueBatch]:
+def endless_batches(rows: Sequence[Row], *, tokens_per_step: int, seed: int) -> Iterator[Rows]:
     """Batches of rows of about one length, in a seeded order, epoch after epoch.
 
-    A length with too few rows for a step joins the next longer one; the longest few make a batch of
-    their own. The rows of a length that an epoch leaves over are others in the next epoch.
+    A length with too few rows for a step joins the next longer one; the longest few make a batch
+    of their own. What is left over of a length in an epoch is another choice in the next.
 
     Raises:
       InputError: all rows together don't fill a step.
     """
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        by_length.setdefault(round_up(row.num_tokens, ROW_MULTIPLE), []).append(index)
+        length = -(-len(row) // ROW_MULTIPLE) * ROW_MULTIPLE
+        by_length.setdefault(length, []).append(index)
     groups: list[tuple[int, int, list[int]]] = []
     waiting: list[int] = []
     for length, members in sorted(by_length.items()):
@@ -132,6 +135,6 @@ def endless_batches(
             batches += [
                 (length, order[i : i + size]) for i in range(0, len(order) - size + 1, size)
             ]
-        for i in rng.permutation(len(batches)):
-            length, members = batches[i]
-            yield stack_rows([rows[index] for index in members], length)
+        for position in rng.permutation(len(batches)):
+            length, members = batches[position]
+            yield stack_rows([rows[i] for i in members], length)

@@ -75,7 +75,7 @@ class Work(NamedTuple):
     """What a step computes."""
 
     num_positions: int
-    """Of all rows, padding included."""
+    """Positions of all rows, padding included."""
     num_tokens: int
     """Positions that hold a token."""
     num_attention_pairs: int

@@ -131,7 +131,7 @@ class Ours:
         trainer = Trainer(self._graphdef, loss_fn, SFTConfig(), num_steps=100)
         state = trainer.init(self._lora)
         for step in self.steps:  # all of them, for some shape may be in one alone
-            state, _ = trainer.step(state, self._frozen, trainer.place(step.batches))
+            state, _ = trainer.step(state, self._frozen, trainer.put(step.batches))
         jax.block_until_ready(state)
         return trainer, state
 
@@ -140,7 +140,7 @@ class Ours:
         if not hasattr(self, "_made"):
             self._made = self._trainer(stage)
         trainer, state = self._made
-        placed = [trainer.place(step.batches) for step in self._steps(round_number)]
+        placed = [trainer.put(step.batches) for step in self._steps(round_number)]
         started = time.perf_counter()
         for batches in placed:
             state, metrics = trainer.step(state, self._frozen, batches)

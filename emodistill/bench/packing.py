@@ -94,7 +94,7 @@ def _growth(config: BenchPackingConfig, examples: list[Example]) -> dict[str, fl
     trainer = Trainer(graphdef, sft_loss_of_batch, SFTConfig(), num_steps=100)
     state = trainer.init(lora)
     steps = [batches.step(n) for n in range(min(TIMED_STEPS, batches.num_steps))]
-    placed = [trainer.place(step.batches) for step in steps]
+    placed = [trainer.put(step.batches) for step in steps]
     for made in placed:  # compile
         state, _ = trainer.step(state, frozen, made)
     jax.block_until_ready(state)

@@ -111,7 +111,7 @@ def train(
 
     def make(number: int) -> _Input:
         step = batches.step(number)
-        return _Input(step, trainer.place(step.batches))
+        return _Input(step, trainer.put(step.batches))
 
     with (
         StopRequest() as stop,
@@ -152,7 +152,7 @@ def train(
             is_stopped = stop.is_due(reached)
             if is_stopped or reached % config.save_every == 0 or reached == num_steps:
                 settle(0)
-                checkpoints.save(reached, state, data=_place(batches, reached), metrics=last)
+                checkpoints.save(reached, state, cursor=_cursor(batches, reached), metrics=last)
             if on_step is not None:
                 on_step(reached)
             if is_stopped and reached < num_steps:
@@ -180,9 +180,9 @@ def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: Adapte
 
 def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:
     """The newest checkpoint's state, if its run would now see the same samples; `start` if none."""
-    state, place = checkpoints.restore(start)
+    state, cursor = checkpoints.restore(start)
     step = int(state.step)
-    if step and place != _place(batches, step):
+    if step and cursor != _cursor(batches, step):
         raise StaleInputError(
             f"{checkpoints.directory / str(step)} would go on with other samples than these. "
             f"Delete {checkpoints.directory.parent} to train again."
@@ -190,7 +190,7 @@ def _take_up(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches
     return state
 
 
-def _place(batches: PackedBatches, step: int) -> dict[str, Any]:
+def _cursor(batches: PackedBatches, step: int) -> dict[str, Any]:
     """Where in the data `step` begins: what a checkpoint before it says comes next."""
     is_over = step >= batches.num_steps
     return {
@@ -206,7 +206,7 @@ def _not_finite_alone(
     found = []
     for sample in step.samples[:: batches.unit_size]:
         alone = batches.step_of_sample(sample)
-        grads, metrics = trainer.gradients(state.lora, frozen, trainer.place(alone.batches))
+        grads, metrics = trainer.gradients(state.lora, frozen, trainer.put(alone.batches))
         values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
         if not np.isfinite(values).all():
             found += [batches.examples[i].sample_id for i in alone.samples]

@@ -53,8 +53,6 @@ def objective_of(
             quality = rewards.sft_quality(table).values
             rows = np.sort(rewards.top_fraction(quality, config.top_fraction))
         units = rows[np.isfinite(values[rows])][:, None]
-        advantages = np.full(len(table), np.nan)
-        advantages[units[:, 0]] = rewards.asymmetric(values[units[:, 0]], config.kappa)
     elif isinstance(config, ALoLConfig):
         units = np.flatnonzero(values > 0)[:, None]
     else:
@@ -100,6 +98,7 @@ def loss_of(config: RefinementConfig) -> LossFn:
             batch.advantages_S,
             clip=config.clip,
             kl_coef=config.kl_coef,
+            kappa=config.kappa,
             ratio=config.ratio,
             num_samples=batch.num_samples,
             num_tokens=batch.num_tokens,

@@ -20,12 +20,7 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
-from emodistill.batches.dialogue_rows import (
-    DialogueBatch,
-    DialogueRow,
-    endless_batches,
-    merge_samples,
-)
+from emodistill.batches.dialogue_rows import Row, Rows, endless_batches, merge_samples
 from emodistill.batches.examples import build_examples
 from emodistill.configs import PretrainConfig
 from emodistill.errors import DivergenceError, InputError
@@ -107,9 +102,7 @@ def new_student(config: PretrainConfig) -> Qwen2:
     )
 
 
-def _rows(
-    dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig
-) -> list[DialogueRow]:
+def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Row]:
     digit_ids = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
     rows = []
     for scenario, trajectory, pack in dialogues:
@@ -173,9 +166,7 @@ class Learned(NamedTuple):
     digit_accuracy: jax.Array
 
 
-def curriculum(
-    bare: Sequence[DialogueRow], full: Sequence[DialogueRow], config: PretrainConfig
-) -> Iterator[DialogueBatch]:
+def curriculum(bare: Sequence[Row], full: Sequence[Row], config: PretrainConfig) -> Iterator[Rows]:
     """The batches of a run: ever fewer bare ones, down to none at the end."""
     is_bare = stream(config.seed, "pretrain", "curriculum")
     batches = partial(endless_batches, tokens_per_step=config.tokens_per_step, seed=config.seed)
@@ -185,9 +176,7 @@ def curriculum(
         yield next(bare_batches if is_bare.random() < bare_odds else full_batches)
 
 
-def fit(
-    model: Qwen2, bare: Sequence[DialogueRow], full: Sequence[DialogueRow], config: PretrainConfig
-) -> None:
+def fit(model: Qwen2, bare: Sequence[Row], full: Sequence[Row], config: PretrainConfig) -> None:
     """Train all weights, one compiled step per row length.
 
     Weights go to `config.out` in bfloat16, now and then on the way too, so that a half-trained
@@ -196,7 +185,7 @@ def fit(
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 
-    def loss_fn(params: nnx.State, rows: DialogueBatch) -> tuple[jax.Array, Learned]:
+    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Learned]:
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
@@ -208,9 +197,7 @@ def fit(
         )
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: nnx.State, opt_state: Any, rows: DialogueBatch
-    ) -> tuple[nnx.State, Any, Learned]:
+    def step(params: nnx.State, opt_state: Any, rows: Rows) -> tuple[nnx.State, Any, Learned]:
         (_, went), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         moved: Any = optax.apply_updates(params, updates)

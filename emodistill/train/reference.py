@@ -103,7 +103,7 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
                 bar.advance(len(numbers))
 
         for numbers, batch in batches.each_batch():
-            placed = sharding.place_batch(batch, model.mesh)
+            placed = sharding.put_batch(batch, model.mesh)
             pending.append((numbers, logprobs(state, placed)))
             settle(STEPS_AHEAD)
         settle(0)
