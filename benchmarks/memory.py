@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.configs import MemoryBenchmark
 from benchmarks.rounds import OURS, report
 from emodistill.configs import MemoryConfig
-from emodistill.train.memory import plan_memory
+from emodistill.train.memory_plan import plan_memory
 
 GB = 1e9
 ONE, EIGHT = ("v6e:1x1", "1x1x1"), ("v5e:2x4", "1x2x4")

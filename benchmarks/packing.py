@@ -35,10 +35,10 @@ def run(config: PackingBenchmark) -> None:
     started = time.perf_counter()
     batches = _packed(examples, config.packing, max_micro_tokens=4096)
     seconds = time.perf_counter() - started
-    share = sum(example.num_tokens - 1 for example in examples) / batches.num_places
+    share = sum(example.num_tokens - 1 for example in examples) / batches.num_positions
     print(
         f"{len(examples):,} samples packed in {seconds:.1f} s; {share:.2f} tokens for each "
-        f"computed one, rows {batches.num_tokens / batches.num_places:.1%} filled",
+        f"computed one, rows {batches.num_tokens / batches.num_positions:.1%} filled",
         flush=True,
     )
     extra = {
@@ -82,12 +82,12 @@ def _costs(examples: list[Example], packing: Packing) -> dict[str, float]:
     steps = [batches.step(i) for i in range(min(TIMED_STEPS, batches.num_steps))]
     ours = TimedSteps(embedded_path(), "sft")
     ours.seconds(steps)  # compiles
-    times = [ours.seconds([step]) / step.work.num_places for step in steps]
+    times = [ours.seconds([step]) / step.work.num_positions for step in steps]
     costs = {
         "prompt_tokens": statistics(examples)["prompt_tokens"],
-        "computed_tokens_per_sample": batches.num_places / len(examples),
+        "computed_tokens_per_sample": batches.num_positions / len(examples),
         "us_per_computed_token": 1e6 * float(np.median(times)),
-        "filled": batches.num_tokens / batches.num_places,
+        "filled": batches.num_tokens / batches.num_positions,
     }
     print(
         "{:,} samples of {prompt_tokens:,.0f} prompt tokens: {computed_tokens_per_sample:,.0f} "

@@ -45,7 +45,7 @@ class TimedSteps:
 
     def seconds(self, steps: Sequence[Step]) -> float:
         """The time of these optimiser steps, their rows on the device already."""
-        placed = [self._trainer.place(step.batches) for step in steps]
+        placed = [self._trainer.put(step.batches) for step in steps]
         started = time.perf_counter()
         for batches in placed:
             self._state, metrics = self._trainer.step(self._state, self._frozen, batches)

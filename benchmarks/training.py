@@ -67,7 +67,7 @@ def _our_rate(
     seconds = ours.seconds(steps)
     if config.stage == "bench-jpo":
         seconds += ours.reference_seconds(steps) / JPO_EPOCHS
-    return {"rate": sum(step.work.num_replies for step in steps) / seconds}
+    return {"rate": sum(step.work.num_reply_tokens for step in steps) / seconds}
 
 
 def _peer_rates(
@@ -155,7 +155,7 @@ class Samples:
             )
         # A step of fewer samples may stand anywhere in an epoch; it is used only if it has to be.
         steps = [self._batches.step(i) for i in range(self._batches.num_steps)]
-        steps.sort(key=lambda step: len(step.numbers) < config.batch_size)
+        steps.sort(key=lambda step: len(step.samples) < config.batch_size)
         self.steps = steps[:num_steps]
 
     def steps_of(self, round_number: int) -> list[Step]:
@@ -166,7 +166,7 @@ class Samples:
         """Some samples of each of the round's steps: from its shortest to its longest, evenly."""
         chosen = []
         for step in self.steps_of(round_number):
-            members = sorted((self.examples[i] for i in step.numbers), key=lambda e: e.num_tokens)
+            members = sorted((self.examples[i] for i in step.samples), key=lambda e: e.num_tokens)
             spread = np.linspace(0, len(members) - 1, self._config.peer_samples)
             chosen += [members[i] for i in spread.round().astype(int)]
         return chosen
@@ -183,6 +183,6 @@ class Samples:
             "samples_per_step": config.batch_size,
             "peer_samples_per_round": config.peer_samples * config.steps,
             "row_lengths": [shape.num_tokens for shape in batches.shapes],
-            "tokens_per_computed_token": whole / batches.num_places,
-            "filled": batches.num_tokens / batches.num_places,
+            "tokens_per_computed_token": whole / batches.num_positions,
+            "filled": batches.num_tokens / batches.num_positions,
         }

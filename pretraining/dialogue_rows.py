@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emodistill.batches.examples import Example
-from emodistill.batches.trees import lay_out
+from emodistill.batches.prefix_trees import lay_out
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 

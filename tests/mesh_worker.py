@@ -89,7 +89,7 @@ def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
     graphdef, state = nnx.split(model)
     rng = stream(0, "trained")
 
-    def place(path, variable):
+    def trained(path, variable):
         value = to_host(variable.get_value())
         if path[-1] == "b":
             value = rng.normal(0, 0.1, value.shape).astype(np.float32)
@@ -98,7 +98,7 @@ def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
         return variable.replace(array)
 
     leaves = sorted(nnx.to_flat_state(state), key=lambda item: item[0])
-    return nnx.merge(graphdef, nnx.from_flat_state([(p, place(p, v)) for p, v in leaves]))
+    return nnx.merge(graphdef, nnx.from_flat_state([(p, trained(p, v)) for p, v in leaves]))
 
 
 def make_batches(mesh=None, **settings) -> PackedBatches:
@@ -139,7 +139,7 @@ def gradients(name: str, stage: str, mesh=None) -> dict[str, np.ndarray]:
     unit_size = 2 if stage == "dpo" else 1
     batches = make_batches(mesh, batch_size=18 // unit_size, num_epochs=1, unit_size=unit_size)
     step = batches.step(0)
-    grads, metrics = trainer.gradients(lora, frozen, trainer.place(step.batches))
+    grads, metrics = trainer.gradients(lora, frozen, trainer.put(step.batches))
     found = {
         "/".join(map(str, path)): to_host(leaf[...]) for path, leaf in nnx.to_flat_state(grads)
     }
@@ -163,7 +163,7 @@ def run(cell_dir: Path, mesh, num_steps: int, *, stage="jpo", end="train") -> No
 
     def noting(number: int) -> Step:
         made = make_step(number)
-        given.append([batches.examples[i].sample_id for i in made.numbers])
+        given.append([batches.examples[i].sample_id for i in made.samples])
         return made
 
     def on_step(step: int) -> None:
@@ -256,7 +256,7 @@ def main(out: Path, command: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    qwen2.MLP_TOKENS, qwen2.MLP_BLOCKS = 0, 3  # although rows are short
+    qwen2.MLP_TOKENS, qwen2.MLP_PARTS = 0, 3  # although rows are short
     arguments, settings = sys.argv[1:], {}
     if "--at" in arguments:
         *arguments, _, address, num, number = arguments

@@ -1,5 +1,6 @@
 """Blockwise attention against the dense mask that it stands for."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,26 +10,26 @@ from emodistill.model.attention import _add, tree_attention
 from emodistill.seeding import stream
 
 
-def random_ends(rng, num_places, num_padding):
+def random_ends(rng, num_positions, num_padding):
     """A random forest in depth-first order, then padding that sees itself alone."""
-    ends = np.zeros(num_places, np.int32)
+    ends = np.zeros(num_positions, np.int32)
     path: list[int] = []
-    for place in range(num_places - num_padding):
+    for position in range(num_positions - num_padding):
         while path and rng.random() < 0.1:
-            ends[path.pop()] = place
+            ends[path.pop()] = position
         if path and rng.random() < 0.01:  # another root
-            ends[path], path = place, []
-        path.append(place)
-    ends[path] = num_places - num_padding
-    ends[num_places - num_padding :] = np.arange(num_places - num_padding, num_places) + 1
+            ends[path], path = position, []
+        path.append(position)
+    ends[path] = num_positions - num_padding
+    ends[num_positions - num_padding :] = np.arange(num_positions - num_padding, num_positions) + 1
     return ends
 
 
 def dense(q_BTNH, k_BTKH, v_BTKH, ends_BT):
     """The same by an array of all queries by all keys."""
-    places = jnp.arange(q_BTNH.shape[1])
-    is_seen_BTS = (places[None] <= places[:, None])[None] & (
-        places[None, :, None] < ends_BT[:, None]
+    positions = jnp.arange(q_BTNH.shape[1])
+    is_seen_BTS = (positions[None] <= positions[:, None])[None] & (
+        positions[None, :, None] < ends_BT[:, None]
     )
     repeats = q_BTNH.shape[2] // k_BTKH.shape[2]
     k_BTNH, v_BTNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
@@ -37,29 +38,28 @@ def dense(q_BTNH, k_BTKH, v_BTKH, ends_BT):
     return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BTNH)
 
 
-def inputs(num_places, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.float32):
-    rng = stream(num_places, "attention")
-    shapes = [(num_rows, num_places, heads, 16) for heads in (num_heads, num_kv_heads)]
+def inputs(num_positions, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.float32):
+    rng = stream(num_positions, "attention")
+    shapes = [(num_rows, num_positions, heads, 16) for heads in (num_heads, num_kv_heads)]
     q, k, v, grad = (
         jnp.asarray(rng.normal(size=shape), dtype) for shape in (*shapes, shapes[1], shapes[0])
     )
-    ends = [random_ends(rng, num_places, padding) for padding in (0, num_places // 4)]
+    ends = [random_ends(rng, num_positions, padding) for padding in (0, num_positions // 4)]
     return (q, k, v), jnp.asarray(np.stack(ends[:num_rows])), grad
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 64])
-@pytest.mark.parametrize("num_places", [1, 64, 129, 300])
-def test_values_and_gradients_are_those_of_the_dense_mask(num_places, lanes):
-    heads, ends_BT, grad = inputs(num_places)
+@pytest.mark.parametrize("group_size", [1, 3, 64])
+@pytest.mark.parametrize("num_positions", [1, 64, 129, 300])
+def test_values_and_gradients_are_those_of_the_dense_mask(num_positions, group_size):
+    heads, ends_BT, grad = inputs(num_positions)
 
     def ours(*heads):
-        return tree_attention(*heads, ends_BT, block=32, lanes=lanes)
+        return tree_attention(*heads, ends_BT, block_size=32, group_size=group_size)
 
     out, pull = jax.vjp(jax.jit(ours), *heads)
-    expected, expected_pull = jax.vjp(lambda *heads: dense(*heads, ends_BT), *heads)
+    expected, expected_pull = jax.vjp(jax.jit(lambda *heads: dense(*heads, ends_BT)), *heads)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    for found, want in zip(pull(grad), expected_pull(grad), strict=True):
-        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(pull(grad), expected_pull(grad), rtol=1e-4, atol=1e-4)
 
 
 def test_plain_rows_are_causal():
@@ -70,7 +70,7 @@ def test_plain_rows_are_causal():
 
 def test_bfloat16_stays_close_with_float32_softmax():
     heads, ends_BT, _ = inputs(200, dtype=jnp.bfloat16)
-    out = tree_attention(*heads, ends_BT, block=32)
+    out = tree_attention(*heads, ends_BT, block_size=32)
     assert out.dtype == jnp.bfloat16
     wide = [x.astype(jnp.float32) for x in heads]
     np.testing.assert_allclose(out.astype(jnp.float32), dense(*wide, ends_BT), atol=0.03)
@@ -81,12 +81,12 @@ def test_what_is_not_seen_is_skipped_and_no_array_is_quadratic():
     (q, k, v), _, _ = inputs(256, num_rows=1)
     ends_BT = jnp.repeat(jnp.array([64, 128, 192, 256]), 64)[None]  # four roots
     spoilt = k.at[:, 64:128].set(jnp.nan)
-    out = tree_attention(q, spoilt, v, ends_BT, block=32)
+    out = tree_attention(q, spoilt, v, ends_BT, block_size=32)
     assert np.isnan(out[0, 64:128]).all()
     assert np.isfinite(out[0, :64]).all() and np.isfinite(out[0, 128:]).all()
 
     def loss(q, k, v):
-        return tree_attention(q, k, v, ends_BT, block=32).sum()
+        return tree_attention(q, k, v, ends_BT, block_size=32).sum()
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v))
     assert "256,256" not in jaxpr

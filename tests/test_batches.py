@@ -8,7 +8,7 @@ from samples import PACK, SCENARIO, dialogue, lengths_to_examples, sharing_examp
 
 from benchmarks.workload import dialogue_examples
 from emodistill.batches import PackedBatches, RowShape, build_examples
-from emodistill.batches.packing import StepSamples, cheapest_cuts, pack, reaches
+from emodistill.batches.row_packing import StepSamples, cheapest_cuts, pack
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.prompts import focal_messages
@@ -129,7 +129,7 @@ class TestOrder:
     def test_every_epoch_has_each_sample_once_and_one_step_is_short(self):
         batches = self.batches()
         assert batches.num_steps == 15
-        epochs = [[step.numbers for step in epoch(batches, number)] for number in range(3)]
+        epochs = [[step.samples for step in epoch(batches, number)] for number in range(3)]
         for steps in epochs:
             assert sorted(i for step in steps for i in step) == list(range(37))
             assert sorted(len(step) for step in steps) == [5, 8, 8, 8, 8]
@@ -142,7 +142,7 @@ class TestOrder:
         assert [fresh.sample_ids(step) for step in reversed(range(15))] == forward[::-1]
         assert [self.batches(seed=1).sample_ids(step) for step in range(15)] != forward
         made = fresh.step(5)
-        assert tuple(fresh.examples[i].sample_id for i in made.numbers) == forward[5]
+        assert tuple(fresh.examples[i].sample_id for i in made.samples) == forward[5]
 
     @pytest.mark.parametrize("unit_size", [1, 2])
     def test_how_samples_share_rows_changes_no_step(self, unit_size):
@@ -176,7 +176,7 @@ class TestOrder:
             for i, example in enumerate(examples)
         ]
         batches = PackedBatches([*examples, *twins], batch_size=batch_size, seed=0, num_epochs=1)
-        steps = [step.numbers for step in epoch(batches)]
+        steps = [step.samples for step in epoch(batches)]
         assert sorted(i for step in steps for i in step) == list(range(200))
         sizes = sorted(map(len, steps), reverse=True)
         assert sizes == ([batch_size] * (200 // batch_size) + [200 % batch_size])[: len(sizes)]
@@ -190,20 +190,20 @@ class TestOrder:
 
 
 def replies(batch):
-    """(prompt and reply without its last token, targets) of each slot that holds a sample."""
+    """(prompt and reply without its last token, targets) of each sample."""
     targets = batch.targets_BM.reshape(-1)
-    for slots_U, mask_U in zip(batch.slots_SU, batch.mask_SU, strict=True):
+    for index_U, mask_U in zip(batch.logp_index_SU, batch.mask_SU, strict=True):
         if not mask_U.any():
             continue
-        b, m = np.divmod(slots_U[mask_U], batch.targets_BM.shape[1])
+        b, m = np.divmod(index_U[mask_U], batch.targets_BM.shape[1])
         assert len(set(b)) == 1
         parents = batch.parents_BM[b, m]
         last, row = parents[-1], b[0]
-        places = np.arange(last + 1)
-        path = places[batch.ends_BT[row, : last + 1] > last]
+        positions = np.arange(last + 1)
+        path = positions[batch.ends_BT[row, : last + 1] > last]
         assert path[-len(parents) :].tolist() == parents.tolist()
         assert batch.positions_BT[row, path].tolist() == list(range(len(path)))
-        yield batch.tokens_BT[row, path].tolist(), targets[slots_U[mask_U]].tolist()
+        yield batch.tokens_BT[row, path].tolist(), targets[index_U[mask_U]].tolist()
 
 
 class TestPacking:
@@ -228,17 +228,17 @@ class TestPacking:
         batches.set_reference(reference)
         seen = []
         for step in epoch(batches):
-            assert step.work.num_replies == sum(batch.mask_SU.sum() for batch in step.batches)
+            assert step.work.num_reply_tokens == sum(batch.mask_SU.sum() for batch in step.batches)
             for batch in step.batches:
                 assert len(batch.tokens_BT) % row_multiple == 0
-                assert batch.num_tokens == step.work.num_replies
-                assert batch.num_samples == len(step.numbers)
+                assert batch.num_tokens == step.work.num_reply_tokens
+                assert batch.num_samples == len(step.samples)
                 scores = batch.advantages_S, batch.ref_logp_SU, batch.mask_SU
                 members = []
                 for slot, (inputs, targets) in enumerate(replies(batch)):
                     (number,) = {
                         i
-                        for i in step.numbers
+                        for i in step.samples
                         if np.float32(i / 10) == scores[0][slot]
                         and inputs == [*self.examples[i].prompt_ids, *targets[:-1]]
                         and targets == list(self.examples[i].response_ids)
@@ -251,16 +251,16 @@ class TestPacking:
                     i // unit_size for i in members[unit_size - 1 :: unit_size]
                 ]
                 seen += members
-            assert sorted(seen[-len(step.numbers) :]) == sorted(step.numbers)
+            assert sorted(seen[-len(step.samples) :]) == sorted(step.samples)
         assert sorted(seen) == list(range(60))
 
     def test_padding_sees_itself_alone(self):
         for step in epoch(self.batches(row_multiple=3)):
             for batch in step.batches:
-                places = np.arange(1, batch.tokens_BT.shape[1] + 1)
+                successors = np.arange(1, batch.tokens_BT.shape[1] + 1)
                 for tokens, ends in zip(batch.tokens_BT, batch.ends_BT, strict=True):
                     size = np.flatnonzero(tokens).max(initial=-1) + 1
-                    assert (ends[size:] == places[size:]).all()
+                    assert (ends[size:] == successors[size:]).all()
                     assert (ends[:size] <= size).all()
 
     def test_tree_takes_less_than_sequence_and_few_shapes_do(self):
@@ -276,14 +276,14 @@ class TestPacking:
             assert len(batches.shapes) <= 6
             works = [step.work for step in epoch(batches)]
             assert sum(work.num_tokens for work in works) == batches.num_tokens
-            assert sum(work.num_places for work in works) == batches.num_places
+            assert sum(work.num_positions for work in works) == batches.num_positions
 
     def test_rows_of_a_realistic_sweep_are_filled_and_hold_a_third_of_its_tokens(self):
         examples = dialogue_examples(num_scenarios=40, num_dialogues=10)
         batches = PackedBatches(
             examples, batch_size=16, seed=0, num_epochs=1, max_micro_tokens=4096
         )
-        assert batches.num_tokens / batches.num_places >= 0.95
+        assert batches.num_tokens / batches.num_positions >= 0.95
         assert sum(example.num_tokens for example in examples) / batches.num_tokens > 3
 
     def test_rows_of_many_devices_are_filled_by_steps_of_many_samples(self):
@@ -297,19 +297,19 @@ class TestPacking:
                 max_micro_tokens=4096,
                 row_multiple=row_multiple,
             )
-            assert batches.num_tokens / batches.num_places >= 0.9
-            assert sum(example.num_tokens for example in examples) / batches.num_places > 3
+            assert batches.num_tokens / batches.num_positions >= 0.9
+            assert sum(example.num_tokens for example in examples) / batches.num_positions > 3
 
-    def test_a_row_is_filled_to_its_last_place(self):
-        examples = lengths_to_examples([(60, 5), (100, 29)])  # 64 and 128 places
+    def test_a_row_is_filled_to_its_last_position(self):
+        examples = lengths_to_examples([(60, 5), (100, 29)])  # 64 and 128 positions
         batches = PackedBatches(examples, batch_size=1, seed=0, num_epochs=1)
-        taken = [step.work.num_tokens / step.work.num_places for step in epoch(batches)]
-        assert taken == [1, 1]
+        filled = [step.work.num_tokens / step.work.num_positions for step in epoch(batches)]
+        assert filled == [1, 1]
 
     def test_the_reference_pass_sees_every_sample_once_in_training_s_rows(self):
         batches = self.batches()
-        numbers, made = zip(*batches.all_rows(), strict=True)
-        assert sorted(i for some in numbers for i in some) == list(range(60))
+        samples, made = zip(*batches.each_batch(), strict=True)
+        assert sorted(i for some in samples for i in some) == list(range(60))
         rows = {batch.tokens_BT.tobytes() for batch in made}
         trained = {b.tokens_BT.tobytes() for step in epoch(batches) for b in step.batches}
         assert rows == trained
@@ -317,9 +317,9 @@ class TestPacking:
     def test_a_sample_alone_has_one_of_the_usual_shapes(self):
         batches = self.batches()
         for number in (0, 4, 59):
-            step = batches.alone(number)
+            step = batches.step_of_sample(number)
             (batch,) = step.batches
-            assert step.numbers == (number,)
+            assert step.samples == (number,)
             assert batch.tokens_BT.shape in {tuple(shape) for shape in batches.shapes}
             ((_, targets),) = replies(batch)
             assert targets == list(self.examples[number].response_ids)
@@ -338,10 +338,10 @@ class TestPacking:
             unit_size=2,
         )
         for number in range(8):
-            step = batches.alone(number)
-            assert step.numbers == (number - number % 2, number - number % 2 + 1)
+            step = batches.step_of_sample(number)
+            assert step.samples == (number - number % 2, number - number % 2 + 1)
             found = [targets for batch in step.batches for _, targets in replies(batch)]
-            assert sorted(found) == sorted(examples[i].response_ids.tolist() for i in step.numbers)
+            assert sorted(found) == sorted(examples[i].response_ids.tolist() for i in step.samples)
 
     def test_a_long_sample_stands_alone_and_a_reply_is_never_cut(self):
         examples = lengths_to_examples([(3, 150), (700, 2), (5, 5)])
@@ -369,13 +369,15 @@ class TestPacking:
 
 
 class TestCuts:
-    @pytest.mark.parametrize("seed", range(20))
-    def test_no_other_way_to_cut_computes_fewer_places(self, seed):
-        rng = stream(seed, "cuts")
+    def test_no_other_way_to_cut_computes_fewer_positions(self):
+        for seed in range(20):
+            self.check(stream(seed, "cuts"))
+
+    def check(self, rng):
         inputs = [rng.integers(1, 3, rng.integers(1, 40)) for _ in range(7)]
         shapes = [RowShape(1, 16), RowShape(1, 40), RowShape(1, 100)]
         samples = StepSamples(range(7), inputs, "tree", 1)
-        cost, _ = cheapest_cuts(reaches(samples, shapes), shapes, range(3))
+        cost, _ = cheapest_cuts(samples.reaches(shapes), shapes)
 
         def least(start):
             if start == 7:
@@ -383,12 +385,13 @@ class TestCuts:
             options = []
             for stop in range(start + 1, 8):
                 ranks = [rank for unit in samples.ranks[start:stop] for rank in unit]
-                fitting = [s.num_tokens for s in shapes if s.num_tokens >= samples.places(ranks)]
+                size = samples.num_positions(sorted(ranks))
+                fitting = [s.num_positions for s in shapes if s.num_positions >= size]
                 if fitting:
                     options.append(min(fitting) + least(stop))
             return min(options)
 
         assert cost == least(0)
         packed = pack(samples, shapes)
-        assert sum(micro.shape.num_tokens for micro in packed) == cost
+        assert sum(micro.shape.num_positions for micro in packed) == cost
         assert sorted(i for micro in packed for row in micro.rows for i in row) == list(range(7))

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import configs, rounds
 from emodistill.errors import InputError
-from emodistill.train.memory import plan_memory
+from emodistill.train.memory_plan import plan_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -27,7 +27,7 @@ STATE = {"lora": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(4)}
 def save(directory, *steps, identity=None, state=STATE, **settings):
     with Checkpoints(directory, identity or {}, **settings) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state, data={"next_samples": [f"s{step}"]}, metrics={"x": 1.0})
+            checkpoints.save(step, state, cursor={"next_samples": [f"s{step}"]}, metrics={"x": 1.0})
 
 
 def restore(directory, identity=None, shape=(2, 3)):
@@ -50,7 +50,9 @@ def assert_equal_runs(cell, whole):
         assert samples == expected[step]
 
 
-@pytest.mark.parametrize(("stage", "num_stops"), [("sft", 2), ("jpo", 3)])
+@pytest.mark.parametrize(
+    ("stage", "num_stops"), [pytest.param("sft", 2, marks=pytest.mark.slow), ("jpo", 3)]
+)
 def test_a_run_cut_off_at_random_steps_ends_as_the_whole_one(stage, num_stops, tmp_path):
     mesh_worker.run(tmp_path / "whole", None, 8, stage=stage)
     stops = sorted(
@@ -94,14 +96,14 @@ def test_what_was_saved_comes_back(tmp_path):
     save(tmp_path / "c", 1, 2, identity={"seed": 7})
     found = restore(tmp_path / "c", {"seed": 7})
     np.testing.assert_array_equal(found.state["lora"], STATE["lora"])
-    assert (int(found.state["step"]), found.data) == (4, {"next_samples": ["s2"]})
+    assert (int(found.state["step"]), found.cursor) == (4, {"next_samples": ["s2"]})
     record = json.loads((tmp_path / "c/2/record/metadata").read_text())
     assert record["metrics"] == {"x": 1.0}
 
 
 def test_without_a_checkpoint_the_state_stays_as_it_is(tmp_path):
     found = restore(tmp_path / "c")
-    assert (float(found.state["lora"].sum()), found.data) == (0.0, {})
+    assert (float(found.state["lora"].sum()), found.cursor) == (0.0, {})
 
 
 @pytest.mark.parametrize(
@@ -149,25 +151,29 @@ DAMAGE = {
     "another record": lambda folder: (folder / "record/metadata").write_text("[1, 2]"),
     "made from a list": lambda folder: rewrite(folder, made_from=[1]),
     "no checksums": lambda folder: rewrite(folder, checksums=None),
-    "place no object": lambda folder: rewrite(folder, data="s2"),
+    "cursor no object": lambda folder: rewrite(folder, data="s2"),
     "torn array": lambda folder: os.truncate(largest_file(folder), 10),
     "lost array": lambda folder: largest_file(folder).unlink(),
     "flipped bits": lambda folder: flip(largest_file(folder)),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named_and_the_older_one_offered(damage, tmp_path):
+def test_damage_is_named_and_the_older_one_offered(tmp_path):
     noise = jnp.asarray(stream(0, "noise").normal(size=(300, 300)), jnp.float32)
-    save(tmp_path / "c", 1, 2, state=STATE | {"lora": noise})
-    DAMAGE[damage](tmp_path / "c/2")
-    with pytest.raises(InputError) as caught:
-        restore(tmp_path / "c", shape=noise.shape)
-    message = str(caught.value)
-    assert f"{tmp_path}/c/2 is damaged or no checkpoint of this program" in message
-    assert message.endswith("Delete that folder to go on from the checkpoint of step 1.")
-    shutil.rmtree(tmp_path / "c/2")
-    np.testing.assert_array_equal(restore(tmp_path / "c", shape=noise.shape).state["lora"], noise)
+    save(tmp_path / "whole", 1, 2, state=STATE | {"lora": noise})
+    for name, damage in DAMAGE.items():
+        directory = tmp_path / name
+        shutil.copytree(tmp_path / "whole", directory)
+        damage(directory / "2")
+        with pytest.raises(InputError) as caught:
+            restore(directory, shape=noise.shape)
+        message = str(caught.value)
+        assert f"{directory}/2 is damaged or no checkpoint of this program" in message, name
+        end = "Delete that folder to go on from the checkpoint of step 1."
+        assert message.endswith(end), name
+        shutil.rmtree(directory / "2")
+        restored = restore(directory, shape=noise.shape)
+        np.testing.assert_array_equal(restored.state["lora"], noise, err_msg=name)
 
 
 def test_a_foreign_folder_is_no_checkpoint(tmp_path):
@@ -198,4 +204,4 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
             save(tmp_path / "c", 2, state={"lora": noise, "step": jnp.int32(2)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert restore(tmp_path / "c").data == {"next_samples": ["s1"]}
+    assert restore(tmp_path / "c").cursor == {"next_samples": ["s1"]}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from emodistill.batches.examples import Example
-from emodistill.batches.trees import lay_out
+from emodistill.batches.prefix_trees import lay_out
 from emodistill.errors import InputError
 from emodistill.model import load_qwen2
 from emodistill.seeding import stream

@@ -34,19 +34,26 @@ def counted_flops(jaxpr, times=1):
 
 def test_a_forward_pass_is_the_products_of_its_trace_and_attention_s_pairs():
     model = Qwen2(CONFIG, key=jax_key(0, "model"))
-    step = packed([(33, 32)], batch_size=1).step(0)  # a row of 64 places, all taken
+    step = packed([(33, 32)], batch_size=1).step(0)  # a row of 64 positions, all filled
     (batch,) = step.batches
-    assert step.work == Work(num_places=64, num_tokens=64, num_visible=64 * 65 // 2, num_replies=32)
+    assert step.work == Work(64, 64, num_attention_pairs=64 * 65 // 2, num_reply_tokens=32)
     assert batch.targets_BM.size == 32
     traced = jax.make_jaxpr(lambda batch: response_logprobs(model, batch))(batch)
-    pairs = 2 * 2 * step.work.num_visible * CONFIG.num_layers * CONFIG.num_heads * CONFIG.head_dim
+    pairs = (
+        2
+        * 2
+        * step.work.num_attention_pairs
+        * CONFIG.num_layers
+        * CONFIG.num_heads
+        * CONFIG.head_dim
+    )
     assert forward_flops(CONFIG, step.work) == counted_flops(traced.jaxpr) + pairs
 
 
 def test_a_backward_pass_by_hand():
     """As much as forward with frozen weights, four products for attention's two, and no gradient
     of what enters the first layer."""
-    work = Work(num_places=9, num_tokens=7, num_visible=28, num_replies=3)
+    work = Work(9, num_tokens=7, num_attention_pairs=28, num_reply_tokens=3)
     forward = forward_flops(CONFIG, work)
     attention = 2 * 2 * 28 * 2 * 4 * 8
     first_layer = 2 * 7 * 32 * (4 + 2 + 2) * 8

@@ -20,9 +20,9 @@ from emodistill.train.losses import (
     token_logprobs,
 )
 
-symmetric = functools.partial(jpo_loss, kappa=1.0)
-jpo_loss_of_kappa = jpo_loss
-jpo_loss = jax.jit(symmetric, static_argnames=("clip", "kl_coef", "ratio"))
+jpo_loss = functools.partial(
+    jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "kappa", "ratio")), kappa=1.0
+)
 RATIOS = ("mean-token", "sequence", "token")
 
 
@@ -37,7 +37,7 @@ def sample(num_rows=5, num_tokens=7, spread=0.1):
     return logp_BT, ref_logp_BT, mask_BT, advantages_B
 
 
-def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, ratio):
+def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, kappa, ratio):
     """Eq. 19 sample by sample and token by token, in Python floats."""
     terms, kls, ratios = [], [], []
     for logp_T, ref_T, mask_T, advantage in zip(
@@ -46,6 +46,7 @@ def looped_jpo(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, clip, kl_coef, ra
         logs = [float(p) - float(r) for p, r, m in zip(logp_T, ref_T, mask_T, strict=True) if m]
         if not logs:
             continue
+        advantage *= 1 if advantage > 0 else kappa
         kls += [math.exp(-x) + x - 1 for x in logs]
         exponents = {"mean-token": [sum(logs) / len(logs)], "sequence": [sum(logs)], "token": logs}
         for exponent in exponents[ratio]:
@@ -90,10 +91,10 @@ def test_sft_loss_is_the_mean_over_all_response_tokens():
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("spread", [0.02, 0.6])
-def test_jpo_loss_equals_the_loop(ratio, spread):
+@pytest.mark.parametrize(("spread", "kappa"), [(0.02, 1.0), (0.6, 1.0), (0.6, 0.3), (0.6, 0.0)])
+def test_jpo_loss_equals_the_loop(ratio, spread, kappa):
     args = sample(num_rows=9, spread=spread)
-    settings = {"clip": 0.2, "kl_coef": 0.04, "ratio": ratio}
+    settings = {"clip": 0.2, "kl_coef": 0.04, "kappa": kappa, "ratio": ratio}
     want = looped_jpo(*args, **settings)
     loss, got = jpo_loss(*args, **settings)
     assert set(got) == set(want)
@@ -108,7 +109,7 @@ def test_jpo_loss_equals_the_loop(ratio, spread):
 def test_kappa_weighs_the_advantages_that_are_not_positive(ratio):
     *logps, advantages_B = sample()
     settings = {"clip": 0.2, "kl_coef": 0.04, "ratio": ratio}
-    got = jpo_loss_of_kappa(*logps, advantages_B, kappa=0.3, **settings)[0]
+    got = jpo_loss(*logps, advantages_B, kappa=0.3, **settings)[0]
     want = jpo_loss(*logps, asymmetric(advantages_B, 0.3), **settings)[0]
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert abs(float(got - jpo_loss(*logps, advantages_B, **settings)[0])) > 1e-3

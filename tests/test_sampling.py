@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emodistill import seeding
 from emodistill.errors import InputError
+from emodistill.model import sampling
 from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.sampling import Generator, _keep_top, generate
 from emodistill.model.weights import load_qwen2
 
 EOS = 100
+GENERATE = sampling._generate
 
 
 def prompts_of(lengths, vocab_size=100):
@@ -24,6 +27,19 @@ def prompts_of(lengths, vocab_size=100):
 def generator(tiny_checkpoint):
     model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
     return Generator(model, width=4, buckets=(8, 16))
+
+
+@pytest.fixture
+def at_most(monkeypatch):
+    """`at_most(n)`: from now on no more than n programs may be made."""
+
+    def limit(num_programs):
+        sampling._program.clear_cache()
+        chex.clear_trace_counter()
+        counted = chex.assert_max_traces(GENERATE, n=num_programs)
+        monkeypatch.setattr(sampling, "_generate", counted)
+
+    return limit
 
 
 def sample(generator, prompts, seeds=None, **changes):
@@ -57,7 +73,8 @@ def test_greedy_equals_hf(make_hf_checkpoint):
     assert found == cut
 
 
-def test_tokens_depend_on_the_request_alone(generator):
+def test_tokens_depend_on_the_request_alone(generator, at_most):
+    at_most(2)  # one of each bucket
     prompts = prompts_of([3, 8, 12, 5, 16, 7, 2, 8, 6])
     seeds = [11, 12, 13, 14, 15, 16, 17, 18, 19]
     crowd = sample(generator, prompts, seeds)
@@ -66,7 +83,6 @@ def test_tokens_depend_on_the_request_alone(generator):
     order = [4, 2, 8, 0, 6, 1, 3, 7, 5]
     permuted = sample(generator, [prompts[i] for i in order], [seeds[i] for i in order])
     assert permuted == [crowd[i] for i in order]
-    assert generator.num_compilations == 2  # of a bucket each, by whatever tests came before
 
 
 def test_seeds_decide(generator):
@@ -92,26 +108,21 @@ def test_stops_at_eos_and_at_the_limit(generator):
     assert [len(ids) for ids in one] == [1, 1]
 
 
-def test_one_program_per_bucket(tiny_checkpoint):
+def test_one_program_per_bucket(tiny_checkpoint, at_most):
     generator = Generator(load_qwen2(tiny_checkpoint, dtype=jnp.float32), width=4, buckets=(4, 8))
-    sample(generator, prompts_of([3]))
-    assert generator.num_compilations == 1
+    at_most(1)
     for changes in ({}, {"temperature": 0.3}, {"eos_ids": (1,)}, {"seeds": [5] * 5}):
         sample(generator, prompts_of([1, 2, 4, 3, 4]), **changes)
-    assert generator.num_compilations == 1
     # New weights of the same shape need no new program, and are used.
     before = sample(generator, prompts_of([4]), temperature=0.0)
     norm = generator.model.norm
     norm.weight.set_value(-norm.weight[...])
     assert sample(generator, prompts_of([4]), temperature=0.0) != before
-    assert generator.num_compilations == 1
-    sample(generator, prompts_of([5, 4]))
-    assert generator.num_compilations == 2
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        sample(generator, prompts_of([5, 4]))
 
 
-def test_adapter_takes_part_and_programs_are_kept(tiny_checkpoint):
-    from emodistill.model import sampling
-
+def test_adapter_takes_part_and_programs_are_kept(tiny_checkpoint, at_most):
     model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
 
     def greedy():
@@ -126,16 +137,14 @@ def test_adapter_takes_part_and_programs_are_kept(tiny_checkpoint):
             buckets=(4,),
         )
 
-    num_before = sampling._shared_programs.count
+    at_most(2)  # without an adapter and with one
     base = greedy()
     assert greedy() == base
-    assert sampling._shared_programs.count == num_before + 1
     add_lora(model, rank=2, alpha=64, targets=("o_proj",))
     assert greedy() == base
     lora = target_layers(model)["o_proj"].lora
     lora.b = LoRAParam(jnp.ones_like(lora.b[...]))
     assert greedy() != base
-    assert sampling._shared_programs.count == num_before + 2
 
 
 def test_samples_follow_the_softmax(generator):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -35,10 +36,7 @@ def arrays(model):
 
 
 def assert_same_weights(one, other):
-    one, other = arrays(one), arrays(other)
-    assert one.keys() == other.keys()
-    for place in one:
-        np.testing.assert_array_equal(one[place][...], other[place][...], err_msg=str(place))
+    chex.assert_trees_all_equal(*(nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (one, other)))
 
 
 @pytest.fixture
@@ -148,8 +146,8 @@ def test_checksums_need_room_for_few_numbers_at_once(shape, dtype):
     first = jax.ShapeDtypeStruct((), jnp.uint32)
     room = 16 * fingerprint.NUMBERS_AT_ONCE + 2 * 8 * math.prod(shape[:-1])  # and sums of rows
     mesh = make_mesh(MeshShape())
-    for place in ((None, None), (mesh, PartitionSpec(*(None,) * (len(shape) - 1), "fsdp"))):
-        compiled = fingerprint.rounded_sums_on.lower(x, first, *place).compile()
+    for sharding in ((None, None), (mesh, PartitionSpec(*(None,) * (len(shape) - 1), "fsdp"))):
+        compiled = fingerprint.rounded_sums_on.lower(x, first, *sharding).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < room
 
 
@@ -169,6 +167,7 @@ def test_fingerprint_tells_bases_apart(checkpoint):
     assert base_fingerprint(load_qwen2(checkpoint)) != fingerprint
 
 
+@pytest.mark.slow
 def test_a_mesh_holds_the_same_model(tiny_checkpoint):
     """Eight virtual devices give one device's logits; needs a process of its own.
 

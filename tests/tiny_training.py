@@ -75,7 +75,7 @@ def with_reference(batches, model):
     logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
     graphdef, state = nnx.split(model)
     logprobs = jax.jit(lambda state, batch: response_logprobs(nnx.merge(graphdef, state), batch))
-    for numbers, batch in batches.all_rows():
+    for numbers, batch in batches.each_batch():
         logp_NU[numbers] = (np.asarray(logprobs(state, batch)) * batch.mask_SU)[: len(numbers)]
     batches.set_reference(logp_NU)
     return batches

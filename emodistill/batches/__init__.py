@@ -1,9 +1,10 @@
-"""Samples as arrays: focal turns tokenised (`examples`), merged into trees (`trees`), packed into
-rows (`packing`) and dealt out in steps (`packed`)."""
+"""Samples as arrays: focal turns tokenised (`examples`), merged into trees (`prefix_trees`),
+grouped into steps (`step_order`), packed into rows (`row_packing`) and handed out as micro-batches
+(`packed_batches`). The student's pretraining reads whole dialogues instead (`dialogue_rows`)."""
 
 from emodistill.batches.examples import Example, ExampleSet, build_examples
-from emodistill.batches.packed import Batch, PackedBatches, Step, Work
-from emodistill.batches.packing import RowShape
+from emodistill.batches.packed_batches import Batch, PackedBatches, Step, Work
+from emodistill.batches.row_packing import RowShape
 
 __all__ = [
     "Batch",

@@ -6,6 +6,7 @@ template). One that is too long loses its oldest turns, never the reply.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Example:
 
 
 class ExampleSet(NamedTuple):
-    """What came of the asked turns: `len(examples) + num_dropped` of them."""
+    """The samples of `len(examples) + num_dropped` turns that were asked for."""
 
     examples: tuple[Example, ...]
     num_trimmed: int
@@ -62,7 +63,7 @@ def build_examples(
     """Tokenise focal turns, in the order asked for.
 
     Args:
-      turns: pairs (position in `trajectories`, index of a focal turn in it).
+      turns: pairs (index in `trajectories`, index of a focal turn in that dialogue).
       encode_chat, encode_reply: the student's tokenizer; prompt ids end where the reply begins,
         reply ids with the end-of-turn token.
       max_tokens: bound of prompt and reply together.
@@ -74,26 +75,25 @@ def build_examples(
     by_id = {(scenario.domain, scenario.scenario_id): scenario for scenario in scenarios}
     examples: list[Example] = []
     num_dropped = 0
-    for asked_index, (position, turn_index) in enumerate(turns):
-        trajectory = trajectories[position]
+    for asked_index, (index, turn_index) in enumerate(turns):
+        trajectory = trajectories[index]
         turn, scenario = _focal_turn(trajectory, turn_index), _scenario(trajectory, by_id)
         render = functools.partial(
             focal_messages, pack, scenario, emotion=None if emotion_free else turn.emotion
         )
         response_ids = encode_reply(turn.text)
-        fitting = _trim(
-            trajectory.turns[:turn_index],
-            lambda history, render=render: encode_chat(render(history)),
-            max_tokens - len(response_ids),
+        history = trajectory.turns[:turn_index]
+        prompts = functools.cache(
+            lambda first, history=history, render=render: encode_chat(render(history[first:]))
         )
-        if fitting is None:
+        num_dropped_turns = _first_fitting(prompts, turn_index, max_tokens - len(response_ids))
+        if num_dropped_turns is None:
             num_dropped += 1
             continue
-        prompt_ids, num_dropped_turns = fitting
         examples.append(
             Example(
                 sample_id=f"{trajectory.trajectory_id}#{turn_index}",
-                prompt_ids=np.asarray(prompt_ids, np.int32),
+                prompt_ids=np.asarray(prompts(num_dropped_turns), np.int32),
                 response_ids=np.asarray(response_ids, np.int32),
                 num_dropped_turns=num_dropped_turns,
                 asked_index=asked_index,
@@ -103,21 +103,21 @@ def build_examples(
     return ExampleSet(tuple(examples), num_trimmed, num_dropped)
 
 
-def _trim(
-    turns: Sequence[Turn], encode: Callable[[Sequence[Turn]], Sequence[int]], room: int
-) -> tuple[Sequence[int], int] | None:
-    """The prompt's ids with the fewest oldest turns dropped to fit `room`, and how many."""
-    whole = encode(turns)
-    if len(whole) <= room:
-        return whole, 0
-    low, high, best = 1, len(turns), None
-    while low <= high:  # more turns dropped, fewer tokens
-        middle = (low + high) // 2
-        if len(ids := encode(turns[middle:])) <= room:
-            best, high = (ids, middle), middle - 1
-        else:
-            low = middle + 1
-    return best
+def _first_fitting(
+    prompts: Callable[[int], Sequence[int]], num_turns: int, max_tokens: int
+) -> int | None:
+    """The earliest turn with which `prompts(turn)` has at most `max_tokens`; None without any.
+
+    Most prompts fit with their whole history, so that is tried before the search by halves.
+    """
+
+    def fits(first: int) -> bool:
+        return len(prompts(first)) <= max_tokens
+
+    if fits(0):
+        return 0
+    first = bisect.bisect_left(range(num_turns + 1), True, lo=1, key=fits)
+    return first if first <= num_turns else None
 
 
 def _focal_turn(trajectory: Trajectory, turn_index: int) -> Turn:

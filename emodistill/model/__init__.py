@@ -12,38 +12,25 @@ from typing import Any
 from emodistill.configs import EMBEDDED
 from emodistill.errors import InputError
 
-_HOMES = {
-    "Qwen2Config": "config",
-    "LoRAConfig": "config",
-    "Qwen2": "qwen2",
-    "LoRAParam": "lora",
-    "add_lora": "lora",
-    "base_fingerprint": "fingerprint",
-    "load_qwen2": "weights",
-    "save_qwen2": "weights",
-    "adapted": "adapters",
-    "load_adapter": "adapters",
-    "lora_sha256": "fingerprint",
-    "save_adapter": "adapters",
-    "agree": "processes",
-    "is_first": "processes",
-    "joined": "processes",
-    "make_mesh": "sharding",
-    "num_row_shards": "sharding",
-    "to_host": "processes",
-    "Generator": "sampling",
-    "generate": "sampling",
-    "keep_programs": "programs",
-    "decode_reply": "tokenization",
-    "encode_chat": "tokenization",
-    "encode_reply": "tokenization",
-    "end_of_turn_id": "tokenization",
-    "load_tokenizer": "tokenization",
-    "stop_ids": "tokenization",
-    "template_sha256": "tokenization",
+_EXPORTS = {
+    "adapters": "adapted load_adapter save_adapter",
+    "config": "LoRAConfig Qwen2Config",
+    "fingerprint": "base_fingerprint lora_sha256",
+    "lora": "LoRAParam add_lora",
+    "processes": "agree is_first joined to_host",
+    "programs": "keep_programs",
+    "qwen2": "Qwen2",
+    "sampling": "Generator generate",
+    "sharding": "make_mesh num_row_shards",
+    "tokenization": (
+        "decode_reply encode_chat encode_reply end_of_turn_id load_tokenizer stop_ids "
+        "template_sha256"
+    ),
+    "weights": "load_qwen2 save_qwen2",
 }
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = ["embedded_path", "student_folder", *_HOMES]
+__all__ = ["embedded_path", "student_folder", *_MODULES]
 
 
 def embedded_path() -> Path:
@@ -63,9 +50,9 @@ def student_folder(name: str) -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,6 @@ The safetensors metadata carry the base's fingerprint, and an adapter of another
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,12 +18,12 @@ from flax import nnx
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
-from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig
+from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig, read_json_object
 from emodistill.model.fingerprint import base_fingerprint
-from emodistill.model.lora import LoRA, LoRAParam, add_lora, target_layers
+from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.processes import is_first, to_host
 from emodistill.model.qwen2 import Qwen2
-from emodistill.model.sharding import place_like
+from emodistill.model.sharding import put_like
 from emodistill.model.weights import open_safetensors
 from emodistill.tensor_files import write_tensors
 
@@ -60,11 +59,9 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
         raise InputError("the model has no LoRA to save; add_lora or load_adapter comes first.")
     folder = Path(folder)
     tensors = {}
-    for target, lora in _loras(model):
-        a_LRI, b_LOR = to_host(lora.a[...]), to_host(lora.b[...])
-        for layer in range(model.config.num_layers):
-            tensors[_name(layer, target, "A")] = np.ascontiguousarray(a_LRI[layer], np.float32)
-            tensors[_name(layer, target, "B")] = np.ascontiguousarray(b_LOR[layer], np.float32)
+    for target, factor, variable in _factors(model):
+        for layer, values in enumerate(to_host(variable[...])):
+            tensors[_name(layer, target, factor)] = np.ascontiguousarray(values, np.float32)
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
     if not is_first():
         return
@@ -95,18 +92,20 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
         meaning, or its base, layers, shapes or targets are not those of `model`.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_FILE)
+    fields = read_json_object(folder / CONFIG_FILE, "name a folder with an adapter in PEFT layout")
+    config = _lora_config(fields, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(f"{path} is missing; an adapter folder holds it beside {CONFIG_FILE}.")
     with ExitStack() as stack:
         file = open_safetensors(path, stack)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        made_on = (file.metadata() or {}).get("base_fingerprint")
-    if made_on is not None and made_on != base_fingerprint(model):
+        fingerprint = (file.metadata() or {}).get("base_fingerprint")
+    if fingerprint is not None and fingerprint != base_fingerprint(model):
+        base = fields.get("base_model_name_or_path") or "its base model"
         raise InputError(
-            f"{folder} was trained on another base model ({made_on[:12]}…, here "
-            f"{base_fingerprint(model)[:12]}…); load {_base_name(folder)} first."
+            f"{folder} was trained on another base model ({fingerprint[:12]}…, here "
+            f"{base_fingerprint(model)[:12]}…); load {base} first."
         )
     values = _stack(tensors, model, config, path)
     if model.lora is None:
@@ -115,9 +114,8 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
         raise InputError(
             f"{folder} is {config}, but the model has {model.lora}; load the base model again."
         )
-    for target, lora in _loras(model):
-        lora.a = LoRAParam(place_like(values[target, "A"], lora.a[...]))
-        lora.b = LoRAParam(place_like(values[target, "B"], lora.b[...]))
+    for target, factor, variable in _factors(model):
+        variable.set_value(put_like(values[target, factor], variable[...]))
 
 
 def adapted(model: Qwen2, folder: Path | str) -> Qwen2:
@@ -133,10 +131,13 @@ def adapted(model: Qwen2, folder: Path | str) -> Qwen2:
     return beside
 
 
-def _loras(model: Qwen2) -> Iterator[tuple[str, LoRA]]:
+def _factors(model: Qwen2) -> Iterator[tuple[str, str, LoRAParam]]:
+    """The factors A and B of each adapted projection, stacked over layers."""
     layers = target_layers(model)
     for target in model.lora.targets if model.lora else ():
-        yield target, layers[target].lora
+        lora = layers[target].lora
+        yield target, "A", lora.a
+        yield target, "B", lora.b
 
 
 def _name(layer: int, target: str, factor: str) -> str:
@@ -144,27 +145,10 @@ def _name(layer: int, target: str, factor: str) -> str:
     return f"base_model.model.model.layers.{layer}.{module}.{target}.lora_{factor}.weight"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} is missing; name a folder with an adapter in PEFT layout.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
-    return fields
-
-
-def _base_name(folder: Path) -> str:
-    return str(_read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "its base model")
-
-
-def _read_config(path: Path) -> LoRAConfig:
-    fields = _read_json(path)
+def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
     for option, plain in _PLAIN_OPTIONS.items():
         value = fields.get(option, plain)
-        if value != plain and not (not value and not plain):
+        if value != plain and (value or plain):  # an empty option may be None, False, [] or {}
             raise InputError(
                 f"{path}: {option}={value!r} is not implemented, only {plain!r}; "
                 "export a plain LoRA."
@@ -189,13 +173,14 @@ def _stack(
     tensors: Mapping[str, np.ndarray], model: Qwen2, config: LoRAConfig, path: Path
 ) -> dict[tuple[str, str], np.ndarray]:
     """The factors [L, …] of each target, every name and shape checked."""
-    expected: dict[str, tuple[int, ...]] = {}
-    layers = target_layers(model)
+    layers, num_layers = target_layers(model), model.config.num_layers
+    shapes: dict[tuple[str, str], tuple[int, int]] = {}
     for target in config.targets:
-        L, O, I = layers[target].weight.shape  # noqa: E741
-        for layer in range(L):
-            expected[_name(layer, target, "A")] = (config.rank, I)
-            expected[_name(layer, target, "B")] = (O, config.rank)
+        _, O, I = layers[target].weight.shape  # noqa: E741
+        shapes[target, "A"], shapes[target, "B"] = (config.rank, I), (O, config.rank)
+    expected = {
+        _name(layer, *key): shape for key, shape in shapes.items() for layer in range(num_layers)
+    }
     for name in [*expected, *tensors]:
         if name not in tensors:
             raise InputError(f"{path}: {name} is missing; the adapter is of another model or torn.")
@@ -207,9 +192,8 @@ def _stack(
                 f"rank {config.rank} ask for {list(expected[name])}."
             )
     return {
-        (target, factor): np.stack(
-            [tensors[_name(layer, target, factor)] for layer in range(model.config.num_layers)]
-        ).astype(np.float32)
-        for target in config.targets
-        for factor in "AB"
+        key: np.stack([tensors[_name(layer, *key)] for layer in range(num_layers)]).astype(
+            np.float32
+        )
+        for key in shapes
     }

@@ -25,19 +25,51 @@ MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 TARGETS = ATTENTION_TARGETS + MLP_TARGETS
 
 ParamPath = tuple[str, ...]
-"""Where a parameter is, such as ("layers", "mlp", "up_proj", "weight")."""
+"""The path of a parameter, such as ("layers", "mlp", "up_proj", "weight")."""
 
 # What older Llama-type configurations leave out, and the values that they then mean.
 _LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
 
+_HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "is_tied": "tie_word_embeddings",
+}
+"""What Hugging Face calls the fields that are the same there."""
 
-def _is_int(value: object) -> bool:
-    """Whether it is a whole number; for Python `true` is one too."""
-    return isinstance(value, int) and not isinstance(value, bool)
+
+def _is_size(value: object) -> bool:
+    """Whether it is a whole number from 1 on; for Python `True` is one too."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_positive(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and 0 < value < math.inf
+    return _is_size(value) or (isinstance(value, float) and 0 < value < math.inf)
+
+
+def read_json_object(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in the file; `advice` is for where the file is missing.
+
+    Raises:
+      InputError: the file is missing, or holds anything else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {advice}.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
+    return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +97,7 @@ class Qwen2Config:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
         for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
-            value = getattr(self, name)
-            if not _is_int(value) or value < 1:
-                raise InputError(f"{name}={value!r} must be a positive integer.")
+            _check_size(name, getattr(self, name))
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
             if not _is_positive(value):
@@ -75,7 +105,7 @@ class Qwen2Config:
             object.__setattr__(self, name, float(value))
         if not isinstance(self.is_tied, bool):
             raise InputError(f"is_tied={self.is_tied!r} must be true or false.")
-        if not all(_is_int(number) and number >= 0 for number in self.eos_token_ids):
+        if not all(token == 0 or _is_size(token) for token in self.eos_token_ids):
             raise InputError(f"eos_token_ids={self.eos_token_ids!r} must be token ids.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
@@ -105,93 +135,61 @@ class Qwen2Config:
           InputError: the file is missing or no JSON, a field is missing, or the architecture or
             one of its options (scaled RoPE, sliding windows, …) is not implemented.
         """
-        path = Path(folder) / "config.json"
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is no folder; name a folder with config.json and weights.")
-        if not path.is_file():
-            raise InputError(
-                f"{path} is missing; a model folder holds config.json beside its .safetensors."
-            )
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
-        if not isinstance(fields, dict):
-            raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
-        return cls.from_hf(fields, where=str(path))
+        path = Path(folder) / "config.json"
+        advice = "a model folder holds config.json beside its .safetensors"
+        return cls.from_hf(read_json_object(path, advice), where=str(path))
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
         """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
+        try:
+            return cls._from_hf(fields)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def _from_hf(cls, fields: Mapping[str, Any]) -> Qwen2Config:
         architecture: Any = fields.get("model_type")
-        if architecture not in tuple(ARCHITECTURES):  # which a list may be looked for in
+        if architecture not in tuple(ARCHITECTURES):  # a tuple, since it may be unhashable
             raise InputError(
-                f"{where}: model_type={architecture!r} is not implemented; "
+                f"model_type={architecture!r} is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}."
             )
         if architecture == "llama":
             fields = {**_LLAMA_DEFAULTS, **fields}
-        _refuse_options(fields, architecture, where)
-
-        def need(name: str) -> Any:
-            if fields.get(name) is None:
-                raise InputError(f"{where}: {name} is missing; copy the checkpoint's own config.")
-            return fields[name]
-
-        def given(name: str, otherwise: Any) -> Any:
-            return otherwise if fields.get(name) is None else fields[name]
-
-        rope = fields.get("rope_parameters") or {}
-        heads, width = need("num_attention_heads"), need("hidden_size")
-        for name, size in (("num_attention_heads", heads), ("hidden_size", width)):
-            if not _is_int(size) or size < 1:
-                raise InputError(f"{where}: {name}={size!r} must be a positive integer.")
-        eos = given("eos_token_id", [])
-        try:
-            return cls(
-                architecture=architecture,
-                vocab_size=need("vocab_size"),
-                hidden_size=width,
-                intermediate_size=need("intermediate_size"),
-                num_layers=need("num_hidden_layers"),
-                num_heads=heads,
-                num_kv_heads=given("num_key_value_heads", heads),
-                head_dim=given("head_dim", width // heads),
-                rope_theta=rope.get("rope_theta") or need("rope_theta"),
-                norm_eps=need("rms_norm_eps"),
-                max_positions=need("max_position_embeddings"),
-                is_tied=given("tie_word_embeddings", False),
-                eos_token_ids=()
-                if eos is None
-                else tuple(eos)
-                if isinstance(eos, list)
-                else (eos,),
-            )
-        except InputError as error:
-            message = str(error)
-            raise InputError(message if where in message else f"{where}: {message}") from None
+        _refuse_options(fields, architecture)
+        given = {name: value for name, value in fields.items() if value is not None}
+        if {"num_attention_heads", "hidden_size"} <= given.keys():
+            heads, width = given["num_attention_heads"], given["hidden_size"]
+            _check_size("num_attention_heads", heads)
+            _check_size("hidden_size", width)
+            given = {"num_key_value_heads": heads, "head_dim": width // heads} | given
+        if base := given.get("rope_parameters", {}).get("rope_theta"):
+            given["rope_theta"] = base
+        given.setdefault("tie_word_embeddings", False)
+        for name in _HF_NAMES.values():
+            if name not in given:
+                raise InputError(f"{name} is missing; copy the checkpoint's own config.")
+        eos = given.get("eos_token_id", [])
+        return cls(
+            architecture=architecture,
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            **{ours: given[theirs] for ours, theirs in _HF_NAMES.items()},
+        )
 
     def to_hf(self, *, dtype: str = "float32") -> dict[str, Any]:
         """The fields of a `config.json` that transformers, PEFT and vLLM read.
 
-        RoPE's base is written in both places in which readers look for it.
+        The base of RoPE is written in both places in which readers look for it.
         """
-        fields: dict[str, Any] = {
+        fields = {
             "architectures": [ARCHITECTURES[self.architecture]],
             "model_type": self.architecture,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
+            **{theirs: getattr(self, ours) for ours, theirs in _HF_NAMES.items()},
             "hidden_act": "silu",
-            "max_position_embeddings": self.max_positions,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
             "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "tie_word_embeddings": self.is_tied,
             "use_sliding_window": False,
             "torch_dtype": dtype,
         }
@@ -199,6 +197,11 @@ class Qwen2Config:
             first, *more = self.eos_token_ids
             fields["eos_token_id"] = [first, *more] if more else first
         return fields
+
+
+def _check_size(name: str, value: object) -> None:
+    if not _is_size(value):
+        raise InputError(f"{name}={value!r} must be a positive integer.")
 
 
 def _qwen25(
@@ -213,7 +216,7 @@ def _qwen25(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=hidden_size // num_heads,
-        rope_theta=1_000_000.0,
+        rope_theta=1e6,
         norm_eps=1e-6,
         max_positions=32_768,
         is_tied=is_small,
@@ -249,15 +252,14 @@ def read_architecture(name: str) -> Qwen2Config:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRAConfig:
-    """Rank, scale and place of an adapter."""
+    """Rank and scale of an adapter, and the projections that it adapts."""
 
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = ATTENTION_TARGETS
 
     def __post_init__(self) -> None:
-        if not _is_int(self.rank) or self.rank < 1:
-            raise InputError(f"rank={self.rank!r} must be a positive integer.")
+        _check_size("rank", self.rank)
         if not _is_positive(self.alpha):
             raise InputError(f"alpha={self.alpha!r} must be positive.")
         unknown = [target for target in self.targets if target not in TARGETS]
@@ -275,24 +277,24 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-def _refuse_options(fields: Mapping[str, Any], architecture: Architecture, where: str) -> None:
-    """Raise for what would silently compute something else."""
+def _refuse_options(fields: Mapping[str, Any], architecture: Architecture) -> None:
+    """Raise for options that would otherwise be ignored, and something else computed silently."""
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(fields.get(name) or {}, Mapping):
-            raise InputError(f"{where}: {name}={fields[name]!r} must be an object, or null.")
+            raise InputError(f"{name}={fields[name]!r} must be an object, or null.")
     if not isinstance(fields.get("layer_types") or [], list):
-        raise InputError(f"{where}: layer_types={fields['layer_types']!r} must be a list.")
+        raise InputError(f"layer_types={fields['layer_types']!r} must be a list.")
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     has_attention_bias = bool(fields.get("attention_bias", architecture == "qwen2"))
-    layer_types = set(map(str, fields.get("layer_types") or ["full_attention"]))
+    layer_types = sorted(set(map(str, fields.get("layer_types") or ["full_attention"])))
     refused = {
         f"rope_type={kind!r}": kind != "default",
         f"rope_parameters={rope}": any(isinstance(value, dict) for value in rope.values()),
-        "use_sliding_window=true": bool(fields.get("use_sliding_window")),
-        f"layer_types={sorted(layer_types)}": layer_types != {"full_attention"},
+        "use_sliding_window=true": fields.get("use_sliding_window"),
+        f"layer_types={layer_types}": layer_types != ["full_attention"],
         f"hidden_act={fields.get('hidden_act')!r}": fields.get("hidden_act", "silu") != "silu",
-        "mlp_bias=true": bool(fields.get("mlp_bias")),
+        "mlp_bias=true": fields.get("mlp_bias"),
         f"attention_bias={str(has_attention_bias).lower()}": (
             has_attention_bias != (architecture == "qwen2")
         ),
@@ -301,6 +303,5 @@ def _refuse_options(fields: Mapping[str, Any], architecture: Architecture, where
     for option, is_refused in refused.items():
         if is_refused:
             raise InputError(
-                f"{where}: {option} is not implemented for {architecture}; "
-                "use a checkpoint without it."
+                f"{option} is not implemented for {architecture}; use a checkpoint without it."
             )

@@ -26,7 +26,7 @@ from emodistill.model.processes import to_host
 from emodistill.model.qwen2 import Qwen2, flat_state
 
 NUMBERS_AT_ONCE = 2**18
-"""Of a parameter whose checksums are made."""
+"""Numbers of a parameter whose checksums are computed together: 4 MB of intermediate values."""
 
 
 def base_fingerprint(model: Qwen2) -> str:
@@ -41,7 +41,7 @@ def base_fingerprint(model: Qwen2) -> str:
     leaves = flat_state(nnx.state(model, nnx.Param))
     return fingerprint_of_sums(
         model.config,
-        {place: (leaf.shape, [rounded_sums(leaf[...])]) for place, leaf in leaves.items()},
+        {path: (leaf.shape, [rounded_sums(leaf[...])]) for path, leaf in leaves.items()},
     )
 
 
@@ -54,17 +54,18 @@ def fingerprint_of_sums(
     architecture = dataclasses.asdict(config)
     architecture.pop("eos_token_ids")
     digest.update(json.dumps(architecture, sort_keys=True).encode())
-    for place in sorted(params):
-        shape, parts = params[place]
-        digest.update(f"{'.'.join(place)}{list(shape)}".encode())
+    for path in sorted(params):
+        shape, parts = params[path]
+        digest.update(f"{'.'.join(path)}{list(shape)}".encode())
         digest.update(np.concatenate(parts, axis=-1).astype("<u4").tobytes())
     return digest.hexdigest()
 
 
 def rounded_sums(array: jax.Array, first: int = 0) -> np.ndarray:
     """Checksums [2, L] of the layers `first`, `first + 1`, … of a parameter; [2, 1] of a vector."""
-    place = array.sharding
-    mesh, spec = (place.mesh, place.spec) if isinstance(place, NamedSharding) else (None, None)
+    mesh, spec = None, None
+    if isinstance(array.sharding, NamedSharding):
+        mesh, spec = array.sharding.mesh, array.sharding.spec
     return to_host(rounded_sums_on(array, jnp.uint32(first), mesh, spec))
 
 
@@ -81,17 +82,17 @@ def bit_checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
 def rounded_sums_on(
     x: jax.Array, first: jax.Array, mesh: Mesh | None, spec: PartitionSpec | None
 ) -> jax.Array:
-    """`rounded_sums` of what lies on `mesh` by `spec`: each device sums up what it holds."""
+    """`rounded_sums` of an array that lies on `mesh` by `spec`: each device sums up its own
+    part."""
     if mesh is None or spec is None:
         return _local_sums(x, first, x.shape, ())
     axes = (*spec, *(None,) * (x.ndim - len(spec)))
     is_stacked = x.ndim > 1
-    summed = [axis for axis in axes[is_stacked:] if axis is not None]
-    names = tuple(n for axis in summed for n in ((axis,) if isinstance(axis, str) else axis))
+    names = jax.tree.leaves(axes[is_stacked:])  # of the mesh axes that split what is summed up
 
     def local(part: jax.Array, first: jax.Array) -> jax.Array:
         sums = _local_sums(part, first, x.shape, axes)
-        return jax.lax.psum(sums, names) if names else sums
+        return jax.lax.psum(sums, tuple(names)) if names else sums
 
     return jax.shard_map(
         local,
@@ -107,7 +108,8 @@ def _local_sums(
 ) -> jax.Array:
     """The share of a device's part `x` of an array of `shape`, split by `axes` (none: not split).
 
-    A few rows at a time: what is in between takes four times the room of its numbers.
+    A few rows at a time: intermediate values take four times the memory of the numbers, and there
+    may be barely enough for the parameter itself.
     """
     starts = [jnp.uint32(0)] * x.ndim
     for i, axis in enumerate(axes):
@@ -116,14 +118,15 @@ def _local_sums(
     *leading, width = x.shape
     num_rows = math.prod(leading)
     size = min(num_rows, max(1, NUMBERS_AT_ONCE // width))
-    x_RW = x.reshape(num_rows, width)
+    x_XY = x.reshape(num_rows, width)
 
-    def some(k: jax.Array, sums_R: jax.Array) -> jax.Array:
-        start = jnp.minimum(k * size, num_rows - size)  # the last ones anew, if they don't divide
+    def add_rows(k: jax.Array, sums_2X: jax.Array) -> jax.Array:
+        # Where `size` doesn't divide, the last turn computes some rows a second time.
+        start = jnp.minimum(k * size, num_rows - size)
         # Without the barrier, XLA converts the whole array before the loop.
-        same_RW, start = jax.lax.optimization_barrier((x_RW, start))
-        x_SW = jax.lax.dynamic_slice_in_dim(same_RW, start, size)
-        bits = jax.lax.bitcast_convert_type(x_SW.astype(jnp.bfloat16), jnp.uint16)
+        same_XY, start = jax.lax.optimization_barrier((x_XY, start))
+        part_XY = jax.lax.dynamic_slice_in_dim(same_XY, start, size)
+        bits = jax.lax.bitcast_convert_type(part_XY.astype(jnp.bfloat16), jnp.uint16)
         rows = jnp.unravel_index(start + jnp.arange(size), leading) if leading else ()
         index = jnp.zeros((size,), jnp.uint32)
         for axis, row in enumerate(rows):
@@ -133,29 +136,32 @@ def _local_sums(
         if not leading:
             columns = columns + first
         index = index[:, None] * jnp.uint32(shape[-1]) + columns[None]
-        found = _mixed_sums(bits.astype(jnp.uint32), index, (1,))
-        return jax.lax.dynamic_update_slice_in_dim(sums_R, found, start, 1)
+        sums = _mixed_sums(bits.astype(jnp.uint32), index, (1,))
+        return jax.lax.dynamic_update_slice_in_dim(sums_2X, sums, start, 1)
 
     zeros = jnp.zeros((2, num_rows), jnp.uint32)
-    sums_R = jax.lax.fori_loop(0, -(-num_rows // size), some, zeros)
-    return sums_R.reshape(2, x.shape[0] if leading else 1, -1).sum(axis=2, dtype=jnp.uint32)
+    sums_2X = jax.lax.fori_loop(0, -(-num_rows // size), add_rows, zeros)
+    return sums_2X.reshape(2, x.shape[0] if leading else 1, -1).sum(axis=2, dtype=jnp.uint32)
 
 
 @jax.jit
 def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [_sums(jax.lax.bitcast_convert_type(x, jnp.uint32)) for x in arrays]
-
-
-def _sums(bits: jax.Array) -> jax.Array:
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        index = index * jnp.uint32(size)
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return _mixed_sums(bits, index, None)
+    return [
+        _mixed_sums(
+            jax.lax.bitcast_convert_type(x, jnp.uint32),
+            jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape),
+            None,
+        )
+        for x in arrays
+    ]
 
 
 def _mixed_sums(bits: jax.Array, index: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
-    """Two sums over `axes` of `bits`, weighted by where each lies in the whole array."""
+    """Two sums over `axes` of `bits`, weighted by a hash of each one's index in the whole array.
+
+    Unweighted, two numbers that changed sides would go unnoticed. The weights are odd (their lowest
+    bit is set), so that a change of any single bit changes the first sum.
+    """
     mixed = (index ^ (index >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)
     return jnp.stack([jnp.sum(bits * mixed, axes), jnp.sum(bits * (mixed >> 7), axes)])
 
@@ -166,7 +172,7 @@ def lora_sha256(model: Qwen2) -> str:
     if model.lora is not None:
         digest.update(json.dumps(dataclasses.asdict(model.lora), sort_keys=True).encode())
     leaves = flat_state(nnx.state(model, LoRAParam))
-    for place in sorted(leaves):
-        digest.update(".".join(place).encode())
-        digest.update(to_host(leaves[place][...]).astype(np.float32).tobytes())
+    for path, leaf in sorted(leaves.items()):
+        digest.update(".".join(path).encode())
+        digest.update(to_host(leaf[...]).astype(np.float32).tobytes())
     return digest.hexdigest()

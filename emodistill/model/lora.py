@@ -22,7 +22,7 @@ from emodistill.model.sharding import param_sharding
 
 
 class LoRAParam(nnx.Variable):
-    """A trainable factor of an adapter; deliberately no `nnx.Param`."""
+    """A trainable factor of an adapter; no `nnx.Param`, so that the two can be split apart."""
 
 
 class LoRA(nnx.Module):
@@ -48,8 +48,8 @@ class LoRA(nnx.Module):
             return a_LRI, jnp.zeros((L, O, config.rank), jnp.float32)
 
         shapes = {"a": (L, config.rank, I), "b": (L, O, config.rank)}
-        places = tuple(param_sharding((name, "lora", k), shapes[k], mesh) for k in ("a", "b"))
-        a_LRI, b_LOR = jax.jit(start, out_shardings=places)(key)
+        shardings = tuple(param_sharding((name, "lora", k), shapes[k], mesh) for k in shapes)
+        a_LRI, b_LOR = jax.jit(start, out_shardings=shardings)(key)
         self.a, self.b = LoRAParam(a_LRI), LoRAParam(b_LOR)
         self.scale = config.scale
 
@@ -64,11 +64,11 @@ class LoRA(nnx.Module):
 
 
 def target_layers(model: Qwen2) -> dict[str, Linear]:
-    """The adaptable linear layers of `model` by name (each stacked over all blocks)."""
-    block = model.layers
+    """The adaptable projections of `model` by name (each stacked over all layers)."""
+    layers = model.layers
     return {
-        **{name: getattr(block.self_attn, name) for name in ATTENTION_TARGETS},
-        **{name: getattr(block.mlp, name) for name in MLP_TARGETS},
+        **{name: getattr(layers.self_attn, name) for name in ATTENTION_TARGETS},
+        **{name: getattr(layers.mlp, name) for name in MLP_TARGETS},
     }
 
 

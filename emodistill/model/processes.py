@@ -8,6 +8,7 @@ comes next, it decides for all.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,8 @@ from emodistill.errors import EmodistillError, InputError, StaleInputError
 
 LEAVING_S = 30
 """How long a process waits for the others at its end: one that failed alone would wait in vain."""
-MESSAGE_BYTES = 4096
+MAX_MESSAGE = 4096
+"""Characters of a message that other processes repeat."""
 _REFUSALS = (InputError, StaleInputError, EmodistillError)
 
 
@@ -37,7 +39,7 @@ def joined(config: AdapterConfig) -> Iterator[None]:
     if config.coordinator is None:
         yield
         return
-    import jax
+    import jax  # kept off --help
 
     address = None if config.coordinator == AUTO else config.coordinator
     try:
@@ -75,7 +77,7 @@ def local_devices(environment: Mapping[str, str]) -> list[int] | None:
 
 def is_first() -> bool:
     """Whether this process writes the files and talks."""
-    import jax
+    import jax  # kept off --help
 
     return jax.process_index() == 0
 
@@ -89,44 +91,39 @@ def agree(decide: Callable[[], bool]) -> bool:
       InputError, StaleInputError: as `decide` did in the first process.
       EmodistillError: it raised something else there.
     """
-    import jax
+    import jax  # kept off --help
 
     if jax.process_count() == 1:
         return decide()
-    from jax.experimental import multihost_utils
+    from jax.experimental import multihost_utils  # kept off --help
 
-    is_agreed, failure, message = False, None, b""
+    outcome: dict[str, Any] = {}
+    failure = None
     if is_first():
         try:
-            is_agreed = decide()
+            outcome = {"is_agreed": bool(decide())}
         except Exception as error:
-            failure, message = error, _message(error)
-    # [what was decided, which refusal, its message filled up with zeros]
-    own = np.zeros(2 + MESSAGE_BYTES, np.uint8)
-    own[0], own[2 : 2 + len(message)] = is_agreed, np.frombuffer(message, np.uint8)
-    if failure is not None:
-        kinds = (kind for kind, refusal in enumerate(_REFUSALS, 1) if isinstance(failure, refusal))
-        own[1] = next(kinds, len(_REFUSALS))
-    found = np.asarray(multihost_utils.broadcast_one_to_all(own))
+            failure = error
+            kinds = [number for number, kind in enumerate(_REFUSALS) if isinstance(error, kind)]
+            text = str(error)
+            if not kinds:
+                text = f"the first process stopped: {type(error).__name__}: {text}"
+            outcome = {"refusal": min(kinds, default=-1), "message": text[:MAX_MESSAGE]}
+    # All processes must hand over an array of one shape; JSON takes at most 12 bytes a character.
+    text = json.dumps(outcome).ljust(12 * MAX_MESSAGE + 100)
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    outcome = json.loads(np.asarray(shared).tobytes())
     if failure is not None:
         raise failure
-    if found[1]:
-        text = found[2:].tobytes().rstrip(b"\0").decode(errors="replace")
-        raise _REFUSALS[found[1] - 1](text)
-    return bool(found[0])
-
-
-def _message(error: Exception) -> bytes:
-    text = str(error)
-    if not isinstance(error, EmodistillError):
-        text = f"the first process stopped: {type(error).__name__}: {text}"
-    return text.encode()[:MESSAGE_BYTES]
+    if "refusal" in outcome:
+        raise _REFUSALS[outcome["refusal"]](outcome["message"])
+    return outcome["is_agreed"]
 
 
 def to_host(array: Any) -> np.ndarray:
     """The whole of a jax.Array, in every process, whichever devices hold its parts."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
-    from jax.experimental import multihost_utils
+    from jax.experimental import multihost_utils  # kept off --help
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
+
 MIN_COMPILE_S = 0.5
+"""Programs that take longer to compile are kept; JAX's own bound of 1 s leaves out many of ours."""
 
 
 def keep_programs() -> None:
@@ -13,8 +16,6 @@ def keep_programs() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` names another folder; set to an empty string it keeps nothing.
     """
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

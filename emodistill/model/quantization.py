@@ -13,18 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from emodistill.configs import Quantization
 from emodistill.errors import InputError
 from emodistill.model.config import ParamPath
 
-BLOCK = 64
+SCALE_BLOCK = 64
 """Inputs that share a scale, as in QLoRA (arXiv 2305.14314)."""
 
 
-def is_quantizable(place: ParamPath) -> bool:
-    """Whether the parameter at `place` is a projection's weight."""
-    return place[0] == "layers" and place[-2].endswith("_proj") and place[-1] == "weight"
+def is_quantizable(path: ParamPath) -> bool:
+    """Whether the parameter with that path is a projection's weight."""
+    return path[0] == "layers" and path[-2].endswith("_proj") and path[-1] == "weight"
 
 
 def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
@@ -34,7 +35,7 @@ def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
       InputError: the extra `quantize` is not installed.
     """
     try:
-        import qwix
+        import qwix  # noqa: F401  # optional
     except ModuleNotFoundError:
         raise InputError(
             f"quantize={kind!r} takes the extra `quantize`: pip install 'emodistill[quantize]'."
@@ -44,20 +45,18 @@ def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _quantize(weight_LOI: jax.Array, kind: Quantization) -> Any:
-    import qwix
+    import qwix  # optional
 
     return qwix.quantize(
         weight_LOI,
         kind,
         channelwise_axes=(0, 1),
-        tiled_axes={2: math.gcd(weight_LOI.shape[2], BLOCK)},
+        tiled_axes={2: math.gcd(weight_LOI.shape[2], SCALE_BLOCK)},
     )
 
 
 def quantize_abstractly(model: Any, kind: Quantization) -> None:
     """Quantize the projections of a model that has shapes only (`nnx.eval_shape`), in place."""
-    from flax import nnx
-
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if is_quantizable(tuple(map(str, path))):
             variable.set_value(quantized(variable.get_value(), kind))
@@ -71,7 +70,8 @@ def dequantized(weight: Any, dtype: Any) -> jax.Array:
     """
     if isinstance(weight, jax.Array):
         return weight
-    values = jax.lax.optimization_barrier(weight.qvalue)  # one layer's at a time, never all
+    # Without the barrier XLA unpacks the codes of all layers before the loop over them.
+    values = jax.lax.optimization_barrier(weight.qvalue)
     if weight.qtype == "nf4":
         codes = values.astype(jnp.int32)
         values = functools.reduce(
@@ -85,7 +85,7 @@ def dequantized(weight: Any, dtype: Any) -> jax.Array:
 
 @functools.cache
 def _normal_float_table() -> tuple[float, ...]:
-    import qwix
+    import qwix  # optional
 
     with jax.ensure_compile_time_eval():
         codes = jnp.arange(16, dtype=jnp.uint4)

@@ -1,7 +1,7 @@
 """Qwen2 (and its relatives Llama and Qwen3) as a Flax NNX module with stacked, scanned layers.
 
 Module and parameter names are those of Hugging Face, as are the weights' layouts ([out, in]);
-the parameters of all blocks are stacked along a leading layer axis L, and one `lax.scan` runs
+the parameters of all layers are stacked along a leading layer axis L, and one `lax.scan` runs
 over them, so that compile time does not grow with depth. Norms, rotary angles, softmax and
 logits are computed in float32, whatever the weights' dtype.
 """
@@ -12,23 +12,32 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from emodistill.configs import Quantization, Remat
-from emodistill.errors import InputError
 from emodistill.model import sharding
-from emodistill.model.attention import Rope, lanes_of, rope_angles, rotate, tree_attention
+from emodistill.model.attention import (
+    Rope,
+    group_size_for,
+    rope_angles,
+    rotate,
+    tree_attention,
+)
 from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
 from emodistill.model.quantization import dequantized
+from emodistill.model.sharding import constrain
 
 INITIAL_STD = 0.02
-MLP_TOKENS, MLP_BLOCKS = 4096, 8
-"""More tokens on a device than the first take the MLP in so many blocks, where the backward pass
-computes again: fewer of its columns are alive. Below, blocks would cost more than they save."""
-_KEPT_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+"""The standard deviation of Hugging Face's random weights."""
+MLP_TOKENS, MLP_PARTS = 4096, 8
+"""Rows with more tokens on a device go through the MLP in so many parts, where the backward pass
+computes it again: fewer of its columns are alive then. Shorter ones would lose more than they win,
+since a weight that several products use is copied out of the stack of layers first
+(docs/notes.md)."""
 
 
 class _Keys:
@@ -43,7 +52,8 @@ class _Keys:
 
 
 def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """`vector` as an array of x's rank that lies along its last axis."""
+    """`vector` with leading axes of size 1 up to the rank of `x`: ranks are never promoted
+    silently."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -88,14 +98,14 @@ class Attention(nnx.Module):
         L, D = config.num_layers, config.hidden_size
         query_width = config.num_heads * config.head_dim
         key_width = config.num_kv_heads * config.head_dim
-        has_bias = config.has_qkv_bias
-        self.q_proj = Linear((L, query_width, D), keys, dtype, has_bias=has_bias)
-        self.k_proj = Linear((L, key_width, D), keys, dtype, has_bias=has_bias)
-        self.v_proj = Linear((L, key_width, D), keys, dtype, has_bias=has_bias)
-        self.o_proj = Linear((L, D, query_width), keys, dtype)
-        has_norm, shape = config.has_qk_norm, (L, config.head_dim)
-        self.q_norm = nnx.data(RMSNorm(shape, config.norm_eps, dtype) if has_norm else None)
-        self.k_norm = nnx.data(RMSNorm(shape, config.norm_eps, dtype) if has_norm else None)
+        linear = functools.partial(Linear, keys=keys, dtype=dtype, has_bias=config.has_qkv_bias)
+        self.q_proj = linear((L, query_width, D))
+        self.k_proj = linear((L, key_width, D))
+        self.v_proj = linear((L, key_width, D))
+        self.o_proj = linear((L, D, query_width), has_bias=False)
+        norm = functools.partial(RMSNorm, (L, config.head_dim), config.norm_eps, dtype)
+        self.q_norm = nnx.data(norm() if config.has_qk_norm else None)
+        self.k_norm = nnx.data(norm() if config.has_qk_norm else None)
         self.head_dim = config.head_dim
 
     def queries_keys_values(
@@ -121,30 +131,29 @@ class MLP(nnx.Module):
         self.up_proj = Linear((L, F, D), keys, dtype)
         self.down_proj = Linear((L, D, F), keys, dtype)
 
-    def __call__(self, x_BTD: jax.Array, block: int | None = None) -> jax.Array:
-        """All tokens at once, or `block` of each row at a time, whose [B, block, F] arrays the
-        backward pass makes again."""
-        T = x_BTD.shape[1]
-        if block is None or block >= T:
-            return self._project(x_BTD)
-        project = jax.checkpoint(self._project)
-        parts = [project(x_BTD[:, start : start + block]) for start in range(0, T, block)]
-        return jnp.concatenate(parts, axis=1)
+    def __call__(self, x_BTD: jax.Array, num_parts: int = 1) -> jax.Array:
+        """All tokens at once, or the tokens of each row in parts, whose [B, T / num_parts, F]
+        arrays the backward pass computes again."""
+        project = self._project if num_parts == 1 else jax.checkpoint(self._project)
+        size = -(-x_BTD.shape[1] // num_parts)
+        starts = range(0, x_BTD.shape[1], size)
+        return jnp.concatenate([project(x_BTD[:, i : i + size]) for i in starts], axis=1)
 
     def _project(self, x_BTD: jax.Array) -> jax.Array:
         return self.down_proj(_gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
 
 
+# Without the checkpoint a scan over layers keeps four arrays for the backward pass: gate, its
+# sigmoid, their product and up. With it, gate and up alone: 5 to 10 % of a step (docs/notes.md).
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
-    """silu(gate) * up, of which a scan over layers keeps no more than the two for its way back."""
     return jax.nn.silu(gate_BTF) * up_BTF
 
 
-class Block(nnx.Module):
+class DecoderLayer(nnx.Module):
     """One pre-norm transformer layer, cut in two: what precedes attention and what follows it."""
 
-    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any, mesh: Mesh | None = None):
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any, mesh: Mesh | None):
         shape = (config.num_layers, config.hidden_size)
         self.mesh = mesh
         self.input_layernorm = RMSNorm(shape, config.norm_eps, dtype)
@@ -156,17 +165,17 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, rope: Rope
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values of the layer's input."""
-        normed_BTD = sharding.into_projection(self.input_layernorm(x_BTD), self.mesh)
+        normed_BTD = constrain(self.input_layernorm(x_BTD), self.mesh, sharding.PROJECTED)
         return self.self_attn.queries_keys_values(normed_BTD, rope)
 
     def after_attention(
-        self, x_BTD: jax.Array, attended_BTNH: jax.Array, mlp_block: int | None = None
+        self, x_BTD: jax.Array, attended_BTNH: jax.Array, mlp_parts: int = 1
     ) -> jax.Array:
-        """The layer's output from its input and what the heads gathered (`MLP` has `block`)."""
+        """The layer's output from its input and what the heads gathered."""
         gathered_BTO = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
-        x_BTD = x_BTD + sharding.between_layers(self.self_attn.o_proj(gathered_BTO), self.mesh)
-        normed_BTD = sharding.into_projection(self.post_attention_layernorm(x_BTD), self.mesh)
-        return x_BTD + sharding.between_layers(self.mlp(normed_BTD, mlp_block), self.mesh)
+        x_BTD = x_BTD + constrain(self.self_attn.o_proj(gathered_BTO), self.mesh, sharding.RESIDUAL)
+        normed_BTD = constrain(self.post_attention_layernorm(x_BTD), self.mesh, sharding.PROJECTED)
+        return x_BTD + constrain(self.mlp(normed_BTD, mlp_parts), self.mesh, sharding.RESIDUAL)
 
 
 class Embedding(nnx.Module):
@@ -206,7 +215,7 @@ class Qwen2(nnx.Module):
         keys = _Keys(key)
         self.config = config
         self.embed_tokens = Embedding(config, keys, dtype)
-        self.layers = Block(config, keys, dtype, mesh)
+        self.layers = DecoderLayer(config, keys, dtype, mesh)
         self.norm = RMSNorm((config.hidden_size,), config.norm_eps, dtype)
         head = (config.vocab_size, config.hidden_size)
         self.lm_head = nnx.data(None if config.is_tied else Linear(head, keys, dtype))
@@ -242,42 +251,38 @@ class Qwen2(nnx.Module):
     ) -> jax.Array:
         """Final hidden states [B, T, D] in the model's dtype, after the last norm.
 
-        What stands on the right of a token never matters to it, so right-padded rows need neither
-        of the two; token ids don't tell padding.
+        A token never sees what follows it in its row, so right-padded rows need neither of the two
+        other arguments; padding may have any token ids.
 
         Args:
           tokens_BT: token ids.
           positions_BT: rotary positions; 0, 1, 2, … without them.
-          ends_BT: int32, for rows that hold trees: the first place after each place's subtree (see
-            `attention`).
-
-        Raises:
-          InputError: a shape is wrong.
+          ends_BT: int32, for rows that hold trees: the first position after the subtree of each
+          position
+            (see `attention`).
         """
-        if tokens_BT.ndim != 2:
-            raise InputError(f"tokens must be [B, T]; got shape {tokens_BT.shape}.")
+        chex.assert_rank(tokens_BT, 2)
         B, T = tokens_BT.shape
-        if ends_BT is not None and ends_BT.shape != (B, T):
-            raise InputError(f"ends must be {(B, T)}; got {ends_BT.shape}.")
         if positions_BT is None:
             positions_BT = jnp.arange(T)[None, :]
         if ends_BT is None:
             ends_BT = jnp.full((B, T), T, jnp.int32)
+        chex.assert_shape(positions_BT, ({1, B}, T))
+        chex.assert_shape(ends_BT, (B, T))
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        lanes = lanes_of(sharding.platform(self.mesh), self.config.num_heads)
-        attend = functools.partial(tree_attention, lanes=lanes)
-        mlp_block = None
+        group_size = group_size_for(sharding.platform(self.mesh), self.config.num_heads)
+        attend = functools.partial(tree_attention, group_size=group_size)
         tokens_per_device = B * T // sharding.num_row_shards(self.mesh)
-        if self.remat == "full" and tokens_per_device > MLP_TOKENS:
-            mlp_block = -(-T // MLP_BLOCKS)
+        is_split = self.remat == "full" and tokens_per_device > MLP_TOKENS
+        mlp_parts = MLP_PARTS if is_split else 1
 
-        def layer(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            heads = sharding.split_heads(*block.before_attention(x_BTD, rope), self.mesh)
+        def step(layer: DecoderLayer, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            heads = layer.before_attention(x_BTD, rope)
             attended_BTNH = sharding.by_head(attend, *heads, ends_BT, self.mesh)
-            return block.after_attention(x_BTD, attended_BTNH, mlp_block), None
+            return layer.after_attention(x_BTD, attended_BTNH, mlp_parts), None
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))
-        x_BTD, _ = self.scan_layers(layer, sharding.between_layers(embedded_BTD, self.mesh))
+        x_BTD, _ = self.scan_layers(step, constrain(embedded_BTD, self.mesh, sharding.RESIDUAL))
         return self.norm(x_BTD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -287,9 +292,12 @@ class Qwen2(nnx.Module):
         return jnp.einsum("...d,vd->...v", hidden, weight_VD, preferred_element_type=jnp.float32)
 
     def scan_layers(
-        self, step: Callable[[Block, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None
+        self,
+        step: Callable[[DecoderLayer, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        per_layer: Any = None,
     ) -> tuple[Any, Any]:
-        """`lax.scan` of `step(block, carry, one of per_layer) -> (carry, output)` over layers."""
+        """`lax.scan` of `step(layer, carry, one of per_layer) -> (carry, output)` over layers."""
         graphdef, state = nnx.split(self.layers)
 
         def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -297,11 +305,14 @@ class Qwen2(nnx.Module):
             return step(nnx.merge(graphdef, layer_state), carry, extra)
 
         if self.remat != "none":
-            policy = _KEPT_DOTS if self.remat == "dots" else None
+            kept_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = kept_dots if self.remat == "dots" else None
+            # Within a scan nothing can be merged across the two passes, which is what
+            # `prevent_cse` guards against with barriers that would keep XLA from fusing.
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)
 
 
 def flat_state(state: nnx.State) -> dict[ParamPath, Any]:
-    """The variables of `state` by where they are."""
+    """The variables of `state` by their parameter paths."""
     return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}

@@ -1,4 +1,4 @@
-"""Where every array lives on a mesh with the axes `data`, `fsdp` and `tensor`: all specs are here.
+"""How every array lies on a mesh with the axes `data`, `fsdp` and `tensor`: all specs are here.
 
 Rows of a batch are split over `data` and `fsdp`. Frozen weights, LoRA factors and their optimiser
 state are split over `fsdp` and `tensor` and whole along `data`. Within a layer `tensor` splits
@@ -31,8 +31,15 @@ Axis = str | tuple[str, ...] | None
 ROWS = ("data", "fsdp")
 VOCABULARY = ("fsdp", "tensor")
 
-# Of a weight [out, in]. Columns first in the layers that widen, rows in those that narrow, so
-# that the pair needs one reduction.
+RESIDUAL = (ROWS, "tensor", None)
+"""The residual stream [B, T, D] between layers: the tokens of a row are split."""
+PROJECTED = (ROWS, None, None)
+"""What enters layers whose columns are split [B, T, D]: all tokens of a row together."""
+SCORED = ("data", None, None)
+"""Hidden states of the replies [B, M, D], which every device scores against its own words."""
+
+# The axes that split a weight [out, in]. Columns first in the layers that widen, rows in those that
+# narrow, so that a pair of them needs one reduction, after the second.
 _WIDENING = ("tensor", "fsdp")
 _NARROWING = ("fsdp", "tensor")
 _AXES: dict[str, tuple[Axis, Axis]] = {
@@ -84,10 +91,10 @@ def _spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSp
 
     def fitting(axis: Axis, size: int) -> Axis:
         names = (axis,) if isinstance(axis, str) else axis or ()
-        while names and size % math.prod(mesh.shape.get(name, 1) for name in names):
+        names = tuple(name for name in names if name in mesh.shape)
+        while size % math.prod(mesh.shape[name] for name in names):
             names = names[:-1]
-        kept = tuple(name for name in names if name in mesh.shape)
-        return kept[0] if len(kept) == 1 else kept or None
+        return names[0] if len(names) == 1 else names or None
 
     leading = (None,) * (len(shape) - len(axes))
     return PartitionSpec(*map(fitting, (*leading, *axes), shape))
@@ -96,17 +103,19 @@ def _spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSp
 def param_sharding(
     path: ParamPath, shape: Sequence[int], mesh: Mesh | None
 ) -> jax.sharding.Sharding:
-    """The sharding of the parameter at `path`, e.g. ("layers", "mlp", "up_proj", "weight").
+    """The sharding of the parameter with the path ("layers", "mlp", "up_proj", "weight"), say.
 
     LoRA factors, `(…, "lora", "a" | "b")`, are split like the weight that they adapt; norms are
     whole everywhere. Without a mesh everything lives on the first device.
     """
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
-    *_, module, leaf = path if path[-2] != "lora" else (*path[:-2], path[-1])
-    out_axis, in_axis = _AXES.get(module, (None, None))
+    *_, module, leaf = (name for name in path if name != "lora")
+    if module not in _AXES:
+        return NamedSharding(mesh, _spec(mesh, shape, ()))
+    out_axis, in_axis = _AXES[module]
     axes: dict[str, tuple[Axis, ...]] = {
-        "weight": (out_axis, in_axis) if module in _AXES else (),
+        "weight": (out_axis, in_axis),
         "bias": (out_axis,),
         "a": (None, in_axis),
         "b": (out_axis, None),
@@ -117,18 +126,21 @@ def param_sharding(
 def state_sharding(state: nnx.State, mesh: Mesh | None) -> Any:
     """The shardings of a model's (or an adapter's) variables, in a tree of the form of `state`."""
 
-    def place(path: tuple[Any, ...], variable: Any) -> Any:
-        names = tuple(map(str, path))
+    def shardings(path: tuple[Any, ...], variable: Any) -> Any:
+        names = tuple(map(str, path))  # a quantized weight has several arrays of the same path
         value = variable.get_value()
         return variable.replace(jax.tree.map(lambda x: param_sharding(names, x.shape, mesh), value))
 
-    return nnx.from_flat_state([(path, place(path, v)) for path, v in nnx.to_flat_state(state)])
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state([(path, shardings(path, variable)) for path, variable in flat])
 
 
-def abstract(tree: Any, places: Any) -> Any:
-    """Shapes and dtypes of `tree` at `places`, for compiling without arrays."""
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of `tree` with `shardings`, for compiling without arrays."""
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
 
 
@@ -142,71 +154,33 @@ def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _spec(mesh, shape, axes))
 
 
-def place_batch(batch: Any, mesh: Mesh | None) -> Any:
+def put_batch(batch: Any, mesh: Mesh | None) -> Any:
     """A batch of NumPy arrays on the mesh; each process hands over its own rows only."""
     if mesh is None:
         return jax.device_put(batch)
-
-    def place(array: np.ndarray) -> jax.Array:
-        array = np.asarray(array)
-        sharding = batch_sharding(array.shape, mesh)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(place, batch)
+    return jax.tree.map(lambda x: _put(np.asarray(x), batch_sharding(np.shape(x), mesh)), batch)
 
 
-def place_like(values: np.ndarray, array: jax.Array) -> jax.Array:
-    """`values`, which every process holds whole, where `array` lies."""
-    return jax.make_array_from_callback(
-        array.shape, array.sharding, lambda index: values[index].astype(array.dtype)
-    )
+def put_like(values: np.ndarray, array: jax.Array) -> jax.Array:
+    """`values`, which every process holds whole, with the sharding and dtype of `array`."""
+    return _put(values.astype(array.dtype), array.sharding)
 
 
-def _constrain(x: jax.Array, mesh: Mesh | None, *axes: Axis) -> jax.Array:
+def _put(values: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    # `device_put` would first compare the values of all processes, over the network.
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[Axis]) -> jax.Array:
+    """`x`, its last dimensions split by `axes`; unchanged without a mesh."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(mesh, x.shape, axes)))
 
 
 def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Whole on every device."""
-    return _constrain(x, mesh)
-
-
-def between_layers(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The residual stream: tokens over `tensor`."""
-    return _constrain(x_BTD, mesh, ROWS, "tensor", None)
-
-
-def into_projection(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """All tokens of a row together, for layers whose columns are split."""
-    return _constrain(x_BTD, mesh, ROWS, None, None)
-
-
-def into_head(x_BUD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """States at the replies' positions, for a vocabulary that is split."""
-    return _constrain(x_BUD, mesh, "data", None, None)
-
-
-def _head_axes(num_heads: int, mesh: Mesh) -> tuple[Axis, ...]:
-    """Of [B, T, heads, H]: query heads that `tensor` does not divide stay whole."""
-    is_split = num_heads % mesh.shape.get("tensor", 1) == 0
-    return (ROWS, None, "tensor" if is_split else None, None)
-
-
-def split_heads(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mesh: Mesh | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Heads over `tensor`; key-value heads are repeated until every shard has one of its own."""
-    if mesh is None:
-        return q_BTNH, k_BTKH, v_BTKH
-    num_shards, num_kv_heads = mesh.shape.get("tensor", 1), k_BTKH.shape[2]
-    axes = _head_axes(q_BTNH.shape[2], mesh)
-    if axes[2] and num_kv_heads % num_shards:
-        repeats = num_shards // math.gcd(num_kv_heads, num_shards)
-        k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
-    q_BTNH, k_BTKH, v_BTKH = (_constrain(x, mesh, *axes) for x in (q_BTNH, k_BTKH, v_BTKH))
-    return q_BTNH, k_BTKH, v_BTKH
+    """`x`, whole on every device."""
+    return constrain(x, mesh, ())
 
 
 def by_head(
@@ -217,13 +191,23 @@ def by_head(
     ends_BT: jax.Array,
     mesh: Mesh | None,
 ) -> jax.Array:
-    """`attend(q, k, v, ends)` by every device for its own rows and heads."""
-    if mesh is None or mesh.size == 1:
+    """`attend(q, k, v, ends)`, which every device computes for its own rows and heads.
+
+    Left to itself, XLA would gather the blocks of all rows on every device, since it can't see that
+    a loop over blocks never crosses rows or heads. Key-value heads are repeated until every shard
+    of `tensor` has one of its own; query heads that `tensor` does not divide stay whole.
+    """
+    if mesh is None:
         return attend(q_BTNH, k_BTKH, v_BTKH, ends_BT)
-    axes = _head_axes(q_BTNH.shape[2], mesh)
-    heads = tuple(_spec(mesh, x.shape, axes) for x in (q_BTNH, k_BTKH, v_BTKH))
-    ends = _spec(mesh, ends_BT.shape, axes[:2])
-    split = jax.shard_map(
-        attend, mesh=mesh, in_specs=(*heads, ends), out_specs=heads[0], check_vma=False
-    )
+    num_shards, num_kv_heads = mesh.shape.get("tensor", 1), k_BTKH.shape[2]
+    is_split = q_BTNH.shape[2] % num_shards == 0
+    axes = (ROWS, None, "tensor" if is_split else None, None)
+    if is_split and num_kv_heads % num_shards:
+        repeats = num_shards // math.gcd(num_kv_heads, num_shards)
+        k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
+    q_BTNH, k_BTKH, v_BTKH = (constrain(x, mesh, axes) for x in (q_BTNH, k_BTKH, v_BTKH))
+    if mesh.size == 1:
+        return attend(q_BTNH, k_BTKH, v_BTKH, ends_BT)
+    specs = tuple(_spec(mesh, x.shape, axes[: x.ndim]) for x in (q_BTNH, k_BTKH, v_BTKH, ends_BT))
+    split = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
     return split(q_BTNH, k_BTKH, v_BTKH, ends_BT)

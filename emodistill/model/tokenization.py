@@ -9,12 +9,13 @@ that ordinary chats get the very ids of `tokenizer.apply_chat_template`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from emodistill.errors import InputError
@@ -32,9 +33,12 @@ Message = Mapping[str, str]
 class _Parts(NamedTuple):
     """What is derived from a tokenizer once."""
 
-    text: Any  # its tokenizers.Tokenizer without any added token
-    control: re.Pattern[str]  # matches any added token
-    ids: dict[str, int]  # id of each added token
+    text: Any
+    """Its tokenizers.Tokenizer without any added token."""
+    control: re.Pattern[str]
+    """Matches any added token, in a group, so that `split` keeps it."""
+    ids: dict[str, int]
+    """The id of each added token."""
 
 
 _parts: WeakKeyDictionary[Any, _Parts] = WeakKeyDictionary()
@@ -54,7 +58,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
         )
     # Before the first import: transformers would otherwise advise to install torch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # takes a second, which --help must not
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -100,19 +104,16 @@ def encode_chat(
             "that passes contents through."
         )
     parts = _tokenizer_parts(tokenizer)
-    ids: list[int] = []
-    run = ""  # text since the last control token
+    segments = [""]  # text and control tokens in turn
     for i, piece in enumerate(pieces):
-        if i % 2:
-            run += contents[int(piece)]
-            continue
-        end = 0
-        for match in parts.control.finditer(piece):
-            ids += _encode_text(parts, run + piece[end : match.start()])
-            ids.append(parts.ids[match.group()])
-            run, end = "", match.end()
-        run += piece[end:]
-    return ids + _encode_text(parts, run)
+        text, *more = [contents[int(piece)]] if i % 2 else parts.control.split(piece)
+        segments[-1] += text
+        segments += more
+    ids = [
+        [parts.ids[segment]] if i % 2 else _encode_text(parts, segment)
+        for i, segment in enumerate(segments)
+    ]
+    return list(itertools.chain(*ids))
 
 
 def encode_reply(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -126,10 +127,10 @@ def encode_reply(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def decode_reply(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     """The text of generated `ids` up to the first stop token, other control tokens left out."""
     stops = set(stop_ids(tokenizer))
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     control = set(_tokenizer_parts(tokenizer).ids.values())
-    kept = [token for token in ids[:end] if token not in control]
-    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    before_stop = itertools.takewhile(lambda token: token not in stops, ids)
+    text_ids = [token for token in before_stop if token not in control]
+    return str(tokenizer.decode(text_ids, clean_up_tokenization_spaces=False))
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -144,7 +145,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     match = parts.control.search(after_reply)
     if match is not None:
         return parts.ids[match.group()]
-    end_of_text = _special_id(tokenizer, "eos")
+    end_of_text: Any = tokenizer.eos_token_id
     if end_of_text is None:
         raise InputError("the chat template never closes an assistant's turn; add an eos_token.")
     return end_of_text
@@ -152,18 +153,13 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Tokens that end a generated reply: end of turn, end of text, padding."""
-    special = (_special_id(tokenizer, "eos"), _special_id(tokenizer, "pad"))
-    found = {token for token in special if token is not None}
-    return tuple(sorted(found | {end_of_turn_id(tokenizer)}))
+    special: list[Any] = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return tuple(sorted({end_of_turn_id(tokenizer), *special} - {None}))
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 (hex) of the chat template."""
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
-
-
-def _special_id(tokenizer: PreTrainedTokenizerFast, name: Literal["eos", "pad"]) -> int | None:
-    return getattr(tokenizer, f"{name}_token_id")
 
 
 def _content(message: Message, index: int) -> str:
@@ -202,7 +198,7 @@ def _fill(pieces: Sequence[str], contents: Sequence[str]) -> str:
 
 def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> _Parts:
     if tokenizer not in _parts:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer  # kept off --help
 
         added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -210,7 +206,9 @@ def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> _Parts:
         spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         longest_first = sorted(added, key=len, reverse=True)
         pattern = "|".join(re.escape(token) for token in longest_first) or r"(?!)"
-        _parts[tokenizer] = _Parts(Tokenizer.from_str(json.dumps(spec)), re.compile(pattern), added)
+        _parts[tokenizer] = _Parts(
+            Tokenizer.from_str(json.dumps(spec)), re.compile(f"({pattern})"), added
+        )
     return _parts[tokenizer]
 
 

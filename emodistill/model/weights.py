@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from huggingface_hub import split_state_dict_into_shards_factory
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
@@ -36,8 +37,10 @@ from emodistill.tensor_files import write_tensors
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4 * 10**9
+"""As large as the files of Hugging Face's own checkpoints."""
 MAX_GROUP_BYTES = 2**28
-"""Of a stacked parameter that are read at once."""
+"""Bytes of a stacked parameter that are read at once: little beside the largest shard of a 7B
+model, and enough for the disk."""
 
 _READABLE_DTYPES = ("F32", "F16", "BF16")
 _FOREIGN_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt", "*.msgpack", "*.h5")
@@ -70,28 +73,34 @@ def load_qwen2(
     """
     folder = Path(path)
     config = Qwen2Config.from_pretrained(folder)
-    shapes = nnx.eval_shape(
+    abstract = nnx.eval_shape(
         lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat, mesh=mesh)
     )
-    graphdef, state = nnx.split(shapes)
+    graphdef, state = nnx.split(abstract)
     leaves = flat_state(state)
-    arrays, sums = {}, {}
+    values: list[tuple[ParamPath, Any]] = []
+    sums: dict[ParamPath, list[np.ndarray]] = {}
     with ExitStack() as stack:
         files = _open_files(folder, stack)
-        _check_tensors(folder, files, _expected_shapes(config, leaves))
-        for place, leaf in leaves.items():
-            parts = _read_groups(place, leaf.shape, config, files, mesh, dtype)
+        shapes = {
+            name: leaf.shape if layer is None else leaf.shape[1:]
+            for param_path, leaf in leaves.items()
+            for name, layer in _tensors(param_path, leaf.shape)
+        }
+        _check_tensors(folder, files, shapes)
+        for param_path, leaf in leaves.items():
+            parts = _read_groups(param_path, leaf.shape, files, mesh, dtype)
             if quantize is not None:
-                parts = _noting_sums(parts, sums.setdefault(place, []))
-                if is_quantizable(place):
+                parts = _with_sums(parts, sums.setdefault(param_path, []))
+                if is_quantizable(param_path):
                     parts = ((first, quantized(part, quantize)) for first, part in parts)
-            arrays[place] = _stack_groups(place, leaf.shape, parts, mesh)
-    values = [(place, leaf.replace(arrays[place])) for place, leaf in leaves.items()]
+            array = _stack_groups(param_path, leaf.shape, parts, mesh)
+            values.append((param_path, leaf.replace(array)))
     model = nnx.merge(graphdef, nnx.from_flat_state(values))
     if quantize is not None:
         model.quantization = quantize
         model.fingerprint = fingerprint_of_sums(
-            config, {place: (leaf.shape, sums[place]) for place, leaf in leaves.items()}
+            config, {name: (leaf.shape, sums[name]) for name, leaf in leaves.items()}
         )
     return model
 
@@ -110,54 +119,55 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
         )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(model))
-    names = [
-        SINGLE_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i in range(1, len(shards) + 1)
-    ]
-    for name, places in zip(names, shards, strict=True):
-        tensors = {
-            hf_name: np.asarray(leaf if layer is None else leaf[layer])
-            for hf_name, leaf, layer in places
+    tensors = {
+        name: (leaf[...], layer)
+        for param_path, leaf in flat_state(nnx.state(model, nnx.Param)).items()
+        for name, layer in _tensors(param_path, leaf.shape)
+    }
+    split = split_state_dict_into_shards_factory(
+        # In the order of layers, numbers as numbers: layer 2 before layer 10.
+        {name: tensors[name] for name in sorted(tensors, key=_natural_order)},
+        get_storage_size=_num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        stored = {
+            name: np.asarray(array if layer is None else array[layer])
+            for name, (array, layer) in ((name, tensors[name]) for name in names)
         }
-        write_tensors(folder / name, tensors, {"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {
-            hf_name: name
-            for name, places in zip(names, shards, strict=True)
-            for hf_name, _, _ in places
-        }
-        total = sum(_num_bytes(leaf, layer) for places in shards for _, leaf, layer in places)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_tensors(folder / file, stored, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX_FILE, index)
     for source in extra_files:
         shutil.copyfile(source, folder / Path(source).name)
     write_json(folder / "config.json", model.config.to_hf(dtype=jnp.dtype(model.dtype).name))
 
 
-def hf_name(place: ParamPath, layer: int | None = None) -> str:
-    """Hugging Face's name of the parameter at `place` (of one layer, where it is stacked)."""
-    if place[0] == "lm_head":
-        return ".".join(place)
-    if place[0] == "layers":
-        return ".".join(("model", "layers", str(layer), *place[1:]))
-    return ".".join(("model", *place))
+def _num_bytes(tensor: tuple[jax.Array, int | None]) -> int:
+    array, layer = tensor
+    return array.nbytes if layer is None else array.nbytes // array.shape[0]
 
 
-def _tensors(config: Qwen2Config, place: ParamPath) -> list[tuple[str, int | None]]:
-    if place[0] != "layers":
-        return [(hf_name(place), None)]
-    return [(hf_name(place, layer), layer) for layer in range(config.num_layers)]
+def _natural_order(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _expected_shapes(
-    config: Qwen2Config, leaves: Mapping[ParamPath, Any]
-) -> dict[str, tuple[int, ...]]:
-    return {
-        name: leaf.shape if layer is None else leaf.shape[1:]
-        for place, leaf in leaves.items()
-        for name, layer in _tensors(config, place)
-    }
+def hf_name(path: ParamPath, layer: int | None = None) -> str:
+    """Hugging Face's name of the parameter with that path (of one layer, where it is stacked)."""
+    if path[0] == "lm_head":
+        return ".".join(path)
+    if path[0] == "layers":
+        path = ("layers", str(layer), *path[1:])
+    return ".".join(("model", *path))
+
+
+def _tensors(path: ParamPath, shape: Sequence[int]) -> list[tuple[str, int | None]]:
+    """The names under which a parameter is stored, each with its layer where it is stacked."""
+    if path[0] != "layers":
+        return [(hf_name(path), None)]
+    return [(hf_name(path, layer), layer) for layer in range(shape[0])]
 
 
 def open_safetensors(path: Path, stack: ExitStack) -> Any:
@@ -252,18 +262,17 @@ Groups = Iterator[tuple[int, Any]]
 
 
 def _read_groups(
-    place: ParamPath,
+    path: ParamPath,
     shape: tuple[int, ...],
-    config: Qwen2Config,
     files: Mapping[str, Any],
     mesh: Mesh | None,
     dtype: Any,
 ) -> Groups:
-    """The parameter at `place`, a few layers at a time, each where it belongs."""
-    names = [name for name, _ in _tensors(config, place)]
-    if place[0] != "layers":
+    """The parameter with that path, a few layers at a time, each on the devices that keep it."""
+    names = [name for name, _ in _tensors(path, shape)]
+    if path[0] != "layers":
         read = functools.partial(_read_slice, files, names[0], dtype)
-        yield 0, _placed(shape, param_sharding(place, shape, mesh), read)
+        yield 0, _assembled(shape, param_sharding(path, shape, mesh), read)
         return
     layer_bytes = math.prod(shape[1:]) * jnp.dtype(dtype).itemsize
     size = max(1, MAX_GROUP_BYTES // layer_bytes)
@@ -271,25 +280,25 @@ def _read_groups(
         group = names[first : first + size]
         part = (len(group), *shape[1:])
         read = functools.partial(_read_layers, files, group, part, dtype)
-        yield first, _placed(part, param_sharding(place, part, mesh), read)
+        yield first, _assembled(part, param_sharding(path, part, mesh), read)
 
 
-def _placed(
-    shape: tuple[int, ...], where: jax.sharding.Sharding, read: Callable[[Any], np.ndarray]
+def _assembled(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Any], np.ndarray]
 ) -> jax.Array:
-    """An array of `shape` from what `read` gives for an index, asked once for each.
+    """An array of `shape` from the parts that `read` gives for an index.
 
     Devices that hold copies of a part share one reading of it.
     """
-    found: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
 
     def part(index: Any) -> np.ndarray:
-        key = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
-        if key not in found:
-            found[key] = read(index)
-        return found[key]
+        key = str(index)  # slices can't be hashed before Python 3.12
+        if key not in parts:
+            parts[key] = read(index)
+        return parts[key]
 
-    return jax.make_array_from_callback(shape, where, part)
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _read_slice(files: Mapping[str, Any], name: str, dtype: Any, index: Any) -> np.ndarray:
@@ -307,27 +316,28 @@ def _read_layers(
     return out
 
 
-def _noting_sums(parts: Groups, sums: list[np.ndarray]) -> Groups:
-    """Pass `parts` on, their checksums kept: the fingerprint is that of the file's weights."""
+def _with_sums(parts: Groups, sums: list[np.ndarray]) -> Groups:
+    """`parts`, whose checksums are added to `sums`: a fingerprint is that of the file's weights."""
     for first, part in parts:
         sums.append(rounded_sums(part, first))
         yield first, part
 
 
-def _stack_groups(
-    place: ParamPath, shape: tuple[int, ...], parts: Groups, mesh: Mesh | None
-) -> Any:
-    """One array (or quantized array) of all layers, filled in place where it lies."""
+def _stack_groups(path: ParamPath, shape: tuple[int, ...], parts: Groups, mesh: Mesh | None) -> Any:
+    """One array (or quantized array) of all layers, filled group by group on its devices.
+
+    To concatenate the groups would take the parameter's memory twice.
+    """
     whole = None
     for first, part in parts:
-        if place[0] != "layers" or part.shape[0] == shape[0]:
+        if path[0] != "layers" or part.shape[0] == shape[0]:
             return part
         if whole is None:
             whole = jax.tree.map(
                 lambda x: jnp.zeros(
                     (full := (shape[0], *x.shape[1:])),
                     x.dtype,
-                    device=param_sharding(place, full, mesh),
+                    device=param_sharding(path, full, mesh),
                 ),
                 part,
             )
@@ -340,30 +350,3 @@ def _fill(whole: Any, part: Any, first: jax.Array) -> Any:
     return jax.tree.map(
         lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, first, axis=0), whole, part
     )
-
-
-def _num_bytes(leaf: jax.Array, layer: int | None) -> int:
-    return leaf.nbytes if layer is None else leaf.nbytes // leaf.shape[0]
-
-
-def _shards(model: Qwen2) -> Iterator[list[tuple[str, jax.Array, int | None]]]:
-    """The tensors in layer order, cut into lists of at most MAX_SHARD_BYTES."""
-    leaves = flat_state(nnx.state(model, nnx.Param))
-    tensors = [
-        (name, leaf[...], layer)
-        for place, leaf in leaves.items()
-        for name, layer in _tensors(model.config, place)
-    ]
-    tensors.sort(
-        key=lambda item: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", item[0])]
-    )
-    shard: list[tuple[str, jax.Array, int | None]] = []
-    size = 0
-    for tensor in tensors:
-        num_bytes = _num_bytes(*tensor[1:])
-        if shard and size + num_bytes > MAX_SHARD_BYTES:
-            yield shard
-            shard, size = [], 0
-        shard.append(tensor)
-        size += num_bytes
-    yield shard

@@ -10,29 +10,29 @@ from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 
 if TYPE_CHECKING:
-    from emodistill.train.memory import Plan
+    from emodistill.train.memory_plan import MemoryPlan
 
 GB = 1e9
 
 
-def plan_memory(config: MemoryConfig) -> list[Plan]:
+def plan_memory(config: MemoryConfig) -> list[MemoryPlan]:
     """Compile the step, and further ones where a limit is given; print what they need.
 
     Returns: the plans, in the order in which they were made.
     """
     from emodistill.model.config import read_architecture
-    from emodistill.train import memory
+    from emodistill.train import memory_plan
 
-    def plan(tokens: int) -> Plan:
+    def plan(tokens: int) -> MemoryPlan:
         where = config.topology or "CPU"
         print(f"plan: compiling a row of {tokens:,} tokens for {where} …", file=sys.stderr)
-        return memory.plan_memory(dataclasses.replace(config, tokens=tokens))
+        return memory_plan.plan_memory(dataclasses.replace(config, tokens=tokens))
 
     plans = [plan(config.tokens)]
     longest = 0
     if config.fit_gb is not None:
         most = read_architecture(config.model).max_positions
-        longest, plans = memory.longest_row(plans[0], config.fit_gb * GB, plan, most)
+        longest, plans = memory_plan.longest_row(plans[0], config.fit_gb * GB, plan, most)
     print(_title(config))
     print(_table(plans))
     if config.topology is None:
@@ -59,7 +59,7 @@ def _title(config: MemoryConfig) -> str:
     )
 
 
-def _table(plans: list[Plan]) -> str:
+def _table(plans: list[MemoryPlan]) -> str:
     """Kinds of memory down, row lengths across."""
     plans = sorted(plans, key=lambda plan: plan.num_tokens)
     rows = [("tokens of a row", [f"{plan.num_tokens:,}" for plan in plans])]

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run (orbax): LoRA, optimiser state, step, place in the data, metrics.
+"""Checkpoints of a training run (orbax): LoRA, optimiser state, step, cursor in the data, metrics.
 
 A checkpoint is copied to the host, then written while training goes on; it appears under its
 final name only once it is whole, and is checked against its own checksums when it is read. Arrays
@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,18 +21,13 @@ from emodistill.errors import InputError, StaleInputError
 from emodistill.files import canonical_json
 from emodistill.model.fingerprint import bit_checksums
 
-Result = TypeVar("Result")
-
-RECORD = ("made_from", "checksums", "data")
-"""What a checkpoint's record holds, each an object."""
-
 
 class Restored(NamedTuple):
     """What a run goes on from."""
 
     state: Any
-    data: Mapping[str, Any]
-    """The place in the data, as `save` was given it; empty at the start."""
+    cursor: Mapping[str, Any]
+    """The cursor that `save` was given; empty at the start."""
 
 
 class Checkpoints:
@@ -51,7 +46,7 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int | None = None,
     ) -> None:
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file
         self.directory = directory
         self._identity = json.loads(canonical_json(identity))
         self._manager = ocp.CheckpointManager(
@@ -68,7 +63,7 @@ class Checkpoints:
     @property
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint, None without one."""
-        self._writing(self._manager.wait_until_finished)
+        self._write(self._manager.wait_until_finished)
         return self._manager.latest_step()
 
     def save(
@@ -76,13 +71,13 @@ class Checkpoints:
         step: int,
         state: Any,
         *,
-        data: Mapping[str, Any] | None = None,
+        cursor: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Begin to write the state after `step` steps; `state` may be donated once this returns.
 
         Args:
-          data: where in the data the next step begins, JSON values.
+          cursor: where in the data the next step begins, JSON values.
           metrics: of the step.
 
         Raises:
@@ -92,13 +87,13 @@ class Checkpoints:
         record = {
             "made_from": self._identity | {"arrays": _shapes(arrays)},
             "checksums": bit_checksums(arrays),
-            "data": dict(data or {}),
+            "data": dict(cursor or {}),
             "metrics": dict(metrics or {}),
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
         )
-        self._writing(lambda: self._manager.save(step, args=args))
+        self._write(lambda: self._manager.save(step, args=args))
 
     def restore(self, state: Any) -> Restored:
         """The newest checkpoint in the form (and on the devices) of `state`; `state` without one.
@@ -111,68 +106,65 @@ class Checkpoints:
         step = self.newest
         if step is None:
             return Restored(state, {})
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._reading(step, lambda: self._manager.restore(step, args=args)["record"])
-        parts = [record.get(name) for name in RECORD] if isinstance(record, dict) else []
-        if not parts or not all(isinstance(part, dict) for part in parts):
+        record = self._read(step, record=ocp.args.JsonRestore())
+        parts = ("made_from", "checksums", "data")
+        if not isinstance(record, dict) or not all(isinstance(record.get(p), dict) for p in parts):
             raise self._unreadable(step, "it has no record of what it was made from")
         arrays = _arrays(state)
         self._compare(record["made_from"], self._identity | {"arrays": _shapes(arrays)}, step)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
-        found = self._reading(step, lambda: self._manager.restore(step, args=args)["state"])
-        for name, checksum in bit_checksums(found).items():
+        restored = self._read(step, state=ocp.args.StandardRestore(arrays))
+        for name, checksum in bit_checksums(restored).items():
             if checksum != record["checksums"].get(name):
                 raise self._unreadable(step, f"{name} is not what was written")
-        leaves = [found[name] for name in arrays]
+        leaves = [restored[name] for name in arrays]
         return Restored(jax.tree.unflatten(jax.tree.structure(state), leaves), record["data"])
 
-    def _writing(self, write: Callable[[], Any]) -> None:
+    def _write(self, write: Callable[[], Any]) -> None:
         try:
             write()
         except Exception as error:  # orbax and its storage have no common error
             raise InputError(
                 f"{self.directory}: a checkpoint could not be written ({_first_line(error)}). Free "
                 "space or rights, then start again; it goes on from "
-                f"{self._name(self._manager.latest_step())}."
+                f"{_checkpoint_name(self._manager.latest_step())}."
             ) from None
 
-    def _reading(self, step: int, read: Callable[[], Result]) -> Result:
+    def _read(self, step: int, **item: Any) -> Any:
+        """One item of the checkpoint, by the arguments that orbax restores it with."""
         try:
-            return read()
+            (name,) = item
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
         except Exception as error:  # as above
             raise self._unreadable(step, _first_line(error)) from None
 
     def _unreadable(self, step: int, reason: str) -> InputError:
         older = [other for other in self._manager.all_steps() if other < step]
-        rest = self._name(max(older, default=None))
         return InputError(
             f"{self.directory / str(step)} is damaged or no checkpoint of this program ({reason}). "
-            f"Delete that folder to go on from {rest}."
+            f"Delete that folder to go on from {_checkpoint_name(max(older, default=None))}."
         )
 
-    @staticmethod
-    def _name(step: int | None) -> str:
-        return "the start" if step is None else f"the checkpoint of step {step}"
-
-    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
-        for name in sorted({*found, *wanted}):
-            old, new = found.get(name), wanted.get(name)
-            if old == new:
-                continue
-            if isinstance(old, dict) and isinstance(new, dict):
-                inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
-                name, old, new = f"{name}[{inner}]", old.get(inner), new.get(inner)
-            raise StaleInputError(
-                f"{self.directory / str(step)} was made with {name}={old!r}, now {name}={new!r}. "
-                f"Delete {self.directory.parent} to train again."
-            )
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> None:
+        """Refuse the first setting that differs, within objects by its key."""
+        for name in sorted({*old, *new}):
+            before, now = old.get(name), new.get(name)
+            if isinstance(before, dict) and isinstance(now, dict):
+                keys = (key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+                for key in keys:
+                    name, before, now = f"{name}[{key}]", before.get(key), now.get(key)
+                    break
+            if before != now:
+                raise StaleInputError(
+                    f"{self.directory / str(step)} was made with {name}={before!r}, now "
+                    f"{name}={now!r}. Delete {self.directory.parent} to train again."
+                )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._writing(self._manager.close)
+            self._write(self._manager.close)
         except InputError:
             if kind is None:  # else the error under way says more
                 raise
@@ -188,6 +180,10 @@ def _arrays(state: Any) -> dict[str, jax.Array]:
 
 def _shapes(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _checkpoint_name(step: int | None) -> str:
+    return "the start" if step is None else f"the checkpoint of step {step}"
 
 
 def _first_line(error: Exception) -> str:

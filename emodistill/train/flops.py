@@ -44,53 +44,50 @@ PEAK_FLOPS = {
 """Dense bfloat16 products a second by the makers' data sheets; whole words, in this order."""
 
 CPU_MATRIX, MATRIX = 1536, 8192
-"""Sizes of the products by which the peak of a device that is not listed is measured."""
+"""Sizes of the products by which the peak of a device that is not listed is measured: large enough
+to reach it, small enough for a few tenths of a second."""
 
 
 def forward_flops(config: Qwen2Config, work: Work) -> float:
-    """Of the forward pass over a step's rows."""
-    per_token = 2 * config.num_layers * _layer_weights(config)
-    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
-    per_reply = 2 * config.vocab_size * config.hidden_size
-    return float(
-        per_token * work.num_tokens + per_pair * work.num_visible + per_reply * work.num_replies
+    """Operations of the forward pass over a step's rows: two for each weight and token."""
+    weights = _qkv_weights(config) + config.hidden_size * (
+        config.num_heads * config.head_dim + 3 * config.intermediate_size
     )
+    head = config.vocab_size * config.hidden_size
+    products = config.num_layers * weights * work.num_tokens + head * work.num_reply_tokens
+    return 2.0 * products + _attention_flops(config, work)
 
 
 def training_flops(config: Qwen2Config, work: Work) -> float:
-    """Of forward and backward pass.
+    """Operations of forward and backward pass.
 
     Attention's backward pass is two products for each one. The first layer's projections of
     queries, keys and values have none: the frozen embedding, which they take, needs no gradient.
     """
-    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
-    unneeded = (
-        2 * config.hidden_size * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    )
-    backward = per_pair * work.num_visible - unneeded * work.num_tokens
-    return 2 * forward_flops(config, work) + backward
+    unneeded = 2 * _qkv_weights(config) * work.num_tokens
+    return 2 * forward_flops(config, work) + _attention_flops(config, work) - unneeded
 
 
-def _layer_weights(config: Qwen2Config) -> int:
-    """Numbers in a layer's matrices."""
-    heads, kv_heads = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
-    attention = config.hidden_size * 2 * (heads + kv_heads)
-    return attention + 3 * config.hidden_size * config.intermediate_size
+def _qkv_weights(config: Qwen2Config) -> int:
+    """Numbers in a layer's projections of queries, keys and values."""
+    return config.hidden_size * config.head_dim * (config.num_heads + 2 * config.num_kv_heads)
+
+
+def _attention_flops(config: Qwen2Config, work: Work) -> int:
+    """Scores and weighted sums of the forward pass: two products for each pair and head."""
+    width = config.num_heads * config.head_dim
+    return 4 * config.num_layers * width * work.num_attention_pairs
 
 
 def peak_flops(devices: Sequence[Any], dtype: DTypeLike) -> float:
-    """What the devices could do together in `dtype`; by products where they are not listed."""
+    """What the devices could do together in `dtype`; measured where they are not listed."""
     first = devices[0]
     each = listed_peak(first.device_kind) if jnp.dtype(dtype) == jnp.bfloat16 else None
     if each is None:
         size = CPU_MATRIX if first.platform == "cpu" else MATRIX
         each = _measured_once(size, jnp.dtype(dtype).name)
-    return each * len({_slot(device) for device in devices})
-
-
-def _slot(device: Any) -> Any:
-    """Virtual CPU devices share one processor."""
-    return device.process_index if device.platform == "cpu" else device.id
+    # The virtual CPU devices of a process share its processor.
+    return each * len({d.process_index if d.platform == "cpu" else d.id for d in devices})
 
 
 def listed_peak(kind: str) -> float | None:

@@ -94,7 +94,7 @@ def train(
 
     def load(number: int) -> tuple[Step, list[Batch]]:
         step = batches.step(number)
-        return step, trainer.place(step.batches)
+        return step, trainer.put(step.batches)
 
     with (
         StopRequest() as stop,
@@ -120,11 +120,11 @@ def train(
                         )
                 now = time.monotonic()
                 seconds, work = now - clock, step.work
-                last["rows/useful_share"] = work.num_tokens / work.num_places
+                last["rows/useful_share"] = work.num_tokens / work.num_positions
                 times = {
                     "time/step_s": seconds,
                     "time/tokens_per_s": work.num_tokens / seconds,
-                    "time/response_tokens_per_s": work.num_replies / seconds,
+                    "time/response_tokens_per_s": work.num_reply_tokens / seconds,
                     "time/mfu": training_flops(model.config, work) / seconds / peak,
                 }
                 metrics_log.write(number, last | times)
@@ -141,7 +141,7 @@ def train(
             is_stopped = stop.is_due(number)
             if is_stopped or number % config.save_every == 0 or number == num_steps:
                 read_metrics(0)
-                checkpoints.save(number, state, data=_cursor(batches, number), metrics=last)
+                checkpoints.save(number, state, cursor=_cursor(batches, number), metrics=last)
             if on_step is not None:
                 on_step(number)
             if is_stopped and number < num_steps:
@@ -155,7 +155,7 @@ def train(
 
 def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: AdapterConfig) -> None:
     """Say so where a step has too few samples for the rows of `mesh`."""
-    filled, num_shards = batches.num_tokens / batches.num_places, num_row_shards(mesh)
+    filled, num_shards = batches.num_tokens / batches.num_positions, num_row_shards(mesh)
     if num_shards > 1 and filled < MIN_FILLED and is_first():
         log.warning(
             "rows are only %.0f %% full: %d samples a step are few for %d devices with rows of "
@@ -196,12 +196,12 @@ def _culprits(
     A step that is not finite leaves the weights alone, so that they still show which it was.
     """
     culprits = []
-    for number in step.numbers[:: batches.unit_size]:
-        alone = batches.alone(number)
-        grads, metrics = trainer.gradients(state.lora, frozen, trainer.place(alone.batches))
+    for number in step.samples[:: batches.unit_size]:
+        alone = batches.step_of_sample(number)
+        grads, metrics = trainer.gradients(state.lora, frozen, trainer.put(alone.batches))
         values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
         if not np.isfinite(values).all():
-            culprits += [batches.examples[i].sample_id for i in alone.numbers]
+            culprits += [batches.examples[i].sample_id for i in alone.samples]
     return culprits
 
 

@@ -4,6 +4,7 @@ SFT is token cross-entropy on the reply (Eq. 16). JPO is the clipped surrogate o
 advantages with a K3 anchor to the reference (Eqs. 17-19):
 
     L = −E[min(ρ Ã, clip(ρ, 1−ε, 1+ε) Ã)] + λ_KL E[exp(Δ) − Δ − 1],   Δ = log π_ref − log π
+    Ã = A if A > 0 else κ A
 
 Every log-ratio is clamped to ±MAX_LOG_RATIO nats before the exponential: clamping after it gives
 inf · 0 = NaN in the gradient. Beyond the bound the term is constant and its gradient zero; 20 nats
@@ -14,12 +15,15 @@ Departure from the printed formula: `ratio="mean-token"`, the default of the set
 clips every token by itself.
 
 All sums are divided by the totals of the whole optimiser step, so the losses and metrics of
-micro-batches add up to those of the step. T counts positions of the reply here; a masked position
-is as good as deleted, and so is a row with no position left.
+micro-batches add up to those of the step. T counts positions of the reply here; masking a position
+is the same as deleting it, and so is masking a whole row.
+
+Axes: B replies, T tokens of a reply, V vocabulary.
 """
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +34,12 @@ Metrics = dict[str, jax.Array]
 
 
 def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """log π(target) in nats, float32 [B, T], by a float32 log-sum-exp below the largest logit."""
+    """log π(target) in nats, float32 [B, T], by a float32 log-sum-exp below the largest logit.
+
+    The largest logit is taken off both terms first. optax's cross-entropy adds it to the
+    log-sum-exp instead, which loses four digits of it where logits are in the ten thousands.
+    """
+    chex.assert_equal_shape_prefix((logits_BTV, targets_BT), targets_BT.ndim)
     logits_BTV = logits_BTV.astype(jnp.float32)
     logits_BTV = logits_BTV - jax.lax.stop_gradient(logits_BTV.max(axis=-1, keepdims=True))
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
@@ -47,9 +56,7 @@ def sft_loss(
       mask_BT: True where the token belongs to a reply.
       num_tokens: response tokens of the whole optimiser step; those of `mask_BT` without it.
     """
-    logp_BT, mask_BT = _float32(logp_BT), mask_BT.astype(bool)
-    total = _total(num_tokens, mask_BT.sum())
-    loss = -jnp.where(mask_BT, logp_BT, 0.0).sum() / total
+    loss = -_masked(logp_BT, mask_BT).sum() / _total(num_tokens, mask_BT)
     return loss, {"sft/loss": loss}
 
 
@@ -75,7 +82,7 @@ def jpo_loss(
       logp_BT, ref_logp_BT: log-probs of the reply's tokens under policy and reference, in nats.
         No gradient flows into the reference.
       mask_BT: True where the token belongs to a reply.
-      advantages_B: A, finite.
+      advantages_B: A, as the judge's scores give it.
       clip: ε, in (0, 1).
       kl_coef: λ_KL.
       kappa: κ of Eq. 18, the weight of advantages that are not positive.
@@ -90,37 +97,36 @@ def jpo_loss(
     Raises:
       ValueError: `ratio` is unknown.
     """
-    mask_BT = mask_BT.astype(bool)
-    logp_BT = jnp.where(mask_BT, _float32(logp_BT), 0.0)
-    ref_logp_BT = jnp.where(mask_BT, jax.lax.stop_gradient(_float32(ref_logp_BT)), 0.0)
-    log_ratio_BT = logp_BT - ref_logp_BT
-    tokens_B = mask_BT.sum(axis=1)
-    total_tokens = _total(num_tokens, tokens_B.sum())
+    chex.assert_shape(advantages_B, mask_BT.shape[:1])
+    log_ratio_BT = _masked_log_ratio(logp_BT, ref_logp_BT, mask_BT)
+    lengths_B = mask_BT.sum(axis=1)
+    total_tokens = _total(num_tokens, mask_BT)
+    advantages = jnp.asarray(advantages_B, jnp.float32)
+    advantages = jnp.where(advantages > 0, advantages, kappa * advantages)
 
     advantages_B = _float32(advantages_B)
     advantages_B = jnp.where(advantages_B > 0, advantages_B, kappa * advantages_B)
 
     if ratio == "token":
-        log_ratio, weight, total = log_ratio_BT, mask_BT, total_tokens
-        advantages = advantages_B[:, None]
+        log_ratio, counts, total = log_ratio_BT, mask_BT, total_tokens
+        advantages = advantages[:, None]
     elif ratio in ("mean-token", "sequence"):
-        log_ratio = log_ratio_BT.sum(axis=1)
+        log_ratio, counts = log_ratio_BT.sum(axis=1), lengths_B > 0
+        total = _total(num_samples, counts)
         if ratio == "mean-token":
-            log_ratio = log_ratio / jnp.maximum(tokens_B, 1)
-        weight, total = tokens_B > 0, _total(num_samples, (tokens_B > 0).sum())
-        advantages = advantages_B
+            log_ratio = log_ratio / jnp.maximum(lengths_B, 1)
     else:
         raise ValueError(f"ratio={ratio!r} is none of 'mean-token', 'sequence', 'token'.")
 
     def mean(values: jax.Array) -> jax.Array:
-        return jnp.where(weight, values, 0.0).sum() / total
+        return _masked(values, counts).sum() / total
 
     rho = jnp.exp(_clamp(log_ratio))
     clipped = jnp.clip(rho, 1.0 - clip, 1.0 + clip)
     surrogate = mean(jnp.minimum(rho * advantages, clipped * advantages))
     delta_BT = _clamp(-log_ratio_BT)
-    kl_BT = jnp.expm1(delta_BT) - delta_BT
-    kl_k3 = jnp.where(mask_BT, kl_BT, 0.0).sum() / total_tokens
+    # expm1, since near Δ = 0, where training starts, exp(Δ) - 1 would lose all digits of Δ² / 2.
+    kl_k3 = _masked(jnp.expm1(delta_BT) - delta_BT, mask_BT).sum() / total_tokens
     loss = kl_coef * kl_k3 - surrogate
     return loss, {
         "policy/loss": loss,
@@ -141,16 +147,16 @@ def alol_loss(
     """Advantage-leftover-lunch RL, reference-free (Baheti et al., 2024): A · NLL per reply token.
 
     Args:
-      advantages_B: A, stored; samples with A <= 0 weigh nothing.
+      advantages_B: A; samples with A <= 0 weigh nothing.
       mask_BT, num_tokens: as for `sft_loss`.
 
     Returns:
       The loss, and `alol/loss`, `sft/loss` (the same without A).
     """
-    logp_BT, mask_BT = _float32(logp_BT), mask_BT.astype(bool)
-    total = _total(num_tokens, mask_BT.sum())
-    nll_B = -jnp.where(mask_BT, logp_BT, 0.0).sum(axis=1)
-    loss = (jnp.maximum(_float32(advantages_B), 0.0) * nll_B).sum() / total
+    chex.assert_shape(advantages_B, mask_BT.shape[:1])
+    total = _total(num_tokens, mask_BT)
+    nll_B = -_masked(logp_BT, mask_BT).sum(axis=1)
+    loss = (jnp.maximum(jnp.asarray(advantages_B, jnp.float32), 0.0) * nll_B).sum() / total
     return loss, {"alol/loss": loss, "sft/loss": nll_B.sum() / total}
 
 
@@ -174,33 +180,38 @@ def dpo_loss(
       The loss, and `dpo/loss`, `dpo/margin` (mean difference of the rewards β log π / π_ref),
       `dpo/accuracy` (share of pairs with a positive one).
     """
-    mask_BT = mask_BT.astype(bool)
-    logp_BT = jnp.where(mask_BT, _float32(logp_BT), 0.0)
-    ref_logp_BT = jnp.where(mask_BT, jax.lax.stop_gradient(_float32(ref_logp_BT)), 0.0)
-    rewards_P2 = beta * (logp_BT - ref_logp_BT).sum(axis=1).reshape(-1, 2)
-    is_pair_P = mask_BT.any(axis=1).reshape(-1, 2).all(axis=1)
-    total = _total(num_pairs, is_pair_P.sum())
-    margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+    rewards_B = beta * _masked_log_ratio(logp_BT, ref_logp_BT, mask_BT).sum(axis=1)
+    margins = rewards_B[0::2] - rewards_B[1::2]
+    has_reply_B = mask_BT.astype(bool).any(axis=1)
+    is_pair = has_reply_B[0::2] & has_reply_B[1::2]
+    total = _total(num_pairs, is_pair)
 
-    def mean(values_P: jax.Array) -> jax.Array:
-        return jnp.where(is_pair_P, values_P, 0.0).sum() / total
+    def mean(values: jax.Array) -> jax.Array:
+        return _masked(values, is_pair).sum() / total
 
-    loss = mean(-jax.nn.log_sigmoid(margin_P))
+    loss = mean(-jax.nn.log_sigmoid(margins))
     return loss, {
         "dpo/loss": loss,
-        "dpo/margin": mean(margin_P),
-        "dpo/accuracy": mean(margin_P > 0),
+        "dpo/margin": mean(margins),
+        "dpo/accuracy": mean(margins > 0),
     }
+
+
+def _masked(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """`values` in float32, 0 outside the mask, where they may even be NaN."""
+    chex.assert_equal_shape((values, mask))
+    return jnp.where(mask.astype(bool), jnp.asarray(values, jnp.float32), 0.0)
+
+
+def _masked_log_ratio(logp_BT: jax.Array, ref_logp_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    chex.assert_rank(logp_BT, 2)
+    return _masked(logp_BT, mask_BT) - _masked(jax.lax.stop_gradient(ref_logp_BT), mask_BT)
 
 
 def _clamp(log_ratio: jax.Array) -> jax.Array:
     return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def _float32(values: jax.Array) -> jax.Array:
-    return jnp.asarray(values, jnp.float32)
-
-
-def _total(given: jax.Array | float | None, own: jax.Array) -> jax.Array:
+def _total(given: jax.Array | float | None, mask: jax.Array) -> jax.Array:
     """The step's total, or this batch's; at least 1, so that an empty micro-batch adds 0."""
-    return jnp.maximum(jnp.asarray(own if given is None else given, jnp.float32), 1.0)
+    return jnp.maximum(jnp.asarray(mask.sum() if given is None else given, jnp.float32), 1.0)

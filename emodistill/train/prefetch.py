@@ -1,4 +1,4 @@
-"""Input that is made by a thread while the device works."""
+"""Input that a thread prepares while the device works."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ T = TypeVar("T")
 def prefetched(make: Callable[[K], T], numbers: Iterable[K], *, ahead: int) -> Iterator[T]:
     """`make(number)` for each, in order, up to `ahead` of them made before they are asked for.
 
-    An error of `make` is raised where its result would have come.
+    An error of `make` is raised where its result would have come. One thread, so that `make` need
+    not be safe for several.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="input") as pool:
-        waiting: deque[Future[T]] = deque()
+        pending: deque[Future[T]] = deque()
         try:
             for number in numbers:
-                waiting.append(pool.submit(make, number))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(make, number))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

@@ -98,12 +98,12 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
 
     def dispatched(rows: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
         numbers, batch = rows
-        return numbers, logprobs(state, sharding.place_batch(batch, model.mesh))
+        return numbers, logprobs(state, sharding.put_batch(batch, model.mesh))
 
     logp_NU = np.zeros(shape, np.float32)
     with progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
         # Reading a result waits for the device, which must have the next micro-batches by then.
-        for numbers, logp_SU in prefetched(dispatched, batches.all_rows(), ahead=STEPS_AHEAD):
+        for numbers, logp_SU in prefetched(dispatched, batches.each_batch(), ahead=STEPS_AHEAD):
             logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
             bar.advance(len(numbers))
     return logp_NU

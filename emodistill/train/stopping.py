@@ -7,6 +7,9 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+import jax
+from jax.experimental import multihost_utils
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,20 +28,14 @@ class StopRequest:
 
     def is_due(self, step: int) -> bool:
         """Whether to stop after `step`; of several processes, all ask at every step."""
-        import jax
-
         if jax.process_count() == 1:
             return self._is_asked
-        from jax.experimental import multihost_utils
-
         return multihost_utils.reached_preemption_sync_point(step)
 
     def __enter__(self) -> Self:
-        import jax
-
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
+            handled = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,9 +6,11 @@ totals, then clips and applies them once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +26,8 @@ LossFn = Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]
 """(log-probs of the replies [S, U], the batch) -> (its share of the step's loss, metrics)."""
 
 LOGITS_PER_CHUNK = 2**24
-"""Logits that are alive at once (64 MiB in float32)."""
+"""Logits that are alive at once on a device (64 MiB in float32); half as many saved nothing
+more."""
 
 
 class TrainState(NamedTuple):
@@ -39,46 +42,48 @@ class TrainState(NamedTuple):
 def response_logprobs(
     model: Qwen2, batch: Batch, *, logits_per_chunk: int = LOGITS_PER_CHUNK
 ) -> jax.Array:
-    """log π of the replies' tokens, float32 [S, U]; what lies outside `mask_SU` means nothing.
+    """log π of the replies' tokens, float32 [S, U]; values outside `mask_SU` mean nothing.
 
-    The head runs at the replies' places alone, in chunks whose logits are made again in the
-    backward pass: no more than `logits_per_chunk` of them (or one place of each row) are alive on
-    a device.
+    The head runs at the replies' positions alone, in chunks whose logits the backward pass computes
+    again: no more than `logits_per_chunk` of them (or those of one position of each row) are alive
+    on a device.
     """
+    chex.assert_equal_shape((batch.tokens_BT, batch.positions_BT, batch.ends_BT))
+    chex.assert_equal_shape((batch.parents_BM, batch.targets_BM))
+    chex.assert_equal_shape((batch.logp_index_SU, batch.mask_SU))
     hidden_BTD = model.hidden(
         batch.tokens_BT, positions_BT=batch.positions_BT, ends_BT=batch.ends_BT
     )
     hidden_BMD = jnp.take_along_axis(hidden_BTD, batch.parents_BM[..., None], axis=1)
-    hidden_BMD = sharding.into_head(hidden_BMD, model.mesh)
+    hidden_BMD = sharding.constrain(hidden_BMD, model.mesh, sharding.SCORED)
     logp_BM = _scored(model, hidden_BMD, batch.targets_BM, logits_per_chunk)
-    return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.slots_SU]
+    return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.logp_index_SU]
 
 
 def _scored(
     model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array, logits_per_chunk: int
 ) -> jax.Array:
     """log π of the targets [B, M]."""
+
+    def score(hidden_BMD: jax.Array, targets_BM: jax.Array) -> jax.Array:
+        return token_logprobs(model.logits(hidden_BMD), targets_BM)
+
     B, M = targets_BM.shape
     if model.mesh is not None:
         logits_per_chunk *= model.mesh.size
-    width = max(1, logits_per_chunk // (model.config.vocab_size * B))
-    if width >= M:
-        return token_logprobs(model.logits(hidden_BMD), targets_BM)
-
-    num_chunks = -(-M // width)
+    num_chunks = -(-M // max(1, logits_per_chunk // (model.config.vocab_size * B)))
+    if num_chunks <= 1:
+        return score(hidden_BMD, targets_BM)
     width = -(-M // num_chunks)
-    padding = num_chunks * width - M
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        """[B, M, …] as [chunks, B, width, …]."""
+        x = jnp.pad(x, ((0, 0), (0, num_chunks * width - M)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(B, num_chunks, width, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def score(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden_BCD, targets_BC = inputs
-        return token_logprobs(model.logits(hidden_BCD), targets_BC)
-
-    logp = jax.lax.map(score, (chunks(hidden_BMD), chunks(targets_BM)))
+    # Without the checkpoint the logits of all chunks would wait for the backward pass.
+    score_chunk = jax.checkpoint(lambda inputs: score(*inputs))
+    logp = jax.lax.map(score_chunk, (chunks(hidden_BMD), chunks(targets_BM)))
     return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :M]
 
 
@@ -97,7 +102,7 @@ def learning_rate_schedule(
 class Trainer:
     """The compiled programs of one stage: `step(state, frozen, batches) -> (state, metrics)`.
 
-    Compiles once per shape of a micro-batch, and the optimiser's part once.
+    One program is compiled for each shape of a micro-batch, and one for the optimiser.
 
     Args:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
@@ -122,16 +127,16 @@ class Trainer:
             optax.clip_by_global_norm(config.max_grad_norm),
             optax.adamw(self._schedule, b1=0.9, b2=0.95, weight_decay=0.0),
         )
-        self.num_compilations = 0
-        """Micro-batch shapes compiled so far."""
-        self._init = jax.jit(lambda lora: self._placed(self._init_fn(lora)))
+        self.init: Callable[[nnx.State], TrainState] = jax.jit(self._init_fn)
+        """The state before the first step; it owns a copy of the LoRA, since steps donate it."""
         self._zeros = jax.jit(lambda lora: self._like_lora(jax.tree.map(jnp.zeros_like, lora)))
+        # Gradients and state are donated: of each, one copy is alive, not two.
         self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self._update = jax.jit(self._update_fn, donate_argnums=0)
 
-    def init(self, lora: nnx.State) -> TrainState:
-        """The state before the first step; it owns a copy of `lora`, since steps donate it."""
-        return self._init(lora)
+    def put(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches of a step on the devices, as a step wants them."""
+        return [sharding.put_batch(batch, self._mesh) for batch in batches]
 
     def gradients(
         self, lora: nnx.State, frozen: nnx.State, batches: Sequence[Batch]
@@ -139,17 +144,13 @@ class Trainer:
         """The step's gradient, and each micro-batch's share of its metrics.
 
         Args:
-          batches: on the devices already (`place`).
+          batches: on the devices already (`put`).
         """
         grads, metrics = self._zeros(lora), []
         for batch in batches:
             grads, shares = self._accumulate(lora, frozen, grads, batch)
             metrics.append(shares)
         return grads, metrics
-
-    def place(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The micro-batches of a step where a step wants them."""
-        return [sharding.place_batch(batch, self._mesh) for batch in batches]
 
     def step(
         self, state: TrainState, frozen: nnx.State, batches: Sequence[Batch]
@@ -168,48 +169,24 @@ class Trainer:
         """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
         state = jax.eval_shape(self._init_fn, lora)
         if self._mesh is not None:
-            state = sharding.abstract(state, self._places(state))
+            state = sharding.abstract(state, self._state_shardings(state))
         accumulate = self._accumulate.lower(lora, frozen, lora, batch)
         return accumulate, self._update.lower(state, lora)
 
     def _init_fn(self, lora: nnx.State) -> TrainState:
         lora = jax.tree.map(jnp.copy, lora)
-        return TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
-
-    def _places(self, state: TrainState) -> Any:
-        """The shardings of `state`: moments lie like the factors that they belong to."""
-        whole: Any = sharding.replicated(self._mesh)
-        lora = sharding.state_sharding(state.lora, self._mesh)
-        opt_state = optax.tree.map_params(
-            self.optimizer,
-            lambda _, place: place,
-            state.opt_state,
-            lora,
-            transform_non_params=lambda _: whole,
-        )
-        return TrainState(lora, opt_state, whole)
-
-    def _placed(self, state: TrainState) -> TrainState:
-        if self._mesh is None:
-            return state
-        return jax.lax.with_sharding_constraint(state, self._places(state))
-
-    def _like_lora(self, tree: nnx.State) -> nnx.State:
-        if self._mesh is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, self._mesh))
+        state = TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
+        return self._sharded(state)
 
     def _accumulate_fn(
         self, lora: nnx.State, frozen: nnx.State, grads: nnx.State, batch: Batch
     ) -> tuple[nnx.State, Metrics]:
-        self.num_compilations += 1
-
         def loss(lora: nnx.State) -> tuple[jax.Array, Metrics]:
             model = nnx.merge(self._graphdef, lora, frozen)
             return self._loss_fn(response_logprobs(model, batch), batch)
 
         own, metrics = jax.grad(loss, has_aux=True)(lora)
-        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
+        metrics = jax.tree.map(self._on_every_device, metrics)
         return self._like_lora(jax.tree.map(jnp.add, grads, own)), metrics
 
     def _update_fn(self, state: TrainState, grads: nnx.State) -> tuple[TrainState, Metrics]:
@@ -219,20 +196,45 @@ class Trainer:
             "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
         }
         lora: Any = optax.apply_updates(state.lora, updates)
+        new = TrainState(lora, opt_state, state.step)
+        # The host reads metrics two steps late: a step that diverged must not spoil the weights
+        # before it is noticed.
         is_finite = jnp.isfinite(metrics["optimizer/grad_norm"])
-        lora, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old),
-            (lora, opt_state),
-            (state.lora, state.opt_state),
+        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+        new = self._sharded(new._replace(step=state.step + 1))
+        return new, jax.tree.map(self._on_every_device, metrics)
+
+    def _on_every_device(self, metric: jax.Array) -> jax.Array:
+        return sharding.everywhere(metric, self._mesh)
+
+    def _state_shardings(self, state: TrainState) -> TrainState:
+        """The optimiser's two moments of a factor lie like the factor."""
+        whole: Any = sharding.replicated(self._mesh)
+        lora = sharding.state_sharding(state.lora, self._mesh)
+        opt_state = optax.tree.map_params(
+            self.optimizer,
+            lambda _, of_factor: of_factor,
+            state.opt_state,
+            lora,
+            transform_non_params=lambda _: whole,
         )
-        metrics = {name: sharding.everywhere(value, self._mesh) for name, value in metrics.items()}
-        return self._placed(TrainState(lora, opt_state, state.step + 1)), metrics
+        return TrainState(lora, opt_state, whole)
+
+    # Without these two, XLA would choose where results lie, and the next step be compiled anew.
+    def _sharded(self, state: TrainState) -> TrainState:
+        if self._mesh is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, self._state_shardings(state))
+
+    def _like_lora(self, tree: nnx.State) -> nnx.State:
+        if self._mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, self._mesh))
 
 
 def add_metrics(shares: Sequence[Metrics]) -> dict[str, float]:
     """A step's metrics on the host; waits for the device."""
-    total: dict[str, float] = {}
+    total: Counter[str] = Counter()
     for share in jax.device_get(list(shares)):
-        for name, value in share.items():
-            total[name] = total.get(name, 0.0) + float(value)
-    return total
+        total.update({name: float(value) for name, value in share.items()})
+    return dict(total)

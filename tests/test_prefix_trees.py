@@ -1,9 +1,8 @@
 """Prefix trees in rows: every sequence is there, merged, and sees itself alone."""
 
 import numpy as np
-import pytest
 
-from emodistill.batches.trees import common_prefix, lay_out, prefix_key
+from emodistill.batches.prefix_trees import common_prefix, lay_out, prefix_key
 from emodistill.seeding import stream
 
 
@@ -30,34 +29,34 @@ def num_nodes(sequences):
     return len({tuple(ids[: i + 1]) for ids in sequences for i in range(len(ids))})
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_a_row_is_the_prefix_tree_and_a_token_sees_its_own_path(seed):
-    rng = stream(seed, "trees")
-    sequences = sorted(random_sequences(rng, int(rng.integers(1, 12))), key=prefix_key)
-    tree = lay_out(sequences)
-    assert len(tree.tokens_T) == num_nodes(sequences)
-    places = np.arange(len(tree.tokens_T))
-    sees_TT = (places[None] <= places[:, None]) & (places[:, None] < tree.ends_T[None])
+def assert_each_sees_its_own_path(tree, sequences):
+    """Every sequence is there, token by token, and each token sees those before it and no other."""
+    positions = np.arange(len(tree.tokens_T))
+    sees_TT = (positions[None] <= positions[:, None]) & (positions[:, None] < tree.ends_T[None])
     for ids, path in zip(sequences, tree.paths, strict=True):
         assert tree.tokens_T[path].tolist() == ids.tolist()
         assert tree.depths_T[path].tolist() == list(range(len(ids)))
-        for depth, place in enumerate(path):
-            assert np.flatnonzero(sees_TT[place]).tolist() == path[: depth + 1].tolist()
-    assert {int(place) for path in tree.paths for place in path} == set(places.tolist())
+        for depth, position in enumerate(path):
+            assert np.flatnonzero(sees_TT[position]).tolist() == path[: depth + 1].tolist()
+    assert {int(position) for path in tree.paths for position in path} == set(positions.tolist())
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_limits_and_any_order_are_exact_as_well(seed):
-    rng = stream(seed, "limits")
-    sequences = random_sequences(rng, 8)
-    for limits in ([0] * 8, [int(rng.integers(len(ids) + 1)) for ids in sequences]):
-        tree = lay_out(sequences, limits)
-        places = np.arange(len(tree.tokens_T))
-        sees_TT = (places[None] <= places[:, None]) & (places[:, None] < tree.ends_T[None])
-        for ids, path in zip(sequences, tree.paths, strict=True):
-            assert tree.tokens_T[path].tolist() == ids.tolist()
-            assert np.flatnonzero(sees_TT[path[-1]]).tolist() == path.tolist()
-    assert len(lay_out(sequences, [0] * 8).tokens_T) == sum(map(len, sequences))
+def test_a_row_is_the_prefix_tree():
+    for seed in range(30):
+        rng = stream(seed, "trees")
+        sequences = sorted(random_sequences(rng, int(rng.integers(1, 12))), key=prefix_key)
+        tree = lay_out(sequences)
+        assert len(tree.tokens_T) == num_nodes(sequences)
+        assert_each_sees_its_own_path(tree, sequences)
+
+
+def test_limits_and_any_order_are_exact_as_well():
+    for seed in range(10):
+        rng = stream(seed, "limits")
+        sequences = random_sequences(rng, 8)
+        for limits in ([0] * 8, [int(rng.integers(len(ids) + 1)) for ids in sequences]):
+            assert_each_sees_its_own_path(lay_out(sequences, limits), sequences)
+        assert len(lay_out(sequences, [0] * 8).tokens_T) == sum(map(len, sequences))
 
 
 def test_common_prefixes():

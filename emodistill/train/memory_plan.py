@@ -1,9 +1,9 @@
 """What a training step needs on each device: the true step, compiled ahead of time, no weights.
 
-A step alternates between two programs, that of a micro-batch and that of the optimiser, beside
-what stays on the device throughout; the larger of the two decides. For TPUs the figures are those
-of the compiler (extra `tpu-aot`, no TPU needed). For CPUs they are as good for what is kept, but
-XLA's CPU compiler plans its temporaries generously.
+A step alternates between two programs, a micro-batch's and the optimiser's; weights, LoRA and
+optimiser state stay on the device throughout. The larger of the two programs decides. For TPUs the
+figures are those of the compiler (extra `tpu-aot`, no TPU needed). For CPUs they are as good for
+what stays, but XLA's CPU compiler plans its temporaries generously.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from emodistill.batches import Batch
@@ -32,12 +33,12 @@ from emodistill.train.trainer import LossFn, Trainer, response_logprobs
 REPLY_SHARE = 4
 """One token in so many is part of a reply, as in rows of turns that share their prompts."""
 REPLY_TOKENS = 64
-"""Of a sample."""
+"""Tokens of a reply, about the length that the simulated and the paper's dialogues have."""
 ROW_MULTIPLE = 256
 """Row lengths are tried in steps of this."""
 
 
-class Memory(NamedTuple):
+class DeviceMemory(NamedTuple):
     """Bytes on each device."""
 
     weights: int
@@ -45,13 +46,13 @@ class Memory(NamedTuple):
     adapter: int
     """LoRA in float32."""
     optimizer: int
-    """Two moments of each LoRA weight."""
+    """AdamW's two moments of each LoRA weight."""
     gradients: int
     batch: int
     activations: int
     """What the forward pass keeps for the backward pass."""
     temporaries: int
-    """All else that is alive at the worst moment."""
+    """All else that is alive at the peak."""
     program: int
     """The compiled code, where it lies beside the data."""
 
@@ -60,16 +61,16 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Plan(NamedTuple):
-    """Of one row length."""
+class MemoryPlan(NamedTuple):
+    """What a step with rows of one length needs, and how long it took to compile it."""
 
     num_tokens: int
-    memory: Memory
+    memory: DeviceMemory
     trace_s: float
     compile_s: float
 
 
-def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> Plan:
+def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> MemoryPlan:
     """Compile the step of `config.objective` for its mesh and read what it needs.
 
     Args:
@@ -92,38 +93,38 @@ def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> P
     step, end = _analysis(compiled), _analysis(update.compile())
 
     adapter, batch_bytes = _bytes(lora), _bytes(batch)
-    # The arguments of a micro-batch: weights, LoRA, gradients, rows; of the optimiser: LoRA, its
-    # moments, gradients.
+    # The arguments of a micro-batch's program are weights, LoRA, gradients and rows; those of the
+    # optimiser's are LoRA, optimiser state and gradients.
     weights = step.argument_size_in_bytes - 2 * adapter - batch_bytes
     optimizer = end.argument_size_in_bytes - 2 * adapter
-    kept = min(_kept_bytes(graphdef, loss_fn, lora, frozen, batch), step.temp_size_in_bytes)
-    temporaries = max(step.temp_size_in_bytes, end.temp_size_in_bytes) - kept
-    memory = Memory(
+    residuals = _residual_bytes(graphdef, loss_fn, lora, frozen, batch)
+    activations = min(residuals, step.temp_size_in_bytes)
+    memory = DeviceMemory(
         weights=weights,
         adapter=adapter,
         optimizer=optimizer,
         gradients=adapter,
         batch=batch_bytes,
-        activations=kept,
-        temporaries=temporaries,
+        activations=activations,
+        temporaries=max(step.temp_size_in_bytes, end.temp_size_in_bytes) - activations,
         program=step.generated_code_size_in_bytes + end.generated_code_size_in_bytes,
     )
-    return Plan(config.tokens, memory, traced - started, compile_s)
+    return MemoryPlan(config.tokens, memory, traced - started, compile_s)
 
 
 def longest_row(
-    first: Plan, limit_bytes: float, plan: Callable[[int], Plan], max_tokens: int
-) -> tuple[int, list[Plan]]:
+    first: MemoryPlan, limit_bytes: float, plan: Callable[[int], MemoryPlan], max_tokens: int
+) -> tuple[int, list[MemoryPlan]]:
     """The longest row (in multiples of 256 tokens) that takes at most `limit_bytes`.
 
     What a step needs grows in proportion to the row, so that two lengths tell where to look; the
     answer has been compiled itself. 0 where not even the shortest row fits.
 
     Args:
-      first: a plan that is there already.
-      plan: makes one for another length.
+      first: a plan to begin with.
+      plan: compiles another length.
 
-    Returns: the length, and all plans that were made.
+    Returns: the length, and all plans, in the order in which they were compiled.
     """
     known = {first.num_tokens: first}
     if first.memory.total - first.memory.activations - first.memory.temporaries > limit_bytes:
@@ -143,8 +144,9 @@ def longest_row(
     return low * ROW_MULTIPLE, list(known.values())
 
 
-def _next_guess(known: dict[int, Plan], limit_bytes: float, guess: int) -> int:
-    """Where the line through the two plans nearest to the limit meets it."""
+def _next_guess(known: dict[int, MemoryPlan], limit_bytes: float, guess: int) -> int:
+    """The next length to try: where the line through the two plans nearest to the limit meets
+    it."""
     if len(known) == 1:
         return 2 * guess
     near = sorted(known.values(), key=lambda plan: abs(plan.memory.total - limit_bytes))[:2]
@@ -166,30 +168,27 @@ def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
         jax.config.update("jax_num_cpu_devices", num_devices)
         return jax.devices("cpu")
     try:
-        import libtpu  # pyright: ignore[reportMissingImports]
+        import libtpu  # optional  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise InputError(
             f"topology={topology!r} takes the extra `tpu-aot`: pip install 'emodistill[tpu-aot]'."
         ) from None
-    from jax.experimental import topologies
-
     jax.config.update("jax_platforms", "cpu")
     for name, value in _NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     kind, _, layout = topology.partition(":")
-    whole: dict[str, Any] = {}
-    if set(layout.split("x")) == {"1"}:
-        whole["chips_per_host_bounds"] = [1, 1, 1]
+    options: dict[str, Any] = {}
+    if set(layout.split("x")) == {"1"}:  # else libtpu takes a host for one of four chips
+        options["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{layout}", **whole
-        )
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{layout}", **options
+        ).devices
     except Exception as error:  # libtpu's errors have no common base
         raise InputError(
             f"topology={topology!r} can't be compiled for ({str(error).strip().splitlines()[0]}); "
             "there are v6e:1x1, v5e:2x4, v5p:2x2x2 and the like."
         ) from None
-    return found.devices
 
 
 _NO_TPU_HERE = {
@@ -212,7 +211,7 @@ def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
 def _abstract_student(
     config: MemoryConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model without weights: its graph, LoRA and frozen parts, shapes and places only."""
+    """The model without weights: its graph, LoRA and frozen parts, as shapes with shardings."""
     architecture = read_architecture(config.model)
     dtype = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
 
@@ -238,45 +237,42 @@ def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
     M = max(1, T // REPLY_SHARE)
     S, U = B * max(1, M // REPLY_TOKENS), min(M, REPLY_TOKENS)
 
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    sizes = {"B": B, "T": T, "M": M, "S": S, "U": U}
+    dtypes = {"mask_SU": jnp.bool_}
+    floats = ("num_samples", "num_tokens", "advantages_S", "ref_logp_SU")
+
+    def array(name: str) -> jax.ShapeDtypeStruct:
+        axes = name.rpartition("_")[2]  # the names of arrays end in the letters of their axes
+        shape = tuple(sizes[axis] for axis in axes) if axes.isupper() else ()
+        dtype = jnp.float32 if name in floats else dtypes.get(name, jnp.int32)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(shape, mesh))
 
-    is_jpo = config.objective == "jpo"
-    return Batch(
-        tokens_BT=array(jnp.int32, B, T),
-        positions_BT=array(jnp.int32, B, T),
-        ends_BT=array(jnp.int32, B, T),
-        parents_BM=array(jnp.int32, B, M),
-        targets_BM=array(jnp.int32, B, M),
-        slots_SU=array(jnp.int32, S, U),
-        mask_SU=array(jnp.bool_, S, U),
-        num_samples=array(jnp.float32),
-        num_tokens=array(jnp.float32),
-        advantages_S=array(jnp.float32, S) if is_jpo else None,
-        ref_logp_SU=array(jnp.float32, S, U) if is_jpo else None,
-    )
+    unused = () if config.objective == "jpo" else ("advantages_S", "ref_logp_SU")
+    return Batch(**{name: array(name) for name in Batch._fields if name not in unused})
 
 
 def _bytes(tree: Any) -> int:
-    """On each device."""
+    """What the arrays take on each device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def _analysis(compiled: jax.stages.Compiled) -> Any:
-    found = compiled.memory_analysis()
-    if found is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         raise InputError("this compiler tells nothing about memory; choose another --topology.")
-    return found
+    return analysis
 
 
-def _kept_bytes(
+def _residual_bytes(
     graphdef: nnx.GraphDef, loss_fn: LossFn, lora: nnx.State, frozen: nnx.State, batch: Batch
 ) -> int:
     """What the forward pass leaves for the backward pass beside its own arguments, per device.
 
-    All of it has the tokens of rows, which the mesh splits over all its axes.
+    All of it has the tokens of rows, which the mesh splits over all its axes. The compiler doesn't
+    say; a trace of the forward pass does, since JAX's pullback is a pytree whose leaves are what it
+    keeps.
     """
     sizes = []
 
@@ -287,8 +283,8 @@ def _kept_bytes(
 
         value, pull_back = jax.vjp(loss, lora)
         given = {id(x) for x in jax.tree.leaves((lora, frozen, batch))}
-        kept = [x for x in jax.tree.leaves(pull_back) if id(x) not in given]
-        sizes.append(sum(x.size * x.dtype.itemsize for x in kept))
+        residuals = [x for x in jax.tree.leaves(pull_back) if id(x) not in given]
+        sizes.append(sum(x.size * x.dtype.itemsize for x in residuals))
         return value
 
     jax.eval_shape(forward, lora, frozen, batch)

@@ -1,0 +1,339 @@
+"""The steps of training: samples in a seeded order, packed into rows of a few fixed shapes.
+
+Which samples a step learns from is settled once and does not depend on how they are packed
+(`step_order`). Every epoch takes the same steps in another order. A sample therefore always stands
+in the same row, and its log-probs come out of the same arithmetic in the reference pass and in
+every epoch.
+
+Axes: B rows, T positions of a row, M scored positions of a row; S samples, U tokens of a reply
+("utterance"); N samples of the whole data.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emodistill.batches.examples import Example
+from emodistill.batches.prefix_trees import lay_out
+from emodistill.batches.row_packing import (
+    MicroBatch,
+    StepSamples,
+    candidate_shapes,
+    choose_shapes,
+    pack,
+    round_up,
+)
+from emodistill.batches.step_order import compose_steps
+from emodistill.configs import Packing
+from emodistill.errors import InputError
+from emodistill.seeding import stream
+
+NUM_SAMPLED_STEPS = 64
+"""Steps by which the row lengths are chosen; all of a large data set would take minutes."""
+REPLY_MULTIPLE = 16
+"""Scored positions and reply lengths are rounded up to this, so that shapes of arrays are few."""
+
+Array = Any
+"""np.ndarray where a batch is made, jax.Array within a compiled program."""
+
+
+class Batch(NamedTuple):
+    """One micro-batch, a pytree; the trainer knows its rows by these fields only.
+
+    From position `parents_BM[b, m]` of row b the model predicts `targets_BM[b, m]`, a token of a
+    reply, and `logp_index_SU[s, u]` says which of those B · M predictions is the u-th token of
+    sample s. A position with several children, or a reply that two samples have in common, is
+    scored once for each. The last token of a reply is a target and no input."""
+
+    tokens_BT: Array
+    """int32, padded with zeros."""
+    positions_BT: Array
+    """int32, rotary positions: the depth of each token in its tree."""
+    ends_BT: Array
+    """int32, the first position after the subtree of each position; padding sees itself alone."""
+    parents_BM: Array
+    targets_BM: Array
+    logp_index_SU: Array
+    mask_SU: Array
+    """True where there is a token."""
+    num_samples: Array
+    """float32 scalar: samples of the whole optimiser step."""
+    num_tokens: Array
+    """float32 scalar: reply tokens of the whole optimiser step."""
+    advantages_S: Array = None
+    """float32; None for losses without advantages."""
+    ref_logp_SU: Array = None
+    """float32, the reference's log-probs of the targets; None without a reference."""
+
+
+class Work(NamedTuple):
+    """What a step computes."""
+
+    num_positions: int
+    """Positions of all rows, padding included."""
+    num_tokens: int
+    """Positions that hold a token."""
+    num_attention_pairs: int
+    """Pairs of a query and a key that it sees."""
+    num_reply_tokens: int
+
+
+class Step(NamedTuple):
+    """What one optimiser step learns from."""
+
+    batches: tuple[Batch, ...]
+    samples: tuple[int, ...]
+    """Their indices in `examples`."""
+    work: Work
+
+
+class PackedBatches:
+    """Ordered and packed batches over a fixed list of samples.
+
+    A step depends on its number alone, which is all that a resumed run needs to know. The last step
+    of an epoch may have fewer samples; it comes at a random point of the epoch.
+
+    Args:
+      examples: the samples.
+      batch_size: samples (or units) per optimiser step.
+      seed, num_epochs: of the order.
+      packing: how samples share rows.
+      max_micro_tokens: positions of a micro-batch on each device (a longer sample stands alone).
+      row_multiple: what the number of rows must be divisible by, for a mesh that splits them.
+      unit_size: so many samples, one after the other in `examples`, belong to the same
+        micro-batch: 2 for pairs.
+      advantages: one per sample.
+
+    Raises:
+      InputError: no samples, a sample without a reply, or advantages that don't match or are not
+        finite.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int,
+        num_epochs: int,
+        packing: Packing = "tree",
+        max_micro_tokens: int = 1024,
+        row_multiple: int = 1,
+        unit_size: int = 1,
+        advantages: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        _check_examples(examples, unit_size)
+        self.examples = tuple(examples)
+        self.batch_size, self.seed, self.num_epochs = batch_size, seed, num_epochs
+        self.packing: Packing = packing
+        self.unit_size = unit_size
+        self._advantages_N = None if advantages is None else np.asarray(advantages, np.float32)
+        if self._advantages_N is not None:
+            if self._advantages_N.shape != (len(examples),):
+                raise InputError(
+                    f"advantages has shape {self._advantages_N.shape} for {len(examples)} samples."
+                )
+            self._check_finite(
+                self._advantages_N,
+                "advantage {value} is not finite; leave out turns without a score.",
+            )
+        self._ref_logp_NU: np.ndarray | None = None
+        self._inputs = [
+            np.concatenate([example.prompt_ids, example.response_ids[:-1]]) for example in examples
+        ]
+        self._num_replied_N = np.array([len(example.response_ids) for example in examples])
+        self.num_reply_tokens = round_up(int(self._num_replied_N.max()), REPLY_MULTIPLE)
+
+        units_N = np.arange(len(examples)).reshape(-1, unit_size)
+        first_inputs = [self._inputs[unit[0]] for unit in units_N]
+        composed = compose_steps(first_inputs, batch_size=batch_size, seed=seed)
+        self._steps = [units_N[step].reshape(-1) for step in composed]
+        longest = max(map(len, self._inputs))
+        if packing != "none" and unit_size > 1:
+            longest = max(self._samples(unit).row_sizes(0, 2**31)[0] for unit in units_N)
+        stride = -(-len(self._steps) // NUM_SAMPLED_STEPS)
+        shapes = choose_shapes(
+            [self._samples(step) for step in self._steps[::stride]],
+            candidate_shapes(longest, max_micro_tokens, row_multiple, packing, unit_size),
+        )
+        self._packed = [pack(self._samples(step), shapes) for step in self._steps]
+        used = {micro.shape for micro in self._micro_batches()}
+        self.shapes = tuple(shape for shape in shapes if shape in used)
+        # A row has room for the replies of any unit, so that `step_of_sample` can use its shape.
+        fewest = max(map(self._num_scored, units_N))
+        self._row_scores = dict.fromkeys(self.shapes, fewest)
+        for micro in self._micro_batches():
+            most = max(map(self._num_scored, micro.rows))
+            self._row_scores[micro.shape] = max(self._row_scores[micro.shape], most)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in `num_epochs` epochs."""
+        return len(self._steps) * self.num_epochs
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of all sample ids and token ids, order included."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.sample_id.encode() + b"\0")
+            for ids in (example.prompt_ids, example.response_ids):
+                digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides in which row a sample stands, beside the samples."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "packing": self.packing,
+            "unit_size": self.unit_size,
+            "shapes": [list(shape) for shape in self.shapes],
+        }
+
+    def set_reference(self, ref_logp_NU: np.ndarray) -> None:
+        """Give every sample the reference log-probs of its reply, [N, num_reply_tokens]."""
+        expected = (len(self.examples), self.num_reply_tokens)
+        if ref_logp_NU.shape != expected:
+            raise InputError(
+                f"reference log-probs have shape {ref_logp_NU.shape}, these samples {expected}. "
+                "Delete the file; it is computed again."
+            )
+        self._check_finite(
+            ref_logp_NU,
+            "a reference log-prob is not finite. Delete the file; it is computed again.",
+        )
+        self._ref_logp_NU = ref_logp_NU
+
+    def sample_ids(self, step: int) -> tuple[str, ...]:
+        """The samples of `step` by name."""
+        return tuple(self.examples[i].sample_id for i in self._steps[self._unshuffled(step)])
+
+    def step(self, step: int) -> Step:
+        """The micro-batches of `step`."""
+        index = self._unshuffled(step)
+        return self._built(self._packed[index], self._steps[index])
+
+    def step_of_sample(self, sample: int) -> Step:
+        """A step of that sample (or of its whole unit) alone, in rows of the usual shapes."""
+        first = sample - sample % self.unit_size
+        unit = np.arange(first, first + self.unit_size)
+        return self._built(pack(self._samples(unit), self.shapes), unit)
+
+    def each_batch(self) -> Iterator[tuple[list[int], Batch]]:
+        """Every sample once, in the rows that training uses: (the samples along S, micro-batch)."""
+        for samples, packed in zip(self._steps, self._packed, strict=True):
+            for micro in packed:
+                yield list(micro.samples), self._filled(micro, samples)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions with a token in an epoch; sample by sample they would be all tokens."""
+        return sum(micro.num_tokens for micro in self._micro_batches())
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of an epoch's rows, padding included."""
+        shapes = (micro.shape for micro in self._micro_batches())
+        return sum(shape.num_rows * shape.num_positions for shape in shapes)
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        for packed in self._packed:
+            yield from packed
+
+    def _unshuffled(self, step: int) -> int:
+        """Which of an epoch's steps the `step`-th of the run is."""
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} is not among the {self.num_steps} steps.")
+        epoch, index = divmod(step, len(self._steps))
+        return int(stream(self.seed, "order", epoch).permutation(len(self._steps))[index])
+
+    def _samples(self, samples: np.ndarray) -> StepSamples:
+        inputs = [self._inputs[i] for i in samples]
+        return StepSamples(samples.tolist(), inputs, self.packing, self.unit_size)
+
+    def _num_scored(self, samples: Iterable[int]) -> int:
+        return int(self._num_replied_N[list(samples)].sum())
+
+    def _built(self, packed: Sequence[MicroBatch], samples: np.ndarray) -> Step:
+        batches = tuple(self._filled(micro, samples) for micro in packed)
+        num_tokens = sum(micro.num_tokens for micro in packed)
+        work = Work(
+            num_positions=sum(batch.tokens_BT.size for batch in batches),
+            num_tokens=num_tokens,
+            # A token sees itself and as many others as it is deep.
+            num_attention_pairs=num_tokens + sum(int(b.positions_BT.sum()) for b in batches),
+            num_reply_tokens=self._num_scored(samples),
+        )
+        return Step(batches, tuple(samples.tolist()), work)
+
+    def _filled(self, micro: MicroBatch, samples: np.ndarray) -> Batch:
+        """The arrays of a micro-batch of the step that has these samples."""
+        B, T = micro.shape
+        M = round_up(self._row_scores[micro.shape], REPLY_MULTIPLE)
+        S, U = self.batch_size * self.unit_size, self.num_reply_tokens
+        tokens_BT, positions_BT = np.zeros((2, B, T), np.int32)
+        ends_BT = np.tile(np.arange(1, T + 1, dtype=np.int32), (B, 1))
+        parents_BM, targets_BM = np.zeros((2, B, M), np.int32)
+        logp_index_SU, mask_SU = np.zeros((S, U), np.int32), np.zeros((S, U), bool)
+        for b, row in enumerate(micro.rows):
+            limits = None if self.packing == "tree" else [0] * len(row)
+            tree = lay_out([self._inputs[i] for i in row], limits)
+            size = len(tree.tokens_T)
+            tokens_BT[b, :size], positions_BT[b, :size] = tree.tokens_T, tree.depths_T
+            ends_BT[b, :size] = tree.ends_T
+            first = 0
+            for sample, path in zip(row, tree.paths, strict=True):
+                response, s = self.examples[sample].response_ids, micro.samples.index(sample)
+                length, after = len(response), first + len(response)
+                parents_BM[b, first:after], targets_BM[b, first:after] = path[-length:], response
+                logp_index_SU[s, :length] = np.arange(b * M + first, b * M + after)
+                mask_SU[s, :length] = True
+                first = after
+        advantages_S = ref_logp_SU = None
+        members = list(micro.samples)
+        if self._advantages_N is not None:
+            advantages_S = np.zeros(S, np.float32)
+            advantages_S[: len(members)] = self._advantages_N[members]
+        if self._ref_logp_NU is not None:
+            ref_logp_SU = np.zeros((S, U), np.float32)
+            ref_logp_SU[: len(members)] = self._ref_logp_NU[members]
+            ref_logp_SU[~mask_SU] = 0.0
+        return Batch(
+            tokens_BT=tokens_BT,
+            positions_BT=positions_BT,
+            ends_BT=ends_BT,
+            parents_BM=parents_BM,
+            targets_BM=targets_BM,
+            logp_index_SU=logp_index_SU,
+            mask_SU=mask_SU,
+            num_samples=np.float32(len(samples)),
+            num_tokens=np.float32(self._num_scored(samples)),
+            advantages_S=advantages_S,
+            ref_logp_SU=ref_logp_SU,
+        )
+
+    def _check_finite(self, values_N: np.ndarray, message: str) -> None:
+        """Refuse the first sample with a value that is not finite, by its name."""
+        for example, values in zip(self.examples, values_N, strict=True):
+            if not np.isfinite(values).all():
+                raise InputError(f"{example.sample_id}: {message.format(value=values)}")
+
+
+def _check_examples(examples: Sequence[Example], unit_size: int) -> None:
+    if not examples:
+        raise InputError("there is no sample to train on; are there judged focal turns?")
+    if len(examples) % unit_size:
+        raise InputError(f"{len(examples)} samples can't be taken by {unit_size}.")
+    for example in examples:
+        if not len(example.response_ids) or not len(example.prompt_ids):
+            raise InputError(
+                f"{example.sample_id}: the batch would be masked throughout, since prompt or reply "
+                "has no token. Leave the turn out."
+            )
