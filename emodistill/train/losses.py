@@ -104,9 +104,6 @@ def jpo_loss(
     advantages = jnp.asarray(advantages_B, jnp.float32)
     advantages = jnp.where(advantages > 0, advantages, kappa * advantages)
 
-    advantages_B = _float32(advantages_B)
-    advantages_B = jnp.where(advantages_B > 0, advantages_B, kappa * advantages_B)
-
     if ratio == "token":
         log_ratio, counts, total = log_ratio_BT, mask_BT, total_tokens
         advantages = advantages[:, None]
