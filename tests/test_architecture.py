@@ -18,7 +18,7 @@ LAYERS = (
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 
 JAX_FREE = LAYERS[: LAYERS.index("offline") + 1]
-HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax")
+HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax", "pandas")
 
 
 def modules() -> dict[str, Path]:
@@ -118,17 +118,17 @@ def test_the_checks_see_an_upward_arrow_and_a_cycle(tmp_path):
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from emodistill.pipeline import main\n"
-        "def f():\n    from ..reports import tables\n    import emodistill.seeding as s\n"
+        "def f():\n    from ..reports import results\n    import emodistill.seeding as s\n"
     )
     path = tmp_path / "sweep.py"
     path.write_text(source)
     known = dict.fromkeys(
-        ["emodistill.offline.sweep", "emodistill.reports.tables", "emodistill.seeding"], path
+        ["emodistill.offline.sweep", "emodistill.reports.results", "emodistill.seeding"], path
     ) | {"emodistill.pipeline": path}
     found = imports("emodistill.offline.sweep", path, known)
-    assert found == {"emodistill.reports.tables", "emodistill.seeding"}
+    assert found == {"emodistill.reports.results", "emodistill.seeding"}
     assert upward({"emodistill.offline.sweep": found}) == [
-        "emodistill.offline.sweep imports emodistill.reports.tables"
+        "emodistill.offline.sweep imports emodistill.reports.results"
     ]
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 

@@ -1,7 +1,7 @@
 """Case studies: the query's answer on dialogues made for it."""
 
 import pytest
-from test_reports import make_dialogue
+from report_runs import make_dialogue, run_data
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -9,9 +9,8 @@ from emodistill.evaluation.cases import (
     quickest_close,
     selector_difference,
 )
-from emodistill.reports import RunData
-from emodistill.reports.cases import cases_markdown
-from emodistill.reports.viewer import CAVEAT
+from emodistill.reports.case_studies import cases_markdown
+from emodistill.reports.run_data import CAVEAT
 
 
 def scored(dialogues, values):
@@ -62,15 +61,14 @@ def test_the_selector_s_case_is_where_it_gains_most():
 
 def test_the_file_has_each_case_and_quotes_what_was_said(tmp_path):
     dialogues = four()
-    data = RunData(
-        run_dir=tmp_path,
-        trajectories={"crad": dialogues},
+    data = run_data(
+        tmp_path,
+        sweep=dialogues,
         evaluations={"crad": {"iql+sft+jpo": four((0.9,) * 4), "iql+sft+jpo-stripped": four()}},
-        caveat=CAVEAT,
     )
     text = cases_markdown(data)
     assert "## CRAD" in text and CAVEAT in text
     assert "Emotions that close the gap" in text and "with the selector and without" in text
     assert "worth learning" not in text, "nothing is judged"
     assert dialogues[0].turns[0].text.split(",")[0] in text
-    assert cases_markdown(RunData(run_dir=tmp_path)) is None
+    assert cases_markdown(run_data(tmp_path)) is None

@@ -20,7 +20,7 @@ from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
 from emodistill.offline.store import read_trajectories
-from emodistill.reports.catalogue import TABLES
+from emodistill.reports import RECIPES
 from emodistill.reports.paper import numbers
 from emodistill.stages import missing
 from emodistill.studies import plans, run_study, runner
@@ -56,7 +56,7 @@ def test_arms_are_told_apart_and_name_what_there_is(name):
     assert len({(arm.block, arm.label) for arm in arms}) == len(arms)
     assert all(arm.domain in DOMAINS for arm in arms)
     assert all(arm.method is None or arm.method in METHODS for arm in arms)
-    assert set(TABLES_OF[name]) <= {*TABLES, "figure-1"}
+    assert set(TABLES_OF[name]) <= {*(recipe.name for recipe in RECIPES), "figure-1"}
 
 
 def test_every_study_has_tables_and_every_ablation_a_subcommand():

@@ -137,13 +137,13 @@ def tournament(config: TournamentConfig) -> Made:
 
 def report(config: ReportConfig) -> Path:
     """Tables, figures and the page from whatever the run holds so far."""
-    from emodistill.stages import reporting
+    from emodistill import reports  # pandas and matplotlib, not for --help
 
-    return reporting.report(config)
+    return reports.report(config)
 
 
 def report_study(config: ReportConfig, study: str) -> list[Path]:
     """The tables of one study."""
-    from emodistill.stages import reporting
+    from emodistill import reports  # pandas and matplotlib, not for --help
 
-    return reporting.report_study(config, study)
+    return reports.report_study(config, study)

@@ -8,19 +8,10 @@ from typing import Any
 from emodistill.configs import EvaluateConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import kept_log
+from emodistill.offline.run_files import CONFIG, SCENARIOS
 from emodistill.runs import finish_stage, stage_dir
 from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
-from emodistill.stages.files import (
-    CONFIG,
-    LOG,
-    SCENARIOS,
-    Made,
-    announce,
-    cell,
-    model_hashes,
-    say,
-    write_config,
-)
+from emodistill.stages.files import LOG, Made, announce, cell, model_hashes, say, write_config
 from emodistill.stages.matches import begin_matches, entrant, held_out
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from emodistill.configs import ApiConfig, JudgeConfig, PlanConfig, SweepConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.logs import kept_log
+from emodistill.offline.run_files import CONFIG, SCENARIOS, TRAJECTORIES, by_id, judge_file
 from emodistill.runs import (
     Manifest,
     begin_stage,
@@ -24,16 +25,11 @@ from emodistill.runs import (
 )
 from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.files import (
-    CONFIG,
     LOG,
-    SCENARIOS,
-    TRAJECTORIES,
     Made,
     announce,
-    by_id,
     command,
     covers,
-    judge_file,
     judge_manifest,
     read_scores,
     read_sweep,

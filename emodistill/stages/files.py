@@ -14,7 +14,6 @@ from emodistill import cli
 from emodistill.configs import (
     DEFAULT_RUN,
     EMBEDDED,
-    SIMULATED_MODELS,
     AdapterConfig,
     ApiConfig,
     ExperimentConfig,
@@ -23,12 +22,16 @@ from emodistill.configs import (
 )
 from emodistill.errors import InputError
 from emodistill.jsonl import read_lines
+from emodistill.offline.run_files import (
+    SCENARIOS,
+    TRAJECTORIES,
+    by_id,
+)
 from emodistill.runs import (
     Manifest,
     canonical_json,
     cell_name,
     file_sha256,
-    read_manifest,
     stage_dir,
 )
 
@@ -38,11 +41,7 @@ if TYPE_CHECKING:
     from emodistill.offline.rewards import Scores
     from emodistill.records import Trajectory
 
-TRAJECTORIES = "trajectories.jsonl"
-SCENARIOS = "scenarios.jsonl"
-CONFIG = "config.yaml"
 LOG = "stage.log"
-SUPPORT = "support.json"
 MEBIBYTE = 1 << 20
 
 
@@ -117,24 +116,6 @@ def data_files(run: Path, domain: str) -> list[Path]:
     return [home / TRAJECTORIES, home / SCENARIOS]
 
 
-def judge_file(run: Path, domain: str, name: str | None) -> Path:
-    """The judge's file of a sweep; the only one there is unless `name` says which."""
-    return judge_file_in(stage_dir(run, domain, "judge"), name)
-
-
-def judge_file_in(directory: Path, name: str | None) -> Path:
-    """As `judge_file`, of whatever dialogues the scores in `directory` are."""
-    from emodistill.offline.judging import judge_path
-
-    if name is not None:
-        return judge_path(directory, name)
-    files = sorted(directory.glob("*.jsonl"))
-    if len(files) > 1:
-        names = ", ".join(path.stem for path in files)
-        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
-    return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
-
-
 def judge_manifest(path: Path, level: str) -> str:
     """The name of the manifest beside a judge's file; each level of judging has one."""
     return f"{path.stem}.{level}.manifest.json"
@@ -187,23 +168,6 @@ def covers(found: Manifest | None, config: SweepConfig | MatchConfig) -> bool:
         and found.config["num_seeds"] >= config.num_seeds
         and at_least(found.config["num_scenarios"], config.num_scenarios)
     )
-
-
-def by_id(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    return sorted(trajectories, key=lambda trajectory: trajectory.trajectory_id)
-
-
-def max_turns(run: Path, domain: str) -> int:
-    """The cap that the sweep was played under."""
-    found = read_manifest(stage_dir(run, domain, "sweep"))
-    return int(found.config["max_turns"]) if found is not None else SweepConfig().max_turns
-
-
-def sweep_concurrency(run: Path, domain: str) -> int | None:
-    """How many dialogues the sweep last played at once; None where its settings aren't kept."""
-    path = stage_dir(run, domain, "sweep") / CONFIG
-    settings = cli.read_settings(path).get("sweep", {}) if path.is_file() else {}
-    return settings.get("concurrency")
 
 
 def model_hashes(model: str) -> dict[str, str]:

@@ -11,17 +11,14 @@ from emodistill import cli
 from emodistill.configs import EMBEDDED, AdapterConfig, IQLConfig, RefinementConfig, SFTConfig
 from emodistill.errors import InputError
 from emodistill.model import agree, is_first, joined
+from emodistill.offline.run_files import CONFIG, SUPPORT, judge_file, max_turns
 from emodistill.runs import begin_stage, finish_stage, input_hashes, read_manifest, stage_dir
 from emodistill.stages.files import (
-    CONFIG,
-    SUPPORT,
     Made,
     cell,
     command,
     data_files,
-    judge_file,
     judge_level,
-    max_turns,
     model_hashes,
     read_scores,
     read_sweep,

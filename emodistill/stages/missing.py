@@ -25,19 +25,10 @@ from emodistill.configs import (
     SweepConfig,
 )
 from emodistill.errors import InputError
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file
 from emodistill.runs import cell_name, read_manifest, stage_dir
 from emodistill.stages import collect, learn
-from emodistill.stages.files import (
-    SCENARIOS,
-    TRAJECTORIES,
-    cell,
-    command,
-    judge_file,
-    judge_level,
-    judge_manifest,
-    say,
-    student_of,
-)
+from emodistill.stages.files import cell, command, judge_level, judge_manifest, say, student_of
 
 SHARED_BY_ADAPTERS = (
     "judge",

@@ -19,19 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from emodistill.configs import EMBEDDED, EvaluateConfig, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.logs import kept_log
-from emodistill.runs import finish_stage, read_manifest, stage_dir
+from emodistill.offline.run_files import CONFIG, SCENARIOS, by_id, played_pairs
+from emodistill.runs import finish_stage, stage_dir
 from emodistill.stages.apis import model_name, offer_model, offer_reader, open_client
-from emodistill.stages.files import (
-    CONFIG,
-    LOG,
-    SCENARIOS,
-    Made,
-    announce,
-    by_id,
-    model_hashes,
-    say,
-    write_config,
-)
+from emodistill.stages.files import LOG, Made, announce, model_hashes, say, write_config
 from emodistill.stages.matches import Begun, Entrant, begin_matches, entrant, held_out
 
 if TYPE_CHECKING:
@@ -188,18 +179,6 @@ async def _play(
             )
             say(f"{_name(pair)}: {_result(begun.path)}; {result.summary}")
     return failed
-
-
-def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
-    """The dialogues of the pairs that are finished, by (focal, counterparty), in order of names."""
-    directory = stage_dir(run, domain, STAGE)
-    found: dict[Pair, Path] = {}
-    for path in sorted(directory.glob("*@*.jsonl")):
-        manifest = read_manifest(directory, f"{path.stem}.manifest.json")
-        if manifest is not None and manifest.is_finished:
-            focal, _, counterparty = path.stem.partition("@")
-            found[focal, counterparty] = path
-    return found
 
 
 def _language_models(config: TournamentConfig) -> _LanguageModels:
