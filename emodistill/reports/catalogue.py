@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 from emodistill.configs import METHODS
 from emodistill.reports import (
@@ -49,16 +48,11 @@ def _less(*columns: TableColumn) -> list[TableColumn]:
     return [dataclasses.replace(column, key=f"less_{column.key}", **changes) for column in columns]
 
 
-def _columns(*names: str) -> Iterable[TableColumn]:
-    """Columns that are called alike in all forms."""
-    return [TableColumn(name, name) for name in names]
-
-
-METHOD = TableColumn("method", "method")
+METHOD = TableColumn("method")
 SUCCESS = TableColumn("success", "success %")
 OUTCOMES = TableColumn("outcomes", "outcomes %", spread="std", best="max")
 UTILITY = TableColumn("utility", "utility %", spread="std", best="max")
-ROUNDS = TableColumn("rounds", "rounds", spread="std", best="min")
+ROUNDS = TableColumn("rounds", spread="std", best="min")
 METHOD_COLUMNS = (
     METHOD,
     TableColumn("num_dialogues", "n"),
@@ -79,7 +73,7 @@ OUTCOME_COLUMNS = (
     TableColumn("num_successes", "successes"),
     MEAN_OUTCOMES,
     INTERVAL,
-    TableColumn("clustered", "clustered", spread="interval"),
+    TableColumn("clustered", spread="interval"),
     *_paper(MEAN_OUTCOMES, INTERVAL),
     *_less(MEAN_OUTCOMES),
 )
@@ -104,8 +98,8 @@ def _study_outcomes(name: str, title: str, study: str) -> Recipe:
 FIRST = TableColumn("first", "signal, first", digits=2)
 LAST = TableColumn("last", "signal, last", digits=2)
 CONTROLS = (
-    TableColumn("control", "control", spread="std", digits=3),
-    TableColumn("ratio", "ratio", spread="std", digits=3),
+    TableColumn("control", spread="std", digits=3),
+    TableColumn("ratio", spread="std", digits=3),
     TableColumn("kl_spikes", "KL spikes"),
     TableColumn("ratio_clips", "ratio clips"),
 )
@@ -120,7 +114,7 @@ STEP_FACTORS = (
     TableColumn("batch_size", "samples"),
     TableColumn("concurrency", "at once"),
     TableColumn("on_policy_step_s", "on-policy step s", digits=2),
-    TableColumn("ratio", "ratio"),
+    TableColumn("ratio"),
 )
 
 RECIPES = (
@@ -153,7 +147,7 @@ RECIPES = (
         content=definition_content.method_definitions,
         columns=(
             METHOD,
-            TableColumn("writer", "writer"),
+            TableColumn("writer"),
             TableColumn("selector", "selector learns from"),
             TableColumn("adapter", "adapter learns from"),
             TableColumn("emotion", "emotion at inference"),
@@ -167,10 +161,10 @@ RECIPES = (
         columns=(
             TableColumn("domain", "data set"),
             TableColumn("num_scenarios", "N"),
-            *_columns(*definition_content.SPLITS),
+            *map(TableColumn, definition_content.SPLITS),
             TableColumn("gap_sign", "gap sign"),
             TableColumn("gap_sign_share", "of scenarios %"),
-            TableColumn("quantity", "quantity"),
+            TableColumn("quantity"),
             *_paper(TableColumn("num_scenarios", "N")),
         ),
         made_by="sweep.py",
@@ -220,7 +214,7 @@ RECIPES = (
         title="Stability of training",
         content=training_content.stability,
         columns=(
-            TableColumn("run", "run"),
+            TableColumn("run"),
             TableColumn("num_points", "points"),
             TableColumn("num_steps", "steps"),
             FIRST,
@@ -244,7 +238,7 @@ RECIPES = (
         title="Two-step emotion sequences that end best",
         content=emotion_content.emotion_sequences,
         columns=(
-            TableColumn("sequence", "sequence"),
+            TableColumn("sequence"),
             TableColumn("num_dialogues", "n"),
             TableColumn("utility", "savings, failures 0", digits=2),
             TableColumn("outcomes", "over successes", digits=2),
@@ -267,13 +261,13 @@ RECIPES = (
         title="Each emotion against neutral",
         content=emotion_content.emotions_against_neutral,
         columns=(
-            TableColumn("emotion", "emotion"),
+            TableColumn("emotion"),
             TableColumn("num_scenarios", "scenarios"),
-            TableColumn("difference", "difference", digits=2, is_signed=True),
+            TableColumn("difference", digits=2, is_signed=True),
             dataclasses.replace(INTERVAL, digits=2, is_signed=True),
             TableColumn("welch", "Welch, over turns", spread="interval", digits=2, is_signed=True),
-            TableColumn("t", "t", digits=2),
-            TableColumn("p", "p", digits=4),
+            TableColumn("t", digits=2),
+            TableColumn("p", digits=4),
             TableColumn("p_bonferroni", "p, Bonferroni", digits=4),
         ),
         notes=(
@@ -311,7 +305,7 @@ RECIPES = (
         title="States of the sweep and of evaluation",
         content=emotion_content.shifted_features,
         columns=(
-            TableColumn("feature", "feature"),
+            TableColumn("feature"),
             TableColumn("distance", "KS distance", digits=2),
             TableColumn("sweep_mean", "mean, sweep", digits=2),
             TableColumn("evaluation_mean", f"mean, {FULLY_TRAINED}", digits=2),
@@ -346,12 +340,12 @@ RECIPES = (
         title="Paired differences in utility",
         content=method_content.differences,
         columns=(
-            TableColumn("comparison", "comparison"),
+            TableColumn("comparison"),
             TableColumn("num_scenarios", "scenarios"),
-            TableColumn("difference", "difference", is_signed=True),
+            TableColumn("difference", is_signed=True),
             dataclasses.replace(INTERVAL, is_signed=True),
-            TableColumn("reading", "reading"),
-            TableColumn("p", "p", digits=4),
+            TableColumn("reading"),
+            TableColumn("p", digits=4),
             TableColumn("p_holm", "p, Holm", digits=4),
             TableColumn("num_needed", "needed"),
         ),
@@ -371,8 +365,8 @@ RECIPES = (
         title="Cost of the calls",
         content=cost_content.call_costs,
         columns=(
-            TableColumn("domain", "domain"),
-            TableColumn("stage", "stage"),
+            TableColumn("domain"),
+            TableColumn("stage"),
             TableColumn("name", "what"),
             TableColumn("num_calls", "calls"),
             TableColumn("num_retries", "repeated"),
@@ -394,7 +388,7 @@ RECIPES = (
         title="Offline and on-policy steps",
         content=training_content.step_times,
         columns=(
-            TableColumn("domain", "domain"),
+            TableColumn("domain"),
             *STEP_TIMES,
             TableColumn("num_turns", "turns"),
             *STEP_FACTORS,

@@ -44,35 +44,8 @@ CROSS_SHARE = 0.01
 """Share of a cluster's choices from which on a cross is worth drawing; below, crosses would hide
 the map."""
 
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "emodistill",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 7,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "savefig.facecolor": PAPER,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
+"""What it leaves out is matplotlib's default, whatever the user's own settings are."""
 
 
 class CurvePanel(NamedTuple):
@@ -129,14 +102,13 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
                     ends.append((curve.name, colour, steps[finite[-1]], smooth[finite[-1]]))
             if panel.reference is not None:
                 ax.axhline(panel.reference, **REFERENCE)
-            ax.set_title(panel.title)
+            ax.set(title=panel.title, xlabel="step")
             ax.grid(axis="y")
             ax.margins(x=0.02, y=0.12)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
             ax.xaxis.set_major_formatter(
                 lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
             )
-            ax.set_xlabel("step")
             _name_ends(ax, ends)
         if has_long_names and len(looks) > 1:
             _legend(figure, looks)
@@ -173,9 +145,8 @@ def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if row["method"] == UNTRAINED:
                     ax.axvline(utility, **REFERENCE)
             _ranked(ax, methods, -0.6)
-            ax.set_xlim(0, 100)
-            ax.set_xlabel("utility, %")
-            ax.set_title(DOMAIN_TITLES.get(domain, domain))
+            title = DOMAIN_TITLES.get(domain, domain)
+            ax.set(xlim=(0, 100), xlabel="utility, %", title=title)
     return figure
 
 
@@ -251,8 +222,7 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
             ax.set_ylabel("turns of the data")
             outside = f"{support['unsupported']:.1%} outside the data"
             ax.set_title(f"{DOMAIN_TITLES.get(domain, domain)}: {outside}")
-            for spine in ax.spines.values():
-                spine.set_visible(False)
+            ax.spines[:].set_visible(False)
     return figure
 
 
@@ -278,7 +248,7 @@ def _supports(data: RunData) -> dict[str, Any]:
     return {domain: json.loads(path.read_text()) for domain, path in files.items()}
 
 
-def _drawn_where_any(draw: Callable[[Any], Figure], content: Callable[[RunData], Any]):
+def _unless_empty(draw: Callable[[Any], Figure], content: Callable[[RunData], Any]):
     """The figure of some part of a run, None where that part is empty."""
 
     def drawn(data: RunData) -> Figure | None:
@@ -289,10 +259,10 @@ def _drawn_where_any(draw: Callable[[Any], Figure], content: Callable[[RunData],
 
 
 FIGURES: Mapping[str, Callable[[RunData], Figure | None]] = {
-    "utility": _drawn_where_any(utility_by_method, lambda data: data.method_rows),
-    "figure-1": _drawn_where_any(emotion_ranking, _rankings),
-    "training-curves": _drawn_where_any(training_curves, lambda data: data.curves),
-    "support": _drawn_where_any(support_maps, _supports),
+    "utility": _unless_empty(utility_by_method, lambda data: data.method_rows),
+    "figure-1": _unless_empty(emotion_ranking, _rankings),
+    "training-curves": _unless_empty(training_curves, lambda data: data.curves),
+    "support": _unless_empty(support_maps, _supports),
 }
 """Name -> what draws it; None where the run holds nothing for it."""
 
@@ -300,7 +270,7 @@ FIGURES: Mapping[str, Callable[[RunData], Figure | None]] = {
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=200, metadata={"Software": None})
     return paths
@@ -313,7 +283,7 @@ def _panels(
     """A figure in the report's style with panels of `size` inches each, row by row."""
     num_columns = min(max_columns, max(1, num_panels))
     num_rows = max(1, math.ceil(num_panels / num_columns))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(
             figsize=(size[0] * num_columns, size[1] * num_rows),
             layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.07),

@@ -24,8 +24,8 @@ class TableColumn:
     """A column: `key` says which values of the rows it shows and heads it in CSV."""
 
     key: str
-    title: str
-    """Heads the column in all forms but CSV."""
+    title: str = ""
+    """Heads the column in all forms but CSV; the key does without it."""
     _: KW_ONLY
     spread: Literal["std", "interval"] | None = None
     """`std` shows `key` ± `<key>_std`; `interval` shows `<key>_low` to `<key>_high`."""
@@ -36,6 +36,9 @@ class TableColumn:
     """Which value of a block is set in bold."""
     group: str = ""
     """Heads several columns together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.key)
 
     @property
     def keys(self) -> tuple[str, ...]:

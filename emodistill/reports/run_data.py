@@ -227,9 +227,9 @@ def _under(emotion: str, record: Any) -> Any:
 
 def _emotion_judgements(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, list[Judgement]]:
     by_domain: dict[str, list[Judgement]] = {}
-    for arm in arms:
+    for arm in (arm for arm in arms if arm.status == "finished"):
         path = judge_file_in(emotion_dir(config.run, arm.domain, arm.label), config.judge)
-        if arm.status == "finished" and path.is_file():
+        if path.is_file():
             judgements = [_under(arm.label, judgement) for judgement in read_judgements(path)]
             by_domain.setdefault(arm.domain, []).extend(judgements)
     return by_domain
