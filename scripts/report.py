@@ -10,9 +10,9 @@ from emodistill.settings import Cell
 
 
 def report(cell: Cell) -> None:
-    from emodistill.stages import reporting  # --help must not wait for Matplotlib
+    from emodistill import reports  # --help must not wait for Matplotlib
 
-    reporting.report(cell.config)
+    reports.report(cell.config)
 
 
 if __name__ == "__main__":

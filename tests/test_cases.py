@@ -2,6 +2,8 @@
 
 import pytest
 from builders import negotiation
+from emodistill.reports.cases import cases_markdown
+from emodistill.reports.viewer import CAVEAT
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -10,8 +12,6 @@ from emodistill.evaluation.cases import (
     selector_difference,
 )
 from emodistill.reports import RunData
-from emodistill.reports.cases import cases_markdown
-from emodistill.reports.viewer import CAVEAT
 
 
 def scored(dialogues, values):

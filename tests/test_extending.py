@@ -1,15 +1,18 @@
-"""The example of docs/extending.md is run as it stands there."""
+"""The examples of docs/extending.md are run as they stand there."""
 
+import csv
 import functools
 import importlib.util
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from judged_sweep import SCENARIOS, SCORES, TRAJECTORIES, short_pack
+from report_runs import make_dialogue, write_dialogues
 from tiny_training import lines
 
 from emodistill import cli, stages
@@ -19,10 +22,17 @@ from emodistill.records import Judgement
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 
 
+def example(section: str) -> str:
+    """The Python file of a section."""
+    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return code
+
+
 @pytest.fixture
 def weighted_sft(tmp_path, monkeypatch):
     """The page's file, imported."""
-    (code,) = re.findall(r"`weighted_sft\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+    code = example("A new objective")
     path = tmp_path / "weighted_sft.py"
     path.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("weighted_sft", path)
@@ -89,3 +99,27 @@ def test_the_new_objective_trains_an_adapter(
 def parsed_without_base(parse, *args, **keys):
     """A cell called `default`, whatever flags the test adds."""
     return parse(*args, **keys)._replace(base=None)
+
+
+def test_a_new_table_is_one_file(tmp_path, monkeypatch):
+    script = tmp_path / "words_table.py"
+    script.write_text(example("A new table"), encoding="utf-8")
+    run = tmp_path / "run"
+    played = {
+        method: [make_dialogue(number=n, share=0.5, method=method, turns=4) for n in (1, 2)]
+        for method in ("vanilla-slm", "iql")
+    }
+    for method, dialogues in played.items():
+        write_dialogues(run / f"crad/eval/{method}@sim-counterparty/default.jsonl", dialogues)
+    args = ["words_table.py", "--run", str(run), "--num-resamples", "10"]
+    monkeypatch.setattr(sys, "argv", args)
+    runpy.run_path(str(script), run_name="__main__")
+    rows = list(csv.DictReader((run / "report/words.csv").open(newline="")))
+    assert [row["method"] for row in rows] == ["vanilla-slm", "iql"]
+    for row in rows:
+        turns = [turn for t in played[row["method"]] for turn in t.focal_turns]
+        words = sum(len(turn.text.split()) for turn in turns)
+        assert int(row["num_turns"]) == len(turns)
+        assert float(row["words"]) == words / len(turns)
+    assert "Words of an utterance" in (run / "report/index.html").read_text()
+    assert "nothing about real models" in (run / "report/words.md").read_text()

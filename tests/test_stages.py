@@ -22,12 +22,12 @@ from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
 from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.reports import report
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages import Requirement
+from emodistill.stages.inputs import model_hashes
 from emodistill.stages.judge import JUDGE
-from emodistill.stages.reporting import report
-from emodistill.stages.run_files import model_hashes
 from emodistill.stages.stage import command
 
 SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}

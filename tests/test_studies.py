@@ -32,10 +32,10 @@ from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
 from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.offline.store import read_trajectories
+from emodistill.reports import report_study
 from emodistill.reports.catalogue import TABLES
 from emodistill.reports.paper import numbers
 from emodistill.settings import Cell, Settings
-from emodistill.stages.reporting import report_study
 from emodistill.studies import arms as planning
 from emodistill.studies import runner
 from emodistill.studies.arms import plan_arms

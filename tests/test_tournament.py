@@ -18,6 +18,7 @@ from emodistill.evaluation.metrics import summarize
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
 from emodistill.evaluation.tournament import bouts, matrix_text
 from emodistill.negotiation import DialogueState
+from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import plan_dialogues
 from emodistill.prompts import load_pack
@@ -98,7 +99,7 @@ def played(run, pair):
 def test_every_pair_plays_the_same_dialogues(run):
     ids = {pair: sorted(t.trajectory_id for t in played(run, pair)) for pair in PAIRS}
     assert len(ids[PAIRS[0]]) == 4 and len({tuple(names) for names in ids.values()}) == 1
-    assert list(pairings.played_pairs(run, "crad")) == sorted(PAIRS)
+    assert list(played_pairs(run, "crad")) == sorted(PAIRS)
     assert {t.split for t in played(run, PAIRS[0])} == {"test"}
 
 

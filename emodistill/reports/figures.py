@@ -8,129 +8,68 @@ each line is named where it ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from emodistill.domains import DOMAINS
-from emodistill.errors import InputError
-from emodistill.reports.tables import TITLES, TRAINED, Row, order_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from emodistill.evaluation.metrics import EmotionScore
+from emodistill.evaluation.metrics import EmotionScore, emotion_scores
+from emodistill.offline.judging import scores_by_turn
+from emodistill.offline.run_files import SUPPORT
+from emodistill.reports.curves import Curve
+from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
+from emodistill.reports.run_data import RunData
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#6a737d", "#d9dee3", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b87a00"
 Dashes = str | tuple[int, tuple[int, ...]]
 DASHES: tuple[Dashes, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+REFERENCE: dict[str, Any] = {"color": MUTED, "lw": 0.8, "ls": (0, (4, 3)), "zorder": 0}
+"""How a level is drawn to which the others are to be compared."""
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, MUTED)
 
 CROSS_SHARE = 0.01
-"""Of a cluster's choices, what a cross in the support map is worth."""
+"""Share of a cluster's choices from which on a cross is worth drawing; below, crosses would hide
+the map."""
 
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "emodistill",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 7,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "savefig.facecolor": PAPER,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
+"""What it leaves out is matplotlib's default, whatever the user's own settings are."""
 
 
-class Curve(NamedTuple):
-    """The metrics of one training run: name -> (steps, values)."""
+class CurvePanel(NamedTuple):
+    """A metric of a stage with a panel of its own, and the level that it is compared to."""
 
-    domain: str
-    stage: str
-    cell: str
-    metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-    @property
-    def name(self) -> str:
-        """The domain, and what is special about the cell."""
-        title = TITLES.get(self.domain, self.domain)
-        special = re.sub(r"-[0-9a-f]{4}$", "", self.cell)
-        return title if self.cell == "default" else f"{title} {special}"
-
-
-class Panel(NamedTuple):
     stage: str
     metric: str
     title: str
-    is_log: bool = False
     reference: float | None = None
 
 
 PANELS = (
-    Panel("iql", "value/loss", "IQL: value loss"),
-    Panel("iql", "critic/loss", "IQL: critic loss"),
-    Panel("iql", "actor/loss", "IQL: actor loss"),
-    Panel("iql", "policy/entropy", "IQL: policy entropy, nats", reference=math.log(28)),
-    Panel("sft", "sft/loss", "SFT: loss per token, nats"),
-    Panel("jpo", "policy/surrogate", "JPO: clipped surrogate"),
-    Panel("jpo", "policy/kl_k3", "JPO: KL to the reference, nats", reference=0.0),
-    Panel("jpo", "policy/ratio_mean", "JPO: mean ratio", reference=1.0),
-    Panel("alol", "alol/loss", "A-LoL: A times the loss per token"),
-    Panel("dpo", "dpo/loss", "DPO: loss of a pair, nats", reference=math.log(2)),
-    Panel("dpo", "dpo/accuracy", "DPO: share of pairs told apart", reference=0.5),
+    CurvePanel("iql", "value/loss", "IQL: value loss"),
+    CurvePanel("iql", "critic/loss", "IQL: critic loss"),
+    CurvePanel("iql", "actor/loss", "IQL: actor loss"),
+    CurvePanel("iql", "policy/entropy", "IQL: policy entropy, nats", math.log(28)),
+    CurvePanel("sft", "sft/loss", "SFT: loss per token, nats"),
+    CurvePanel("jpo", "policy/surrogate", "JPO: clipped surrogate"),
+    CurvePanel("jpo", "policy/kl_k3", "JPO: KL to the reference, nats", 0.0),
+    CurvePanel("jpo", "policy/ratio_mean", "JPO: mean ratio", 1.0),
+    CurvePanel("alol", "alol/loss", "A-LoL: A times the loss per token"),
+    CurvePanel("dpo", "dpo/loss", "DPO: loss of a pair, nats", math.log(2)),
+    CurvePanel("dpo", "dpo/accuracy", "DPO: share of pairs told apart", 0.5),
 )
-
-
-def read_curve(path: Path) -> Curve:
-    """Read `<run>/<domain>/<stage>/<cell>/metrics.jsonl`; lines hold `step` and numbers.
-
-    A last line torn by a kill is left out; any other unreadable line raises InputError.
-    """
-    domain, stage, cell = path.parts[-4:-1] if len(path.parts) >= 4 else ("", "", "")
-    if not path.is_file():
-        raise InputError(f"{path} is missing; train that stage first.")
-    columns: dict[str, tuple[list[float], list[float]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            step = float(row["step"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}:{number}: not a line of metrics ({error!r}).") from None
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                steps, values = columns.setdefault(key, ([], []))
-                steps.append(step)
-                values.append(float(value))
-    metrics = {key: (np.array(steps), np.array(values)) for key, (steps, values) in columns.items()}
-    return Curve(domain, stage, cell, metrics)
 
 
 def training_curves(curves: Sequence[Curve]) -> Figure:
@@ -140,23 +79,18 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     each has its colour and each further cell its dashes. Where those don't suffice, the default
     cells alone are drawn.
     """
-    curves = _told_apart(curves)
-    present = [
-        panel
+    curves = _distinguishable(curves)
+    by_panel = {
+        panel: [c for c in curves if c.stage == panel.stage and panel.metric in c.metrics]
         for panel in PANELS
-        if any(c.stage == panel.stage and panel.metric in c.metrics for c in curves)
-    ]
+    }
+    present = {panel: shown for panel, shown in by_panel.items() if shown}
     looks = _looks(curves)
     has_long_names = max(map(len, looks), default=0) > 10
-    num_columns = min(4, max(1, len(present)))
-    num_rows = max(1, math.ceil(len(present) / num_columns))
-    with _style():
-        figure, axes = _grid(num_rows, num_columns, (2.55 * num_columns, 2.05 * num_rows))
-        for panel, ax in zip(present, axes, strict=False):
+    with _panels(len(present), (2.55, 2.05), max_columns=4) as (figure, axes):
+        for (panel, shown), ax in zip(present.items(), axes, strict=True):
             ends = []
-            for curve in curves:
-                if curve.stage != panel.stage or panel.metric not in curve.metrics:
-                    continue
+            for curve in shown:
                 steps, values = curve.metrics[panel.metric]
                 colour, dashes = looks[curve.name]
                 smooth = _smoothed(values)
@@ -167,43 +101,40 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
                 if len(looks) > 1 and not has_long_names and len(finite):
                     ends.append((curve.name, colour, steps[finite[-1]], smooth[finite[-1]]))
             if panel.reference is not None:
-                ax.axhline(panel.reference, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
-            ax.set_title(panel.title)
+                ax.axhline(panel.reference, **REFERENCE)
+            ax.set(title=panel.title, xlabel="step")
             ax.grid(axis="y")
             ax.margins(x=0.02, y=0.12)
-            ax.xaxis.set_major_locator(_integers())
-            ax.xaxis.set_major_formatter(lambda step, _: _thousands(step))
-            ax.set_xlabel("step")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            ax.xaxis.set_major_formatter(
+                lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
+            )
             _name_ends(ax, ends)
-        for ax in axes[len(present) :]:
-            ax.set_axis_off()
         if has_long_names and len(looks) > 1:
             _legend(figure, looks)
     return figure
 
 
-def utility_by_method(rows: Sequence[Row]) -> Figure:
+def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean utility and its scenario-clustered 95 % interval, a panel a domain.
 
-    The dashed line is the untrained student; rows that are trained are blue.
+    The dashed line is the untrained student; methods that are trained are blue.
+
+    Args:
+      rows: of Table 1 (`results.method_rows`).
     """
-    domains = list(dict.fromkeys(row.block for row in rows))
-    methods = list(dict.fromkeys(row.label for row in rows))
-    num_columns = min(2, max(1, len(domains)))
-    num_rows = max(1, math.ceil(len(domains) / num_columns))
-    size = (5.1 * num_columns, (0.27 * len(methods) + 0.85) * num_rows)
-    with _style():
-        figure, axes = _grid(num_rows, num_columns, size)
-        for domain, ax in zip(domains, axes, strict=False):
-            found = [row for row in rows if row.block == domain]
-            for row in found:
-                y = methods.index(row.label)
-                low, high = row.utility_clustered.low, row.utility_clustered.high
-                colour = BLUE if row.label in TRAINED else MUTED
-                ax.plot([low, high], [y, y], color=colour, lw=2.2, alpha=0.45)
-                ax.plot([row.utility], [y], "o", color=colour, ms=6, mec=PAPER, mew=0.8)
+    domains = list(dict.fromkeys(str(row["block"]) for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    with _panels(len(domains), (5.1, 0.27 * len(methods) + 0.85)) as (figure, axes):
+        for domain, ax in zip(domains, axes, strict=True):
+            for row in (row for row in rows if row["block"] == domain):
+                y, utility = methods.index(row["method"]), row["utility"]
+                colour = BLUE if row["method"] in TRAINED else MUTED
+                ends = [row["utility_clustered_low"], row["utility_clustered_high"]]
+                ax.plot(ends, [y, y], color=colour, lw=2.2, alpha=0.45)
+                ax.plot([utility], [y], "o", color=colour, ms=6, mec=PAPER, mew=0.8)
                 ax.annotate(
-                    f"{row.utility:.1f}",
+                    f"{utility:.1f}",
                     (1.0, y),
                     xycoords=("axes fraction", "data"),
                     xytext=(6, 0),
@@ -211,18 +142,11 @@ def utility_by_method(rows: Sequence[Row]) -> Figure:
                     va="center",
                     color=colour,
                 )
-                if row.label == "vanilla-slm":
-                    ax.axvline(row.utility, color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
-            ax.set_yticks(range(len(methods)), methods)
-            ax.tick_params(axis="y", labelcolor=INK)
-            ax.set_ylim(len(methods) - 0.4, -0.6)
-            ax.set_xlim(0, 100)
-            ax.set_xlabel("utility, %")
-            ax.set_title(TITLES.get(domain, domain))
-            ax.grid(axis="x")
-            ax.spines["left"].set_visible(False)
-        for ax in axes[len(domains) :]:
-            ax.set_axis_off()
+                if row["method"] == UNTRAINED:
+                    ax.axvline(utility, **REFERENCE)
+            _ranked(ax, methods, -0.6)
+            title = DOMAIN_TITLES.get(domain, domain)
+            ax.set(xlim=(0, 100), xlabel="utility, %", title=title)
     return figure
 
 
@@ -232,25 +156,20 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
     The dashed line is the neutral emotion's mean; blue dots lie clear above it, orange ones clear
     below, grey ones can't be told from it.
     """
-    num_columns = min(2, max(1, len(scores)))
-    num_rows = max(1, math.ceil(len(scores) / num_columns))
-    most = max((len(found) for found in scores.values()), default=1)
-    size = (5.1 * num_columns, (0.185 * most + 0.9) * num_rows)
-    with _style():
-        figure, axes = _grid(num_rows, num_columns, size)
-        for (domain, found), ax in zip(scores.items(), axes, strict=False):
-            ranked = sorted(found, key=lambda score: (-score.mean, score.emotion))
+    most = max((len(of_domain) for of_domain in scores.values()), default=1)
+    with _panels(len(scores), (5.1, 0.185 * most + 0.9)) as (figure, axes):
+        for (domain, of_domain), ax in zip(scores.items(), axes, strict=True):
+            ranked = sorted(of_domain, key=lambda score: (-score.mean, score.emotion))
             neutral = next((score.mean for score in ranked if score.emotion == "neutral"), None)
             for y, score in enumerate(ranked):
-                mean, low, high = score.mean, score.low, score.high
                 colour = MUTED
                 if neutral is not None and score.emotion != "neutral":
-                    colour = BLUE if low > neutral else colour
-                    colour = VERMILLION if high < neutral else colour
-                ax.plot([low, high], [y, y], color=colour, lw=1.8, alpha=0.5)
-                ax.plot([mean], [y], "o", color=colour, ms=4.6, mec=PAPER, mew=0.6)
+                    colour = BLUE if score.low > neutral else colour
+                    colour = VERMILLION if score.high < neutral else colour
+                ax.plot([score.low, score.high], [y, y], color=colour, lw=1.8, alpha=0.5)
+                ax.plot([score.mean], [y], "o", color=colour, ms=4.6, mec=PAPER, mew=0.6)
             if neutral is not None:
-                ax.axvline(neutral, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=0)
+                ax.axvline(neutral, **REFERENCE | {"lw": 0.9})
                 ax.annotate(
                     f"neutral {neutral:.2f}",
                     (neutral, 1.0),
@@ -260,16 +179,10 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
                     ha="center",
                     color=MUTED,
                 )
-            ax.set_yticks(range(len(ranked)), [score.emotion for score in ranked])
-            ax.tick_params(axis="y", labelcolor=INK)
-            ax.set_ylim(len(ranked) - 0.4, -0.8)
+            _ranked(ax, [score.emotion for score in ranked], -0.8)
             ax.margins(x=0.06)
-            ax.set_title(TITLES.get(domain, domain), pad=16)
+            ax.set_title(DOMAIN_TITLES.get(domain, domain), pad=16)
             ax.set_xlabel("mean judge score of a turn (1 to 10)")
-            ax.grid(axis="x")
-            ax.spines["left"].set_visible(False)
-        for ax in axes[len(scores) :]:
-            ax.set_axis_off()
     return figure
 
 
@@ -283,21 +196,18 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
       maps: domain -> what `train_iql.py` leaves as `support.json`.
     """
-    num_columns = min(2, max(1, len(maps)))
-    num_rows = max(1, math.ceil(len(maps) / num_columns))
-    most = max((len(found["data"]) for found in maps.values()), default=1)
-    with _style():
-        size = (5.1 * num_columns, (0.2 * most + 1.45) * num_rows)
-        figure, axes = _grid(num_rows, num_columns, size)
-        for (domain, found), ax in zip(maps.items(), axes, strict=False):
-            data_CA, policy_CA = np.array(found["data"]), np.array(found["policy"])
+    most = max((len(support["data"]) for support in maps.values()), default=1)
+    shades = LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
+    with _panels(len(maps), (5.1, 0.2 * most + 1.45)) as (figure, axes):
+        for (domain, support), ax in zip(maps.items(), axes, strict=True):
+            data_CA, policy_CA = np.array(support["data"]), np.array(support["policy"])
             turns_C = data_CA.sum(axis=1)
             order = np.argsort(-turns_C, kind="stable")
             share_CA = (policy_CA / np.maximum(policy_CA.sum(axis=1, keepdims=True), 1e-9))[order]
-            is_unknown_CA = data_CA[order] < found["min_support"]
+            is_unknown_CA = data_CA[order] < support["min_support"]
             ax.pcolormesh(
                 share_CA,
-                cmap=_shades(),
+                cmap=shades,
                 vmin=0.0,
                 vmax=max(float(share_CA.max()), 2 / share_CA.shape[1]),
                 edgecolors=PAPER,
@@ -305,56 +215,93 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
             )
             rows, columns = np.nonzero(is_unknown_CA & (share_CA >= CROSS_SHARE))
             ax.plot(columns + 0.5, rows + 0.5, "x", color=VERMILLION, ms=4, mew=1.2)
-            ax.set_xticks(np.arange(share_CA.shape[1]) + 0.5, found["emotions"], rotation=90)
+            ax.set_xticks(np.arange(share_CA.shape[1]) + 0.5, support["emotions"], rotation=90)
             ax.set_yticks(np.arange(len(order)) + 0.5, [f"{n:,}" for n in turns_C[order]])
             ax.tick_params(axis="both", length=0, labelcolor=INK)
             ax.invert_yaxis()
             ax.set_ylabel("turns of the data")
-            title = f"{TITLES.get(domain, domain)}: {found['unsupported']:.1%} outside the data"
-            ax.set_title(title)
-            for spine in ax.spines.values():
-                spine.set_visible(False)
-        for ax in axes[len(maps) :]:
-            ax.set_axis_off()
+            outside = f"{support['unsupported']:.1%} outside the data"
+            ax.set_title(f"{DOMAIN_TITLES.get(domain, domain)}: {outside}")
+            ax.spines[:].set_visible(False)
     return figure
+
+
+def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
+    """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
+    singles = data.played_in("study", "emotions")
+    sources = [(data.played_in("sweep"), data.judgements), (singles, data.emotion_judgements)]
+    rankings = {}
+    for domain in in_order({*(d for frame, _ in sources for d in frame.domain)}):
+        frame, judgements = sources[domain in {*singles.domain}]
+        rankings[domain] = emotion_scores(
+            list(frame.dialogue[frame.domain == domain]),
+            scores_by_turn(judgements.get(domain, ())),
+            n_resamples=data.resampling.num_resamples,
+            seed=data.resampling.seed,
+        )
+    return {domain: scores for domain, scores in rankings.items() if scores}
+
+
+def _supports(data: RunData) -> dict[str, Any]:
+    """domain -> the support map of its selector."""
+    files = data.files(f"iql/default/{SUPPORT}")
+    return {domain: json.loads(path.read_text()) for domain, path in files.items()}
+
+
+def _unless_empty(draw: Callable[[Any], Figure], content: Callable[[RunData], Any]):
+    """The figure of some part of a run, None where that part is empty."""
+
+    def drawn(data: RunData) -> Figure | None:
+        shown = content(data)
+        return draw(shown) if shown else None
+
+    return drawn
+
+
+FIGURES: Mapping[str, Callable[[RunData], Figure | None]] = {
+    "utility": _unless_empty(utility_by_method, lambda data: data.method_rows),
+    "figure-1": _unless_empty(emotion_ranking, _rankings),
+    "training-curves": _unless_empty(training_curves, lambda data: data.curves),
+    "support": _unless_empty(support_maps, _supports),
+}
+"""Name -> what draws it; None where the run holds nothing for it."""
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
-    with _style():
+    with matplotlib.rc_context(fname=STYLE):
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=200, metadata={"Software": None})
     return paths
 
 
-def _style():
-    import matplotlib
-
-    return matplotlib.rc_context(STYLE)
-
-
-def _grid(num_rows: int, num_columns: int, size: tuple[float, float]):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.07))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(num_rows, num_columns, squeeze=False)
-    return figure, list(axes.flat)
-
-
-def _shades():
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
+@contextlib.contextmanager
+def _panels(
+    num_panels: int, size: tuple[float, float], *, max_columns: int = 2
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure in the report's style with panels of `size` inches each, row by row."""
+    num_columns = min(max_columns, max(1, num_panels))
+    num_rows = max(1, math.ceil(num_panels / num_columns))
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(
+            figsize=(size[0] * num_columns, size[1] * num_rows),
+            layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.07),
+        )
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+        yield figure, axes[:num_panels]
+        for ax in axes[num_panels:]:
+            ax.set_axis_off()
 
 
-def _integers():
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=4, integer=True)
+def _ranked(ax: Axes, names: Sequence[str], top: float) -> None:
+    """One name a line, the first one on top, without an axis on the left."""
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.set_ylim(len(names) - 0.4, top)
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
@@ -367,11 +314,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, ones, mode="same") / inside
 
 
-def _thousands(step: float) -> str:
-    return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
-
-
-def _told_apart(curves: Sequence[Curve]) -> Sequence[Curve]:
+def _distinguishable(curves: Sequence[Curve]) -> Sequence[Curve]:
     """All curves while each name can have a look of its own, else those of the default cells."""
     names: dict[str, set[str]] = {}
     for curve in curves:
@@ -384,14 +327,14 @@ def _told_apart(curves: Sequence[Curve]) -> Sequence[Curve]:
 
 def _looks(curves: Sequence[Curve]) -> dict[str, tuple[str, Dashes]]:
     """Colour and dashes by name: colours tell domains apart, or the cells of a single domain."""
-    domains = sorted({curve.domain for curve in curves}, key=order_of(DOMAINS))
+    domains = in_order({curve.domain for curve in curves})
     looks: dict[str, tuple[str, Dashes]] = {}
     for number, domain in enumerate(domains):
         runs = {curve.name: curve.cell != "default" for curve in curves if curve.domain == domain}
         for i, name in enumerate(sorted(runs, key=lambda name: (runs[name], name))):
-            place = number if len(domains) > 1 else i
-            dashes = DASHES[i % len(DASHES)] if len(domains) > 1 else "-"
-            looks[name] = SERIES[place % len(SERIES)], dashes
+            has_many = len(domains) > 1
+            colour = SERIES[(number if has_many else i) % len(SERIES)]
+            looks[name] = colour, DASHES[i % len(DASHES)] if has_many else "-"
     return looks
 
 
@@ -419,8 +362,7 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
 
 
 def _legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
-    from matplotlib.lines import Line2D
-
+    """Names below the panels."""
     width = 0.6 + 0.07 * max(map(len, looks))  # inches of an entry, at the style's font size
     figure.legend(
         [Line2D([], [], color=colour, ls=dashes, lw=1.6) for colour, dashes in looks.values()],

@@ -1,32 +1,46 @@
-"""What a run holds, as the report reads it, and what stands below every table."""
+"""What a run holds, as the report reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from emodistill.configs import SweepConfig
-from emodistill.domains.scenario import Scenario
-from emodistill.evaluation.arms import Arm
-from emodistill.evaluation.tournament import Pair
+import pandas as pd
+
+from emodistill.configs import METHODS, ReportConfig
+from emodistill.domains import DOMAINS
+from emodistill.errors import InputError
+from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
+from emodistill.jsonl import read_lines
+from emodistill.offline.run_files import (
+    TRAJECTORIES,
+    judge_file,
+    played_pairs,
+)
+from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.offline.sweep import failures_path
 from emodistill.records import Judgement, Trajectory
-from emodistill.reports.figures import Curve
-from emodistill.reports.tables import (
-    Difference,
-    Evaluations,
+from emodistill.reports.curves import Curve, read_curve
+from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN, in_order
+from emodistill.reports.results import (
+    Labelled,
     Resampling,
-    Row,
-    entries_of,
+    dialogue_frame,
     method_rows,
     paired_differences,
 )
+from emodistill.runs import read_manifest
+from emodistill.train.metrics_log import METRICS
 
-Played = Mapping[str, Sequence[Trajectory]]
-PAPER_DOMAIN = "crad"
-"""Where the paper has run what it has run in one domain."""
+CAVEAT = (
+    "These figures come from the built-in simulator. They show the machinery at work and claim "
+    "nothing about real models, people or negotiations."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,65 +52,217 @@ class RunData:
 
     run_dir: Path
     resampling: Resampling = Resampling()
-    evaluations: Evaluations = field(default_factory=dict)
+    dialogues: pd.DataFrame = field(default_factory=lambda: dialogue_frame([]))
+    """Every dialogue, one line each (`results.dialogue_frame`); a dialogue of a study's arm may be
+    one of a method as well and then has a line as either."""
     judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
     """domain -> judge calls on the sweep."""
-    trajectories: Played = field(default_factory=dict)
-    """domain -> dialogues of the sweep."""
+    emotion_judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
+    """domain -> judge calls on the dialogues under single emotions."""
     curves: Sequence[Curve] = ()
-    support: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """domain -> the support map of its selector."""
-    selectors: Mapping[str, Path] = field(default_factory=dict)
-    """domain -> the folder of its trained selector."""
-    max_turns: Mapping[str, int] = field(default_factory=dict)
-    """domain -> the cap that the sweep was played under."""
-    concurrency: Mapping[str, int] = field(default_factory=dict)
-    """domain -> how many dialogues of the sweep were played at once."""
-    scenarios: Mapping[str, Sequence[Scenario]] = field(default_factory=dict)
+    """The trainings that are no arms of a study."""
     arms: Mapping[str, Sequence[Arm]] = field(default_factory=dict)
     """study -> its arms."""
-    arm_dialogues: Played = field(default_factory=dict)
-    """path of an arm -> its dialogues."""
-    arm_curves: Mapping[str, Curve] = field(default_factory=dict)
-    """path of an arm -> its metrics."""
-    emotions: Mapping[str, tuple[Sequence[Trajectory], Sequence[Judgement]]] = field(
-        default_factory=dict
-    )
-    """domain -> dialogues under single emotions, and their judge calls; ids begin with the
-    emotion."""
-    tournament: Mapping[str, Mapping[Pair, Sequence[Trajectory]]] = field(default_factory=dict)
-    """domain -> methods in the focal and the other seat -> dialogues."""
+    arm_curves: Mapping[str | None, Curve] = field(default_factory=dict)
+    """path of an arm that is only trained -> its metrics."""
     unfinished: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(domain, method) of evaluations that were cut off -> the command that goes on."""
     num_failed: int = 0
-    """Dialogues of stage 5 that never came about."""
-    caveat: str = ""
-    """What every table says about where its figures come from."""
+    """Dialogues of the evaluation that never came about."""
+
+    def played_in(self, source: str, study: str | None = None) -> pd.DataFrame:
+        """The dialogues of one source: `sweep`, `evaluation`, `study` or `tournament`."""
+        frame = self.dialogues.query("source == @source")
+        return frame if study is None else frame.query("study == @study")
+
+    def records(self, source: str, domain: str, label: str | None = None) -> list[Trajectory]:
+        """The dialogues of one source and domain (and method) as records."""
+        frame = self.played_in(source).query("domain == @domain")
+        return list((frame if label is None else frame.query("label == @label")).dialogue)
+
+    def files(self, name: str) -> dict[str, Path]:
+        """domain -> a file in its folder, for the domains that have it."""
+        paths = {domain: self.run_dir / domain / name for domain in DOMAINS}
+        return {domain: path for domain, path in paths.items() if path.is_file()}
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """Table 1's."""
-        return method_rows("table-1", entries_of(self.evaluations), self.resampling)
+    def method_rows(self) -> list[dict[str, Any]]:
+        """The rows of Table 1."""
+        return method_rows("table-1", self.played_in("evaluation"), self.resampling)
 
     @cached_property
-    def differences(self) -> list[Difference]:
-        return paired_differences(self.evaluations, self.resampling)
+    def differences(self) -> list[dict[str, Any]]:
+        """Methods against each other on the scenarios that both have played."""
+        return paired_differences(self.played_in("evaluation"), self.resampling)
 
-    def cap(self, domain: str) -> int:
-        """The cap on turns that the sweep was played under, the paper's where nothing is known."""
-        return self.max_turns.get(domain, SweepConfig().max_turns)
+    @cached_property
+    def caveat(self) -> str:
+        """What every table says about where its figures come from; empty for real models."""
+        models = {*self.dialogues.focal_model, *self.dialogues.counterparty_model}
+        return CAVEAT if any(model.startswith("sim-") for model in models) else ""
 
 
-def notes(data: RunData, dialogues: Iterable[Trajectory], missing: Sequence[str]) -> list[str]:
-    """What stands below a table: who played, what is missing, where the figures come from."""
-    played = list(dialogues)
-    lines = []
-    if played:
-        focal = ", ".join(sorted({t.focal.model for t in played}))
-        other = ", ".join(sorted({t.counterparty.model for t in played}))
-        lines.append(f"Focal side: {focal}. Counterparty: {other}.")
-    if missing:
-        lines.append(f"Missing: {'; '.join(missing)}.")
-    if data.caveat:
-        lines.append(f"**{data.caveat}**")
-    return lines
+def arm_block(arm: Arm) -> str:
+    """What heads the arm's part of a table."""
+    block = DOMAIN_TITLES.get(arm.block, f"{DOMAIN_TITLES[arm.domain]}: {arm.block}")
+    return block if arm.split == "test" else f"{block}, {arm.split}"
+
+
+def read_run(config: ReportConfig) -> RunData:
+    """Everything that a run holds.
+
+    Raises:
+      InputError: methods have met several counterparties, none of which the sweep was played with;
+        or several judges have scored, and none is named.
+    """
+    run = config.run
+    arms = {study: of_study for study in TABLES_OF if (of_study := read_arms(run, study))}
+    arm_paths = {
+        run / arm.path
+        for of_study in arms.values()
+        for arm in of_study
+        if arm.status == "finished" and arm.path is not None and (run / arm.path).is_file()
+    }
+    evaluations = {
+        (domain, method): path
+        for domain in DOMAINS
+        for method, path in _evaluations(config, domain, arm_paths).items()
+    }
+    judge_files = {domain: judge_file(run / domain / "judge", config.judge) for domain in DOMAINS}
+    return RunData(
+        run_dir=run,
+        resampling=Resampling(config.num_resamples, config.seed),
+        dialogues=dialogue_frame(
+            [
+                *_sweeps_and_tournaments(run),
+                *_evaluated(evaluations),
+                *(labelled for study in arms for labelled in _studied(run, study, arms[study])),
+            ]
+        ),
+        judgements={d: read_judgements(path) for d, path in judge_files.items() if path.is_file()},
+        emotion_judgements=_emotion_judgements(config, arms.get("emotions", ())),
+        curves=[
+            read_curve(path)
+            for domain in DOMAINS
+            for path in sorted((run / domain).glob(f"*/*/{METRICS}"))
+            if path not in arm_paths
+        ],
+        arms=arms,
+        arm_curves={
+            arm.path: read_curve(run / arm.path)
+            for of_study in arms.values()
+            for arm in of_study
+            if arm.method is None and arm.path is not None and run / arm.path in arm_paths
+        },
+        unfinished={
+            name: f"evaluate.py --config {path.with_name(f'{path.stem}.config.yaml')}"
+            for name, path in evaluations.items()
+            if (manifest := read_manifest(path.parent, f"{path.stem}.manifest.json")) is not None
+            and manifest.status != "finished"
+        },
+        num_failed=sum(
+            1
+            for path in map(failures_path, evaluations.values())
+            if path.is_file()
+            for _ in read_lines(path)
+        ),
+    )
+
+
+def _read(path: Path) -> list[Trajectory]:
+    return sorted(read_trajectories(path), key=attrgetter("trajectory_id"))
+
+
+def _sweeps_and_tournaments(run: Path) -> Iterator[Labelled]:
+    for domain in DOMAINS:
+        path = run / domain / TRAJECTORIES
+        if path.is_file():
+            yield {"source": "sweep", "block": domain}, _read(path)
+        for (focal, opponent), path in played_pairs(run / domain).items():
+            labels = {"block": domain, "label": focal, "opponent": opponent}
+            yield {"source": "tournament", **labels}, _read(path)
+
+
+def _evaluated(evaluations: Mapping[tuple[str, str], Path]) -> Iterator[Labelled]:
+    for domain in DOMAINS:
+        for method in in_order((m for d, m in evaluations if d == domain), METHODS):
+            dialogues = _read(evaluations[domain, method])
+            for dialogue in dialogues:
+                if dialogue.domain != domain:
+                    raise InputError(
+                        f"{dialogue.trajectory_id} is a dialogue of {dialogue.domain}, found among "
+                        f"those of {domain}; evaluations must be grouped by their own domain."
+                    )
+            labels = {"block": domain, "label": method, "published_as": domain}
+            yield {"source": "evaluation", **labels}, dialogues
+
+
+def _studied(run: Path, study: str, arms: Sequence[Arm]) -> Iterator[Labelled]:
+    """The dialogues of a study's finished arms.
+
+    Dialogues under single emotions are named as any others, whose counterparties they share; here
+    the emotion goes before the name.
+    """
+    arms = [arm for arm in arms if arm.method is not None]
+    is_by_domain = all(arm.block == arm.domain for arm in arms)
+    for arm in arms:
+        if arm.status != "finished" or arm.path is None or not (run / arm.path).is_file():
+            continue
+        is_published = (is_by_domain or arm.domain == PAPER_DOMAIN) and arm.split == "test"
+        labels = {"study": study, "arm": arm.path, "block": arm_block(arm), "label": arm.label}
+        dialogues = _read(run / arm.path)
+        if study == "emotions":
+            dialogues = [_under(arm.label, dialogue) for dialogue in dialogues]
+        yield (
+            {"source": "study", **labels, "published_as": arm.block if is_published else None},
+            dialogues,
+        )
+
+
+def _under(emotion: str, record: Any) -> Any:
+    """A dialogue or a judge call with the emotion before its name."""
+    return dataclasses.replace(record, trajectory_id=f"{emotion}:{record.trajectory_id}")
+
+
+def _emotion_judgements(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, list[Judgement]]:
+    by_domain: dict[str, list[Judgement]] = {}
+    for arm in (arm for arm in arms if arm.status == "finished"):
+        path = judge_file(emotion_dir(config.run, arm.domain, arm.label), config.judge)
+        if path.is_file():
+            judgements = [_under(arm.label, judgement) for judgement in read_judgements(path)]
+            by_domain.setdefault(arm.domain, []).extend(judgements)
+    return by_domain
+
+
+def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
+    """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
+    manifest = read_manifest(config.run / domain / "sweep")
+    usual = None if manifest is None else manifest.config.get("counterparty")
+    usual = None if usual is None else str(usual).replace("/", "-")
+    by_counterparty: dict[str, dict[str, Path]] = {}
+    for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
+        method, _, counterparty = path.parent.name.partition("@")
+        is_default = path.stem == "default"
+        is_unusual = path in arm_paths and usual is not None and counterparty != usual
+        if (
+            method == "fixed"
+            or (is_unusual and config.counterparty is None)
+            or path.name.endswith(".failures.jsonl")
+            or (path in arm_paths and not is_default)
+        ):
+            continue
+        label = method if is_default else f"{method} ({path.stem})"
+        by_counterparty.setdefault(counterparty, {})[label] = path
+    if config.counterparty is not None:
+        return by_counterparty.get(config.counterparty.replace("/", "-"), {})
+    if len(by_counterparty) > 1:
+        if usual not in by_counterparty:
+            raise InputError(
+                f"{config.run}: methods have met {', '.join(sorted(by_counterparty))} in domain "
+                f"{domain}; say which to report on with --counterparty."
+            )
+        others = ", ".join(sorted({*by_counterparty} - {usual}))
+        text = f"report: {domain} also has dialogues against {others}; --counterparty shows them."
+        print(text, flush=True)
+        return by_counterparty[str(usual)]
+    return next(iter(by_counterparty.values()), {})

@@ -11,7 +11,7 @@ from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
 from emodistill.stages.runner import STAGES, prepare, required_cell, run
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
-from emodistill.stages.tournament import played_pairs, tournament
+from emodistill.stages.tournament import tournament
 from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 
 STAGES |= {s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR)}
@@ -26,7 +26,6 @@ __all__ = [
     "judge_matches",
     "plan",
     "plan_memory",
-    "played_pairs",
     "prepare",
     "required_cell",
     "run",

@@ -14,13 +14,14 @@ from emodistill.errors import InputError
 from emodistill.evaluation.matches import run_matches
 from emodistill.evaluation.methods import METHODS, Method, get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
+from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
 from emodistill.settings import Cell, cell_name
+from emodistill.stages.inputs import grown, model_hashes
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
-from emodistill.stages.run_files import SCENARIOS, grown, model_hashes
 from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage
 

@@ -11,12 +11,12 @@ from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
 from emodistill.llm.providers import get_provider
 from emodistill.offline.forecast import forecast
+from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
 from emodistill.settings import Cell
 from emodistill.stages.judge import score_sweep
 from emodistill.stages.language_models import model_name
-from emodistill.stages.run_files import TRAJECTORIES
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import all_scenarios, play_sweep
 

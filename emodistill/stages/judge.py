@@ -16,18 +16,13 @@ from emodistill.logs import log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
 from emodistill.offline.judging import JudgingResult, judge_path, run_judging, scores_by_turn
 from emodistill.offline.rewards import Scores, SweepData
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, read_sweep
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.prompts import load_pack
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
+from emodistill.stages.inputs import LOG
 from emodistill.stages.language_models import model_name, open_client
-from emodistill.stages.run_files import (
-    LOG,
-    SCENARIOS,
-    TRAJECTORIES,
-    judge_file,
-    read_sweep,
-)
 from emodistill.stages.stage import Requirement, Stage, command
 
 

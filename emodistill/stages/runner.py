@@ -14,9 +14,10 @@ from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import log_to_file
 from emodistill.model.processes import agree, is_first, joined
+from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages.run_files import LOG, TRAJECTORIES
+from emodistill.stages.inputs import LOG
 from emodistill.stages.stage import Output, Requirement, Stage, command
 
 STAGES: dict[str, Stage] = {}

@@ -9,12 +9,13 @@ from typing import NamedTuple
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.domains.scenario import Scenario
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.sweep import failures_path, run_sweep
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
+from emodistill.stages.inputs import grown
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
-from emodistill.stages.run_files import SCENARIOS, TRAJECTORIES, grown
 from emodistill.stages.stage import Stage, command
 
 

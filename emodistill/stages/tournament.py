@@ -12,21 +12,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 
 from emodistill.configs import EMBEDDED, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.metrics import summarize
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
+from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages.evaluation import play
 from emodistill.stages.runner import prepare, run
 from emodistill.stages.stage import Output
-
-Pair = tuple[str, str]
 
 
 def tournament(config: TournamentConfig, settings: Settings | None = None) -> Output:
@@ -53,7 +51,7 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
     if config.student == EMBEDDED and any(m.writer == "student" for m in methods.values()):
         print(f"tournament: {EMBEDDED_OPPOSITE}")
     failed: list[str] = []
-    played = played_pairs(config.run, config.domain)
+    played = played_pairs(config.run / config.domain)
     spent_usd, loaded = 0.0, {}  # pairs share the student's weights
     for pair, cell in cells.items():
         if config.max_cost_usd is not None:
@@ -81,15 +79,3 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         )
     directory = config.run / config.domain / "tournament"
     return Output(directory, f"python scripts/report.py --run {config.run}")
-
-
-def played_pairs(run: Path, domain: str) -> dict[Pair, Path]:
-    """The dialogues of the pairs that are finished, by (focal, counterparty), in order of names."""
-    directory = run / domain / "tournament"
-    finished: dict[Pair, Path] = {}
-    for path in sorted(directory.glob("*@*.jsonl")):
-        manifest = read_manifest(directory, f"{path.stem}.manifest.json")
-        if manifest is not None and manifest.status == "finished":
-            focal, _, counterparty = path.stem.partition("@")
-            finished[focal, counterparty] = path
-    return finished

@@ -20,19 +20,12 @@ from emodistill.configs import (
     SFTConfig,
 )
 from emodistill.errors import InputError
+from emodistill.offline.run_files import SCENARIOS, SUPPORT, TRAJECTORIES, judge_file, read_sweep
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
+from emodistill.stages.inputs import model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
-from emodistill.stages.run_files import (
-    SCENARIOS,
-    SUPPORT,
-    TRAJECTORIES,
-    judge_file,
-    model_hashes,
-    read_sweep,
-    scores_hash,
-)
 from emodistill.stages.stage import Requirement, Stage, command
 from emodistill.train.metrics_log import METRICS
 

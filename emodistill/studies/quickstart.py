@@ -19,9 +19,9 @@ from emodistill.configs import (
     TournamentConfig,
 )
 from emodistill.errors import InputError
+from emodistill.reports import report
 from emodistill.settings import Cell, Settings
 from emodistill.stages import run, tournament
-from emodistill.stages.reporting import report
 from emodistill.studies.runner import run_study
 
 

@@ -17,10 +17,10 @@ from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.evaluation.methods import Method, get_method
 from emodistill.offline.budget import read_usage
+from emodistill.reports import report_study
 from emodistill.settings import Cell, Settings
 from emodistill.stages import Requirement, prepare, required_cell
 from emodistill.stages.evaluation import adapter_requirements
-from emodistill.stages.reporting import report_study
 from emodistill.studies.arms import PlannedArm, plan_arms
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
 

@@ -1,47 +1,22 @@
-"""Where the files of a run are, how stages read them, and what identifies them in a manifest."""
+"""What identifies the inputs of a stage in its manifest."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
 from emodistill.jsonl import read_lines
 from emodistill.model import student_folder
 from emodistill.model.config import Qwen2Config
-from emodistill.offline.judging import Level, judge_path, scores_by_turn
-from emodistill.offline.rewards import SweepData
-from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
-from emodistill.prompts import PromptPack
+from emodistill.offline.judging import Level
 from emodistill.runs import MANIFEST, read_manifest
-from emodistill.settings import Settings
 
-TRAJECTORIES = "sweep/trajectories.jsonl"
-SCENARIOS = "sweep/scenarios.jsonl"
-"""The sweep's files, within the folder of a domain."""
 LOG = "stage.log"
-SUPPORT = "support.json"
 MEBIBYTE = 1 << 20
-
-
-def judge_file(directory: Path, name: str | None) -> Path:
-    """The scores of a judge in `directory`: the only ones there are, unless `name` says which.
-
-    Raises:
-      InputError: there are several, and `name` is None.
-    """
-    if name is not None:
-        return judge_path(directory, name)
-    files = sorted(directory.glob("*.jsonl"))
-    if len(files) > 1:
-        names = ", ".join(path.stem for path in files)
-        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
-    return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
 
 
 def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
@@ -57,28 +32,6 @@ def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
     inside = path.resolve().is_relative_to(run.resolve())
     name = path.resolve().relative_to(run.resolve()) if inside else path
     return {f"{name} ({level} scores)": digest.hexdigest()}
-
-
-def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> SweepData:
-    """The sweep of a domain's folder and a judge's scores of it; no scores if there is no file.
-
-    Dialogues come in the order of their ids, so that nothing depends on which finished first.
-    """
-    trajectories = read_trajectories(home / TRAJECTORIES)
-    manifest = read_manifest(home / "sweep")
-    return SweepData(
-        trajectories=sorted(trajectories, key=attrgetter("trajectory_id")),
-        scenarios=read_scenarios(home / SCENARIOS),
-        pack=pack,
-        scores={} if scores is None else scores_by_turn(read_judgements(scores)),
-        max_turns=int(manifest.config["max_turns"]) if manifest else SweepConfig().max_turns,
-    )
-
-
-def sweep_concurrency(run: Path, domain: str) -> int | None:
-    """How many dialogues the sweep last played at once; None where its settings aren't there."""
-    path = run / domain / "sweep" / "config.yaml"
-    return Settings.read(path).values(SweepConfig).get("concurrency") if path.is_file() else None
 
 
 def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:

@@ -11,15 +11,14 @@ from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.records import Trajectory
 
 
-class Pair(NamedTuple):
+class DialoguePair(NamedTuple):
     """The same scenario and seed, played by two methods."""
 
-    domain: str
     before: Trajectory
     after: Trajectory
 
 
-class Point(NamedTuple):
+class OfferPoint(NamedTuple):
     """An offer in the drawing of a dialogue: x along the turns, y from the target (top) down."""
 
     speaker: str
@@ -28,7 +27,7 @@ class Point(NamedTuple):
     is_deal: bool
 
 
-class Track(NamedTuple):
+class OfferTrack(NamedTuple):
     """The drawing's size, its two level lines, their labels, and the offers."""
 
     width: float
@@ -37,27 +36,19 @@ class Track(NamedTuple):
     anchor_y: float
     target_label: str
     anchor_label: str
-    focal: tuple[Point, ...]
-    counterparty: tuple[Point, ...]
+    points: list[OfferPoint]
 
 
-def typical_pair(
-    domain: str, before: Sequence[Trajectory], after: Sequence[Trajectory]
-) -> Pair | None:
+def typical_pair(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> DialoguePair | None:
     """The pair whose difference in savings is closest to the median of all pairs.
 
     Typical, not flattering: nothing else is looked at, and ties go to the first scenario by name.
     None where the two methods share no scenario and seed.
     """
-    earlier = {(t.scenario_id, t.seed): t for t in before}
-    pairs = sorted(
-        (
-            Pair(domain, earlier[t.scenario_id, t.seed], t)
-            for t in after
-            if (t.scenario_id, t.seed) in earlier
-        ),
-        key=lambda pair: (pair.after.scenario_id, pair.after.seed),
-    )
+    earlier, later = ({(t.scenario_id, t.seed): t for t in side} for side in (before, after))
+    pairs = [
+        DialoguePair(earlier[key], later[key]) for key in sorted(earlier.keys() & later.keys())
+    ]
     if not pairs:
         return None
     gains = [dialogue_utility(pair.after) - dialogue_utility(pair.before) for pair in pairs]
@@ -76,19 +67,20 @@ def outcome_line(trajectory: Trajectory) -> str:
     return f"agreed on {value} after {rounds}: {won:.0f} % of the gap won"
 
 
-def offer_track(trajectory: Trajectory, width: float = 480, height: float = 142) -> Track:
+def offer_track(trajectory: Trajectory, width: float = 480, height: float = 142) -> OfferTrack:
     """Where the offers stood, turn by turn, between the target (top) and the anchor (bottom).
 
     Offers beyond either are drawn a little outside, in a margin that the labels leave free.
     """
     top, bottom, left, right = 30.0, height - 30.0, 8.0, width - 8.0
-    gap = trajectory.focal_target - trajectory.counterparty_anchor
+    target, anchor = trajectory.focal_target, trajectory.counterparty_anchor
     last = max(1, len(trajectory.turns) - 1)
 
-    def point(index: int, speaker: str, value: float, is_deal: bool = False) -> Point:
-        position = (value - trajectory.counterparty_anchor) / gap
-        y = bottom - min(1.1, max(-0.1, position)) * (bottom - top)
-        return Point(speaker, round(left + index / last * (right - left), 1), round(y, 1), is_deal)
+    def point(index: int, speaker: str, value: float, is_deal: bool = False) -> OfferPoint:
+        share = (value - anchor) / (target - anchor)
+        y = bottom - min(1.1, max(-0.1, share)) * (bottom - top)
+        x = left + index / last * (right - left)
+        return OfferPoint(speaker, round(x, 1), round(y, 1), is_deal)
 
     points = [
         point(turn.index, turn.speaker, turn.offer)
@@ -99,14 +91,12 @@ def offer_track(trajectory: Trajectory, width: float = 480, height: float = 142)
         final = trajectory.turns[-1]
         points = [p for p in points if p.x < right - 0.05]
         points.append(point(final.index, final.speaker, trajectory.final_value, is_deal=True))
-    domain = trajectory.domain
-    return Track(
+    return OfferTrack(
         width,
         height,
-        top,
-        bottom,
-        f"focal target {format_value(domain, trajectory.focal_target)}",
-        f"counterparty's anchor {format_value(domain, trajectory.counterparty_anchor)}",
-        tuple(p for p in points if p.speaker == "focal"),
-        tuple(p for p in points if p.speaker == "counterparty"),
+        target_y=top,
+        anchor_y=bottom,
+        target_label=f"focal target {format_value(trajectory.domain, target)}",
+        anchor_label=f"counterparty's anchor {format_value(trajectory.domain, anchor)}",
+        points=points,
     )

@@ -1,0 +1,78 @@
+"""Where the recorded data of a run are, and how they are read.
+
+runs/<run>/<domain>/sweep/trajectories.jsonl, scenarios.jsonl, config.yaml, manifest.json
+runs/<run>/<domain>/judge/<judge>.jsonl
+runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from pathlib import Path
+
+from emodistill.configs import SIMULATED_MODELS, SweepConfig
+from emodistill.errors import InputError
+from emodistill.offline.judging import judge_path, scores_by_turn
+from emodistill.offline.rewards import SweepData
+from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
+from emodistill.prompts import PromptPack
+from emodistill.runs import read_manifest
+from emodistill.settings import Settings
+
+TRAJECTORIES = "sweep/trajectories.jsonl"
+SCENARIOS = "sweep/scenarios.jsonl"
+"""The sweep's files, within the folder of a domain."""
+SUPPORT = "support.json"
+
+
+def judge_file(directory: Path, name: str | None) -> Path:
+    """The scores of a judge in `directory`: the only ones there are, unless `name` says which.
+
+    Raises:
+      InputError: there are several, and `name` is None.
+    """
+    if name is not None:
+        return judge_path(directory, name)
+    files = sorted(directory.glob("*.jsonl"))
+    if len(files) > 1:
+        names = ", ".join(path.stem for path in files)
+        raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
+    return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
+
+
+def max_turns(home: Path) -> int:
+    """The cap that the sweep of a domain's folder was played under."""
+    manifest = read_manifest(home / "sweep")
+    return int(manifest.config["max_turns"]) if manifest else SweepConfig().max_turns
+
+
+def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> SweepData:
+    """The sweep of a domain's folder and a judge's scores of it; no scores if there is no file.
+
+    Dialogues come in the order of their ids, so that nothing depends on which finished first.
+    """
+    trajectories = read_trajectories(home / TRAJECTORIES)
+    return SweepData(
+        trajectories=sorted(trajectories, key=attrgetter("trajectory_id")),
+        scenarios=read_scenarios(home / SCENARIOS),
+        pack=pack,
+        scores={} if scores is None else scores_by_turn(read_judgements(scores)),
+        max_turns=max_turns(home),
+    )
+
+
+def sweep_concurrency(run: Path, domain: str) -> int | None:
+    """How many dialogues the sweep last played at once; None where its settings aren't there."""
+    path = run / domain / "sweep" / "config.yaml"
+    return Settings.read(path).values(SweepConfig).get("concurrency") if path.is_file() else None
+
+
+def played_pairs(home: Path) -> dict[tuple[str, str], Path]:
+    """The finished pairs of a tournament: (focal, counterparty) -> dialogues, in order of names."""
+    finished: dict[tuple[str, str], Path] = {}
+    for path in sorted((home / "tournament").glob("*@*.jsonl")):
+        manifest = read_manifest(path.parent, f"{path.stem}.manifest.json")
+        if manifest is not None and manifest.status == "finished":
+            focal, _, counterparty = path.stem.partition("@")
+            finished[focal, counterparty] = path
+    return finished

@@ -1,0 +1,105 @@
+"""What tables of methods and of studies show: Tables 1 to 6, 9 to 12 and 14, and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import pandas as pd
+
+from emodistill.configs import METHODS
+from emodistill.domains import DOMAINS
+from emodistill.evaluation.arms import Arm
+from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN
+from emodistill.reports.recipe import TableContent
+from emodistill.reports.results import Resampling, method_rows
+from emodistill.reports.run_data import RunData, arm_block
+
+RowMaker = Callable[[str, pd.DataFrame, Resampling], Sequence[dict[str, Any]]]
+"""`results.method_rows` or `results.outcome_rows`."""
+REFINED = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
+FREE_TRAINED = ("free-sft", "free-jpo", "free-sft+jpo")
+FREE = ("vanilla-slm", *FREE_TRAINED, "iql+sft+jpo", "iql+sft+jpo-stripped")
+
+
+def all_methods(data: RunData) -> TableContent:
+    """Table 1: every method that has been evaluated."""
+    frame = data.played_in("evaluation")
+    return TableContent(
+        data.method_rows, players_of=frame, missing=_missing_methods(data, frame, METHODS)
+    )
+
+
+def of_methods(
+    table: str,
+    methods: Sequence[str],
+    *,
+    rows: RowMaker = method_rows,
+    needs: Collection[str] = (),
+    only_paper_domain: bool = False,
+) -> Callable[[RunData], TableContent]:
+    """The content of a table of some methods, in their order.
+
+    Args:
+      needs: leaves out domains in which none of these methods has been evaluated.
+      only_paper_domain: shows the paper's domain alone, or the first one where that is missing.
+    """
+
+    def content(data: RunData) -> TableContent:
+        frame = data.played_in("evaluation")
+        domains = {*frame.domain[frame.label.isin(needs)]} if needs else {*frame.domain}
+        if only_paper_domain:
+            domains &= {PAPER_DOMAIN} if PAPER_DOMAIN in {*frame.domain} else {*frame.domain[:1]}
+        frame = frame.query("domain in @domains and label in @methods")
+        order = [*DOMAINS, *methods]
+        frame = frame.sort_values(["domain", "label"], key=lambda column: column.map(order.index))
+        return TableContent(
+            rows(table, frame, data.resampling),
+            players_of=frame,
+            missing=_missing_methods(data, frame, methods),
+        )
+
+    return content
+
+
+def _missing_methods(data: RunData, frame: pd.DataFrame, methods: Sequence[str]) -> list[str]:
+    evaluated = {*zip(frame.domain, frame.label, strict=True)}
+    missing = [
+        f"{method} in {DOMAIN_TITLES[domain]}"
+        for domain in frame.domain.unique()
+        for method in methods
+        if (domain, method) not in evaluated
+    ]
+    return missing + [
+        f"some dialogues of {method} in {DOMAIN_TITLES[domain]} (go on with {command})"
+        for (domain, method), command in data.unfinished.items()
+        if (domain, method) in evaluated
+    ]
+
+
+def of_study(
+    table: str, study: str, rows: RowMaker = method_rows
+) -> Callable[[RunData], TableContent]:
+    """The content of a table of a study's arms."""
+
+    def content(data: RunData) -> TableContent:
+        frame = data.played_in("study", study)
+        played = {*frame.arm}
+        missing = [
+            _missing_arm(arm)
+            for arm in data.arms.get(study, ())
+            if arm.method is not None and arm.path not in played
+        ]
+        return TableContent(rows(table, frame, data.resampling), players_of=frame, missing=missing)
+
+    return content
+
+
+def _missing_arm(arm: Arm) -> str:
+    reason = f" ({arm.reason.rstrip('.')})" if arm.reason else ""
+    return f"{arm_block(arm)} {arm.label}{reason}"
+
+
+def differences(data: RunData) -> TableContent:
+    """Methods against each other on the scenarios that both have played."""
+    return TableContent(data.differences)

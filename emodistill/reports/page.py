@@ -1,0 +1,193 @@
+"""The page of a run: one offline HTML file that says in plain words whether the student improved.
+
+Everything in it is escaped by Jinja; the styles and drawings are inside, a content policy forbids
+any request, and no script runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from emodistill.domains import DOMAINS, format_value, get_domain
+from emodistill.reports.labels import (
+    DOMAIN_TITLES,
+    FULLY_TRAINED,
+    TRAINED,
+    UNTRAINED,
+    in_order,
+)
+from emodistill.reports.page_facts import run_facts, stage_manifests
+from emodistill.reports.report_table import ReportTable, plain, signed, spans
+from emodistill.reports.run_data import RunData
+from emodistill.reports.shown_dialogues import offer_track, outcome_line, typical_pair
+
+LEADING = ("table-1", "differences")
+"""Tables with a section of their own on the page."""
+
+INK_VARIABLES = {
+    "#1f2328": "var(--ink)",
+    "#6a737d": "var(--muted)",
+    "#d9dee3": "var(--line)",
+    "#ffffff": "var(--card)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--vermillion)",
+    "#009e73": "var(--green)",
+    "#aa4499": "var(--purple)",
+    "#b87a00": "var(--orange)",
+}
+"""Colours of the figures -> colours of the page, so that a drawing follows light and dark."""
+
+
+class Headline(NamedTuple):
+    """The page's first words."""
+
+    title: str
+    lead: str
+    gains: Sequence[Mapping[str, Any]]
+    """The rows of `results.paired_differences` that it speaks of, one a domain."""
+
+
+def headline(differences: Sequence[Mapping[str, Any]]) -> Headline:
+    """By how much the trained student beats the untrained one, in words that claim no more."""
+    ends = (FULLY_TRAINED, UNTRAINED)
+    gains = [d for d in differences if (d["method"], d["baseline"]) == ends]
+    if not gains:
+        return Headline(
+            "A run without its two ends",
+            f"To say by how much the student got better, evaluate both {UNTRAINED} and "
+            f"{FULLY_TRAINED} on the same scenarios.",
+            gains,
+        )
+    if len(gains) == 1:
+        return Headline(*_of_one_domain(gains[0]), gains)
+    readings = [gain["reading"] for gain in gains]
+    higher, lower, unclear = map(readings.count, ("higher", "lower", "unclear"))
+    total = len(gains)
+    if higher == total:
+        title = f"The student got better in all {total} domains"
+    elif higher:
+        title = f"The student got better in {higher} of {total} domains"
+    elif lower:
+        title = f"The student got worse in {lower} of {total} domains"
+    else:
+        title = f"No clear gain in any of {total} domains"
+    lead = (
+        f"Change of utility from the untrained student ({UNTRAINED}) to the trained one "
+        f"({FULLY_TRAINED}) on the same held-out scenarios, with 95 % intervals paired by scenario."
+    )
+    others = [f"{unclear} can't be told from no change"] if unclear else []
+    others += [f"{lower} got worse"] if lower and higher else []
+    if others:
+        whom = "Of the others" if higher else "Of these"
+        lead += f" {whom}, {' and '.join(others)}."
+    return Headline(title, lead, gains)
+
+
+def _of_one_domain(gain: Mapping[str, Any]) -> tuple[str, str]:
+    points, before = gain["difference"], gain["baseline_mean"]
+    title = {
+        "higher": f"The student got better, by {points:.1f} points of utility",
+        "lower": f"The student got worse, by {-points:.1f} points of utility",
+        "unclear": "The student may not have changed: the interval includes zero",
+    }[gain["reading"]]
+    lead = (
+        f"On {gain['num_scenarios']} held-out scenarios of {DOMAIN_TITLES[gain['block']]}, the "
+        f"trained student ({FULLY_TRAINED}) wins {plain(before + points)} % of the gap between the "
+        f"opening positions; before training it won {plain(before)} %. The difference, "
+        f"{signed(points)} points, has a 95 % interval of {signed(gain['interval_low'])} to "
+        f"{signed(gain['interval_high'])}, paired by scenario."
+    )
+    return title, lead
+
+
+def inline_svg(text: str, name: str) -> str:
+    """A figure's SVG as an element of the page: own ids, the page's colours, no fixed size."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"(<svg[^>]*?)>", rf'\1 role="img" aria-label="{name}">', text, count=1)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    for colour, variable in INK_VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def render_page(
+    data: RunData,
+    tables: Sequence[ReportTable],
+    figures: Mapping[str, str],
+    *,
+    narrow: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> str:
+    """The page as HTML text; what a run lacks is left out.
+
+    Args:
+      figures: SVG text by name.
+      narrow: figures with a single panel, which need half the page's width.
+      provenance: further lines for the page's end.
+    """
+    pairs = [
+        typical_pair(*(data.records("evaluation", domain, m) for m in (UNTRAINED, FULLY_TRAINED)))
+        for domain in in_order(data.dialogues.domain.unique())
+    ]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            css=Markup(_resource("report.css")),
+            run_name=data.run_dir.resolve().name,
+            headline=headline(data.differences),
+            caveat=data.caveat,
+            tables={table.name: table for table in tables},
+            further=[table for table in tables if table.name not in LEADING],
+            pairs=[pair for pair in pairs if pair],
+            figures={name: Markup(inline_svg(text, name)) for name, text in figures.items()},
+            narrow=narrow,
+            facts=[*run_facts(data), *(provenance or {}).items()],
+            stages=stage_manifests(data.run_dir),
+            titles=DOMAIN_TITLES,
+            trained=TRAINED,
+            roles={
+                name: {
+                    "focal": get_domain(name).focal_role,
+                    "counterparty": get_domain(name).counterparty_role,
+                }
+                for name in DOMAINS
+            },
+        )
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("emodistill.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": plain,
+        "signed": signed,
+        "spans": lambda columns: spans(column.group for column in columns),
+        "value": lambda value, domain: format_value(domain, value),
+        "track": offer_track,
+        "outcome_line": outcome_line,
+    }
+    return environment

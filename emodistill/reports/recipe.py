@@ -1,0 +1,84 @@
+"""How a table is made: which rows, which columns of them, which notes.
+
+A `Recipe` says it, `make_table` does it. The tables of the report are listed in `catalogue.py`; a
+table of one's own is one more recipe (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import pandas as pd
+
+from emodistill.reports.labels import DOMAIN_TITLES
+from emodistill.reports.report_table import ReportTable, TableColumn, TableRow
+from emodistill.reports.run_data import RunData
+
+ABOUT_RUN = "about the run"
+"""Among a recipe's notes: who played, what is missing, and where the figures come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableContent:
+    """What a table shows of a run."""
+
+    rows: Sequence[TableRow]
+    """Without any there is no table. `block` heads a row; domains are shown by their titles."""
+    _: KW_ONLY
+    players_of: pd.DataFrame | None = None
+    """Dialogues whose language models are to be named."""
+    missing: Sequence[str] = ()
+    """What the table would have if the run were complete."""
+    notes: Sequence[str] = ()
+    """What only the data can say, ahead of the other lines about the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A table of the report."""
+
+    name: str
+    """The name of its files, and what `report.py --only` calls it."""
+    title: str
+    content: Callable[[RunData], TableContent]
+    """The rows; keys are those of the columns."""
+    columns: Sequence[TableColumn] | Callable[[Sequence[TableRow]], Sequence[TableColumn]]
+    """What is shown of the rows, or what tells it from them."""
+    notes: Sequence[str] = (ABOUT_RUN,)
+    """What stands below the title; ABOUT_RUN is replaced."""
+    made_by: str = ""
+    """The script that makes what the table needs."""
+
+
+def make_table(recipe: Recipe, data: RunData) -> ReportTable | None:
+    """The table of a run, None where the run holds nothing for it."""
+    content = recipe.content(data)
+    if not content.rows:
+        return None
+    columns = recipe.columns(content.rows) if callable(recipe.columns) else recipe.columns
+    notes: list[str] = []
+    for note in recipe.notes:
+        notes += _about_run(data, content) if note == ABOUT_RUN else [note]
+    rows = [
+        {**row, "block": DOMAIN_TITLES.get(row["block"], row["block"])} if "block" in row else row
+        for row in content.rows
+    ]
+    return ReportTable(
+        name=recipe.name, title=recipe.title, columns=columns, rows=rows, notes=notes
+    )
+
+
+def _about_run(data: RunData, content: TableContent) -> list[str]:
+    lines = [*content.notes]
+    frame = content.players_of
+    if frame is not None and len(frame):
+        focal, counterparty = (
+            ", ".join(sorted(frame[f"{role}_model"].unique())) for role in ("focal", "counterparty")
+        )
+        lines.append(f"Focal side: {focal}. Counterparty: {counterparty}.")
+    if content.missing:
+        lines.append(f"Missing: {'; '.join(content.missing)}.")
+    if data.caveat:
+        lines.append(f"**{data.caveat}**")
+    return lines

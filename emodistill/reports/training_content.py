@@ -1,0 +1,147 @@
+"""What training has logged: how quietly it ended (Table 15), and what one of its steps takes.
+
+    T_onpol = b (negotiation + turns × judging) / c   (Eq. 33)
+
+with b samples a step and c negotiations at once. The turns are those that are judged: the focal
+role's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from emodistill.domains import DOMAINS
+from emodistill.errors import InputError
+from emodistill.evaluation.stability import stability_row
+from emodistill.llm.client import Usage
+from emodistill.offline.budget import read_usage
+from emodistill.offline.judging import judge_path
+from emodistill.offline.run_files import sweep_concurrency
+from emodistill.reports import paper
+from emodistill.reports.curves import Curve
+from emodistill.reports.labels import DOMAIN_TITLES, in_order
+from emodistill.reports.recipe import TableContent
+from emodistill.reports.run_data import RunData
+from emodistill.runs import read_manifest
+
+STAGE_TITLES = {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}
+STABILITY_FIGURES = (
+    *("num_points", "num_steps", "first", "last", "control", "control_std"),
+    *("ratio", "ratio_std", "kl_spikes", "ratio_clips"),
+)
+"""What the numbers of the paper's Table 15 are; without a reference the last four are missing."""
+STEP_S = "time/step_s"
+
+
+def stability(data: RunData) -> TableContent:
+    """Table 15: signal and controls at the end of each training."""
+    rows, missing = [], []
+    for domain, label, curve in _trainings(data):
+        stage, title = curve.stage, DOMAIN_TITLES[domain]
+        name = title if label == stage else f"{title}, {label}"
+        try:
+            ended = stability_row(stage, curve.metrics)
+        except InputError:
+            missing.append(f"{stage} of {name}, which has logged nothing yet")
+            continue
+        row = {
+            "block": STAGE_TITLES[stage],
+            "run": name,
+            "num_points": ended.num_points,
+            "num_steps": ended.num_steps,
+            "first": ended.first,
+            "last": ended.last,
+            "kl_spikes": ended.kl_spikes,
+            "ratio_clips": ended.ratio_clips,
+        }
+        for key, quarter in zip(("control", "ratio"), ended.controls, strict=False):
+            row |= {key: quarter.median, f"{key}_std": quarter.mad}
+        published = paper.numbers("table-15", domain, label)
+        names = STABILITY_FIGURES[: len(published or STABILITY_FIGURES)]
+        rows.append(row | paper.beside(row, published, names))
+    return TableContent(rows, missing=missing)
+
+
+def _trainings(data: RunData) -> list[tuple[str, str, Curve]]:
+    """(domain, what the paper calls it, curve) of the usual trainings and the emotion-free ones."""
+    trainings = [(c.domain, c.stage, c) for c in data.curves if c.cell == "default"] + [
+        (arm.domain, arm.label, data.arm_curves[arm.path])
+        for arm in data.arms.get("emotion-free", ())
+        if arm.path in data.arm_curves
+    ]
+    order = [*STAGE_TITLES]
+    return sorted(
+        (t for t in trainings if t[2].stage in order),
+        key=lambda t: (order.index(t[2].stage), DOMAINS.index(t[0])),
+    )
+
+
+def step_times(data: RunData) -> TableContent:
+    """An offline step of JPO beside one that would negotiate and judge anew (Appendix G)."""
+    curves = {c.domain: c for c in data.curves if c.stage == "jpo" and c.cell == "default"}
+    step_s = {d: c.metrics[STEP_S][1] for d, c in curves.items() if STEP_S in c.metrics}
+    frame = data.played_in("sweep")
+    swept = in_order(frame.domain.unique())
+    domains = [domain for domain in swept if domain in step_s]
+    settings = {domain: _jpo_settings(data, domain) for domain in domains}
+    rows = []
+    for domain in domains:
+        row = _step_time(data, domain, step_s[domain], settings[domain])
+        published = paper.tables()["policy-cost"]["all"]["jpo"]
+        names = [key for key in row if key != "num_turns"]
+        rows.append({"domain": DOMAIN_TITLES[domain], **row} | paper.beside(row, published, names))
+    judges = {j.judge for domain in domains for j in data.judgements.get(domain, ())}
+    students = {str(found["model"]) for found in settings.values() if "model" in found}
+    named = [
+        f"{role}: {', '.join(sorted(names))}."
+        for role, names in (("Judge", judges), ("Student", students))
+        if names
+    ]
+    return TableContent(
+        rows,
+        players_of=frame.query("domain in @domains"),
+        missing=[f"JPO of {DOMAIN_TITLES[domain]}" for domain in swept if domain not in step_s],
+        notes=[" ".join(named)] if named else [],
+    )
+
+
+def _step_time(
+    data: RunData, domain: str, step_s: np.ndarray, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
+    dialogues = data.records("sweep", domain)
+    talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
+    judging = _judge_usage(data, domain)
+    num_answers = judging.num_calls - judging.num_retries
+    row = {
+        "offline_step_s": float(np.median(step_s)),
+        "negotiation_s": talk_s / len(dialogues) if talk_s else math.nan,
+        "judging_s": judging.latency_s / num_answers if judging.latency_s else math.nan,
+        "num_turns": float(np.mean([len(t.turns) for t in dialogues])),
+        "num_judged_turns": float(np.mean([len(t.focal_turns) for t in dialogues])),
+        "batch_size": settings.get("batch_size", math.nan),
+        "concurrency": sweep_concurrency(data.run_dir, domain) or math.nan,
+    }
+    sample_s = row["negotiation_s"] + row["num_judged_turns"] * row["judging_s"]
+    on_policy_step_s = row["batch_size"] * sample_s / row["concurrency"]
+    ratio = on_policy_step_s / row["offline_step_s"]
+    return row | {"on_policy_step_s": on_policy_step_s, "ratio": ratio}
+
+
+def _jpo_settings(data: RunData, domain: str) -> Mapping[str, Any]:
+    """What JPO was trained with; nothing where no manifest tells."""
+    manifest = read_manifest(data.run_dir / domain / "jpo/default")
+    return {} if manifest is None else manifest.config
+
+
+def _judge_usage(data: RunData, domain: str) -> Usage:
+    """What the judge's calls on a sweep have used."""
+    judgements = data.judgements.get(domain, ())
+    if not judgements:
+        return Usage()
+    directory = data.run_dir / domain / "judge"
+    return read_usage(judge_path(directory, judgements[0].judge))
