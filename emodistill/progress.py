@@ -10,6 +10,10 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
 LINE_EVERY_S = 5.0
 QUIET_LINE_EVERY_S = 30.0
 
@@ -97,10 +101,6 @@ class Progress:
         return f"{self.done:,} of {self.total:,} {self.unit} ({share:.0%})"
 
     def _open_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),

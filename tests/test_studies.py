@@ -32,8 +32,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_arms
 from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.offline.store import read_trajectories
-from emodistill.reports import report_study
-from emodistill.reports.catalogue import TABLES
+from emodistill.reports import RECIPES, report_study
 from emodistill.reports.paper import numbers
 from emodistill.settings import Cell, Settings
 from emodistill.studies import arms as planning
@@ -64,7 +63,7 @@ def test_arms_are_told_apart_and_name_what_there_is(name):
     assert len({(arm.block, arm.label) for arm in arms}) == len(arms)
     assert all(arm.domain in DOMAINS for arm in arms)
     assert all(arm.method is None or arm.method in METHODS for arm in arms)
-    assert set(TABLES_OF[name]) <= {*TABLES, "figure-1"}
+    assert set(TABLES_OF[name]) <= {*(recipe.name for recipe in RECIPES), "figure-1"}
 
 
 def test_every_study_has_tables_and_every_ablation_a_subcommand():

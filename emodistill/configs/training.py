@@ -78,10 +78,6 @@ class MeshShape:
             )
         return cls(**dict(zip(("data", "fsdp", "tensor"), map(int, parts), strict=True)))
 
-    @property
-    def size(self) -> int:
-        return self.data * self.fsdp * self.tensor
-
     def __str__(self) -> str:
         return f"{self.data}x{self.fsdp}x{self.tensor}"
 

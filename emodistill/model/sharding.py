@@ -62,17 +62,19 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
       InputError: there are too few devices, or some of another process would be left out.
     """
     devices = jax.devices() if devices is None else devices
-    is_short = len(devices) > shape.size and jax.process_count() > 1
-    if len(devices) < shape.size or is_short:
+    sizes = (shape.data, shape.fsdp, shape.tensor)
+    num_devices = math.prod(sizes)
+    is_short = len(devices) > num_devices and jax.process_count() > 1
+    if len(devices) < num_devices or is_short:
         raise InputError(
-            f"mesh {shape} takes {shape.size} devices, but there are {len(devices)}; choose "
+            f"mesh {shape} takes {num_devices} devices, but there are {len(devices)}; choose "
             "--mesh DATAxFSDPxTENSOR with that product."
         )
     return jax.make_mesh(
-        (shape.data, shape.fsdp, shape.tensor),
+        sizes,
         ("data", "fsdp", "tensor"),
         axis_types=(AxisType.Auto,) * 3,
-        devices=list(devices[: shape.size]),
+        devices=list(devices[:num_devices]),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import kendalltau
 
 from emodistill.errors import InputError
 from emodistill.offline.rewards import Scores, scenario_advantages
@@ -58,7 +59,6 @@ def compare_scores(first: Scores, second: Scores, scenarios: Mapping[str, str]) 
     Raises:
       InputError: there is no such item.
     """
-    from scipy.stats import kendalltau
 
     shared = sorted(
         (key for key in first.keys() & second.keys() if key[0] in scenarios),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
+from emodistill.model.config import read_architecture
 
 if TYPE_CHECKING:
     from emodistill.train.memory_plan import MemoryPlan
@@ -20,8 +21,7 @@ def plan_memory(config: MemoryConfig) -> list[MemoryPlan]:
 
     Returns: the plans, in the order in which they were made.
     """
-    from emodistill.model.config import read_architecture
-    from emodistill.train import memory_plan
+    from emodistill.train import memory_plan  # JAX
 
     def plan(tokens: int) -> MemoryPlan:
         where = config.topology or "CPU"

@@ -26,7 +26,7 @@ from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage
 
 
-class _Details(NamedTuple):
+class _MatchDetails(NamedTuple):
     focal: PlayerSpec
     counterparty: PlayerSpec
     reader: str | None
@@ -177,7 +177,7 @@ def _job(cell: Cell) -> Job:
         config_file=f"{name}.config.yaml",
         growing=("num_seeds", "num_scenarios"),
         leftovers=(failures_path(output),),
-        details=_Details(focal, counterparty, reader, pack),
+        details=_MatchDetails(focal, counterparty, reader, pack),
     )
 
 

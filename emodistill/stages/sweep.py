@@ -19,7 +19,7 @@ from emodistill.stages.language_models import model_name, offer_model, offer_rea
 from emodistill.stages.stage import Stage, command
 
 
-class _Details(NamedTuple):
+class _SweepDetails(NamedTuple):
     reader: str | None
     pack: PromptPack
     scenarios: list[Scenario]
@@ -27,7 +27,7 @@ class _Details(NamedTuple):
 
 def _job(cell: Cell) -> Job:
     config: SweepConfig = cell.config
-    details = _Details(
+    details = _SweepDetails(
         reader=offer_model(config),
         pack=load_pack(config.prompt_pack),
         scenarios=all_scenarios(config),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from emodistill.stages.stage import Requirement, Stage, command
 from emodistill.train.metrics_log import METRICS
 
 
-class _Details(NamedTuple):
+class _TrainingDetails(NamedTuple):
     scores: Path | None
     pack: PromptPack | None
     sft_adapter: Path | None
@@ -75,7 +74,7 @@ def _job(cell: Cell) -> Job:
         path=directory / "adapter" if isinstance(config, AdapterConfig) else directory,
         inputs=hashes | input_hashes(files, config.run),
         identity=config.identity(),
-        details=_Details(scores, pack, sft_adapter),
+        details=_TrainingDetails(scores, pack, sft_adapter),
     )
 
 
@@ -106,62 +105,21 @@ def _evaluation(cell: Cell) -> str:
 
 
 def _train_selector(job: Job) -> Result:
-    from emodistill.model import keep_programs  # JAX: the other stages do without it
-    from emodistill.progress import progress
-    from emodistill.train.metrics_log import MetricsLog
-    from emodistill.train.q_learning import train_iql  # JAX
-    from emodistill.train.selector_checks import (  # JAX
-        MAX_UNSUPPORTED,
-        MIN_SUPPORT,
-        estimated_values,
-        support_map,
-    )
-    from emodistill.train.selector_files import save_selector  # JAX
-    from emodistill.train.transitions import make_transitions
+    from emodistill.train.selector_checks import MAX_UNSUPPORTED, MIN_SUPPORT  # JAX
+    from emodistill.train.selector_training import train_selector  # JAX
 
     config: IQLConfig = job.cell.config
-    keep_programs()
     sweep = read_sweep(config.run / config.domain, load_pack(), job.details.scores)
-    transitions = make_transitions(
-        [trajectory for trajectory in sweep.trajectories if trajectory.split == "train"],
-        sweep.scores,
-        signal=config.signal,
-        state=config.state,
-        max_turns=sweep.max_turns,
-    )
-    with (
-        MetricsLog(job.directory, num_steps=0) as log,
-        progress("iql", total=config.num_steps, unit="steps") as bar,
-    ):
-
-        def report(points: list[list[dict[str, float]]]) -> None:
-            for point in points[0]:
-                log.write(int(point["step"]), {k: v for k, v in point.items() if k != "step"})
-            last = points[0][-1]
-            bar.advance(int(last["step"]) - bar.done, f"critic loss {last['critic/loss']:.3f}")
-
-        (trained,) = train_iql(transitions, [config], report=report)
-    networks = trained.networks
-    save_selector(job.directory, networks)
-    support = support_map(networks, transitions, seed=config.seed)
-    (job.directory / SUPPORT).write_text(json.dumps(support.as_json()) + "\n")
-    values = estimated_values(networks, transitions, config)
-    print("iql: value by fitted Q: " + ", ".join(f"{name} {v:.3f}" for name, v in values.items()))
-    if support.unsupported > MAX_UNSUPPORTED:
+    trained = train_selector(config, sweep, job.directory)
+    values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
+    print(f"iql: value by fitted Q: {values}")
+    if trained.unsupported > MAX_UNSUPPORTED:
         print(
-            f"iql: {support.unsupported:.0%} of the policy's choices have fewer than {MIN_SUPPORT} "
+            f"iql: {trained.unsupported:.0%} of the policy's choices have fewer than {MIN_SUPPORT} "
             f"turns of the data behind them ({job.directory / SUPPORT}); play more seeds, or lower "
             "--advantage-scale."
         )
-    summary = {
-        "fitted_q": values,
-        "unsupported": support.unsupported,
-        "num_transitions": len(transitions),
-        "num_dialogues": transitions.num_dialogues,
-        "num_truncated": transitions.num_truncated,
-        "num_without_reward": transitions.num_without_reward,
-    }
-    return Result(f"selector in {job.directory}", summary=summary)
+    return Result(f"selector in {job.directory}", summary=trained._asdict())
 
 
 def train_adapter_stage(job: Job, objective: Any = None) -> Result:

@@ -8,6 +8,7 @@ what stays, but XLA's CPU compiler plans its temporaries generously.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -80,7 +81,9 @@ def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> M
       InputError: the model, mesh or topology is unknown.
     """
     shape = MeshShape.parse(config.mesh)
-    mesh = sharding.make_mesh(shape, devices or target_devices(config.topology, shape.size))
+    mesh = sharding.make_mesh(
+        shape, devices or target_devices(config.topology, math.prod(dataclasses.astuple(shape)))
+    )
     graphdef, lora, frozen = _abstract_student(config, mesh)
     batch = _abstract_batch(config, mesh)
     loss_fn, settings = _stage(config)

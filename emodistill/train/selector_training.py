@@ -1,0 +1,73 @@
+"""Stage 3: the emotion selector is trained on a sweep, and what the data says about it is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from emodistill.configs import IQLConfig
+from emodistill.model import keep_programs
+from emodistill.offline.rewards import SweepData
+from emodistill.offline.run_files import SUPPORT
+from emodistill.progress import progress
+from emodistill.train.metrics_log import MetricsLog
+from emodistill.train.q_learning import train_iql
+from emodistill.train.selector_checks import estimated_values, support_map
+from emodistill.train.selector_files import save_selector
+from emodistill.train.transitions import make_transitions
+
+
+class SelectorResult(NamedTuple):
+    """What a selector was trained on, and what the data says about it."""
+
+    fitted_q: dict[str, float]
+    """The estimated value of the selector, of behavior cloning and of random emotions."""
+    unsupported: float
+    """Share of the policy's choices with too few turns of the data behind them."""
+    num_transitions: int
+    num_dialogues: int
+    num_truncated: int
+    num_without_reward: int
+    left_out_scenarios: tuple[str, ...]
+    """Scenarios with too few scores to be normalised."""
+
+
+def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> SelectorResult:
+    """Train the selector on the dialogues of training scenarios, and write it to `directory`.
+
+    Raises:
+      InputError: no transition is left to learn from.
+    """
+    keep_programs()
+    transitions = make_transitions(
+        [trajectory for trajectory in sweep.trajectories if trajectory.split == "train"],
+        sweep.scores,
+        signal=config.signal,
+        state=config.state,
+        max_turns=sweep.max_turns,
+    )
+    with (
+        MetricsLog(directory, num_steps=0) as log,
+        progress("iql", total=config.num_steps, unit="steps") as bar,
+    ):
+
+        def report(points: list[list[dict[str, float]]]) -> None:
+            for point in points[0]:
+                log.write(int(point["step"]), {k: v for k, v in point.items() if k != "step"})
+            last = points[0][-1]
+            bar.advance(int(last["step"]) - bar.done, f"critic loss {last['critic/loss']:.3f}")
+
+        (trained,) = train_iql(transitions, [config], report=report)
+    save_selector(directory, trained.networks)
+    support = support_map(trained.networks, transitions, seed=config.seed)
+    (directory / SUPPORT).write_text(json.dumps(support.as_json()) + "\n")
+    return SelectorResult(
+        fitted_q=estimated_values(trained.networks, transitions, config),
+        unsupported=support.unsupported,
+        num_transitions=len(transitions),
+        num_dialogues=transitions.num_dialogues,
+        num_truncated=transitions.num_truncated,
+        num_without_reward=transitions.num_without_reward,
+        left_out_scenarios=transitions.left_out_scenarios,
+    )
