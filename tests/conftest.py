@@ -1,15 +1,16 @@
-"""Shared fixtures: tiny random checkpoints, and a tiny tokenizer with Qwen's chat format."""
+"""Shared fixtures: a tiny run, random checkpoints, and a tokenizer with Qwen's chat format."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -133,6 +134,29 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir
     folder = tmp_path_factory.mktemp("checkpoint")
     save_qwen2(model, folder, extra_files=sorted(tiny_tokenizer_dir.iterdir()))
     return folder
+
+
+def files_of(folder: Path) -> dict[str, list[int]]:
+    """Size and time of the last change of every file; hidden ones, which are locks, apart."""
+    files = (path for path in folder.rglob("[!.]*") if path.is_file())
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run of `tiny_run.make_tiny_run`, made by the first worker that needs it; read only."""
+    from tiny_run import make_tiny_run
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's folder lies in that of the session
+        shared = shared.parent
+    run, finished = shared / "tiny-run", shared / "tiny-run.json"
+    with FileLock(shared / "tiny-run.lock"):
+        if not finished.exists():
+            make_tiny_run(run)
+            finished.write_text(json.dumps(files_of(run)))
+    yield run
+    assert files_of(run) == json.loads(finished.read_text()), "a test has changed the shared run"
 
 
 HFMaker = Callable[..., tuple[Path, Any]]

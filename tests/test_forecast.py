@@ -5,6 +5,7 @@ import json
 
 import pytest
 from builders import JUDGEMENT, TRAJECTORY
+from tiny_run import run_stage
 
 from emodistill import stages
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
@@ -14,14 +15,8 @@ from emodistill.offline.budget import read_usage
 from emodistill.offline.forecast import forecast
 from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
-from emodistill.settings import Cell
 
 PRICES = '[simulator]\nprices = { "*" = [1.0, 2.0] }\n'
-
-
-def make(config, base=None, settings=None):
-    """Run the stage of `config`."""
-    return stages.run(Cell(config, base, settings))
 
 
 def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
@@ -36,10 +31,10 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
     found = json.loads(out.read_text())
 
-    sweep = make(SweepConfig(**shared)).path
+    sweep = run_stage(SweepConfig(**shared)).path
     assert sweep.read_bytes().startswith(pilot), "the sweep goes on from the pilot"
     del shared["num_seeds"]
-    scores = make(JudgeConfig(**shared)).path
+    scores = run_stage(JudgeConfig(**shared)).path
     for stage, path in (("sweep", sweep), ("judge", scores)):
         used = read_usage(path)
         for name in ("num_calls", "prompt_tokens", "completion_tokens", "cost_usd"):
@@ -80,7 +75,7 @@ def test_only_the_pilots_own_first_scores_of_turns_count():
 
 def test_a_pilot_of_a_sweep_that_is_there_judges_itself_alone(tmp_path, capsys):
     shared = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 6, "offer_reader": "llm"}
-    make(SweepConfig(**shared))
+    run_stage(SweepConfig(**shared))
     out = stages.plan(PlanConfig(**shared, pilot=3))
     judged = list(read_judgements(tmp_path / "crad/judge/sim-judge.jsonl"))
     assert len({j.trajectory_id for j in judged}) == 3

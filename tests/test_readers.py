@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
+from tiny_run import run_stage
 
-from emodistill import stages
 from emodistill.configs import EvaluateConfig, SweepConfig
 from emodistill.domains import DOMAINS, get_domain, load_scenarios
 from emodistill.errors import InputError, StaleInputError
@@ -14,14 +14,8 @@ from emodistill.negotiation.readers import LlmReader, parse_answer
 from emodistill.offline.store import read_trajectories
 from emodistill.prompts import offer_messages
 from emodistill.runs import read_manifest
-from emodistill.settings import Cell
 from emodistill.simulator.server import complete
 from emodistill.stages.language_models import offer_model
-
-
-def make(config, base=None, settings=None):
-    """Run the stage of `config`."""
-    return stages.run(Cell(config, base, settings))
 
 
 class FakeClient:
@@ -99,7 +93,7 @@ def test_the_simulated_reader_reads_what_the_simulated_speakers_write(domain, tm
     config = SweepConfig(
         run=tmp_path, domain=domain, num_scenarios=4, num_seeds=2, offer_reader="llm"
     )
-    path = make(config).path
+    path = run_stage(config).path
     trajectories = list(read_trajectories(path))
     turns = [turn for t in trajectories for turn in t.turns]
     agreed = [turn.offer == read_offer(turn.text, domain) for turn in turns]
@@ -114,9 +108,9 @@ def test_the_simulated_reader_reads_what_the_simulated_speakers_write(domain, tm
 
 def test_dialogues_read_by_patterns_and_by_a_model_are_not_mixed(tmp_path):
     config = SweepConfig(run=tmp_path, num_scenarios=2, num_seeds=1)
-    make(config)
+    run_stage(config)
     with pytest.raises((InputError, StaleInputError), match="offer reader"):
-        make(SweepConfig(run=tmp_path, num_scenarios=2, num_seeds=1, offer_reader="llm"))
+        run_stage(SweepConfig(run=tmp_path, num_scenarios=2, num_seeds=1, offer_reader="llm"))
 
 
 def test_a_reader_is_named_only_where_one_reads():
@@ -129,7 +123,7 @@ def test_a_reader_is_named_only_where_one_reads():
 
 def test_evaluation_refuses_an_unknown_reader_before_it_makes_anything(tmp_path):
     with pytest.raises(InputError, match="--reader gpt needs a --provider"):
-        make(EvaluateConfig(run=tmp_path, offer_reader="llm", reader="gpt"))
+        run_stage(EvaluateConfig(run=tmp_path, offer_reader="llm", reader="gpt"))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,22 +1,16 @@
 """The way from a script to its work is short, and a stage is defined in one place."""
 
 import runpy
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from tiny_run import copy_of
 
 from emodistill import stages
-from emodistill.configs import (
-    CONFIGS,
-    JPOConfig,
-    JudgeConfig,
-    PairConfig,
-    SFTConfig,
-    SweepConfig,
-)
-from emodistill.settings import Cell
+from emodistill.configs import CONFIGS, JPOConfig, PairConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL = ("scripts/", "emodistill/cli.py", "emodistill/configs/", "emodistill/settings.py")
@@ -25,14 +19,11 @@ TINY_FLAGS = ["--max-tokens", "512", "--max-samples", "2", "--max-steps", "1"]
 IS_FUNCTION = 2  # CO_NEWLOCALS, which the bodies of classes and modules lack
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(tiny_run, tmp_path):
     """A run that lacks JPO alone."""
-    run = tmp_path_factory.mktemp("runs") / "short"
-    tiny = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-    stages.run(Cell(SweepConfig(run=run, num_scenarios=4, num_seeds=3, max_turns=8)))
-    stages.run(Cell(JudgeConfig(run=run)))
-    stages.run(Cell(SFTConfig(run=run, **tiny)))
+    run = copy_of(tiny_run, tmp_path / "short")
+    shutil.rmtree(run / "crad/jpo")
     return run
 
 

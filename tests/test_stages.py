@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_run import ADAPTER, SECTIONS, copy_of, run_stage
 
 from emodistill import stages
 from emodistill.configs import (
@@ -30,40 +31,25 @@ from emodistill.stages.inputs import model_hashes
 from emodistill.stages.judge import JUDGE
 from emodistill.stages.stage import command
 
-SMALL = {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8}
-TINY = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-
-
-def make(config, base=None, settings=None):
-    """Run the stage of `config`."""
-    return stages.run(Cell(config, base, settings))
+SWEEP = SECTIONS["sweep"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished small run of one domain."""
-    run = tmp_path_factory.mktemp("runs") / "small"
-    make(SweepConfig(run=run, **SMALL))
-    make(JudgeConfig(run=run, concurrency=8))
-    make(IQLConfig(run=run, num_steps=60))
-    make(SFTConfig(run=run, **TINY))
-    make(JPOConfig(run=run, **TINY))
-    few = {"run": run, "num_scenarios": 2, "concurrency": 8, "max_turns": 4}
-    for method in ("vanilla-slm", "random", "iql+sft+jpo"):
-        make(EvaluateConfig(method=method, **few))
-    return run
+def run(tiny_run, tmp_path_factory):
+    """A finished small run of one domain, which grows from test to test."""
+    return copy_of(tiny_run, tmp_path_factory.mktemp("runs") / "small")
 
 
-def test_stages_leave_what_the_next_ones_read(run):
-    trajectories = read_trajectories(run / "crad/sweep/trajectories.jsonl")
+def test_stages_leave_what_the_next_ones_read(tiny_run):
+    trajectories = read_trajectories(tiny_run / "crad/sweep/trajectories.jsonl")
     assert len(trajectories) == 12
-    judgements = read_judgements(run / "crad/judge/sim-judge.jsonl")
+    judgements = read_judgements(tiny_run / "crad/judge/sim-judge.jsonl")
     scored = {(j.trajectory_id, j.turn_index) for j in judgements if j.status == "scored"}
     assert len(scored) >= 0.9 * sum(len(t.focal_turns) for t in trajectories)
-    assert (run / "crad/iql/default/selector.safetensors").is_file()
+    assert (tiny_run / "crad/iql/default/selector.safetensors").is_file()
     for stage in ("sft", "jpo"):
-        assert (run / f"crad/{stage}/default/adapter/adapter_model.safetensors").is_file()
-    played = read_trajectories(run / "crad/eval/iql+sft+jpo@sim-counterparty/default.jsonl")
+        assert (tiny_run / f"crad/{stage}/default/adapter/adapter_model.safetensors").is_file()
+    played = read_trajectories(tiny_run / "crad/eval/iql+sft+jpo@sim-counterparty/default.jsonl")
     assert len(played) == 2
     assert dict(played[0].focal.cells) == {"iql": "default", "jpo": "default"}
     assert {t.split for t in played} == {"test"}
@@ -74,7 +60,7 @@ def test_stages_leave_what_the_next_ones_read(run):
 def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run):
     method = f"iql+sft+{stage}"
     config = EvaluateConfig(run=run, method=method, num_scenarios=1, max_turns=2)
-    make(config, settings=Settings({stage: TINY}))
+    run_stage(config, settings=Settings({stage: ADAPTER}))
     trained = read_manifest(run / "crad" / stage / "default")
     assert trained.status == "finished"
     assert trained.config["max_samples"] == 2
@@ -83,9 +69,9 @@ def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run):
     assert (run / "crad" / stage / "reference").exists() == (stage == "dpo")
 
 
-def test_methods_meet_the_same_counterparties(run):
+def test_methods_meet_the_same_counterparties(tiny_run):
     methods = ("vanilla-slm", "random", "iql+sft+jpo")
-    folders = [run / f"crad/eval/{name}@sim-counterparty/default.jsonl" for name in methods]
+    folders = [tiny_run / f"crad/eval/{name}@sim-counterparty/default.jsonl" for name in methods]
     ids = [{t.trajectory_id for t in read_trajectories(path)} for path in folders]
     assert ids[0] == ids[1] == ids[2]
 
@@ -119,16 +105,16 @@ def test_a_run_has_measured_what_on_policy_steps_would_take(run):
     (step_s,) = [line["time/step_s"] for line in lines("jpo/default/metrics.jsonl")]
     (row,) = csv.DictReader(path.with_suffix(".csv").open(newline=""))
     assert float(row["offline_step_s"]) == step_s
-    assert int(row["concurrency"]) == SMALL["concurrency"]
+    assert int(row["concurrency"]) == SWEEP["concurrency"]
     assert float(row["on_policy_step_s"]) == pytest.approx(batch_size * sample_s / 8)
     assert float(row["ratio"]) == pytest.approx(batch_size * sample_s / 8 / step_s)
 
 
 def test_a_finished_stage_is_recognised(run, capsys):
     before = (run / "crad/sweep/trajectories.jsonl").stat().st_mtime_ns
-    make(SweepConfig(run=run, **SMALL))
-    make(SweepConfig(run=run, **(SMALL | {"num_seeds": 1})))
-    make(SFTConfig(run=run, **TINY))
+    run_stage(SweepConfig(run=run, **SWEEP))
+    run_stage(SweepConfig(run=run, **(SWEEP | {"num_seeds": 1})))
+    run_stage(SFTConfig(run=run, **ADAPTER))
     out = capsys.readouterr().out
     assert out.count("sweep: finished before") == 2
     assert "sft: finished before" in out
@@ -136,8 +122,8 @@ def test_a_finished_stage_is_recognised(run, capsys):
 
 
 def test_what_the_flags_change_is_a_cell_of_its_own(run):
-    base = JPOConfig(run=run, **TINY)
-    made = make(dataclasses.replace(base, kappa=0.5), base)
+    base = JPOConfig(run=run, **ADAPTER)
+    made = run_stage(dataclasses.replace(base, kappa=0.5), base)
     assert made.path.parent.name.startswith("kappa=0.5-")
     assert f"--cells jpo {made.path.parent.name}" in made.next_command
     found = read_manifest(made.path.parent)
@@ -149,9 +135,9 @@ def test_what_the_flags_change_is_a_cell_of_its_own(run):
     assert len(list((run / "crad/jpo/reference").glob("*.safetensors"))) == 1
 
 
-def test_config_yaml_makes_the_same_configuration_again(run):
-    settings = Settings.read(run / "crad/sft/default/config.yaml")
-    assert settings.config(SFTConfig) == SFTConfig(run=run, **TINY)
+def test_config_yaml_makes_the_same_configuration_again(tiny_run):
+    settings = Settings.read(tiny_run / "crad/sft/default/config.yaml")
+    assert settings.config(SFTConfig) == SFTConfig(run=tiny_run, **ADAPTER)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +154,9 @@ def test_the_embedded_student_is_sampled_cooler_than_others(settings, temperatur
     assert writing_temperature(config, config.method) == temperature
 
 
-def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_path):
-    copy = copy_of(run, tmp_path / "copy")
-    make(JudgeConfig(run=copy, level="dialogue"))
+def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(tiny_run, tmp_path):
+    copy = copy_of(tiny_run, tmp_path / "copy")
+    run_stage(JudgeConfig(run=copy, level="dialogue"))
     manifest = copy / "crad/judge/sim-judge.dialogue.manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
     assert JUDGE.is_there(copy / "crad", Requirement("judge", {"level": "turn"}))
@@ -178,8 +164,8 @@ def test_a_judge_that_scores_dialogues_does_not_unmake_its_turn_scores(run, tmp_
 
 
 def test_a_signal_of_whole_dialogues_gets_them_judged(tmp_path):
-    make(SweepConfig(run=tmp_path, **SMALL))
-    config = SFTConfig(run=tmp_path, **(TINY | {"signal": "episode-judge"}))
+    run_stage(SweepConfig(run=tmp_path, **SWEEP))
+    config = SFTConfig(run=tmp_path, **(ADAPTER | {"signal": "episode-judge"}))
     stages.prepare(Cell(config))
     levels = {j.turn_index for j in read_judgements(tmp_path / "crad/judge/sim-judge.jsonl")}
     assert levels == {None}
@@ -187,45 +173,36 @@ def test_a_signal_of_whole_dialogues_gets_them_judged(tmp_path):
 
 def test_other_settings_in_the_same_cell_are_refused(run):
     with pytest.raises(StaleInputError, match=r"learning_rate=0\.001, now learning_rate=0\.002"):
-        make(SFTConfig(run=run, **(TINY | {"learning_rate": 2e-3})))
+        run_stage(SFTConfig(run=run, **(ADAPTER | {"learning_rate": 2e-3})))
     with pytest.raises(StaleInputError, match="max_turns"):
-        make(SweepConfig(run=run, **SMALL, max_turns=8))
+        run_stage(SweepConfig(run=run, **SWEEP, max_turns=8))
 
 
-def test_changed_inputs_are_refused_by_name(run, tmp_path):
-    copy = copy_of(run, tmp_path / "copy")
+def test_changed_inputs_are_refused_by_name(tiny_run, tmp_path):
+    copy = copy_of(tiny_run, tmp_path / "copy")
     scores = copy / "crad/judge/sim-judge.jsonl"
     scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
         StaleInputError, match=r"crad/judge/sim-judge\.jsonl \(turn scores\) has changed"
     ):
-        make(SFTConfig(run=copy, **TINY))
+        run_stage(SFTConfig(run=copy, **ADAPTER))
 
 
-def copy_of(run, copy):
-    for source in run.rglob("*"):
-        if source.is_file() and not source.name.startswith("."):
-            target = copy / source.relative_to(run)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    return copy
-
-
-def test_scores_are_never_joined_to_other_utterances(run, tmp_path):
-    copy = copy_of(run, tmp_path / "copy")
+def test_scores_are_never_joined_to_other_utterances(tiny_run, tmp_path):
+    copy = copy_of(tiny_run, tmp_path / "copy")
     dialogues = copy / "crad/sweep/trajectories.jsonl"
     text = dialogues.read_text()
     dialogues.write_text(text.replace('"text": "I', '"text": "Well, I', 1))
     with pytest.raises(StaleInputError, match="no longer begins with the dialogues that were"):
-        make(JudgeConfig(run=copy, concurrency=8))
+        run_stage(JudgeConfig(run=copy, concurrency=8))
 
 
-def test_a_grown_sweep_is_judged_before_it_is_trained_on(run, tmp_path):
-    copy = copy_of(run, tmp_path / "copy")
+def test_a_grown_sweep_is_judged_before_it_is_trained_on(tiny_run, tmp_path):
+    copy = copy_of(tiny_run, tmp_path / "copy")
     for stage in ("sft", "jpo", "iql"):
         shutil.rmtree(copy / "crad" / stage)
-    make(SweepConfig(run=copy, **(SMALL | {"num_seeds": 3})))
-    make(SFTConfig(run=copy, **TINY))
+    run_stage(SweepConfig(run=copy, **(SWEEP | {"num_seeds": 3})))
+    run_stage(SFTConfig(run=copy, **ADAPTER))
     judged = read_judgements(copy / "crad/judge/sim-judge.jsonl")
     assert len({j.trajectory_id for j in judged}) == 18
 
@@ -254,8 +231,8 @@ def test_another_student_of_the_same_size_is_another_student(tmp_path):
         model_hashes(str(tmp_path))
 
 
-def test_a_report_shows_cells_and_does_not_mix_counterparties(run, tmp_path, capsys):
-    copy = copy_of(run, tmp_path / "copy")
+def test_a_report_shows_cells_and_does_not_mix_counterparties(tiny_run, tmp_path, capsys):
+    copy = copy_of(tiny_run, tmp_path / "copy")
     home = copy / "crad/eval/random@sim-counterparty"
     shutil.copy(home / "default.jsonl", home / "max_turns=4-0000.jsonl")
     report(ReportConfig(run=copy, num_resamples=200))
@@ -275,7 +252,7 @@ def test_a_report_shows_cells_and_does_not_mix_counterparties(run, tmp_path, cap
 
 def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
     with pytest.raises(InputError) as refused:
-        make(SFTConfig(run=tmp_path / "r", domain="hospital", provider="dashscope"))
+        run_stage(SFTConfig(run=tmp_path / "r", domain="hospital", provider="dashscope"))
     message = str(refused.value)
     for script in ("sweep", "judge"):
         assert f"python scripts/{script}.py --run {tmp_path / 'r'} --domain hospital" in message
@@ -283,31 +260,31 @@ def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_real_dialogues_are_never_judged_by_the_simulator(run, tmp_path):
+def test_real_dialogues_are_never_judged_by_the_simulator(tiny_run, tmp_path):
     home = tmp_path / "real/crad/sweep"
     home.mkdir(parents=True)
     for name in ("trajectories.jsonl", "scenarios.jsonl"):
-        home.joinpath(name).write_bytes((run / "crad/sweep" / name).read_bytes())
+        home.joinpath(name).write_bytes((tiny_run / "crad/sweep" / name).read_bytes())
     with pytest.raises(InputError, match="lacks judge"):
-        make(SFTConfig(run=tmp_path / "real", **TINY))
+        run_stage(SFTConfig(run=tmp_path / "real", **ADAPTER))
 
 
-def test_own_files_without_manifests_are_used_as_they_are(run, tmp_path):
+def test_own_files_without_manifests_are_used_as_they_are(tiny_run, tmp_path):
     own = tmp_path / "own"
     for name in ("sweep/trajectories.jsonl", "sweep/scenarios.jsonl", "judge/my-judge.jsonl"):
-        source = run / "crad" / name.replace("my-judge", "sim-judge")
+        source = tiny_run / "crad" / name.replace("my-judge", "sim-judge")
         target = own / "crad" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text().replace("sim-judge", "my-judge"))
-    make(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
+    run_stage(IQLConfig(run=own, num_steps=20, signal="turn-judge"))
     found = read_manifest(own / "crad/iql/default")
     assert found.status == "finished"
     assert "crad/judge/my-judge.jsonl (turn scores)" in found.inputs
 
 
-def test_manifests_name_inputs_that_can_be_traced(run):
-    found = json.loads((run / "crad/jpo/default/manifest.json").read_text())
+def test_manifests_name_inputs_that_can_be_traced(tiny_run):
+    found = json.loads((tiny_run / "crad/jpo/default/manifest.json").read_text())
     assert found["status"] == "finished"
     assert any(name.startswith("crad/sft/default/adapter/") for name in found["inputs"])
     assert found["inputs"]["prompt pack"]
-    assert Path(run / "crad/sweep/trajectories.jsonl").is_file()
+    assert Path(tiny_run / "crad/sweep/trajectories.jsonl").is_file()

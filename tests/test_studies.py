@@ -5,8 +5,8 @@ import dataclasses
 import json
 
 import pytest
+from tiny_run import ADAPTER, SECTIONS, SETTINGS, copy_of, run_stage
 
-from emodistill import stages
 from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
@@ -34,27 +34,11 @@ from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.offline.store import read_trajectories
 from emodistill.reports import RECIPES, report_study
 from emodistill.reports.paper import numbers
-from emodistill.settings import Cell, Settings
+from emodistill.settings import Settings
 from emodistill.studies import arms as planning
 from emodistill.studies import runner
 from emodistill.studies.arms import plan_arms
 from emodistill.studies.runner import run_study
-
-ADAPTER = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
-SECTIONS = {
-    "sweep": {"num_scenarios": 6, "num_seeds": 2, "concurrency": 8},
-    "judge": {"concurrency": 8},
-    "iql": {"num_steps": 20},
-    **dict.fromkeys(("sft", "jpo", "alol", "dpo"), ADAPTER),
-    "evaluate": {"num_scenarios": 2, "num_seeds": 1, "max_turns": 4, "concurrency": 8},
-    "report": {"num_resamples": 50},
-}
-SETTINGS = Settings(SECTIONS)
-
-
-def make(config, base=None, settings=None):
-    """Run the stage of `config`."""
-    return stages.run(Cell(config, base, settings))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -150,9 +134,9 @@ def test_what_is_typed_overrides_the_stages_settings(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kappa(tmp_path_factory):
+def kappa(tiny_run, tmp_path_factory):
     """A small study of two arms, one of which is the usual training."""
-    run = tmp_path_factory.mktemp("runs") / "study"
+    run = copy_of(tiny_run, tmp_path_factory.mktemp("runs") / "study")
     config = KappaStudy(run=run, values=(0.5, 1.0))
     return config, run_study(config, SETTINGS)
 
@@ -188,15 +172,15 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
 
 def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_from(tmp_path):
     sweep = SweepConfig(run=tmp_path, num_scenarios=3, num_seeds=2, max_turns=4, concurrency=8)
-    make(sweep)
+    run_stage(sweep)
     iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=2, judge="sim-blind-judge")
-    make(iql)
+    run_stage(iql)
     assert [path.name for path in (tmp_path / "crad/judge").glob("*.jsonl")] == [
         "sim-blind-judge.jsonl"
     ]
-    make(JudgeConfig(run=tmp_path))
+    run_stage(JudgeConfig(run=tmp_path))
     with pytest.raises(InputError, match=r"sim-blind-judge, sim-judge; say which with --judge"):
-        make(dataclasses.replace(iql, judge=None))
+        run_stage(dataclasses.replace(iql, judge=None))
     other = {"run": tmp_path / "b", "judge": "sim-blind-judge", "expectiles": (0.8,)}
     few = {"advantage_scales": (3.0,), "discounts": (0.99,)}
     learning = Settings(SECTIONS | {"iql": {"num_steps": 2, "signal": "turn-judge"}})
@@ -278,7 +262,7 @@ def test_emotion_free_methods_are_trained_and_played_without_a_block(kappa):
     config, _ = kappa
     few = {"run": config.run, "num_scenarios": 2, "max_turns": 4, "concurrency": 8}
     for method in ("free-sft+jpo", "iql+sft+jpo-stripped"):
-        path = make(EvaluateConfig(method=method, **few), settings=SETTINGS).path
+        path = run_stage(EvaluateConfig(method=method, **few), settings=SETTINGS).path
         assert path.name == "default.jsonl"
         played = read_trajectories(path)
         assert {turn.emotion for t in played for turn in t.focal_turns} == {None}
@@ -293,9 +277,9 @@ def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
     config, _ = kappa
     few = {"run": config.run, "num_scenarios": 1, "max_turns": 4, "concurrency": 8}
     hospital = {"run": config.run, "domain": "hospital"}
-    make(SETTINGS.config(SweepConfig, **hospital))
+    run_stage(SETTINGS.config(SweepConfig, **hospital))
     base = EvaluateConfig(method="iql+sft+jpo", domain="hospital", **few)
-    path = make(dataclasses.replace(base, trained_on="crad"), base).path
+    path = run_stage(dataclasses.replace(base, trained_on="crad"), base).path
     assert path.name.startswith("trained_on=crad")
     manifest = json.loads(path.with_suffix(".manifest.json").read_text())
     inputs = set(manifest["inputs"])
@@ -306,14 +290,14 @@ def test_a_method_of_another_domain_brings_its_selector_and_adapter(kappa):
 
 def test_settings_can_be_chosen_on_validation_scenarios(tmp_path):
     run = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 1, "max_turns": 4}
-    make(SweepConfig(num_validation=2, **run))
+    run_stage(SweepConfig(num_validation=2, **run))
     base = EvaluateConfig(method="random", **run)
-    path = make(dataclasses.replace(base, split="validation"), base).path
+    path = run_stage(dataclasses.replace(base, split="validation"), base).path
     (played,) = read_trajectories(path)
     assert played.split == "validation" and path.name.startswith("split=validation")
-    make(SweepConfig(**run | {"run": tmp_path / "b"}))
+    run_stage(SweepConfig(**run | {"run": tmp_path / "b"}))
     with pytest.raises(InputError, match=r"split='validation'; sweep with --num-validation 10"):
-        make(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
+        run_stage(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
 
 
 def test_single_emotions_are_played_judged_and_ranked(kappa, monkeypatch):
