@@ -41,7 +41,7 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
             "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
             "itself; see what it reaches with evaluate.py --method oracle."
         )
-    pairs = list(itertools.product(config.methods, repeat=2))
+    pairs = list(itertools.product(config.methods, config.methods))
     cells = {}
     for focal, counterparty in pairs:
         pair = config.pair(focal, counterparty)

@@ -44,8 +44,9 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     model_hashes(config.model)
     load_pack(config.prompt_pack)
     needs = [Requirement("sweep"), scores_needed(config)]
-    if not config.starts_from_base and config.sft_cell == DEFAULT_CELL:
-        needs.append(Requirement("sft"))  # other cells are the user's own
+    if isinstance(config, RefinementConfig) and not config.starts_from_base:
+        # Other cells than the default one are the user's own, and nothing makes them unasked.
+        needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
     return needs
 
 
@@ -62,7 +63,7 @@ def _job(cell: Cell) -> Job:
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)
-        if not config.starts_from_base:
+        if isinstance(config, RefinementConfig) and not config.starts_from_base:
             sft_adapter = home / "sft" / config.sft_cell / "adapter"
             _check_snapshot(config, sft_adapter.parent)
             files += sorted(sft_adapter.iterdir())

@@ -111,7 +111,7 @@ def run_on_ray(
 def _connected(cpus: float, gpus: float) -> Any:
     """The module, once it can run such tasks."""
     try:
-        import ray  # an extra
+        import ray  # an extra  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             "--launcher ray needs Ray: pip install 'emodistill[ray]', or leave the flag out."
