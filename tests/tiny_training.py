@@ -36,7 +36,11 @@ SFT = SFTConfig(learning_rate=1e-2, lora_rank=4, batch_size=4, save_every=2)
 
 def loss_of(config):
     """The loss of the stage that `config` configures, as the trainer wants it."""
-    return functools.partial(OBJECTIVES[config.stage].loss, config)
+
+    def loss(logp_SU, batch):
+        return OBJECTIVES[config.stage].loss(config, logp_SU, batch)
+
+    return loss
 
 
 sft = loss_of(SFT)
