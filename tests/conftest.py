@@ -17,6 +17,11 @@ XLA_FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",  # an MLIR pipeline for each fused loop: 2/3 of the time
 )
+LONG_FILES = (
+    *("test_studies", "test_stages", "test_adapter_training", "test_trainer", "test_qwen2"),
+    *("test_loop", "test_embedded", "test_forecast", "test_checkpoints", "test_planted"),
+    *("test_iql", "test_memory_plan", "test_sweep", "test_sampling", "test_attention"),
+)
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
@@ -41,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if PROGRAMS in config.stash:
         config.stash[PROGRAMS].cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    rank = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_collection_finish() -> None:

@@ -89,7 +89,7 @@ def run(script, *flags, monkeypatch, capsys):
         (["train_jpo.py", "--kappa", "2"], "kappa=2.0 must lie in [0, 1]"),
         (["evaluate.py", "--method", "iql+magic"], "--method iql+magic is not known; use one of"),
         (["tournament.py", "--methods", "iql+magic"], "iql+magic is not known; use one of"),
-        (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who sits in"),
+        (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who plays the"),
         (["sweep.py", "--provider", "nowhere"], "--provider nowhere is none of"),
         (["sweep.py", "--provider", "dashscope"], "set DASHSCOPE_API_KEY"),
         (

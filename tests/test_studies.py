@@ -5,6 +5,8 @@ import dataclasses
 import json
 
 import pytest
+from emodistill.studies.arms import plan_arms
+from emodistill.studies.runner import run_study
 from tiny_run import ADAPTER, SECTIONS, SETTINGS, copy_of, run_stage
 
 from emodistill.configs import (
@@ -37,8 +39,6 @@ from emodistill.reports.paper import numbers
 from emodistill.settings import Settings
 from emodistill.studies import arms as planning
 from emodistill.studies import runner
-from emodistill.studies.arms import plan_arms
-from emodistill.studies.runner import run_study
 
 
 @pytest.mark.parametrize("name", STUDIES)
