@@ -62,9 +62,12 @@ def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> Swee
 
 
 def sweep_concurrency(run: Path, domain: str) -> int | None:
-    """How many dialogues the sweep last played at once; None where its settings aren't there."""
+    """How many dialogues the sweep last played at once; None where its settings aren't there.
+
+    The other settings of the file may be those of an earlier version, and are not looked at.
+    """
     path = run / domain / "sweep" / "config.yaml"
-    return Settings.read(path).values(SweepConfig).get("concurrency") if path.is_file() else None
+    return Settings.read(path).sections["sweep"].get("concurrency") if path.is_file() else None
 
 
 def played_pairs(home: Path) -> dict[tuple[str, str], Path]:
