@@ -5,16 +5,18 @@ import math
 
 import numpy as np
 
-from emodistill.configs import METHODS
+from emodistill.configs import METHODS, JPOConfig
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.jsonl import JsonlAppender
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn
 from emodistill.reports import RunData
 from emodistill.reports.curves import read_curve
 from emodistill.reports.results import Resampling, dialogue_frame
 from emodistill.reports.run_data import arm_block
+from emodistill.runs import MANIFEST, Job, begin_stage
 from emodistill.seeding import stream
+from emodistill.settings import Cell
 
 SKILL = dict(zip(METHODS, (0.3, 0.35, 0.35, 0.5, 0.6, 0.55, 0.7), strict=True))
 POSITIONS = {"crad": (20.0, 110.0), "disaster": (90.0, 25.0), "hospital": (21.0, 3.0)}
@@ -69,8 +71,8 @@ def make_dialogue(domain="crad", number=1, seed=0, method="vanilla-slm", *, shar
         focal_target=target,
         counterparty_anchor=anchor,
         unit=unit.unit,
-        focal=FocalParty(method=method, model="embedded", temperature=0.7),
-        counterparty=CounterParty(model="sim-counterparty", temperature=0.7),
+        focal=FocalPlayer(method=method, model="embedded", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="sim-counterparty", temperature=0.7),
         prompt_pack_sha256="0" * 64,
         agreement_rule="stand",
         turns=tuple(said),
@@ -212,3 +214,19 @@ def write_dialogues(path, dialogues):
     with JsonlAppender(path) as file:
         for dialogue in dialogues:
             file.append(dialogue)
+
+
+def begin(directory, *, identity=None, manifest=MANIFEST):
+    """Leave a stage's manifest as a stage that was cut off does."""
+    output = directory / "output"
+    job = Job(
+        cell=Cell(JPOConfig()),
+        name="",
+        directory=directory,
+        output=output,
+        path=output,
+        inputs={},
+        identity=identity or {},
+        manifest=manifest,
+    )
+    begin_stage(job)

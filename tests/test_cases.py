@@ -2,8 +2,6 @@
 
 import pytest
 from builders import negotiation
-from emodistill.reports.cases import cases_markdown
-from emodistill.reports.viewer import CAVEAT
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -11,7 +9,6 @@ from emodistill.evaluation.cases import (
     quickest_close,
     selector_difference,
 )
-from emodistill.reports import RunData
 
 
 def scored(dialogues, values):
@@ -58,19 +55,3 @@ def test_the_selector_s_case_is_where_it_gains_most():
     assert (pair.with_selector, pair.without) == (played[1], plain[1])
     assert selector_difference(plain[3:], played[3:]).with_selector == plain[3]
     assert selector_difference(played[3:], plain[3:]) is None
-
-
-def test_the_file_has_each_case_and_quotes_what_was_said(tmp_path):
-    dialogues = four()
-    data = RunData(
-        run_dir=tmp_path,
-        trajectories={"crad": dialogues},
-        evaluations={"crad": {"iql+sft+jpo": four((0.9,) * 4), "iql+sft+jpo-stripped": four()}},
-        caveat=CAVEAT,
-    )
-    text = cases_markdown(data)
-    assert "## CRAD" in text and CAVEAT in text
-    assert "Emotions that close the gap" in text and "with the selector and without" in text
-    assert "worth learning" not in text, "nothing is judged"
-    assert dialogues[0].turns[0].text.split(",")[0] in text
-    assert cases_markdown(RunData(run_dir=tmp_path)) is None

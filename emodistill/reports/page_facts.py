@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emodistill.evaluation.metrics import data_quality, num_otherwise_under
+from emodistill.evaluation.metrics import num_otherwise_under, num_unread_offers
 from emodistill.records import Judgement
 from emodistill.reports.run_data import RunData
 from emodistill.runs import MANIFEST, Manifest, read_manifest
@@ -83,10 +83,10 @@ def _dialogues(frame: pd.DataFrame) -> str:
 
 
 def _unread(frame: pd.DataFrame) -> str:
-    quality = data_quality(list(frame.dialogue))
+    num_unread, num_turns = sum(map(num_unread_offers, frame.dialogue)), frame.rounds.sum()
     return (
-        f"at most {quality.num_unread:,} of {quality.num_turns:,} turns "
-        f"({100 * quality.unread_share:.1f} %): they name a figure and yield no offer"
+        f"at most {num_unread:,} of {num_turns:,} turns ({100 * num_unread / num_turns:.1f} %): "
+        "they name a figure and yield no offer"
     )
 
 
