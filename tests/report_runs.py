@@ -176,7 +176,7 @@ def run_data(run_dir, *, evaluations=None, sweep=(), arms=None, tournament=None,
             labelled.append(({"source": "evaluation", **labels}, dialogues))
     for study, of_study in (arms or {}).items():
         for arm, dialogues in of_study:
-            published_as = arm.block if arm.domain == "crad" else None
+            published_as = arm.block if arm.domain == "crad" else ""
             labels = {"study": study, "arm": arm.path, "block": arm_block(arm), "label": arm.label}
             labels |= {"source": "study", "published_as": published_as}
             labelled.append((labels, dialogues))

@@ -228,7 +228,7 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
-    singles = data.played_in("study", "emotions")
+    singles = data.played_in("study", study="emotions")
     sources = [(data.played_in("sweep"), data.judgements), (singles, data.emotion_judgements)]
     rankings = {}
     for domain in in_order({*(d for frame, _ in sources for d in frame.domain)}):

@@ -137,8 +137,9 @@ def render_page(
       narrow: figures with a single panel, which need half the page's width.
       provenance: further lines for the page's end.
     """
+    ends = UNTRAINED, FULLY_TRAINED
     pairs = [
-        typical_pair(*(data.records("evaluation", domain, m) for m in (UNTRAINED, FULLY_TRAINED)))
+        typical_pair(*(data.records("evaluation", domain=domain, label=name) for name in ends))
         for domain in in_order(data.dialogues.domain.unique())
     ]
     return (
