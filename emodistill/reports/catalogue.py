@@ -21,7 +21,6 @@ from emodistill.reports.method_content import (
     FREE_TRAINED,
     REFINED,
     all_methods,
-    differences,
     of_methods,
     of_study,
 )
@@ -46,7 +45,7 @@ CONTENT: Mapping[str, Callable[[RunData], TableContent]] = {
     "matches": emotion_content.selector_matches,
     "shift": emotion_content.shifted_features,
     "ratings": tournament_content.strengths,
-    "differences": differences,
+    "differences": lambda data: TableContent(data.differences),
     "cost": cost_content.call_costs,
     "policy-cost": training_content.step_times,
 }

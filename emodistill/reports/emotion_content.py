@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from emodistill.evaluation.comparisons import emotion_tests
 from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
 from emodistill.offline.judging import scores_by_turn
@@ -56,7 +58,7 @@ def selector_matches(data: RunData) -> TableContent:
         rates = match_rates(
             dialogues,
             scores_by_turn(data.judgements[domain]),
-            lambda state, selector=selector, rng=rng: selector.choose(state, rng),
+            functools.partial(selector.choose, rng=rng),
             max_turns=max_turns(data.run_dir / domain),
             n_resamples=data.resampling.num_resamples,
             seed=data.resampling.seed,

@@ -87,8 +87,3 @@ def of_study(table: str, study: str) -> Callable[[RunData], TableContent]:
         )
 
     return content
-
-
-def differences(data: RunData) -> TableContent:
-    """Methods against each other on the scenarios that both have played."""
-    return TableContent(data.differences)

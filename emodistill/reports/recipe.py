@@ -14,6 +14,7 @@ import pandas as pd
 
 from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.report_table import ReportTable, TableColumn, TableRow
+from emodistill.reports.results import models
 from emodistill.reports.run_data import RunData
 
 ABOUT_RUN = "about the run"
@@ -96,9 +97,7 @@ def _about_run(data: RunData, content: TableContent) -> list[str]:
     lines = [*content.notes]
     frame = content.players_of
     if frame is not None and len(frame):
-        focal, counterparty = (
-            ", ".join(sorted(frame[f"{role}_model"].unique())) for role in ("focal", "counterparty")
-        )
+        focal, counterparty = models(frame)
         lines.append(f"Focal side: {focal}. Counterparty: {counterparty}.")
     if content.missing:
         lines.append(f"Missing: {'; '.join(content.missing)}.")

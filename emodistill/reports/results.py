@@ -101,6 +101,12 @@ def dialogue_frame(labelled: Iterable[Labelled]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
 
 
+def models(frame: pd.DataFrame) -> list[str]:
+    """The language models of the focal role and of the counterparty, as text."""
+    roles = ("focal_model", "counterparty_model")
+    return [", ".join(sorted({*frame[role]})) for role in roles]
+
+
 def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:
     """Success, outcomes, utility and rounds by block and label, and the paper's for `table`.
 

@@ -158,10 +158,9 @@ def read_run(config: ReportConfig) -> RunData:
             and manifest.status != "finished"
         },
         num_failed=sum(
-            1
+            len([*read_lines(path)])
             for path in map(failures_path, evaluations.values())
             if path.is_file()
-            for _ in read_lines(path)
         ),
     )
 
@@ -233,24 +232,18 @@ def _emotion_judgements(
 def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     manifest = read_manifest(config.run / domain / "sweep")
-    usual = None if manifest is None else manifest.config.get("counterparty")
-    usual = None if usual is None else str(usual).replace("/", "-")
+    usual = config.counterparty or (manifest and manifest.config.get("counterparty"))
+    usual = usual and str(usual).replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")
-        is_default = path.stem == "default"
-        is_unusual = path in arm_paths and usual is not None and counterparty != usual
-        if (
-            method == "fixed"
-            or (is_unusual and config.counterparty is None)
-            or path.name.endswith(".failures.jsonl")
-            or (path in arm_paths and not is_default)
-        ):
-            continue
-        label = method if is_default else f"{method} ({path.stem})"
-        by_counterparty.setdefault(counterparty, {})[label] = path
+        is_default, is_usual = path.stem == "default", usual in (None, counterparty)
+        is_only_an_arm = path in arm_paths and not (is_default and is_usual)
+        if method != "fixed" and not path.stem.endswith(".failures") and not is_only_an_arm:
+            label = method if is_default else f"{method} ({path.stem})"
+            by_counterparty.setdefault(counterparty, {})[label] = path
     if config.counterparty is not None:
-        return by_counterparty.get(config.counterparty.replace("/", "-"), {})
+        return by_counterparty.get(str(usual), {})
     if len(by_counterparty) > 1:
         if usual not in by_counterparty:
             raise InputError(

@@ -35,8 +35,8 @@ STEP_S = "time/step_s"
 def stability(data: RunData) -> TableContent:
     """Table 15: signal and controls at the end of each training."""
     rows, missing = [], []
-    for domain, label, curve in _trainings(data):
-        stage, title = curve.stage, DOMAIN_TITLES[domain]
+    for label, curve in _trainings(data):
+        stage, title = curve.stage, DOMAIN_TITLES[curve.domain]
         name = title if label == stage else f"{title}, {label}"
         try:
             ended = stability_row(stage, curve.metrics)
@@ -46,22 +46,25 @@ def stability(data: RunData) -> TableContent:
         row = ended._asdict() | {"block": STAGE_TITLES[stage], "run": name}
         for key, quarter in zip(("control", "ratio"), ended.controls, strict=False):
             row |= {key: quarter.median, f"{key}_std": quarter.mad}
-        rows.append(row | {"published": paper.numbers("table-15", domain, label)})
+        rows.append(row | {"published": paper.numbers("table-15", curve.domain, label)})
     return TableContent(rows, missing=missing)
 
 
-def _trainings(data: RunData) -> list[tuple[str, str, Curve]]:
-    """(domain, what the paper calls it, curve) of the usual trainings and the emotion-free ones."""
-    trainings = [(c.domain, c.stage, c) for c in data.curves if c.cell == "default"] + [
-        (arm.domain, arm.label, data.arm_curves[arm.path])
+def _trainings(data: RunData) -> list[tuple[str, Curve]]:
+    """(what the paper calls it, curve) of the usual trainings and the emotion-free ones."""
+    trainings = [(curve.stage, curve) for curve in data.curves if curve.cell == "default"]
+    trainings += [
+        (arm.label, data.arm_curves[arm.path])
         for arm in data.arms.get("emotion-free", ())
         if arm.path in data.arm_curves
     ]
-    order = [*STAGE_TITLES]
-    return sorted(
-        (t for t in trainings if t[2].stage in order),
-        key=lambda t: (order.index(t[2].stage), DOMAINS.index(t[0])),
-    )
+    return [
+        (label, curve)
+        for stage in STAGE_TITLES
+        for domain in DOMAINS
+        for label, curve in trainings
+        if (curve.stage, curve.domain) == (stage, domain)
+    ]
 
 
 def step_times(data: RunData) -> TableContent:
