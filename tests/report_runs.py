@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from emodistill.configs import METHODS
+from emodistill.configs import METHODS, JPOConfig
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.jsonl import JsonlAppender
@@ -14,7 +14,9 @@ from emodistill.reports import RunData
 from emodistill.reports.curves import read_curve
 from emodistill.reports.results import Resampling, dialogue_frame
 from emodistill.reports.run_data import arm_block
+from emodistill.runs import MANIFEST, Job, begin_stage
 from emodistill.seeding import stream
+from emodistill.settings import Cell
 
 SKILL = dict(zip(METHODS, (0.3, 0.35, 0.35, 0.5, 0.6, 0.55, 0.7), strict=True))
 POSITIONS = {"crad": (20.0, 110.0), "disaster": (90.0, 25.0), "hospital": (21.0, 3.0)}
@@ -174,7 +176,7 @@ def run_data(run_dir, *, evaluations=None, sweep=(), arms=None, tournament=None,
             labelled.append(({"source": "evaluation", **labels}, dialogues))
     for study, of_study in (arms or {}).items():
         for arm, dialogues in of_study:
-            published_as = arm.block if arm.domain == "crad" else None
+            published_as = arm.block if arm.domain == "crad" else ""
             labels = {"study": study, "arm": arm.path, "block": arm_block(arm), "label": arm.label}
             labels |= {"source": "study", "published_as": published_as}
             labelled.append((labels, dialogues))
@@ -212,3 +214,19 @@ def write_dialogues(path, dialogues):
     with JsonlAppender(path) as file:
         for dialogue in dialogues:
             file.append(dialogue)
+
+
+def begin(directory, *, identity=None, manifest=MANIFEST):
+    """Leave a stage's manifest as a stage that was cut off does."""
+    output = directory / "output"
+    job = Job(
+        cell=Cell(JPOConfig()),
+        name="",
+        directory=directory,
+        output=output,
+        path=output,
+        inputs={},
+        identity=identity or {},
+        manifest=manifest,
+    )
+    begin_stage(job)

@@ -1,7 +1,7 @@
 """Case studies: the query's answer on dialogues made for it."""
 
 import pytest
-from report_runs import make_dialogue, run_data
+from builders import negotiation
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -9,8 +9,6 @@ from emodistill.evaluation.cases import (
     quickest_close,
     selector_difference,
 )
-from emodistill.reports.case_studies import cases_markdown
-from emodistill.reports.run_data import CAVEAT
 
 
 def scored(dialogues, values):
@@ -21,17 +19,17 @@ def scored(dialogues, values):
 
 def four(shares=(0.5, 0.5, 0.5, 0.5)):
     """Four dialogues of one scenario with two focal turns each."""
-    return [make_dialogue(number=1, seed=i, share=s, turns=4) for i, s in enumerate(shares)]
+    return [negotiation(number=1, seed=i, share=s, num_turns=4) for i, s in enumerate(shares)]
 
 
 def test_the_quickest_of_the_best_closes_is_taken():
-    slow = make_dialogue(number=1, share=0.9, turns=8)
-    quick = make_dialogue(number=2, share=0.9, turns=4)
-    worse = make_dialogue(number=3, share=0.4, turns=4)
+    slow = negotiation(number=1, share=0.9, num_turns=8)
+    quick = negotiation(number=2, share=0.9, num_turns=4)
+    worse = negotiation(number=3, share=0.4, num_turns=4)
     case = quickest_close([slow, worse, quick])
     assert case.trajectory == quick and case.turns == tuple(quick.focal_turns)
     assert case.values[0] == pytest.approx(1.0)  # it opens at its target
-    assert quickest_close([make_dialogue(share=None)]) is None
+    assert quickest_close([negotiation(share=None)]) is None
 
 
 def test_the_best_utterance_has_the_highest_hybrid_quality():
@@ -57,18 +55,3 @@ def test_the_selector_s_case_is_where_it_gains_most():
     assert (pair.with_selector, pair.without) == (played[1], plain[1])
     assert selector_difference(plain[3:], played[3:]).with_selector == plain[3]
     assert selector_difference(played[3:], plain[3:]) is None
-
-
-def test_the_file_has_each_case_and_quotes_what_was_said(tmp_path):
-    dialogues = four()
-    data = run_data(
-        tmp_path,
-        sweep=dialogues,
-        evaluations={"crad": {"iql+sft+jpo": four((0.9,) * 4), "iql+sft+jpo-stripped": four()}},
-    )
-    text = cases_markdown(data)
-    assert "## CRAD" in text and CAVEAT in text
-    assert "Emotions that close the gap" in text and "with the selector and without" in text
-    assert "worth learning" not in text, "nothing is judged"
-    assert dialogues[0].turns[0].text.split(",")[0] in text
-    assert cases_markdown(run_data(tmp_path)) is None

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from report_runs import (
+    begin,
     make_dialogue,
     make_evaluations,
     make_sweep,
@@ -24,6 +25,7 @@ from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.llm.client import Usage
 from emodistill.records import CounterpartyPlayer
 from emodistill.reports import paper, read_run, write_report
+from emodistill.reports.case_studies import STRIPPED, cases_markdown
 from emodistill.reports.catalogue import RECIPES
 from emodistill.reports.curves import read_curve
 from emodistill.reports.recipe import make_table
@@ -38,9 +40,15 @@ from emodistill.reports.report_table import (
 )
 from emodistill.reports.results import Resampling
 from emodistill.reports.run_data import CAVEAT
-from emodistill.runs import begin_stage
 
 RECIPE = {recipe.name: recipe for recipe in RECIPES}
+
+
+PUBLISHED = (
+    *("success", "outcomes", "outcomes_std", "utility", "utility_std"),
+    *("rounds", "rounds_std"),
+)
+"""What the paper's numbers of a row of methods are."""
 
 
 def method_rows(evaluations, tmp_path, num_resamples=10):
@@ -80,7 +88,19 @@ def test_table_1_by_hand(tmp_path):
     assert (row["rounds"], row["rounds_std"]) == pytest.approx((6.0, math.sqrt(8 / 3)))
     for name in ("utility_ci", "utility_clustered"):
         assert 0 <= row[f"{name}_low"] < row["utility"] < row[f"{name}_high"] <= 80
-    assert (row["paper_utility"], row["less_utility"]) == pytest.approx((63.6, 40 - 63.6))
+
+
+def test_the_papers_numbers_stand_beside_ours(tmp_path):
+    """Under the keys of their columns, in their order; a row that the paper lacks has none."""
+    dialogues = [make_dialogue(number=n, share=s) for n, s in enumerate((0.8, 0.4, None), 1)]
+    data = run_data(tmp_path, evaluations={"crad": {"iql": dialogues}})
+    (row,) = make_table(RECIPE["table-1"], data).rows
+    numbers = paper_row("table-1", "crad", "iql")
+    assert math.isnan(numbers.pop("outcomes_std"))
+    assert {name: row[f"paper_{name}"] for name in numbers} == numbers
+    assert row["less_utility"] == pytest.approx(40 - 63.6)
+    other = run_data(tmp_path, evaluations={"crad": {"oracle": dialogues}})
+    assert not any(key.startswith("paper_") for key in make_table(RECIPE["table-1"], other).rows[0])
 
 
 def test_rows_come_in_order_and_empty_files_are_left_out(tmp_path):
@@ -172,7 +192,7 @@ def test_differences_are_tested_and_corrected_by_hand(tmp_path):
 
 def paper_row(table, block, label):
     numbers = paper.numbers(table, block, label)
-    return dict(zip(paper.METHOD_FIGURES, numbers, strict=True))
+    return dict(zip(PUBLISHED, numbers, strict=True))
 
 
 def test_the_papers_figures_agree_with_each_other():
@@ -343,8 +363,7 @@ def test_a_run_that_has_logged_nothing_is_named(tmp_path):
 def test_evaluations_that_were_cut_off_are_named(tmp_path):
     path = tmp_path / "crad/eval/iql@sim-counterparty/default.jsonl"
     write_dialogues(path, [make_dialogue(method="iql", share=0.5)])
-    settings = {"config": {}, "seed": 0, "inputs": {}, "name": "default.manifest.json"}
-    begin_stage(path.parent, stage="evaluate", **settings)
+    begin(path.parent, manifest="default.manifest.json")
     text = write_report(read_run(ReportConfig(run=tmp_path)), only="table-1").read_text()
     command = f"evaluate.py --config {path.with_name('default.config.yaml')}"
     assert f"some dialogues of iql in CRAD (go on with {command})" in text
@@ -421,11 +440,25 @@ def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
     assert first[:5] == ["By stage", "CRAD", "sweep", "", "100"]
 
 
+def test_the_case_studies_quote_what_was_said(tmp_path):
+    def played(method, *shares):
+        return [make_dialogue(number=n, method=method, share=s) for n, s in enumerate(shares, 1)]
+
+    ends = {m: played(m, *s) for m, s in (("iql+sft+jpo", (0.9, 0.8)), (STRIPPED, (0.5, 0.5)))}
+    sweep = played("random", 0.5, 0.5)
+    text = cases_markdown(run_data(tmp_path, sweep=sweep, evaluations={"crad": ends}))
+    assert "## CRAD" in text and CAVEAT in text
+    assert "Emotions that close the gap" in text and "with the selector and without" in text
+    assert "worth learning" not in text, "nothing is judged"
+    assert sweep[0].turns[0].text.split(",")[0] in text
+    assert cases_markdown(run_data(tmp_path)) is None
+
+
 def test_on_policy_steps_by_hand(tmp_path):
     """4 samples of 10 s of talk and 2.5 turns judged in 3 s each, 2 at once: 35 s, 70 offline."""
     home = tmp_path / "crad/jpo/default"
     config = {"model": "embedded", "batch_size": 4}
-    begin_stage(home, stage="jpo", config=config, seed=0, inputs={})
+    begin(home, identity=config)
     lines = [{"step": n, "time/step_s": s} for n, s in enumerate((9.0, 0.5, 0.5, 0.7, 0.4), 1)]
     (home / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     for folder in ("judge", "sweep"):

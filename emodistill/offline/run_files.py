@@ -64,7 +64,9 @@ def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> Swee
 def sweep_concurrency(run: Path, domain: str) -> int | None:
     """How many dialogues the sweep last played at once; None where its settings aren't there."""
     path = run / domain / "sweep" / "config.yaml"
-    return Settings.read(path).values(SweepConfig).get("concurrency") if path.is_file() else None
+    return (
+        Settings.read(path).sections.get("sweep", {}).get("concurrency") if path.is_file() else None
+    )
 
 
 def played_pairs(home: Path) -> dict[tuple[str, str], Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from emodistill.configs import ReportConfig
@@ -58,7 +58,6 @@ def write_report(
     *,
     out_dir: Path | None = None,
     only: str | None = None,
-    provenance: Mapping[str, str] | None = None,
     recipes: Sequence[Recipe] = RECIPES,
 ) -> Path:
     """Write the report of a run, or one part of it.
@@ -67,7 +66,6 @@ def write_report(
       data: what the run holds; its folder heads the page, its manifests end it.
       out_dir: `<run_dir>/report` without it.
       only: one of `part_names`.
-      provenance: further lines for the page's end.
       recipes: the tables.
 
     Returns:
@@ -82,12 +80,24 @@ def write_report(
     has_page = only in (None, PAGE)
     made = [make_table(recipe, data) for recipe in recipes if has_page or only == recipe.name]
     tables = [table for table in made if table is not None]
-    drawn = {name: draw(data) for name, draw in FIGURES.items() if has_page or only == name}
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    shown = {
+        name: (content(data), draw)
+        for name, (content, draw) in FIGURES.items()
+        if has_page or only == name
+    }
+    figures = {name: draw(content) for name, (content, draw) in shown.items() if content}
     cases = cases_markdown(data) if only in (None, CASES) else None
     has_results = ({*figures} - {"support"}) | ({*data.dialogues.source} - {"sweep"})
     if not (tables or figures or cases) or (has_page and not has_results):
-        raise InputError(_nothing(data.run_dir, only, recipes))
+        scripts = {recipe.name: recipe.made_by for recipe in recipes if recipe.made_by}
+        scripts["figure-1"] = "emotion_study.py"
+        what = f"{data.run_dir} holds nothing for {only or 'a report'} yet"
+        if only in scripts:
+            raise InputError(f"{what}; scripts/{scripts[only]} makes what it needs.")
+        raise InputError(
+            f"{what}: tables need dialogues of evaluate.py, figure-1 a sweep and its judge.py or "
+            "emotion_study.py, training-curves a training run, support a train_iql.py."
+        )
     out_dir = out_dir or data.run_dir / "report"
     out_dir.mkdir(parents=True, exist_ok=True)
     written = [
@@ -106,24 +116,8 @@ def write_report(
         tables,
         {name: (out_dir / f"{name}.svg").read_text(encoding="utf-8") for name in figures},
         narrow=[name for name, figure in figures.items() if len(figure.axes) == 1],
-        provenance=provenance,
     )
     return _write(out_dir / "index.html", page)
-
-
-def _nothing(run_dir: Path, only: str | None, recipes: Sequence[Recipe]) -> str:
-    """What to run where there is nothing to report."""
-    scripts = {recipe.name: recipe.made_by for recipe in recipes if recipe.made_by}
-    scripts["figure-1"] = "emotion_study.py"
-    if only is not None and only in scripts:
-        return (
-            f"{run_dir} holds nothing for {only} yet; scripts/{scripts[only]} makes what it needs."
-        )
-    return (
-        f"{run_dir} holds nothing for {only or 'a report'} yet: tables need dialogues of "
-        "evaluate.py, figure-1 a sweep and its judge.py or emotion_study.py, training-curves a "
-        "training run, support a train_iql.py."
-    )
 
 
 def _write(path: Path, text: str) -> Path:

@@ -35,7 +35,7 @@ def cases_markdown(data: RunData) -> str | None:
 
 
 def _of_domain(domain: str, data: RunData) -> list[str]:
-    sweep = data.records("sweep", domain)
+    sweep = data.records("sweep", domain=domain)
     scores = scores_by_turn(data.judgements.get(domain, ()))
     cap = max_turns(data.run_dir / domain)
     parts: list[str] = []
@@ -65,15 +65,17 @@ def _of_domain(domain: str, data: RunData) -> list[str]:
             largest_flip(sweep, scores, max_turns=cap),
             lambda v: f"A = {signed(v, 2)}",
         )
-    ends = (data.records("evaluation", domain, method) for method in (FULLY_TRAINED, STRIPPED))
-    pair = selector_difference(*ends)
+    names = FULLY_TRAINED, STRIPPED
+    pair = selector_difference(
+        *(data.records("evaluation", domain=domain, label=name) for name in names)
+    )
     if pair is not None:
         parts += [
             "### The same scenario with the selector and without",
             "The scenario and seed on which the selector gains most; adapter and counterparty are "
             "the same.",
         ]
-        for name, dialogue in ((FULLY_TRAINED, pair.with_selector), (STRIPPED, pair.without)):
+        for name, dialogue in zip(names, pair, strict=True):
             parts += [
                 f"**{name}**: {_where(dialogue)}",
                 "\n".join(map(_line, dialogue.focal_turns)),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from emodistill.domains import DOMAINS
 from emodistill.llm.client import Usage
@@ -20,23 +20,17 @@ PAPER_USD = {"sweep": 31.0, "judge": 10.1, "eval": 3.5}
 def call_costs(data: RunData) -> TableContent:
     """Every count that a run holds, then their sums by stage and over all stages."""
     used = [*_used(data.run_dir)]
-    if not used:
-        return TableContent([])
-    by_stage = {stage: [usage for _, s, _, usage in used if s == stage] for stage in PAPER_USD}
-    sums = [(stage, usages, PAPER_USD[stage]) for stage, usages in by_stage.items() if usages]
-    sums.append(("", [usage for *_, usage in used], sum(PAPER_USD.values())))
-    return TableContent(
-        [
-            {"block": "By stage", "domain": DOMAIN_TITLES[domain], "stage": stage, "name": name}
-            | usage._asdict()
-            for domain, stage, name, usage in used
-        ]
-        + [
-            {"block": "Sums", "domain": "all", "stage": stage, "name": "", "paper_usd": usd}
-            | _sum(usages)
-            for stage, usages, usd in sums
-        ]
-    )
+    rows = [
+        {"block": "By stage", "domain": DOMAIN_TITLES[domain], "stage": stage, "name": name}
+        | usage._asdict()
+        for domain, stage, name, usage in used
+    ]
+    for stage, usd in {**PAPER_USD, "": sum(PAPER_USD.values())}.items():
+        counts = [usage for _, s, _, usage in used if stage in (s, "")]
+        if counts:
+            row = {"block": "Sums", "domain": "all", "stage": stage, "name": "", "paper_usd": usd}
+            rows.append(row | functools.reduce(Usage.plus, counts)._asdict())
+    return TableContent(rows)
 
 
 def _used(run_dir: Path) -> Iterator[tuple[str, str, str, Usage]]:
@@ -49,7 +43,3 @@ def _used(run_dir: Path) -> Iterator[tuple[str, str, str, Usage]]:
                     stage, f"{path.parent.name} {results.stem}".removesuffix(" default")
                 )
                 yield domain, stage, name, read_usage(results)
-
-
-def _sum(usages: list[Usage]) -> dict[str, Any]:
-    return Usage._make(map(sum, zip(*usages, strict=True)))._asdict()

@@ -35,7 +35,7 @@ def read_curve(path: Path) -> Curve:
 
     A last line torn by a kill is left out; any other unreadable line raises InputError.
     """
-    domain, stage, cell = path.parts[-4:-1] if len(path.parts) >= 4 else ("", "", "")
+    domain, stage, cell = path.parts[-4:-1]
     if not path.is_file():
         raise InputError(f"{path} is missing; train that stage first.")
     points: dict[str, list[tuple[float, float]]] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,20 @@ from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
 from emodistill.reports.run_data import RunData
 
-INK, MUTED, GRID, PAPER = "#1f2328", "#6a737d", "#d9dee3", "#ffffff"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b87a00"
+COLOURS = {
+    "ink": "#1f2328",
+    "muted": "#6a737d",
+    "line": "#d9dee3",
+    "card": "#ffffff",
+    "blue": "#0072b2",
+    "vermillion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#aa4499",
+    "orange": "#b87a00",
+}
+"""By the names of the page's colours, which take their places there so that drawings follow its
+light and dark."""
+INK, MUTED, _, CARD, BLUE, VERMILLION, GREEN, PURPLE, ORANGE = COLOURS.values()
 Dashes = str | tuple[int, tuple[int, ...]]
 DASHES: tuple[Dashes, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 REFERENCE: dict[str, Any] = {"color": MUTED, "lw": 0.8, "ls": (0, (4, 3)), "zorder": 0}
@@ -86,7 +99,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     }
     present = {panel: shown for panel, shown in by_panel.items() if shown}
     looks = _looks(curves)
-    has_long_names = max(map(len, looks), default=0) > 10
+    has_legend = len(looks) > 1 and max(map(len, looks)) > 10
     with _panels(len(present), (2.55, 2.05), max_columns=4) as (figure, axes):
         for (panel, shown), ax in zip(present.items(), axes, strict=True):
             ends = []
@@ -98,7 +111,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
                     ax.plot(steps, values, color=colour, lw=0.7, alpha=0.3)
                 ax.plot(steps, smooth, color=colour, ls=dashes, lw=1.6)
                 finite = np.flatnonzero(np.isfinite(smooth))
-                if len(looks) > 1 and not has_long_names and len(finite):
+                if len(looks) > 1 and not has_legend and len(finite):
                     ends.append((curve.name, colour, steps[finite[-1]], smooth[finite[-1]]))
             if panel.reference is not None:
                 ax.axhline(panel.reference, **REFERENCE)
@@ -110,7 +123,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
                 lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
             )
             _name_ends(ax, ends)
-        if has_long_names and len(looks) > 1:
+        if has_legend:
             _legend(figure, looks)
     return figure
 
@@ -132,7 +145,7 @@ def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 colour = BLUE if row["method"] in TRAINED else MUTED
                 ends = [row["utility_clustered_low"], row["utility_clustered_high"]]
                 ax.plot(ends, [y, y], color=colour, lw=2.2, alpha=0.45)
-                ax.plot([utility], [y], "o", color=colour, ms=6, mec=PAPER, mew=0.8)
+                ax.plot([utility], [y], "o", color=colour, ms=6, mec=CARD, mew=0.8)
                 ax.annotate(
                     f"{utility:.1f}",
                     (1.0, y),
@@ -145,8 +158,7 @@ def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if row["method"] == UNTRAINED:
                     ax.axvline(utility, **REFERENCE)
             _ranked(ax, methods, -0.6)
-            title = DOMAIN_TITLES.get(domain, domain)
-            ax.set(xlim=(0, 100), xlabel="utility, %", title=title)
+            ax.set(xlim=(0, 100), xlabel="utility, %", title=DOMAIN_TITLES[domain])
     return figure
 
 
@@ -156,19 +168,19 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
     The dashed line is the neutral emotion's mean; blue dots lie clear above it, orange ones clear
     below, grey ones can't be told from it.
     """
-    most = max((len(of_domain) for of_domain in scores.values()), default=1)
+    most = max(map(len, scores.values()))
     with _panels(len(scores), (5.1, 0.185 * most + 0.9)) as (figure, axes):
         for (domain, of_domain), ax in zip(scores.items(), axes, strict=True):
             ranked = sorted(of_domain, key=lambda score: (-score.mean, score.emotion))
-            neutral = next((score.mean for score in ranked if score.emotion == "neutral"), None)
+            neutral = {score.emotion: score.mean for score in ranked}.get("neutral", math.nan)
             for y, score in enumerate(ranked):
                 colour = MUTED
-                if neutral is not None and score.emotion != "neutral":
+                if score.emotion != "neutral":
                     colour = BLUE if score.low > neutral else colour
                     colour = VERMILLION if score.high < neutral else colour
                 ax.plot([score.low, score.high], [y, y], color=colour, lw=1.8, alpha=0.5)
-                ax.plot([score.mean], [y], "o", color=colour, ms=4.6, mec=PAPER, mew=0.6)
-            if neutral is not None:
+                ax.plot([score.mean], [y], "o", color=colour, ms=4.6, mec=CARD, mew=0.6)
+            if not math.isnan(neutral):
                 ax.axvline(neutral, **REFERENCE | {"lw": 0.9})
                 ax.annotate(
                     f"neutral {neutral:.2f}",
@@ -181,7 +193,7 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
                 )
             _ranked(ax, [score.emotion for score in ranked], -0.8)
             ax.margins(x=0.06)
-            ax.set_title(DOMAIN_TITLES.get(domain, domain), pad=16)
+            ax.set_title(DOMAIN_TITLES[domain], pad=16)
             ax.set_xlabel("mean judge score of a turn (1 to 10)")
     return figure
 
@@ -196,7 +208,7 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
       maps: domain -> what `train_iql.py` leaves as `support.json`.
     """
-    most = max((len(support["data"]) for support in maps.values()), default=1)
+    most = max(len(support["data"]) for support in maps.values())
     shades = LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
     with _panels(len(maps), (5.1, 0.2 * most + 1.45)) as (figure, axes):
         for (domain, support), ax in zip(maps.items(), axes, strict=True):
@@ -210,7 +222,7 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
                 cmap=shades,
                 vmin=0.0,
                 vmax=max(float(share_CA.max()), 2 / share_CA.shape[1]),
-                edgecolors=PAPER,
+                edgecolors=CARD,
                 linewidth=0.8,
             )
             rows, columns = np.nonzero(is_unknown_CA & (share_CA >= CROSS_SHARE))
@@ -221,14 +233,14 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
             ax.invert_yaxis()
             ax.set_ylabel("turns of the data")
             outside = f"{support['unsupported']:.1%} outside the data"
-            ax.set_title(f"{DOMAIN_TITLES.get(domain, domain)}: {outside}")
+            ax.set_title(f"{DOMAIN_TITLES[domain]}: {outside}")
             ax.spines[:].set_visible(False)
     return figure
 
 
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
-    singles = data.played_in("study", "emotions")
+    singles = data.played_in("study", study="emotions")
     sources = [(data.played_in("sweep"), data.judgements), (singles, data.emotion_judgements)]
     rankings = {}
     for domain in in_order({*(d for frame, _ in sources for d in frame.domain)}):
@@ -248,23 +260,13 @@ def _supports(data: RunData) -> dict[str, Any]:
     return {domain: json.loads(path.read_text()) for domain, path in files.items()}
 
 
-def _unless_empty(draw: Callable[[Any], Figure], content: Callable[[RunData], Any]):
-    """The figure of some part of a run, None where that part is empty."""
-
-    def drawn(data: RunData) -> Figure | None:
-        shown = content(data)
-        return draw(shown) if shown else None
-
-    return drawn
-
-
-FIGURES: Mapping[str, Callable[[RunData], Figure | None]] = {
-    "utility": _unless_empty(utility_by_method, lambda data: data.method_rows),
-    "figure-1": _unless_empty(emotion_ranking, _rankings),
-    "training-curves": _unless_empty(training_curves, lambda data: data.curves),
-    "support": _unless_empty(support_maps, _supports),
+FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] = {
+    "utility": (lambda data: data.method_rows, utility_by_method),
+    "figure-1": (_rankings, emotion_ranking),
+    "training-curves": (lambda data: data.curves, training_curves),
+    "support": (_supports, support_maps),
 }
-"""Name -> what draws it; None where the run holds nothing for it."""
+"""Name -> what it shows of a run, and what draws that; there is no figure of nothing."""
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -316,11 +318,9 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 def _distinguishable(curves: Sequence[Curve]) -> Sequence[Curve]:
     """All curves while each name can have a look of its own, else those of the default cells."""
-    names: dict[str, set[str]] = {}
-    for curve in curves:
-        names.setdefault(curve.domain, set()).add(curve.name)
-    num_looks = len(SERIES) if len(names) == 1 else len(DASHES)
-    if all(len(of_domain) <= num_looks for of_domain in names.values()):
+    num_names = Counter(domain for domain, _ in {(c.domain, c.name) for c in curves})
+    num_looks = len(SERIES) if len(num_names) == 1 else len(DASHES)
+    if max(num_names.values()) <= num_looks:
         return curves
     return [curve for curve in curves if curve.cell == "default"] or curves
 
@@ -330,11 +330,10 @@ def _looks(curves: Sequence[Curve]) -> dict[str, tuple[str, Dashes]]:
     domains = in_order({curve.domain for curve in curves})
     looks: dict[str, tuple[str, Dashes]] = {}
     for number, domain in enumerate(domains):
-        runs = {curve.name: curve.cell != "default" for curve in curves if curve.domain == domain}
-        for i, name in enumerate(sorted(runs, key=lambda name: (runs[name], name))):
-            has_many = len(domains) > 1
-            colour = SERIES[(number if has_many else i) % len(SERIES)]
-            looks[name] = colour, DASHES[i % len(DASHES)] if has_many else "-"
+        names = {(c.cell != "default", c.name) for c in curves if c.domain == domain}
+        for i, (_, name) in enumerate(sorted(names)):
+            by_domain = SERIES[number % len(SERIES)], DASHES[i % len(DASHES)]
+            looks[name] = by_domain if len(domains) > 1 else (SERIES[i % len(SERIES)], "-")
     return looks
 
 

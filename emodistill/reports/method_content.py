@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import pandas as pd
 
 from emodistill.configs import METHODS
 from emodistill.domains import DOMAINS
-from emodistill.evaluation.arms import Arm
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN
 from emodistill.reports.recipe import TableContent
-from emodistill.reports.results import Resampling, method_rows
+from emodistill.reports.results import method_rows
 from emodistill.reports.run_data import RunData, arm_block
 
-RowMaker = Callable[[str, pd.DataFrame, Resampling], Sequence[dict[str, Any]]]
-"""`results.method_rows` or `results.outcome_rows`."""
 REFINED = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
 FREE_TRAINED = ("free-sft", "free-jpo", "free-sft+jpo")
 FREE = ("vanilla-slm", *FREE_TRAINED, "iql+sft+jpo", "iql+sft+jpo-stripped")
@@ -34,7 +30,6 @@ def of_methods(
     table: str,
     methods: Sequence[str],
     *,
-    rows: RowMaker = method_rows,
     needs: Collection[str] = (),
     only_paper_domain: bool = False,
 ) -> Callable[[RunData], TableContent]:
@@ -54,7 +49,7 @@ def of_methods(
         order = [*DOMAINS, *methods]
         frame = frame.sort_values(["domain", "label"], key=lambda column: column.map(order.index))
         return TableContent(
-            rows(table, frame, data.resampling),
+            method_rows(table, frame, data.resampling),
             players_of=frame,
             missing=_missing_methods(data, frame, methods),
         )
@@ -77,29 +72,18 @@ def _missing_methods(data: RunData, frame: pd.DataFrame, methods: Sequence[str])
     ]
 
 
-def of_study(
-    table: str, study: str, rows: RowMaker = method_rows
-) -> Callable[[RunData], TableContent]:
+def of_study(table: str, study: str) -> Callable[[RunData], TableContent]:
     """The content of a table of a study's arms."""
 
     def content(data: RunData) -> TableContent:
-        frame = data.played_in("study", study)
-        played = {*frame.arm}
+        frame = data.played_in("study", study=study)
         missing = [
-            _missing_arm(arm)
+            f"{arm_block(arm)} {arm.label}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
             for arm in data.arms.get(study, ())
-            if arm.method is not None and arm.path not in played
+            if arm.method is not None and arm.path not in {*frame.arm}
         ]
-        return TableContent(rows(table, frame, data.resampling), players_of=frame, missing=missing)
+        return TableContent(
+            method_rows(table, frame, data.resampling), players_of=frame, missing=missing
+        )
 
     return content
-
-
-def _missing_arm(arm: Arm) -> str:
-    reason = f" ({arm.reason.rstrip('.')})" if arm.reason else ""
-    return f"{arm_block(arm)} {arm.label}{reason}"
-
-
-def differences(data: RunData) -> TableContent:
-    """Methods against each other on the scenarios that both have played."""
-    return TableContent(data.differences)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from emodistill.domains import DOMAINS, format_value, get_domain
+from emodistill.reports.figures import COLOURS
 from emodistill.reports.labels import (
     DOMAIN_TITLES,
     FULLY_TRAINED,
@@ -30,19 +31,6 @@ from emodistill.reports.shown_dialogues import offer_track, outcome_line, typica
 
 LEADING = ("table-1", "differences")
 """Tables with a section of their own on the page."""
-
-INK_VARIABLES = {
-    "#1f2328": "var(--ink)",
-    "#6a737d": "var(--muted)",
-    "#d9dee3": "var(--line)",
-    "#ffffff": "var(--card)",
-    "#0072b2": "var(--blue)",
-    "#d55e00": "var(--vermillion)",
-    "#009e73": "var(--green)",
-    "#aa4499": "var(--purple)",
-    "#b87a00": "var(--orange)",
-}
-"""Colours of the figures -> colours of the page, so that a drawing follows light and dark."""
 
 
 class Headline(NamedTuple):
@@ -109,85 +97,62 @@ def _of_one_domain(gain: Mapping[str, Any]) -> tuple[str, str]:
 
 def inline_svg(text: str, name: str) -> str:
     """A figure's SVG as an element of the page: own ids, the page's colours, no fixed size."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"(<svg[^>]*?)>", rf'\1 role="img" aria-label="{name}">', text, count=1)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    for colour, variable in INK_VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
+    head, _, rest = text[text.index("<svg") :].partition(">")
+    head = re.sub(r'\s+(width|height)="[^"]*"', "", head)
+    rest = re.sub(r"<metadata>.*?</metadata>\s*", "", rest, flags=re.S)
+    rest = re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{name}-", rest)
+    for variable, colour in COLOURS.items():
+        rest = rest.replace(colour, f"var(--{variable})")
+    return f'{head} role="img" aria-label="{name}">{rest}'
 
 
 def render_page(
     data: RunData,
     tables: Sequence[ReportTable],
     figures: Mapping[str, str],
-    *,
     narrow: Sequence[str] = (),
-    provenance: Mapping[str, str] | None = None,
 ) -> str:
     """The page as HTML text; what a run lacks is left out.
 
     Args:
       figures: SVG text by name.
       narrow: figures with a single panel, which need half the page's width.
-      provenance: further lines for the page's end.
     """
     pairs = [
-        typical_pair(*(data.records("evaluation", domain, m) for m in (UNTRAINED, FULLY_TRAINED)))
+        typical_pair(
+            data.records("evaluation", domain=domain, label=UNTRAINED),
+            data.records("evaluation", domain=domain, label=FULLY_TRAINED),
+        )
         for domain in in_order(data.dialogues.domain.unique())
     ]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            css=Markup(_resource("report.css")),
-            run_name=data.run_dir.resolve().name,
-            headline=headline(data.differences),
-            caveat=data.caveat,
-            tables={table.name: table for table in tables},
-            further=[table for table in tables if table.name not in LEADING],
-            pairs=[pair for pair in pairs if pair],
-            figures={name: Markup(inline_svg(text, name)) for name, text in figures.items()},
-            narrow=narrow,
-            facts=[*run_facts(data), *(provenance or {}).items()],
-            stages=stage_manifests(data.run_dir),
-            titles=DOMAIN_TITLES,
-            trained=TRAINED,
-            roles={
-                name: {
-                    "focal": get_domain(name).focal_role,
-                    "counterparty": get_domain(name).counterparty_role,
-                }
-                for name in DOMAINS
-            },
-        )
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
+        run_name=data.run_dir.resolve().name,
+        headline=headline(data.differences),
+        caveat=data.caveat,
+        tables={table.name: table for table in tables},
+        further=[table for table in tables if table.name not in LEADING],
+        pairs=[pair for pair in pairs if pair],
+        figures={name: Markup(inline_svg(text, name)) for name, text in figures.items()},
+        narrow=narrow,
+        facts=run_facts(data),
+        stages=stage_manifests(data.run_dir),
+        titles=DOMAIN_TITLES,
+        trained=TRAINED,
+        domains={name: get_domain(name) for name in DOMAINS},
     )
-
-
-def _resource(name: str) -> str:
-    return resources.files("emodistill.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_resource),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": plain,
-        "signed": signed,
-        "spans": lambda columns: spans(column.group for column in columns),
-        "value": lambda value, domain: format_value(domain, value),
-        "track": offer_track,
-        "outcome_line": outcome_line,
-    }
+    filters = (plain, signed, spans, format_value, offer_track, outcome_line)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
 from emodistill.evaluation.metrics import num_otherwise_under, num_unread_offers
 from emodistill.records import Judgement
+from emodistill.reports.results import models
 from emodistill.reports.run_data import RunData
 from emodistill.runs import MANIFEST, Manifest, read_manifest
 
 
-class StageManifest(NamedTuple):
-    """A stage's manifest and its path within the run."""
-
-    path: str
-    manifest: Manifest
-
-
-def stage_manifests(run_dir: Path) -> list[StageManifest]:
-    """The manifests of a run, by folder."""
-    manifests = []
+def stage_manifests(run_dir: Path) -> Iterator[tuple[str, Manifest]]:
+    """The manifests of a run with their paths in it, by folder."""
     for path in sorted(run_dir.rglob(f"*{MANIFEST}")):
         manifest = read_manifest(path.parent, path.name)
         if manifest is not None:
-            folder = path.parent.relative_to(run_dir)
             part = path.name.removesuffix(MANIFEST).strip(".")
-            manifests.append(StageManifest((folder / part).as_posix(), manifest))
-    return manifests
+            yield (path.parent.relative_to(run_dir) / part).as_posix(), manifest
 
 
 def run_facts(data: RunData) -> Iterator[tuple[str, str]]:
@@ -76,29 +66,24 @@ def _values(frame: pd.DataFrame, name: str) -> list[str]:
 def _dialogues(frame: pd.DataFrame) -> str:
     """How many dialogues on how many scenarios, and who played them."""
     num_scenarios = len(frame[["domain", "scenario_id"]].drop_duplicates())
-    focal = ", ".join(sorted(frame.focal_model.unique()))
-    counterparty = ", ".join(sorted(frame.counterparty_model.unique()))
+    focal, counterparty = models(frame)
     return (
         f"{len(frame):,} dialogues on {num_scenarios:,} scenarios; {focal} against {counterparty}"
     )
 
 
 def _unread(frame: pd.DataFrame) -> str:
-    num_unread = sum(map(num_unread_offers, frame.dialogue))
-    num_turns = sum(len(dialogue.turns) for dialogue in frame.dialogue)
-    share = num_unread / num_turns if num_turns else math.nan
+    num_unread, num_turns = sum(map(num_unread_offers, frame.dialogue)), frame.rounds.sum()
     return (
-        f"at most {num_unread:,} of {num_turns:,} turns ({100 * share:.1f} %): they name a figure "
-        "and yield no offer"
+        f"at most {num_unread:,} of {num_turns:,} turns ({100 * num_unread / num_turns:.1f} %): "
+        "they name a figure and yield no offer"
     )
 
 
 def _judging(judgements: Sequence[Judgement]) -> str:
-    def items(judgements: Iterable[Judgement]) -> set[tuple]:
-        return {(j.trajectory_id, j.turn_index, j.judge, j.repeat) for j in judgements}
-
-    num_items = len(items(judgements))
-    num_failed = num_items - len(items(j for j in judgements if j.status == "scored"))
+    item = attrgetter("trajectory_id", "turn_index", "judge", "repeat")
+    num_items = len({*map(item, judgements)})
+    num_failed = num_items - len({item(j) for j in judgements if j.status == "scored"})
     judges = ", ".join(sorted({j.judge for j in judgements}))
     return (
         f"{judges}: {num_items:,} items, {num_failed:,} without a readable score "

@@ -6,6 +6,7 @@ table of one's own is one more recipe (docs/extending.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.report_table import ReportTable, TableColumn, TableRow
+from emodistill.reports.results import models
 from emodistill.reports.run_data import RunData
 
 ABOUT_RUN = "about the run"
@@ -24,8 +26,14 @@ class TableContent:
     """What a table shows of a run."""
 
     rows: Sequence[TableRow]
-    """Without any there is no table. `block` heads a row; domains are shown by their titles."""
+    """Without any there is no table. `block` heads a row; domains are shown by their titles.
+
+    `published` are the paper's numbers for it, in the order of the columns with a `paper_` before
+    their keys (None for none); these, and ours less the paper's as `less_<key>`, join the row.
+    """
     _: KW_ONLY
+    columns: Sequence[TableColumn] = ()
+    """What is shown of the rows where that hangs on the data, in place of the recipe's columns."""
     players_of: pd.DataFrame | None = None
     """Dialogues whose language models are to be named."""
     missing: Sequence[str] = ()
@@ -43,8 +51,8 @@ class Recipe:
     title: str
     content: Callable[[RunData], TableContent]
     """The rows; keys are those of the columns."""
-    columns: Sequence[TableColumn] | Callable[[Sequence[TableRow]], Sequence[TableColumn]]
-    """What is shown of the rows, or what tells it from them."""
+    columns: Sequence[TableColumn]
+    """What is shown of the rows, in this order."""
     notes: Sequence[str] = (ABOUT_RUN,)
     """What stands below the title; ABOUT_RUN is replaced."""
     made_by: str = ""
@@ -56,12 +64,13 @@ def make_table(recipe: Recipe, data: RunData) -> ReportTable | None:
     content = recipe.content(data)
     if not content.rows:
         return None
-    columns = recipe.columns(content.rows) if callable(recipe.columns) else recipe.columns
+    columns = content.columns or recipe.columns
     notes: list[str] = []
     for note in recipe.notes:
         notes += _about_run(data, content) if note == ABOUT_RUN else [note]
     rows = [
-        {**row, "block": DOMAIN_TITLES.get(row["block"], row["block"])} if "block" in row else row
+        {**row, "block": DOMAIN_TITLES.get(row.get("block", ""), row.get("block", ""))}
+        | _beside(row, columns)
         for row in content.rows
     ]
     return ReportTable(
@@ -69,13 +78,26 @@ def make_table(recipe: Recipe, data: RunData) -> ReportTable | None:
     )
 
 
+def _beside(row: TableRow, columns: Sequence[TableColumn]) -> dict[str, float]:
+    """The paper's values for a row, and ours less the paper's.
+
+    A NaN among the paper's is none; a deviation (`<key>_std`) may be NaN where its mean is not.
+    """
+    keys = [key for column in columns for key in column.keys if key.startswith("paper_")]
+    theirs: dict[str, float] = dict(zip(keys, row.get("published") or (), strict=False))
+    beside: dict[str, float] = {}
+    for key, value in theirs.items():
+        if not math.isnan(theirs.get(key.removesuffix("_std"), value)):
+            name = key.removeprefix("paper_")
+            beside |= {key: value, f"less_{name}": row[name] - value}
+    return beside
+
+
 def _about_run(data: RunData, content: TableContent) -> list[str]:
     lines = [*content.notes]
     frame = content.players_of
     if frame is not None and len(frame):
-        focal, counterparty = (
-            ", ".join(sorted(frame[f"{role}_model"].unique())) for role in ("focal", "counterparty")
-        )
+        focal, counterparty = models(frame)
         lines.append(f"Focal side: {focal}. Counterparty: {counterparty}.")
     if content.missing:
         lines.append(f"Missing: {'; '.join(content.missing)}.")

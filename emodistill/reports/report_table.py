@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -69,6 +69,13 @@ class TableColumn:
         return signed(number, self.digits) if self.is_signed else plain(number, self.digits)
 
 
+class Cell(NamedTuple):
+    """A cell of a table as text, and whether it is set in bold."""
+
+    text: str
+    is_best: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportTable:
     """A table of the report."""
@@ -88,25 +95,27 @@ class ReportTable:
             blocks.setdefault(row.get("block", ""), []).append(row)
         return blocks
 
-    def best(self, rows: Sequence[TableRow]) -> set[tuple[int, int]]:
-        """(row, column) of a block's best values, equal ones all; none where a block has one row.
+    def cells(self, rows: Sequence[TableRow]) -> list[list[Cell]]:
+        """The cells of a block's rows; its best values are marked, equal ones all.
 
-        Values are compared as they are shown, since what looks equal must be set alike.
+        Values are compared as they are shown, since what looks equal must be set alike; a block
+        with a single value has no best one.
         """
-        cells = set()
-        for j, column in enumerate(self.columns):
-            if column.best is None:
-                continue
-            numbers = {i: row.get(column.key) for i, row in enumerate(rows)}
-            shown = {
-                i: round(number, column.digits)
-                for i, number in numbers.items()
-                if number is not None and not math.isnan(number)
-            }
-            if len(shown) > 1:
-                top = (max if column.best == "max" else min)(shown.values())
-                cells |= {(i, j) for i, number in shown.items() if number == top}
-        return cells
+        columns = []
+        for column in self.columns:
+            numbers = [row.get(column.key) if column.best else None for row in rows]
+            shown = [
+                None if n is None or math.isnan(n) else round(n, column.digits) for n in numbers
+            ]
+            values = [number for number in shown if number is not None]
+            top = {"max": max, "min": min}[column.best or "max"](values) if values else None
+            columns.append(
+                [
+                    Cell(column.text(row), len(values) > 1 and number == top)
+                    for row, number in zip(rows, shown, strict=True)
+                ]
+            )
+        return [list(cells) for cells in zip(*columns, strict=True)]
 
 
 def plain(value: float, digits: int = 1) -> str:
@@ -132,20 +141,12 @@ def markdown(table: ReportTable) -> str:
     for heading, rows in table.blocks.items():
         if heading:
             parts.append(f"## {heading}")
-        parts.append(_pipes([heads, *_texts(table, rows, "**{}**".format)]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _texts(table: ReportTable, rows: Sequence[TableRow], bold: Any, escape: Any = str) -> list:
-    """The cells of a block as text, the best ones in bold."""
-    best = table.best(rows)
-    return [
-        [
-            bold(escape(column.text(row))) if (i, j) in best else escape(column.text(row))
-            for j, column in enumerate(table.columns)
+        texts = [
+            [f"**{cell.text}**" if cell.is_best else cell.text for cell in cells]
+            for cells in table.cells(rows)
         ]
-        for i, row in enumerate(rows)
-    ]
+        parts.append(_pipes([heads, *texts]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _pipes(lines: Sequence[Sequence[str]]) -> str:
@@ -215,8 +216,12 @@ def latex(table: ReportTable) -> str:
         if heading:
             title = rf"\multicolumn{{{len(groups)}}}{{l}}{{\textit{{{escape_latex(heading)}}}}}"
             body.append(rf"\midrule {title} \\")
-        cells = _texts(table, rows, r"\textbf{{{}}}".format, escape_latex)
-        body += [" & ".join(line) + r" \\" for line in cells]
+        for cells in table.cells(rows):
+            texts = [
+                rf"\textbf{{{escape_latex(text)}}}" if is_best else escape_latex(text)
+                for text, is_best in cells
+            ]
+            body.append(" & ".join(texts) + r" \\")
     return "\n".join(
         [
             *(f"% {' '.join(note.split())}" for note in (table.title, *table.notes)),

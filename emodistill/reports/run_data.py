@@ -70,15 +70,20 @@ class RunData:
     num_failed: int = 0
     """Dialogues of the evaluation that never came about."""
 
-    def played_in(self, source: str, study: str | None = None) -> pd.DataFrame:
-        """The dialogues of one source: `sweep`, `evaluation`, `study` or `tournament`."""
-        frame = self.dialogues.query("source == @source")
-        return frame if study is None else frame.query("study == @study")
+    def played_in(self, source: str, **columns: str) -> pd.DataFrame:
+        """The dialogues of one source: `sweep`, `evaluation`, `study` or `tournament`.
 
-    def records(self, source: str, domain: str, label: str | None = None) -> list[Trajectory]:
-        """The dialogues of one source and domain (and method) as records."""
-        frame = self.played_in(source).query("domain == @domain")
-        return list((frame if label is None else frame.query("label == @label")).dialogue)
+        Args:
+          columns: values of further columns that the dialogues must have.
+        """
+        frame = self.dialogues
+        for name, value in {"source": source, **columns}.items():
+            frame = frame.loc[frame[name] == value, :]
+        return frame
+
+    def records(self, source: str, **columns: str) -> list[Trajectory]:
+        """The same dialogues as records."""
+        return list(self.played_in(source, **columns).dialogue)
 
     def files(self, name: str) -> dict[str, Path]:
         """domain -> a file in its folder, for the domains that have it."""
@@ -117,12 +122,13 @@ def read_run(config: ReportConfig) -> RunData:
     """
     run = config.run
     arms = {study: of_study for study in TABLES_OF if (of_study := read_arms(run, study))}
-    arm_paths = {
-        run / arm.path
-        for of_study in arms.values()
+    finished = [
+        (study, arm, run / arm.path)
+        for study, of_study in arms.items()
         for arm in of_study
         if arm.status == "finished" and arm.path is not None and (run / arm.path).is_file()
-    }
+    ]
+    arm_paths = {path for *_, path in finished}
     evaluations = {
         (domain, method): path
         for domain in DOMAINS
@@ -133,14 +139,10 @@ def read_run(config: ReportConfig) -> RunData:
         run_dir=run,
         resampling=Resampling(config.num_resamples, config.seed),
         dialogues=dialogue_frame(
-            [
-                *_sweeps_and_tournaments(run),
-                *_evaluated(evaluations),
-                *(labelled for study in arms for labelled in _studied(run, study, arms[study])),
-            ]
+            [*_sweeps_and_tournaments(run), *_evaluated(evaluations), *_studied(arms, finished)]
         ),
         judgements={d: read_judgements(path) for d, path in judge_files.items() if path.is_file()},
-        emotion_judgements=_emotion_judgements(config, arms.get("emotions", ())),
+        emotion_judgements=_emotion_judgements(config, finished),
         curves=[
             read_curve(path)
             for domain in DOMAINS
@@ -148,12 +150,7 @@ def read_run(config: ReportConfig) -> RunData:
             if path not in arm_paths
         ],
         arms=arms,
-        arm_curves={
-            arm.path: read_curve(run / arm.path)
-            for of_study in arms.values()
-            for arm in of_study
-            if arm.method is None and arm.path is not None and run / arm.path in arm_paths
-        },
+        arm_curves={arm.path: read_curve(path) for _, arm, path in finished if arm.method is None},
         unfinished={
             name: f"evaluate.py --config {path.with_name(f'{path.stem}.config.yaml')}"
             for name, path in evaluations.items()
@@ -161,10 +158,9 @@ def read_run(config: ReportConfig) -> RunData:
             and manifest.status != "finished"
         },
         num_failed=sum(
-            1
+            len([*read_lines(path)])
             for path in map(failures_path, evaluations.values())
             if path.is_file()
-            for _ in read_lines(path)
         ),
     )
 
@@ -197,26 +193,23 @@ def _evaluated(evaluations: Mapping[tuple[str, str], Path]) -> Iterator[Labelled
             yield {"source": "evaluation", **labels}, dialogues
 
 
-def _studied(run: Path, study: str, arms: Sequence[Arm]) -> Iterator[Labelled]:
-    """The dialogues of a study's finished arms.
+def _studied(
+    arms: Mapping[str, Sequence[Arm]], finished: Sequence[tuple[str, Arm, Path]]
+) -> Iterator[Labelled]:
+    """The dialogues of the studies' finished arms.
 
     Dialogues under single emotions are named as any others, whose counterparties they share; here
     the emotion goes before the name.
     """
-    arms = [arm for arm in arms if arm.method is not None]
-    is_by_domain = all(arm.block == arm.domain for arm in arms)
-    for arm in arms:
-        if arm.status != "finished" or arm.path is None or not (run / arm.path).is_file():
+    for study, arm, path in finished:
+        if arm.method is None:
             continue
+        is_by_domain = all(a.block == a.domain for a in arms[study] if a.method is not None)
         is_published = (is_by_domain or arm.domain == PAPER_DOMAIN) and arm.split == "test"
         labels = {"study": study, "arm": arm.path, "block": arm_block(arm), "label": arm.label}
-        dialogues = _read(run / arm.path)
-        if study == "emotions":
-            dialogues = [_under(arm.label, dialogue) for dialogue in dialogues]
-        yield (
-            {"source": "study", **labels, "published_as": arm.block if is_published else None},
-            dialogues,
-        )
+        labels |= {"source": "study", "published_as": arm.block if is_published else ""}
+        is_emotion = study == "emotions"
+        yield labels, [_under(arm.label, t) for t in _read(path)] if is_emotion else _read(path)
 
 
 def _under(emotion: str, record: Any) -> Any:
@@ -224,9 +217,11 @@ def _under(emotion: str, record: Any) -> Any:
     return dataclasses.replace(record, trajectory_id=f"{emotion}:{record.trajectory_id}")
 
 
-def _emotion_judgements(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, list[Judgement]]:
+def _emotion_judgements(
+    config: ReportConfig, finished: Sequence[tuple[str, Arm, Path]]
+) -> dict[str, list[Judgement]]:
     by_domain: dict[str, list[Judgement]] = {}
-    for arm in (arm for arm in arms if arm.status == "finished"):
+    for arm in (arm for study, arm, _ in finished if study == "emotions"):
         path = judge_file(emotion_dir(config.run, arm.domain, arm.label), config.judge)
         if path.is_file():
             judgements = [_under(arm.label, judgement) for judgement in read_judgements(path)]
@@ -237,24 +232,18 @@ def _emotion_judgements(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, 
 def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     manifest = read_manifest(config.run / domain / "sweep")
-    usual = None if manifest is None else manifest.config.get("counterparty")
-    usual = None if usual is None else str(usual).replace("/", "-")
+    usual = config.counterparty or (manifest and manifest.config.get("counterparty"))
+    usual = usual and str(usual).replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")
-        is_default = path.stem == "default"
-        is_unusual = path in arm_paths and usual is not None and counterparty != usual
-        if (
-            method == "fixed"
-            or (is_unusual and config.counterparty is None)
-            or path.name.endswith(".failures.jsonl")
-            or (path in arm_paths and not is_default)
-        ):
-            continue
-        label = method if is_default else f"{method} ({path.stem})"
-        by_counterparty.setdefault(counterparty, {})[label] = path
+        is_default, is_usual = path.stem == "default", usual in (None, counterparty)
+        is_only_an_arm = path in arm_paths and not (is_default and is_usual)
+        if method != "fixed" and not path.stem.endswith(".failures") and not is_only_an_arm:
+            label = method if is_default else f"{method} ({path.stem})"
+            by_counterparty.setdefault(counterparty, {})[label] = path
     if config.counterparty is not None:
-        return by_counterparty.get(config.counterparty.replace("/", "-"), {})
+        return by_counterparty.get(str(usual), {})
     if len(by_counterparty) > 1:
         if usual not in by_counterparty:
             raise InputError(

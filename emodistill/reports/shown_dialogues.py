@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from emodistill.domains import format_value
 from emodistill.evaluation.metrics import dialogue_utility
-from emodistill.records import Trajectory
+from emodistill.records import Trajectory, Turn
 
 
 class DialoguePair(NamedTuple):
@@ -16,6 +16,11 @@ class DialoguePair(NamedTuple):
 
     before: Trajectory
     after: Trajectory
+
+    @property
+    def gain(self) -> float:
+        """By how much the savings went up."""
+        return dialogue_utility(self.after) - dialogue_utility(self.before)
 
 
 class OfferPoint(NamedTuple):
@@ -27,16 +32,8 @@ class OfferPoint(NamedTuple):
     is_deal: bool
 
 
-class OfferTrack(NamedTuple):
-    """The drawing's size, its two level lines, their labels, and the offers."""
-
-    width: float
-    height: float
-    target_y: float
-    anchor_y: float
-    target_label: str
-    anchor_label: str
-    points: list[OfferPoint]
+LEFT, RIGHT, TOP, BOTTOM = 8.0, 472.0, 30.0, 112.0
+"""The drawing's area for offers within its 480 × 142 units (report.html.j2)."""
 
 
 def typical_pair(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> DialoguePair | None:
@@ -46,14 +43,12 @@ def typical_pair(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> D
     None where the two methods share no scenario and seed.
     """
     earlier, later = ({(t.scenario_id, t.seed): t for t in side} for side in (before, after))
-    pairs = [
-        DialoguePair(earlier[key], later[key]) for key in sorted(earlier.keys() & later.keys())
-    ]
+    shared = sorted(earlier.keys() & later.keys())
+    pairs = [DialoguePair(earlier[key], later[key]) for key in shared]
     if not pairs:
         return None
-    gains = [dialogue_utility(pair.after) - dialogue_utility(pair.before) for pair in pairs]
-    middle = statistics.median(gains)
-    return pairs[min(range(len(pairs)), key=lambda i: abs(gains[i] - middle))]
+    middle = statistics.median(pair.gain for pair in pairs)
+    return min(pairs, key=lambda pair: abs(pair.gain - middle))
 
 
 def outcome_line(trajectory: Trajectory) -> str:
@@ -67,36 +62,23 @@ def outcome_line(trajectory: Trajectory) -> str:
     return f"agreed on {value} after {rounds}: {won:.0f} % of the gap won"
 
 
-def offer_track(trajectory: Trajectory, width: float = 480, height: float = 142) -> OfferTrack:
-    """Where the offers stood, turn by turn, between the target (top) and the anchor (bottom).
+def offer_track(trajectory: Trajectory) -> list[OfferPoint]:
+    """Where the offers stood, turn by turn, between the target (TOP) and the anchor (BOTTOM).
 
     Offers beyond either are drawn a little outside, in a margin that the labels leave free.
     """
-    top, bottom, left, right = 30.0, height - 30.0, 8.0, width - 8.0
     target, anchor = trajectory.focal_target, trajectory.counterparty_anchor
     last = max(1, len(trajectory.turns) - 1)
 
-    def point(index: int, speaker: str, value: float, is_deal: bool = False) -> OfferPoint:
+    def point(turn: Turn, value: float, is_deal: bool) -> OfferPoint:
         share = (value - anchor) / (target - anchor)
-        y = bottom - min(1.1, max(-0.1, share)) * (bottom - top)
-        x = left + index / last * (right - left)
-        return OfferPoint(speaker, round(x, 1), round(y, 1), is_deal)
+        y = BOTTOM - min(1.1, max(-0.1, share)) * (BOTTOM - TOP)
+        x = LEFT + turn.index / last * (RIGHT - LEFT)
+        return OfferPoint(turn.speaker, round(x, 1), round(y, 1), is_deal)
 
-    points = [
-        point(turn.index, turn.speaker, turn.offer)
-        for turn in trajectory.turns
-        if turn.offer is not None
-    ]
-    if trajectory.final_value is not None and trajectory.turns:
-        final = trajectory.turns[-1]
-        points = [p for p in points if p.x < right - 0.05]
-        points.append(point(final.index, final.speaker, trajectory.final_value, is_deal=True))
-    return OfferTrack(
-        width,
-        height,
-        target_y=top,
-        anchor_y=bottom,
-        target_label=f"focal target {format_value(trajectory.domain, target)}",
-        anchor_label=f"counterparty's anchor {format_value(trajectory.domain, anchor)}",
-        points=points,
-    )
+    turns = trajectory.turns
+    points = [point(turn, turn.offer, False) for turn in turns if turn.offer is not None]
+    if trajectory.final_value is not None and turns:
+        points = [p for p in points if p.x < RIGHT - 0.05]
+        points.append(point(turns[-1], trajectory.final_value, True))
+    return points

@@ -29,73 +29,62 @@ from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
 
 STAGE_TITLES = {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}
-STABILITY_FIGURES = (
-    *("num_points", "num_steps", "first", "last", "control", "control_std"),
-    *("ratio", "ratio_std", "kl_spikes", "ratio_clips"),
-)
-"""What the numbers of the paper's Table 15 are; without a reference the last four are missing."""
 STEP_S = "time/step_s"
 
 
 def stability(data: RunData) -> TableContent:
     """Table 15: signal and controls at the end of each training."""
     rows, missing = [], []
-    for domain, label, curve in _trainings(data):
-        stage, title = curve.stage, DOMAIN_TITLES[domain]
+    for label, curve in _trainings(data):
+        stage, title = curve.stage, DOMAIN_TITLES[curve.domain]
         name = title if label == stage else f"{title}, {label}"
         try:
             ended = stability_row(stage, curve.metrics)
         except InputError:
             missing.append(f"{stage} of {name}, which has logged nothing yet")
             continue
-        row = {
-            "block": STAGE_TITLES[stage],
-            "run": name,
-            "num_points": ended.num_points,
-            "num_steps": ended.num_steps,
-            "first": ended.first,
-            "last": ended.last,
-            "kl_spikes": ended.kl_spikes,
-            "ratio_clips": ended.ratio_clips,
-        }
+        row = ended._asdict() | {"block": STAGE_TITLES[stage], "run": name}
         for key, quarter in zip(("control", "ratio"), ended.controls, strict=False):
             row |= {key: quarter.median, f"{key}_std": quarter.mad}
-        published = paper.numbers("table-15", domain, label)
-        names = STABILITY_FIGURES[: len(published or STABILITY_FIGURES)]
-        rows.append(row | paper.beside(row, published, names))
+        rows.append(row | {"published": paper.numbers("table-15", curve.domain, label)})
     return TableContent(rows, missing=missing)
 
 
-def _trainings(data: RunData) -> list[tuple[str, str, Curve]]:
-    """(domain, what the paper calls it, curve) of the usual trainings and the emotion-free ones."""
-    trainings = [(c.domain, c.stage, c) for c in data.curves if c.cell == "default"] + [
-        (arm.domain, arm.label, data.arm_curves[arm.path])
+def _trainings(data: RunData) -> list[tuple[str, Curve]]:
+    """(what the paper calls it, curve) of the usual trainings and the emotion-free ones."""
+    trainings = [(curve.stage, curve) for curve in data.curves if curve.cell == "default"]
+    trainings += [
+        (arm.label, data.arm_curves[arm.path])
         for arm in data.arms.get("emotion-free", ())
         if arm.path in data.arm_curves
     ]
-    order = [*STAGE_TITLES]
-    return sorted(
-        (t for t in trainings if t[2].stage in order),
-        key=lambda t: (order.index(t[2].stage), DOMAINS.index(t[0])),
-    )
+    return [
+        (label, curve)
+        for stage in STAGE_TITLES
+        for domain in DOMAINS
+        for label, curve in trainings
+        if (curve.stage, curve.domain) == (stage, domain)
+    ]
 
 
 def step_times(data: RunData) -> TableContent:
     """An offline step of JPO beside one that would negotiate and judge anew (Appendix G)."""
-    curves = {c.domain: c for c in data.curves if c.stage == "jpo" and c.cell == "default"}
-    step_s = {d: c.metrics[STEP_S][1] for d, c in curves.items() if STEP_S in c.metrics}
+    step_s = {
+        c.domain: c.metrics[STEP_S][1]
+        for c in data.curves
+        if c.stage == "jpo" and c.cell == "default" and STEP_S in c.metrics
+    }
     frame = data.played_in("sweep")
     swept = in_order(frame.domain.unique())
-    domains = [domain for domain in swept if domain in step_s]
-    settings = {domain: _jpo_settings(data, domain) for domain in domains}
-    rows = []
-    for domain in domains:
-        row = _step_time(data, domain, step_s[domain], settings[domain])
-        published = paper.tables()["policy-cost"]["all"]["jpo"]
-        names = [key for key in row if key != "num_turns"]
-        rows.append({"domain": DOMAIN_TITLES[domain], **row} | paper.beside(row, published, names))
-    judges = {j.judge for domain in domains for j in data.judgements.get(domain, ())}
-    students = {str(found["model"]) for found in settings.values() if "model" in found}
+    rows, judges, students = [], set(), set()
+    for domain in (domain for domain in swept if domain in step_s):
+        manifest = read_manifest(data.run_dir / domain / "jpo/default")
+        settings = {} if manifest is None else manifest.config
+        row = _step_time(data, domain, step_s[domain], settings)
+        published = paper.numbers("policy-cost", "all", "jpo")
+        rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
+        judges |= {j.judge for j in data.judgements.get(domain, ())}
+        students |= {str(value) for name, value in settings.items() if name == "model"}
     named = [
         f"{role}: {', '.join(sorted(names))}."
         for role, names in (("Judge", judges), ("Student", students))
@@ -103,7 +92,7 @@ def step_times(data: RunData) -> TableContent:
     ]
     return TableContent(
         rows,
-        players_of=frame.query("domain in @domains"),
+        players_of=frame.loc[frame.domain.isin(step_s), :],
         missing=[f"JPO of {DOMAIN_TITLES[domain]}" for domain in swept if domain not in step_s],
         notes=[" ".join(named)] if named else [],
     )
@@ -113,16 +102,18 @@ def _step_time(
     data: RunData, domain: str, step_s: np.ndarray, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
-    dialogues = data.records("sweep", domain)
+    dialogues = data.records("sweep", domain=domain)
     talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
-    judging = _judge_usage(data, domain)
+    judging = Usage()
+    if judgements := data.judgements.get(domain):
+        judging = read_usage(judge_path(data.run_dir / domain / "judge", judgements[0].judge))
     num_answers = judging.num_calls - judging.num_retries
     row = {
-        "offline_step_s": float(np.median(step_s)),
+        "offline_step_s": np.median(step_s),
         "negotiation_s": talk_s / len(dialogues) if talk_s else math.nan,
         "judging_s": judging.latency_s / num_answers if judging.latency_s else math.nan,
-        "num_turns": float(np.mean([len(t.turns) for t in dialogues])),
-        "num_judged_turns": float(np.mean([len(t.focal_turns) for t in dialogues])),
+        "num_turns": np.mean([len(t.turns) for t in dialogues]),
+        "num_judged_turns": np.mean([len(t.focal_turns) for t in dialogues]),
         "batch_size": settings.get("batch_size", math.nan),
         "concurrency": sweep_concurrency(data.run_dir, domain) or math.nan,
     }
@@ -130,18 +121,3 @@ def _step_time(
     on_policy_step_s = row["batch_size"] * sample_s / row["concurrency"]
     ratio = on_policy_step_s / row["offline_step_s"]
     return row | {"on_policy_step_s": on_policy_step_s, "ratio": ratio}
-
-
-def _jpo_settings(data: RunData, domain: str) -> Mapping[str, Any]:
-    """What JPO was trained with; nothing where no manifest tells."""
-    manifest = read_manifest(data.run_dir / domain / "jpo/default")
-    return {} if manifest is None else manifest.config
-
-
-def _judge_usage(data: RunData, domain: str) -> Usage:
-    """What the judge's calls on a sweep have used."""
-    judgements = data.judgements.get(domain, ())
-    if not judgements:
-        return Usage()
-    directory = data.run_dir / domain / "judge"
-    return read_usage(judge_path(directory, judgements[0].judge))
