@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from emodistill.llm.client import ChatClient, Completion, RefusedError
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import JobsResult, run_jobs
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
@@ -75,23 +74,6 @@ class JudgeItem(NamedTuple):
     repeat: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgingResult(JobsResult):
-    """What a judging has come to; a finished item has a score, `num_new` counts calls."""
-
-    failure_rates: Mapping[str, float]
-    """Failed over judged items, by focal method."""
-
-    @property
-    def summary(self) -> str:
-        """A line for the terminal."""
-        return self.describe(
-            finished="items scored",
-            failed="left without a score",
-            on_interrupt="what is judged is kept, start again to go on",
-        )
-
-
 def judge_path(directory: Path, judge: str) -> Path:
     """`judge/<judge>.jsonl`; characters that no file name should have become dashes."""
     return directory / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', judge).strip('.-') or 'judge'}.jsonl"
@@ -128,7 +110,7 @@ async def run_judging(
     path: Path,
     client: ChatClient,
     pack: PromptPack,
-) -> JudgingResult:
+) -> JobsResult:
     """Score every item that `path` doesn't hold yet, at temperature 0 and 64 tokens.
 
     Both levels share the file. An item is done with a scored line, or once both attempts failed.
@@ -152,7 +134,10 @@ async def run_judging(
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
         attempts = _Attempts(
-            line for line in earlier if not (config.retry_unanswered and _is_unanswered(line))
+            line
+            for line in earlier
+            if line.status == "scored"
+            or not (config.retry_unanswered and line.raw.startswith(NO_ANSWER))
         )
         pending = [item for item in items if attempts.are_left(item)]
         budget = Budget(
@@ -165,14 +150,31 @@ async def run_judging(
 
         def keep(item: JudgeItem, attempt: int, answer: Completion) -> None:
             nonlocal num_new
-            line = _judgement(item, attempt, answer, judge=judge, pack=pack)
+            score = parse_score(answer.text)
+            line = Judgement(
+                **item._asdict(),
+                judge=judge,
+                attempt=attempt,
+                rubric_sha256=pack.rubric_sha256,
+                raw=answer.text,
+                status="failed" if score is None else "scored",
+                score=score,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                cost_usd=answer.cost_usd,
+            )
             lines.append(line)
             attempts.add(line)
             num_new += 1
 
         async def score_one(item: JudgeItem) -> None:
             name = item.trajectory_id
-            messages = _messages(pack, scenario_of[name], dialogues[name], item.turn_index)
+            scenario, dialogue = scenario_of[name], dialogues[name]
+            if item.turn_index is None:
+                ending = dialogue.outcome, dialogue.final_value
+                messages = dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
+            else:
+                messages = turn_judge_messages(pack, scenario, dialogue.turns, item.turn_index)
             while attempts.are_left(item):
                 attempt = attempts.num_failed[item]
                 completion = await client.chat(
@@ -195,25 +197,27 @@ async def run_judging(
             return f"{len(attempts.unreadable):,} unreadable" if attempts.unreadable else ""
 
         unit = "turns" if config.level == "turn" else "dialogues"
-        num_before = len(items) - len(pending)
-        bar = progress("judge", total=len(items), unit=unit, done=num_before)
-        with budget:
-            stopped = await run_jobs(
-                pending,
-                score_one,
-                on_failure=give_up,
-                client=client,
-                budget=budget,
-                bar=bar,
-                concurrency=config.concurrency,
-                status=status,
-            )
+        bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
+        stopped = await run_jobs(
+            pending,
+            score_one,
+            on_failure=give_up,
+            client=client,
+            budget=budget,
+            bar=bar,
+            concurrency=config.concurrency,
+            status=status,
+        )
     judged = [item for item in items if not attempts.are_left(item)]
     failed = [item for item in judged if item in attempts.unreadable]
-    rates = _shares_by_method(failed, judged, dialogues)
+    num_failed, num_judged = (
+        Counter(dialogues[item.trajectory_id].focal.method for item in some)
+        for some in (failed, judged)
+    )
+    rates = {method: num_failed[method] / count for method, count in num_judged.items()}
     shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    return JudgingResult(
+    return JobsResult(
         num_planned=len(items),
         num_finished=len(judged) - len(failed),
         num_failed=len(failed),
@@ -221,6 +225,9 @@ async def run_judging(
         cost_usd=budget.spent_usd,
         stopped=stopped,
         path=path,
+        finished="items scored",
+        failed="left without a score",
+        on_interrupt="what is judged is kept, start again to go on",
         failure_rates=rates,
     )
 
@@ -250,48 +257,6 @@ class _Attempts:
         return item not in self.scored and item not in self.unreadable
 
 
-def _judgement(
-    item: JudgeItem, attempt: int, answer: Completion, *, judge: str, pack: PromptPack
-) -> Judgement:
-    score = parse_score(answer.text)
-    return Judgement(
-        **item._asdict(),
-        judge=judge,
-        attempt=attempt,
-        rubric_sha256=pack.rubric_sha256,
-        raw=answer.text,
-        status="failed" if score is None else "scored",
-        score=score,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        cost_usd=answer.cost_usd,
-    )
-
-
-def _shares_by_method(
-    failed: Iterable[JudgeItem],
-    judged: Iterable[JudgeItem],
-    dialogues: Mapping[str, Trajectory],
-) -> dict[str, float]:
-    """Failed over judged items, by the focal method of their dialogue."""
-    num_failed, num_judged = (
-        Counter(dialogues[item.trajectory_id].focal.method for item in items)
-        for items in (failed, judged)
-    )
-    return {method: num_failed[method] / count for method, count in num_judged.items()}
-
-
-def _messages(
-    pack: PromptPack, scenario: Scenario, dialogue: Trajectory, turn_index: int | None
-) -> Sequence[Mapping[str, object]]:
-    """The prompt on one turn, or on the whole dialogue."""
-    if turn_index is not None:
-        return turn_judge_messages(pack, scenario, dialogue.turns, turn_index)
-    return dialogue_judge_messages(
-        pack, scenario, dialogue.turns, dialogue.outcome, dialogue.final_value
-    )
-
-
 def scenarios_by_dialogue(
     trajectories: Sequence[Trajectory], scenarios: Sequence[Scenario]
 ) -> dict[str, Scenario]:
@@ -304,10 +269,6 @@ def scenarios_by_dialogue(
                 f"{len(scenarios)} given; scenarios.jsonl must hold those of trajectories.jsonl."
             )
     return {t.trajectory_id: by_id[t.scenario_id] for t in trajectories}
-
-
-def _is_unanswered(line: Judgement) -> bool:
-    return line.status == "failed" and line.raw.startswith(NO_ANSWER)
 
 
 def _check_file(earlier: Sequence[Judgement], path: Path, judge: str, pack: PromptPack) -> None:
