@@ -85,12 +85,21 @@ def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[house]\n", "lacks base_url"),
-        ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown entry 'price'"),
-        ('[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n', "USD per million"),
+        ("[house]\n", "missing required field `base_url`"),
+        ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown field `price`"),
+        (
+            '[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n',
+            r"prices\[.*USD per million",
+        ),
         ("[house\n", "no readable TOML"),
+        ('[house]\nbase_url = "http://h/v1"\nprices = { m = [3] }\n', r"`\$\.prices\[\.\.\.\]`"),
+        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens_per_minute = 0 }\n', "> 0"),
+        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens = 1 }\n', "field `tokens`"),
+        ('[house]\nbase_url = "http://h/v1"\ndead_codes = "x"\n', "dead_codes"),
+        ('[house]\nbase_url = "ftp://h/v1"\n', "must look like http"),
+        ('[house]\nname = "x"\nbase_url = "http://h/v1"\n', "without a name"),
         ('house = "x"\n', "must be a table"),
-        ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', "required, optional or none"),
+        ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', r"'maybe' - at `\$\.key`"),
     ],
 )
 def test_a_broken_own_file_is_named(tmp_path, text, words):

@@ -28,7 +28,7 @@ from emodistill.errors import ApiError, EmodistillError
 from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
-from emodistill.llm.providers import Price, Provider
+from emodistill.llm.providers import Provider
 from emodistill.logs import fields
 
 log = logging.getLogger("emodistill.llm")
@@ -41,10 +41,16 @@ BYTES_PER_TOKEN = 4
 """About, in English; a request's size in tokens is only needed for the limits of its key."""
 NUM_FIRST_CONTACTS = 3
 """Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
-DEAD_KEY_STATUSES = {401, 402}
-FORBIDDEN_STATUS = 403
-MISPLACED_STATUSES = {404, 405}
-TROUBLE_STATUSES = {408, 429}
+KIND_OF_STATUS = {
+    401: "dead",
+    402: "dead",
+    403: "forbidden",
+    404: "misplaced",
+    405: "misplaced",
+    408: "broken",
+    429: "limited",
+}
+"""All others go by their first digit."""
 FINAL_KINDS = ("refused", "forbidden", "misplaced")
 
 _MASKED = re.compile(r"\S*\*{3,}\S*")
@@ -56,12 +62,9 @@ Message = Mapping[str, object]
 class RefusedError(ApiError):
     """The server refused this request for good (a 400); other requests may well pass."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, status)  # both, so that it can be pickled
+    def __init__(self, message: str, status: int = 0) -> None:  # 0 until it is unpickled
+        super().__init__(message)
         self.status = status
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class CeilingError(EmodistillError):
@@ -136,19 +139,16 @@ class RetryPolicy:
     """Bound of a pause."""
 
 
+@dataclass(eq=False)  # errors are hashed by identity
 class _FaultError(Exception):
     """What went wrong with an attempt."""
 
-    def __init__(
-        self, kind: str, detail: str, status: int = 0, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
-        self.status = status
-        self.retry_after_s = retry_after_s
-        self.attempt = 0
-        """Which attempt at its request it ended, from 1."""
+    kind: str
+    detail: str
+    status: int = 0
+    retry_after_s: float | None = None
+    attempt: int = 0
+    """Which attempt at its request it ended, from 1."""
 
 
 _ADVICE = {
@@ -204,7 +204,6 @@ class ChatClient:
         self._retry = retry
         self._silence_s = min(retry.first_byte_s, retry.timeout_s)
         self._tape = tape
-        self._prices: dict[str, Price | None] = {}
         self._session: aiohttp.ClientSession | None = None
         self._first_call_s: float | None = None
         self._was_reached = False
@@ -462,7 +461,7 @@ class ChatClient:
         if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
             text = text.encode("utf-8", "replace").decode("utf-8")
         cost_usd = 0.0
-        if price := self._price(model):
+        if price := self.provider.price(model):
             cached_tokens = min(prompt_tokens, _cached_tokens(usage))
             cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         completion = Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
@@ -470,34 +469,26 @@ class ChatClient:
         self._has_answered = True
         return completion
 
-    def _price(self, model: str) -> Price | None:
-        if model not in self._prices:
-            self._prices[model] = self.provider.price(model)
-        return self._prices[model]
-
     def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _FaultError:
         detail = f"HTTP {status}"
         if words := self._detail(content):
             detail += f": {words}"
-        if status in DEAD_KEY_STATUSES or _error_code(content) in self.provider.dead_codes:
-            return _FaultError("dead", detail, status)
-        if status == FORBIDDEN_STATUS:
-            return _FaultError("forbidden", detail, status)
-        if status in TROUBLE_STATUSES or status >= 500:
-            kind = "limited" if status == 429 else "broken"
-            return _FaultError(kind, detail, status, retry_after_s(headers))
-        if 300 <= status < 400 or status in MISPLACED_STATUSES:
-            return _FaultError("misplaced", detail, status)
-        return _FaultError("refused", detail, status)
+        error = _error_in(content)
+        code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else None
+        by_digit = "broken" if status >= 500 else "misplaced" if 300 <= status < 400 else "refused"
+        kind = KIND_OF_STATUS.get(status, by_digit)
+        if code in self.provider.dead_codes:
+            kind = "dead"
+        pause_s = retry_after_s(headers) if kind in ("limited", "broken") else None
+        return _FaultError(kind, detail, status, pause_s)
 
     def _detail(self, content: bytes) -> str:
         """The server's own words, in a line, without any key that they may quote."""
-        text = content[:4_000].decode("utf-8", "replace")
-        try:
-            error = json.loads(content)["error"]
+        error = _error_in(content)
+        if error is None:
+            text = content[:4_000].decode("utf-8", "replace")
+        else:
             text = str(error.get("message") if isinstance(error, dict) else error)
-        except (ValueError, LookupError, TypeError):
-            pass
         text = " ".join(_MASKED.sub("…", self.keys.scrub(text)).split())
         return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
 
@@ -525,11 +516,11 @@ def _cached_tokens(usage: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) and count > 0 else 0
 
 
-def _error_code(content: bytes) -> str | None:
+def _error_in(content: bytes) -> Any:
+    """What an answer holds under `error`: an object, or words; None for anything else."""
     try:
-        error = json.loads(content)["error"]
-        return str(error.get("code") or error.get("type"))
-    except (ValueError, LookupError, TypeError, AttributeError):
+        return json.loads(content)["error"]
+    except (ValueError, LookupError, TypeError):
         return None
 
 
