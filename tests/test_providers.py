@@ -55,15 +55,19 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     assert "hunter22" not in str(caught.value)
 
 
-def test_keys_come_from_the_environment():
+def test_keys_come_from_the_environment(monkeypatch):
     provider = load_providers()["openai"]
-    assert provider.read_keys({"OPENAI_API_KEY": " a1, b2,,c3 "}) == ("a1", "b2", "c3")
-    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
-        provider.read_keys({})
+    monkeypatch.setenv("OPENAI_API_KEY", " a1, b2,,c3 ")
+    assert provider.read_keys() == ("a1", "b2", "c3")
+    monkeypatch.setenv("OPENAI_API_KEY", "good,bad\nkey")
     with pytest.raises(InputError, match="OPENAI_API_KEY: key number 2") as caught:
-        provider.read_keys({"OPENAI_API_KEY": "good,bad\nkey"})
+        provider.read_keys()
     assert "bad" not in str(caught.value).replace("OPENAI", "")
-    assert load_providers()["vllm"].read_keys({}) == ()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
+        provider.read_keys()
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert load_providers()["vllm"].read_keys() == ()
 
 
 def test_a_provider_without_a_default_model_says_which_flag():
@@ -102,11 +106,12 @@ def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
         ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', r"'maybe' - at `\$\.key`"),
     ],
 )
-def test_a_broken_own_file_is_named(tmp_path, text, words):
+def test_a_broken_own_file_is_named(tmp_path, monkeypatch, text, words):
     path = tmp_path / "mine.toml"
     path.write_text(text)
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
     with pytest.raises(InputError, match=words):
-        load_providers(path)
+        load_providers()
 
 
 def test_cached_prompt_tokens_have_their_own_price():

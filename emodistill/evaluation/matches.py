@@ -59,9 +59,8 @@ async def run_matches(
     return await play_all(
         plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
         match,
+        config,
         path=path,
         label=label,
         client=pool.client,
-        concurrency=config.concurrency,
-        max_cost_usd=config.max_cost_usd,
     )

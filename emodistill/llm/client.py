@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import operator
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,10 @@ NUM_DETAIL_CHARS = 200
 """Of a server's own words in an error: a line or two of a terminal."""
 BYTES_PER_TOKEN = 4
 """About, in English; a request's size in tokens is only needed for the limits of its key."""
+FIRST_BYTE_S = 90.0
+"""For a connected server to begin its answer, and between two parts of it."""
+CONNECT_S = 10.0
+"""For a connection: a server that is there accepts one at once, however busy it is."""
 NUM_FIRST_CONTACTS = 3
 """Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
 KIND_OF_STATUS = {
@@ -87,10 +92,10 @@ class Usage(NamedTuple):
     """Of all answers together, however many came at once."""
 
     def plus(self, other: Usage) -> Usage:
-        return Usage._make(a + b for a, b in zip(self, other, strict=True))
+        return Usage._make(map(operator.add, self, other))
 
     def minus(self, other: Usage) -> Usage:
-        return Usage._make(a - b for a, b in zip(self, other, strict=True))
+        return Usage._make(map(operator.sub, self, other))
 
 
 def total_usage(usages: Iterable[Usage]) -> Usage:
@@ -127,10 +132,6 @@ class RetryPolicy:
 
     timeout_s: float = 120.0
     """For one attempt, from connecting to the last byte."""
-    first_byte_s: float = 90.0
-    """For a connected server to begin its answer, and between two parts of it."""
-    connect_s: float = 10.0
-    """For a connection."""
     max_attempts: int = 8
     """At one request, the first included."""
     backoff_s: float = 0.5
@@ -202,7 +203,7 @@ class ChatClient:
         self.ceiling_usd = math.inf
         self.url = f"{provider.base_url}/chat/completions"
         self._retry = retry
-        self._silence_s = min(retry.first_byte_s, retry.timeout_s)
+        self._silence_s = min(FIRST_BYTE_S, retry.timeout_s)
         self._tape = tape
         self._session: aiohttp.ClientSession | None = None
         self._first_call_s: float | None = None
@@ -236,7 +237,7 @@ class ChatClient:
             connector=aiohttp.TCPConnector(limit=2 * self.gate.ceiling, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(
                 total=self._retry.timeout_s,
-                sock_connect=min(self._retry.connect_s, self._retry.timeout_s),
+                sock_connect=min(CONNECT_S, self._retry.timeout_s),
                 sock_read=self._silence_s,
             ),
             headers={"Content-Type": "application/json", "Accept": "application/json"},
@@ -277,18 +278,24 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
-        if self.cache is None:
-            return await self._answer(data, model, max_tokens, sticky)
-        completion = self.cache.get(sticky, data)
+        completion = self.cache.get(sticky, data) if self.cache else None
         if completion is None:
             completion = await self._answer(data, model, max_tokens, sticky)
-            self.cache.add(sticky, data, completion)
+            if self.cache:
+                self.cache.add(sticky, data, completion)
         return completion
 
     async def _answer(self, data: bytes, model: str, max_tokens: int, sticky: str) -> Completion:
         """From a recording, or from the server and into one."""
         if isinstance(self._tape, Replayer):
-            return self._replayed(await self._tape.play(sticky, data))
+            call = await self._tape.play(sticky, data)
+            self._count(Usage(num_calls=1))
+            if "error" in call:
+                message, status = call["error"]["message"], call["error"]["status"]
+                raise ExhaustedError(message) if status is None else RefusedError(message, status)
+            completion = Completion(**call["answer"])
+            self._count(completion.usage)
+            return completion
         if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
@@ -302,15 +309,6 @@ class ChatClient:
             raise
         if self._tape is not None:
             self._tape.add(sticky, data, {"answer": completion._asdict()})
-        return completion
-
-    def _replayed(self, call: Mapping[str, Any]) -> Completion:
-        self._count(Usage(num_calls=1))
-        if "error" in call:
-            message, status = call["error"]["message"], call["error"]["status"]
-            raise ExhaustedError(message) if status is None else RefusedError(message, status)
-        completion = Completion(**call["answer"])
-        self._count(completion.usage)
         return completion
 
     def _count(self, used: Usage) -> None:
@@ -527,25 +525,17 @@ def _error_in(content: bytes) -> Any:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The pause that a server asks for, in seconds: `Retry-After` as number or HTTP date,
     or `retry-after-ms`; None where it asks for none that can be read."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1e3
-    value = headers.get("Retry-After")
-    seconds = _number(value)
-    if seconds is not None or value is None:
-        return seconds
+    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        try:
+            pause_s = scale * float(headers.get(name, ""))
+        except ValueError:
+            continue
+        if math.isfinite(pause_s):
+            return max(0.0, pause_s)
     try:
-        moment = parsedate_to_datetime(value)
+        moment = parsedate_to_datetime(headers.get("Retry-After", ""))
     except (ValueError, TypeError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, number) if math.isfinite(number) else None

@@ -143,7 +143,15 @@ class KeyPool:
         """
         while True:
             if not self._live:
-                raise ApiError(self._no_key_left())
+                variable = self._key_env or "the provider's key variable"
+                if self._is_keyless:
+                    raise ApiError(
+                        f"the server asks for an API key ({self._deaths[0]}). Set {variable}."
+                    )
+                raise ApiError(
+                    f"no API key is left: {'; '.join(self._deaths)}. Check {variable} and the "
+                    "account's balance, then start again."
+                )
             fit = [key for key in self._live if key not in without]
             if not fit:
                 return None
@@ -179,15 +187,6 @@ class KeyPool:
             self._deaths.append(f"{key.label}: {reason}")
             extra = fields(event="key dropped", key=key.label)
             log.warning("%s is dropped: %s", key.label, reason, extra=extra)
-
-    def _no_key_left(self) -> str:
-        variable = f" {self._key_env}" if self._key_env else " the provider's key variable"
-        if self._is_keyless:
-            return f"the server asks for an API key ({self._deaths[0]}). Set{variable}."
-        return (
-            f"no API key is left: {'; '.join(self._deaths)}. Check{variable} and the account's "
-            "balance, then start again."
-        )
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:

@@ -72,16 +72,16 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         return self.models[role]
 
-    def read_keys(self, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    def read_keys(self) -> tuple[str, ...]:
         """The API keys in the environment; `()` where none is needed and none is set.
 
         Raises:
           InputError: a key is required and missing, or is no printable ASCII.
         """
-        environ = os.environ if environ is None else environ
         if self.key == "none" or self.key_env is None:
             return ()
-        keys = tuple(k for part in environ.get(self.key_env, "").split(",") if (k := part.strip()))
+        parts = os.environ.get(self.key_env, "").split(",")
+        keys = tuple(filter(None, map(str.strip, parts)))
         if not keys and self.key == "required":
             raise InputError(
                 f"provider {self.name!r} needs an API key: set {self.key_env} (several keys are "
@@ -96,15 +96,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return keys
 
 
-def load_providers(path: Path | None = None) -> dict[str, Provider]:
-    """The built-in providers, updated by `path` or by the file that EMODISTILL_PROVIDERS names."""
+def load_providers() -> dict[str, Provider]:
+    """The built-in providers, updated by the file that EMODISTILL_PROVIDERS names."""
     text = resources.files("emodistill.llm").joinpath("providers.toml").read_text("utf-8")
     tables = tomllib.loads(text)
-    if path is None and os.environ.get(OVERRIDE_ENV):
-        path = Path(os.environ[OVERRIDE_ENV])
-    if path is not None:
+    if path := os.environ.get(OVERRIDE_ENV):
         try:
-            own = tomllib.loads(path.read_text("utf-8"))
+            own = tomllib.loads(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: no readable TOML file of providers ({error}).") from None
         for name, table in own.items():

@@ -42,7 +42,7 @@ ScoreKey = tuple[str, int | None]
 
 _EMPHASIS = re.compile(r"(?<![^\W_])[*_]+(?=\S)|(?<=\S)[*_]+(?![^\W_])")
 _SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d|[.,]\d|\s*[-–]\s*\d)")
-_LONE = re.compile(r"\d{1,2}")
+_LONE = re.compile(r"^\s*(\d{1,2})\s*$")
 
 
 def parse_score(text: str) -> int | None:
@@ -53,16 +53,10 @@ def parse_score(text: str) -> int | None:
     any where two contradict each other, as when the judge quotes one out of what it read.
     """
     plain = _EMPHASIS.sub("", text).strip()
-    if stated := set(_SCORE.findall(plain)):
-        if len(stated) > 1:
-            return None
-        digits = stated.pop()
-    else:
-        first_line = plain.splitlines()[0].strip() if plain else ""
-        if not _LONE.fullmatch(first_line):
-            return None
-        digits = first_line
-    score = int(digits)
+    stated = set(_SCORE.findall(plain))
+    if not stated and plain:
+        stated = set(_LONE.findall(plain.splitlines()[0]))
+    score = int(stated.pop()) if len(stated) == 1 else 0
     return score if 1 <= score <= 10 else None
 
 
@@ -86,20 +80,6 @@ def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[Sco
         for judgement in judgements
         if judgement.repeat == repeat and judgement.score is not None
     }
-
-
-def judge_items(
-    trajectories: Sequence[Trajectory], *, level: Level = "turn", repeats: int = 1
-) -> list[JudgeItem]:
-    """What there is to score, all first scores before all second ones."""
-    return [
-        JudgeItem(trajectory.trajectory_id, index, repeat)
-        for repeat in range(repeats)
-        for trajectory in trajectories
-        for index in (
-            [turn.index for turn in trajectory.focal_turns] if level == "turn" else [None]
-        )
-    ]
 
 
 async def run_judging(
@@ -128,7 +108,13 @@ async def run_judging(
     judge = config.judge or client.provider.default_model("judge")
     dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
     scenario_of = scenarios_by_dialogue(trajectories, scenarios)
-    items = judge_items(trajectories, level=config.level, repeats=config.repeats)
+    is_by_turn = config.level == "turn"
+    items = [  # all first scores before all second ones
+        JudgeItem(trajectory.trajectory_id, index, repeat)
+        for repeat in range(config.repeats)
+        for trajectory in trajectories
+        for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
+    ]
     num_new = 0
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
@@ -196,7 +182,7 @@ async def run_judging(
         def status() -> str:
             return f"{len(attempts.unreadable):,} unreadable" if attempts.unreadable else ""
 
-        unit = "turns" if config.level == "turn" else "dialogues"
+        unit = "turns" if is_by_turn else "dialogues"
         bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
         stopped = await run_jobs(
             pending,

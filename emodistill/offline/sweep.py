@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from emodistill.configs import SweepConfig
+from emodistill.configs import MatchConfig, SweepConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
@@ -37,7 +37,7 @@ from emodistill.offline.store import (
     read_trajectories,
     write_records,
 )
-from emodistill.offline.unfinished import UnfinishedAnswers, unfinished_path
+from emodistill.offline.unfinished import UnfinishedAnswers
 from emodistill.offline.workers import JobsResult, run_jobs
 from emodistill.progress import Progress
 from emodistill.prompts import PromptPack
@@ -126,34 +126,33 @@ async def run_sweep(
     return await play_all(
         planned[:num_dialogues],
         match,
+        config,
         path=out_dir / "trajectories.jsonl",
         label="sweep",
         on_open=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
         client=client,
-        concurrency=config.concurrency,
-        max_cost_usd=config.max_cost_usd,
     )
 
 
 async def play_all(
     planned: Sequence[PlannedDialogue],
     match: Match,
+    config: SweepConfig | MatchConfig,
     *,
     path: Path,
     label: str,
     client: ChatClient,
-    concurrency: int = 6,
-    max_cost_usd: float | None = None,
     on_open: Callable[[], None] = lambda: None,
 ) -> JobsResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
     Args:
+      config: says how many are played at once, and what all may cost: no dialogue is begun that
+        would probably exceed it, what `path` has already cost included; those in flight are
+        finished.
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
       client: open (inside its `async with`); counts what is spent.
-      max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
-        cost included; those in flight are finished.
       on_open: called once this process alone writes to `path`.
 
     Raises:
@@ -177,13 +176,13 @@ async def play_all(
         failed_ids = {line.trajectory_id for line, _ in earlier_failures} - costs_usd.keys()
         ended = costs_usd.keys() | failed_ids
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
-        unfinished = stack.enter_context(UnfinishedAnswers(unfinished_path(path), ended))
+        unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
         client.cache = unfinished
         stack.callback(setattr, client, "cache", None)
         budget = Budget(
             path,
             client,
-            max_cost_usd,
+            config.max_cost_usd,
             models=[*paid_models, *match.reader.paid_models],
             finished_usd=costs_usd.values(),
             finished=used,
@@ -226,7 +225,7 @@ async def play_all(
             client=client,
             budget=budget,
             bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
-            concurrency=concurrency,
+            concurrency=config.concurrency,
             status=status,
         )
     ids = {dialogue.trajectory_id for dialogue in planned}

@@ -159,28 +159,23 @@ async def run_bounded(
     in_a_row = 0
     ceiling = max(NUM_FAILURES_IN_A_ROW, 3 * concurrency)
 
-    def fail(error: ApiError) -> None:
-        nonlocal in_a_row
-        in_a_row += 1
-        if in_a_row >= ceiling:
-            raise ApiError(f"{ceiling} calls in a row failed, so this stops. The last: {error}")
-
     async def attempt(job: Job, is_last: bool) -> None:
         nonlocal in_a_row
         try:
             await work(job)
-        except (RefusedError, EmptyReplyError) as error:
-            on_failure(job, error)
-            fail(error)
         except CeilingError:
             pass  # `admits` says so too; what the job has got so far is kept
-        except ExhaustedError as error:
-            if is_last:
+        except (RefusedError, EmptyReplyError, ExhaustedError) as error:
+            if is_last or not isinstance(error, ExhaustedError):
                 on_failure(job, error)
             else:
                 deferred.append(job)
                 log.warning("put off to the end: %s", error)
-            fail(error)
+            in_a_row += 1
+            if in_a_row >= ceiling:
+                raise ApiError(
+                    f"{ceiling} calls in a row failed, so this stops. The last: {error}"
+                ) from error
         else:
             in_a_row = 0
 
