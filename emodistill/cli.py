@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,11 @@ from emodistill.settings import BASE, Cell, Settings
 
 C = TypeVar("C", bound=Config)
 
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then start again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "get the rights to it, then start again"),
+}
+"""What to do about an error of the system."""
 CONFIG_HELP = "--config FILE.yaml is the base for all flags; flags override it."
 
 
@@ -114,15 +120,15 @@ def main(
     except EmodistillError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read our output has had enough, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except OSError as error:
         if error.errno is None:
             raise
         name = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {error.strerror}{name}; free space or rights, then start again; finished "
-            "work is kept.",
-            file=sys.stderr,
-        )
+        advice = ADVICE.get(error.errno, "start again once that is mended")
+        print(f"error: {error.strerror}{name}; {advice}; finished work is kept.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; finished work is kept, start again to go on.", file=sys.stderr)

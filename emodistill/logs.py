@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = logging.getLogger("emodistill")
+STAGE_LOG = "stage.log"
+"""The file of a stage's log, in its folder."""
 
 
 def log_to_terminal() -> None:

@@ -1,6 +1,7 @@
-"""Run folders, cells and manifests: what a stage was made from, and whether that still holds.
+"""Jobs and manifests: what a stage was made from, and whether that still holds.
 
     runs/<run>/<domain>/<stage>/[<cell>/]manifest.json
+    runs/<run>/<domain>/<stage>/…/<output>.manifest.json   where several outputs share a folder
 
 A manifest names the configuration, the code version and every input file with its SHA-256. A
 stage that is started again finds it: finished and unchanged means nothing to do, unfinished and
@@ -48,8 +49,9 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> Manifest | None:
     try:
         return Manifest(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
+        made = directory if name == MANIFEST else f"it and the {path.name.split('.')[0]} files here"
         raise InputError(
-            f"{path} can't be read ({error}). Delete {directory} to make the stage again."
+            f"{path} can't be read ({error}). Delete {made} to make the stage again."
         ) from None
 
 
@@ -64,7 +66,7 @@ class Job:
     output: Path
     """As long as this file is missing or empty, nothing has been made, and all may still change."""
     path: Path
-    """What it hands on to a reader."""
+    """What it hands on to the next stage or to the user."""
     inputs: Mapping[str, str]
     """Name -> hash of all that it reads; `input_hashes` makes them for files."""
     identity: Mapping[str, Any]
@@ -84,7 +86,7 @@ class Job:
 
 
 class Result(NamedTuple):
-    """What a stage has come to."""
+    """The outcome of a stage."""
 
     text: str
     """A line for the terminal."""

@@ -52,6 +52,8 @@ class Settings:
     sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str = "the defaults"
     """What an error message calls the file."""
+    path: Path | None = None
+    """The file, where a user has named one."""
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -68,7 +70,7 @@ class Settings:
             raise InputError(f"--config {path}: not valid YAML: {error}") from None
         if not isinstance(sections, dict):
             raise InputError(f"--config {path}: expected `name: value` lines.")
-        return cls(sections, f"--config {path}")
+        return cls(sections, f"--config {path}", path)
 
     @classmethod
     def preset(cls, name: str) -> Settings:
@@ -76,7 +78,7 @@ class Settings:
         package = Path(__file__).parent
         for folder in (package / "presets", package.parent / "configs"):
             if (path := folder / f"{name}.yaml").is_file():
-                return dataclasses.replace(cls.read(path), name=f"configs/{name}.yaml")
+                return dataclasses.replace(cls.read(path), name=f"configs/{name}.yaml", path=None)
         raise InputError(f"the shipped configuration {name}.yaml is missing; reinstall emodistill.")
 
     def values(self, cls: type[Config], section: str | None = None) -> dict[str, Any]:
@@ -86,8 +88,8 @@ class Settings:
           section: where the stage's own settings are; the section of its name if left out.
 
         Raises:
-          InputError: a setting that the stage (or, at the top, no stage) has, or a value of the
-            wrong type; the message names it.
+          InputError: a setting that the stage (at the top of the file: every stage) lacks, or a
+            value of the wrong type; the message names it.
         """
         section = section or cls.stage
         own = self.sections.get(section) or {}
@@ -146,11 +148,12 @@ class Cell(NamedTuple):
     base: Any = None
     """The settings that the cell's name is relative to; None for `config` itself."""
     settings: Settings | None = None
-    """The settings of the stages that it lacks; those of configs/quickstart.yaml if None."""
+    """The file by which earlier stages that are missing are configured; configs/quickstart.yaml if
+    None."""
 
     @property
     def name(self) -> str:
-        """`default`, or what differs from `base` and a short hash of it (`kappa=0.5-1f3c`)."""
+        """`default`, or what differs from `base` and a short hash of it (`kappa=0.5-e21b`)."""
         ours, theirs = self.config.identity(), (self.base or self.config).identity()
         names = ours.keys() - self.config.outside_cell
         changes = {name: ours[name] for name in names if ours[name] != theirs.get(name)}

@@ -21,8 +21,10 @@ from emodistill.settings import Cell
 def plan(cell: Cell) -> None:
     from emodistill import stages  # --help must not wait for what the stages import
 
-    is_memory = isinstance(cell.config, MemoryConfig)
-    (stages.plan_memory if is_memory else stages.plan)(cell.config)
+    if isinstance(cell.config, MemoryConfig):
+        stages.plan_memory(cell.config)
+    else:
+        stages.plan(cell)
 
 
 if __name__ == "__main__":

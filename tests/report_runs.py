@@ -9,7 +9,7 @@ from emodistill.configs import METHODS
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.jsonl import JsonlAppender
-from emodistill.records import CounterParty, FocalParty, Judgement, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn
 from emodistill.reports import RunData
 from emodistill.reports.curves import read_curve
 from emodistill.reports.results import Resampling, dialogue_frame
@@ -69,8 +69,8 @@ def make_dialogue(domain="crad", number=1, seed=0, method="vanilla-slm", *, shar
         focal_target=target,
         counterparty_anchor=anchor,
         unit=unit.unit,
-        focal=FocalParty(method=method, model="embedded", temperature=0.7),
-        counterparty=CounterParty(model="sim-counterparty", temperature=0.7),
+        focal=FocalPlayer(method=method, model="embedded", temperature=0.7),
+        counterparty=CounterpartyPlayer(model="sim-counterparty", temperature=0.7),
         prompt_pack_sha256="0" * 64,
         agreement_rule="stand",
         turns=tuple(said),

@@ -12,7 +12,7 @@ LAYERS = (
     *("errors", "emotions", "seeding", "records", "jsonl", "logs", "progress", "files"),
     *("tensor_files", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
-    *("offline", "batches", "model", "train", "selectors", "agents"),
+    *("offline", "batches", "model", "train", "selectors"),
     *("evaluation", "reports", "stages", "studies", "cli"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""

@@ -1,9 +1,7 @@
 """Case studies: the query's answer on dialogues made for it."""
 
 import pytest
-from builders import negotiation
-from emodistill.reports.cases import cases_markdown
-from emodistill.reports.viewer import CAVEAT
+from report_runs import make_dialogue, run_data
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -11,7 +9,8 @@ from emodistill.evaluation.cases import (
     quickest_close,
     selector_difference,
 )
-from emodistill.reports import RunData
+from emodistill.reports.case_studies import cases_markdown
+from emodistill.reports.run_data import CAVEAT
 
 
 def scored(dialogues, values):
@@ -22,17 +21,17 @@ def scored(dialogues, values):
 
 def four(shares=(0.5, 0.5, 0.5, 0.5)):
     """Four dialogues of one scenario with two focal turns each."""
-    return [negotiation(number=1, seed=i, share=s, num_turns=4) for i, s in enumerate(shares)]
+    return [make_dialogue(number=1, seed=i, share=s, turns=4) for i, s in enumerate(shares)]
 
 
 def test_the_quickest_of_the_best_closes_is_taken():
-    slow = negotiation(number=1, share=0.9, num_turns=8)
-    quick = negotiation(number=2, share=0.9, num_turns=4)
-    worse = negotiation(number=3, share=0.4, num_turns=4)
+    slow = make_dialogue(number=1, share=0.9, turns=8)
+    quick = make_dialogue(number=2, share=0.9, turns=4)
+    worse = make_dialogue(number=3, share=0.4, turns=4)
     case = quickest_close([slow, worse, quick])
     assert case.trajectory == quick and case.turns == tuple(quick.focal_turns)
     assert case.values[0] == pytest.approx(1.0)  # it opens at its target
-    assert quickest_close([negotiation(share=None)]) is None
+    assert quickest_close([make_dialogue(share=None)]) is None
 
 
 def test_the_best_utterance_has_the_highest_hybrid_quality():
@@ -62,15 +61,14 @@ def test_the_selector_s_case_is_where_it_gains_most():
 
 def test_the_file_has_each_case_and_quotes_what_was_said(tmp_path):
     dialogues = four()
-    data = RunData(
-        run_dir=tmp_path,
-        trajectories={"crad": dialogues},
+    data = run_data(
+        tmp_path,
+        sweep=dialogues,
         evaluations={"crad": {"iql+sft+jpo": four((0.9,) * 4), "iql+sft+jpo-stripped": four()}},
-        caveat=CAVEAT,
     )
     text = cases_markdown(data)
     assert "## CRAD" in text and CAVEAT in text
     assert "Emotions that close the gap" in text and "with the selector and without" in text
     assert "worth learning" not in text, "nothing is judged"
     assert dialogues[0].turns[0].text.split(",")[0] in text
-    assert cases_markdown(RunData(run_dir=tmp_path)) is None
+    assert cases_markdown(run_data(tmp_path)) is None

@@ -30,7 +30,7 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
     (tmp_path / "providers.toml").write_text(PRICES)
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "providers.toml"))
     shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 4, "concurrency": 16}
-    out = stages.plan(PlanConfig(**shared))
+    out = stages.plan(Cell(PlanConfig(**shared)))
     assert "for 320 dialogues, from a pilot of 160" in capsys.readouterr().out
     assert read_manifest(out.parent).status == "running"
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
@@ -81,7 +81,7 @@ def test_only_the_pilots_own_first_scores_of_turns_count():
 def test_a_pilot_of_a_sweep_that_is_there_judges_itself_alone(tmp_path, capsys):
     shared = {"run": tmp_path, "num_seeds": 1, "num_scenarios": 6, "offer_reader": "llm"}
     make(SweepConfig(**shared))
-    out = stages.plan(PlanConfig(**shared, pilot=3))
+    out = stages.plan(Cell(PlanConfig(**shared, pilot=3)))
     judged = list(read_judgements(tmp_path / "crad/judge/sim-judge.jsonl"))
     assert len({j.trajectory_id for j in judged}) == 3
     found = json.loads(out.read_text())

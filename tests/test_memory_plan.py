@@ -23,7 +23,7 @@ from emodistill.model.config import read_architecture
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan, longest_row, plan_memory
 from emodistill.train.trainer import Trainer, response_logprobs
 
-SMALL = MemoryConfig(model="embedded", tokens=512, stage="sft")
+SMALL = MemoryConfig(model="embedded", tokens=512, objective="sft")
 SCRIPT = Path(__file__).parents[1] / "scripts/plan.py"
 
 

@@ -22,7 +22,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.arms import Arm, write_arms
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.llm.client import Usage
-from emodistill.records import CounterParty
+from emodistill.records import CounterpartyPlayer
 from emodistill.reports import paper, read_run, write_report
 from emodistill.reports.catalogue import RECIPES
 from emodistill.reports.curves import read_curve
@@ -365,7 +365,7 @@ def test_a_tournament_table_has_both_roles(tmp_path):
     lines = written_rows(write_report(data, only="ratings"))
     assert [float(line["strength"]) for line in lines] == pytest.approx([0, 0], abs=1e-6)
     assert EMBEDDED_OPPOSITE not in path.read_text()
-    opposite = CounterParty(model="embedded", temperature=0.4)
+    opposite = CounterpartyPlayer(model="embedded", temperature=0.4)
     del pairs["iql", "iql"]
     pairs = {
         pair: [msgspec.structs.replace(t, counterparty=opposite) for t in ts]

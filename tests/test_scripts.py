@@ -1,12 +1,17 @@
 """Every script answers `--help` without heavy imports, and says what is wrong in one message."""
 
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from emodistill import cli
+from emodistill.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -84,7 +89,7 @@ def run(script, *flags, monkeypatch, capsys):
         (["train_jpo.py", "--kappa", "2"], "kappa=2.0 must lie in [0, 1]"),
         (["evaluate.py", "--method", "iql+magic"], "--method iql+magic is not known; use one of"),
         (["tournament.py", "--methods", "iql+magic"], "iql+magic is not known; use one of"),
-        (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who sits in"),
+        (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who plays the"),
         (["sweep.py", "--provider", "nowhere"], "--provider nowhere is none of"),
         (["sweep.py", "--provider", "dashscope"], "set DASHSCOPE_API_KEY"),
         (
@@ -118,6 +123,40 @@ def test_bad_input_is_one_message_and_code_2(arguments, message, tmp_path, monke
     assert code == 2
     assert message in err and "Traceback" not in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def documented_commands():
+    """Every command of the README, the docs, the presets and the scripts: (file, script, words)."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.yaml")]
+    for path in sorted([*files, *SCRIPTS]):
+        text = re.sub(r"\\\\?\n[ #]*", " ", path.read_text(encoding="utf-8"))
+        for script, rest in re.findall(r"python scripts/(\w+\.py)([^\n`;]*)", text):
+            flags = rest.partition("  #")[0].partition(" # ")[0]
+            if not set("|$…") & set(flags) and "PATH" not in flags:
+                yield path.name, script, shlex.split(flags.rstrip('.,:)"*'))
+
+
+def test_every_documented_command_can_be_read(monkeypatch):
+    """Nothing is run: each command line is read by its script's own settings."""
+    commands = sorted({(file, script, *words) for file, script, words in documented_commands()})
+    assert len(commands) > 80
+    monkeypatch.chdir(ROOT)
+    wrong = []
+    for file, script, *words in commands:
+        seen = []
+
+        def main(classes, description, action=None, *, args=words, preset=None, seen=seen):
+            seen.append(cli.parse(classes, description, args, preset=preset))
+
+        monkeypatch.setattr(cli, "main", main)
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except (SystemExit, InputError) as error:
+            wrong.append(f"{file}: {script} {' '.join(words)}: {error}")
+        else:
+            assert len(seen) == 1
+    assert not wrong, "\n".join(wrong)
 
 
 def test_an_unreachable_api_is_named(tmp_path, monkeypatch, capsys):

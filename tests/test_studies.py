@@ -35,10 +35,10 @@ from emodistill.offline.store import read_trajectories
 from emodistill.reports import RECIPES, report_study
 from emodistill.reports.paper import numbers
 from emodistill.settings import Cell, Settings
-from emodistill.studies import arms as planning
-from emodistill.studies import runner
-from emodistill.studies.arms import plan_arms
-from emodistill.studies.runner import run_study
+from emodistill.studies import arm_runner as runner
+from emodistill.studies import planned_arms as planning
+from emodistill.studies.arm_runner import run_study
+from emodistill.studies.planned_arms import plan_arms
 
 ADAPTER = {"max_tokens": 512, "max_samples": 2, "max_steps": 1, "learning_rate": 1e-3}
 SECTIONS = {

@@ -94,7 +94,8 @@ class Config:
     student_field: ClassVar[str | None] = None
     """The setting that names the student, where one trains or plays."""
     outside_cell: ClassVar[frozenset[str]] = frozenset({"domain", "model"})
-    """Settings that make no cell: a run has one student, and manifests refuse another."""
+    """Settings that are left out of the names of cells: a run has one student, and its manifests
+    refuse another."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -111,8 +112,8 @@ class Config:
                 high is None or (value <= high if lt is None else value < high)
             )
             if high is not None:
-                open_, close = "[("[gt is not None], "])"[lt is not None]
-                bounds = f"must lie in {open_}{low:g}, {high:g}{close}"
+                opening, closing = "[" if gt is None else "(", "]" if lt is None else ")"
+                bounds = f"must lie in {opening}{low:g}, {high:g}{closing}"
             else:
                 bounds = f"must be {'at least' if gt is None else '>'} {low:g}"
             hint = f"; {rule['hint']}" if rule.get("hint") else ""
@@ -168,5 +169,5 @@ class ApiConfig(ExperimentConfig):
         Config.__post_init__(self)
         require(
             self.record is None or self.replay is None,
-            "--record and --replay exclude each other: a replay hears nothing new.",
+            "--record and --replay exclude each other: a replay makes no new calls.",
         )

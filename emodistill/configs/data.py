@@ -23,14 +23,10 @@ class DialogueConfig(ApiConfig):
 
     num_scenarios: int | None = setting(None, ge=1, hint="leave it out for all")
     """Scenarios to play; all of them if left out."""
-    num_seeds: int = setting(100, ge=1)
-    """Dialogues per scenario."""
     model: str | None = None
     """The language model in the focal role."""
     counterparty: str | None = None
     """The language model in the counterparty's role."""
-    focal_temperature: float | None = setting(0.7, ge=0, le=2)
-    """Sampling temperature in the focal role."""
     counterparty_temperature: float = setting(0.7, ge=0, le=2)
     """Sampling temperature in the counterparty's role."""
     max_reply_tokens: int = 160
@@ -52,6 +48,8 @@ class SweepConfig(DialogueConfig):
     """Stage 1: dialogues under seeded random emotions (paper §3.1, Appendix E.2)."""
 
     stage: ClassVar[str] = "sweep"
+    num_seeds: int = setting(100, ge=1)
+    """Dialogues per scenario."""
     scenarios: Path | None = None
     """A published table (.csv) or scenario lines (.jsonl); the built-in generator if left out."""
     strict: bool = False

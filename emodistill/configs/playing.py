@@ -49,7 +49,7 @@ class MatchConfig(DialogueConfig):
     quantize: Quantization | None = None
     """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
     cells: Mapping[str, str] = field(default_factory=dict)
-    """STAGE CELL pairs, such as `jpo kappa=0.5-1f3c`: the cells to play; `default` if left out."""
+    """STAGE CELL pairs, such as `jpo kappa=0.5-e21b`: the cells to play; `default` if left out."""
     policy: Literal["network", "closed-form"] = "network"
     """The regressed policy network, or exp(β(Q−V)) itself."""
     greedy: bool = False

@@ -21,7 +21,7 @@ ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig(ExperimentConfig):
-    """What every study shares; what is left out is as the stages' settings have it."""
+    """What every study shares. A setting that is left out takes its stage's default."""
 
     student_field: ClassVar[str | None] = "student"
     study: ClassVar[str]

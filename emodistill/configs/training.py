@@ -132,7 +132,8 @@ class AdapterConfig(ExperimentConfig):
     mesh: str | None = setting(None, operational=True)
     """DATAxFSDPxTENSOR devices, such as 1x2x4; if left out, all of them, as --batch-size allows."""
     remat: Remat | None = setting(None, operational=True)
-    """What the backward pass computes again: none (CPU), full (elsewhere), all but dots."""
+    """What the backward pass computes again: `none` (on CPU), `full` (elsewhere), or, with `dots`,
+    everything but matrix products."""
     packing: Packing = setting("tree", operational=True)
     """How samples share rows: merged where their prompts agree, side by side, or not at all."""
     max_micro_tokens: int | None = setting(None, ge=1, operational=True)
@@ -156,7 +157,7 @@ class AdapterConfig(ExperimentConfig):
         return True
 
     def check_devices(self) -> None:
-        """Refuse a mesh or a group of processes that can't be.
+        """Refuse a mesh or a group of processes that is impossible.
 
         Raises:
           InputError: the mesh is no mesh, or a flag of several processes lacks the others.
@@ -273,7 +274,8 @@ class MemoryConfig(Config):
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Projections that get a LoRA."""
     remat: Remat = "full"
-    """What the backward pass computes again: none, full, all but dots."""
+    """What the backward pass computes again: `none`, `full`, or, with `dots`, everything but matrix
+    products."""
     quantize: Quantization | None = None
     """Hold the frozen projections in 8 or 4 bits."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emodistill.agents import METHODS
 from emodistill.domains import DOMAINS, get_domain
+from emodistill.evaluation.methods import METHODS
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.reports.labels import DOMAIN_TITLES
@@ -36,9 +36,9 @@ def method_definitions(_: RunData) -> TableContent:
             {
                 "method": name,
                 "writer": "language model" if method.writer == "llm" else "student",
-                "selector": "terminal R(τ)" if method.emotion == "iql" else "–",
+                "selector": "terminal R(τ)" if method.selector == "iql" else "–",
                 "adapter": ", ".join(ADAPTER_WORDS[s] for s in method.stages if s != "iql") or "–",
-                "emotion": EMOTION_WORDS[method.emotion],
+                "emotion": EMOTION_WORDS[method.selector],
             }
             for name, method in METHODS.items()
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emodistill.evaluation.metrics import data_quality, num_otherwise_under
+from emodistill.evaluation.metrics import num_otherwise_under, num_unread_offers
 from emodistill.records import Judgement
 from emodistill.reports.run_data import RunData
 from emodistill.runs import MANIFEST, Manifest, read_manifest
@@ -83,10 +84,12 @@ def _dialogues(frame: pd.DataFrame) -> str:
 
 
 def _unread(frame: pd.DataFrame) -> str:
-    quality = data_quality(list(frame.dialogue))
+    num_unread = sum(map(num_unread_offers, frame.dialogue))
+    num_turns = sum(len(dialogue.turns) for dialogue in frame.dialogue)
+    share = num_unread / num_turns if num_turns else math.nan
     return (
-        f"at most {quality.num_unread:,} of {quality.num_turns:,} turns "
-        f"({100 * quality.unread_share:.1f} %): they name a figure and yield no offer"
+        f"at most {num_unread:,} of {num_turns:,} turns ({100 * share:.1f} %): they name a figure "
+        "and yield no offer"
     )
 
 

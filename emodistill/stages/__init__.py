@@ -6,11 +6,11 @@ it was.
 
 from emodistill.stages.device_memory import plan_memory
 from emodistill.stages.evaluation import EVALUATE, PAIR
-from emodistill.stages.forecast import plan
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
 from emodistill.stages.runner import STAGES, prepare, required_cell, run
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
+from emodistill.stages.sweep_pilot import plan
 from emodistill.stages.tournament import tournament
 from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 

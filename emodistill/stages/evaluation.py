@@ -13,7 +13,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.matches import run_matches
 from emodistill.evaluation.methods import METHODS, Method, get_method
-from emodistill.evaluation.players import PlayerPool, PlayerSpec
+from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
@@ -33,99 +33,102 @@ class _MatchDetails(NamedTuple):
     pack: PromptPack
 
 
-def _methods(config: EvaluateConfig) -> list[Method]:
-    names = [config.method, *([config.opponent] if isinstance(config, PairConfig) else [])]
-    return [get_method(name) for name in names]
+def _method_names(config: EvaluateConfig) -> list[str]:
+    return [config.method, *([config.opponent] if isinstance(config, PairConfig) else [])]
 
 
 def _language_models(config: EvaluateConfig) -> tuple[str | None, str | None]:
     """Who writes in the focal and in the counterparty's role; None where a student does."""
-    writers = [method.writer for method in _methods(config)]
-    focal = None
+    writers = [get_method(name).writer for name in _method_names(config)]
+    model = None
     if "llm" in writers or config.model is not None:
-        focal = model_name(config, "focal", config.model)
+        model = model_name(config, "focal", config.model)
+    focal = model if writers[0] == "llm" else None
     if writers[1:] == ["student"]:
         return focal, None
     if writers[1:] and config.counterparty is None and not config.is_simulated:
-        return focal, focal  # a real language model plays both roles of a tournament
+        return focal, model  # a real language model plays both roles of a tournament
     return focal, model_name(config, "counterparty", config.counterparty)
 
 
-def adapter_requirements(
-    method: Method, training: Mapping[str, Mapping[str, Any]] = {}
+def trainings_of(
+    config: EvaluateConfig, method: Method, changed: Mapping[str, Mapping[str, Any]] = {}
 ) -> dict[str, Requirement]:
-    """Stage -> the cell that `method` needs of it, each after the one that it goes on from.
+    """Stage -> the cell that `method` plays or that its adapter goes on from, in their order.
 
     Args:
-      training: stage -> what a study changes in its training.
+      changed: stage -> settings that a study changes in its training.
     """
     needed: dict[str, Requirement] = {}
-    for stage in dict.fromkeys((*method.stages, *training)):
-        changes = {**method.settings.get(stage, {}), **training.get(stage, {})}
-        sft = needed.get("sft")
-        if sft is not None and sft.changes:
-            changes["sft_cell"] = sft.cell
+    for stage in dict.fromkeys((*method.stages, *changed)):
+        changes = {**method.settings.get(stage, {}), **changed.get(stage, {})}
+        if "sft" in needed and needed["sft"].changes:
+            changes["sft_cell"] = needed["sft"].cell
+        own = cell_name(changes) if changes else DEFAULT_CELL
+        is_selector_here = stage == "iql" and config.selector == "target"
+        domain = None if is_selector_here else config.trained_on
         needed[stage] = Requirement(
-            stage, changes=changes, cell=cell_name(changes) if changes else DEFAULT_CELL
+            stage,
+            changes=changes,
+            cell=config.cells.get(stage, own),
+            domain=domain or config.domain,
         )
     return needed
 
 
 def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
-    """What is called `default` or belongs to the method; other cells are the user's own."""
     load_pack(config.prompt_pack)
     offer_model(config)
     _language_models(config)
     needs = [Requirement("sweep")]
-    for method in _methods(config):
+    for name in _method_names(config):
+        method = get_method(name)
         if method.writer == "student":
             model_hashes(config.student)
-        source = config.trained_on or config.domain
-        needed = adapter_requirements(method)
-        if "iql" in needed and "iql" not in config.cells:
-            home = source if config.selector == "source" else config.domain
-            needs.append(Requirement("iql", domain=home))
-        if method.adapter is not None and method.adapter not in STAGES:
-            # Another adapter stage than ours: whoever trained it says by a name that it is there.
-            adapter = config.run / source / method.adapter / config.cell(method.adapter)
-            if not adapter.is_dir():
+        trained, adapter = trainings_of(config, method), method.adapter
+        if adapter is not None and adapter not in STAGES:
+            # A stage of the user's own: nothing can train it here, so its folder has to exist.
+            folder = _folder(config, trained[adapter])
+            if not folder.is_dir():
                 raise InputError(
-                    f"--method {config.method} is not known; use one of {', '.join(METHODS)}, or "
-                    f"train {adapter} first."
+                    f"--method {name} is not known; use one of {', '.join(METHODS)}, or "
+                    f"train {folder} first."
                 )
-        elif method.adapter is not None and method.adapter not in config.cells:
-            adapters = (need for stage, need in needed.items() if stage != "iql")
-            needs += [need._replace(domain=source) for need in adapters]
+        is_named = adapter in config.cells or adapter not in STAGES
+        # A cell named by --cells has to exist, with whatever its adapter goes on from.
+        needs += [
+            need
+            for stage, need in trained.items()
+            if stage not in config.cells and (stage == "iql" or not is_named)
+        ]
     return needs
 
 
-def _player(
-    config: EvaluateConfig, name: str, language_model: str | None
-) -> tuple[Any, list[Path]]:
-    """Who plays a method, and the files that it is made of."""
-    from emodistill.evaluation.players import writing_temperature  # JAX
+def _folder(config: EvaluateConfig, need: Requirement) -> Path:
+    return config.run / (need.domain or config.domain) / need.stage / need.cell
 
+
+def _player(
+    config: EvaluateConfig, name: str, language_model: str | None, temperature: float
+) -> tuple[PlayerSpec, list[Path]]:
+    """Who plays a method, and the files that it is made of."""
     method = get_method(name)
-    source = config.trained_on or config.domain
-    cells: dict[str, str] = {}
+    trained = trainings_of(config, method)
+    played = {stage: trained[stage] for stage in ("iql", method.adapter) if stage in trained}
+    folders = {stage: _folder(config, need) for stage, need in played.items()}
+    selector_dir, adapter_dir = folders.get("iql"), folders.get(method.adapter or "")
     files: list[Path] = []
-    selector_dir = adapter_dir = None
-    if method.selector == "iql":
-        cells["iql"] = config.cell("iql")
-        home = source if config.selector == "source" else config.domain
-        selector_dir = config.run / home / "iql" / cells["iql"]
+    if selector_dir is not None:
         files += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
-    if (stage := method.adapter) is not None:
-        own = adapter_requirements(method)[stage]
-        cells[stage] = config.cells.get(stage, own.cell)
-        adapter_dir = config.run / source / stage / cells[stage] / "adapter"
+    if adapter_dir is not None:
+        adapter_dir = adapter_dir / "adapter"
         files += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
     player = PlayerSpec(
         method=name,
         emotion=config.emotion,
-        language_model=None if method.writer == "student" else language_model,
-        temperature=writing_temperature(config, name),
-        cells=cells,
+        language_model=language_model,
+        temperature=temperature,
+        cells={stage: need.cell for stage, need in played.items()},
         selector_dir=selector_dir,
         adapter_dir=adapter_dir,
     )
@@ -134,37 +137,34 @@ def _player(
 
 def _job(cell: Cell) -> Job:
     config: EvaluateConfig = cell.config
-    is_pair = isinstance(config, PairConfig)
     if config.method == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
+    home = config.run / config.domain
     pack, reader = load_pack(config.prompt_pack), offer_model(config)
     model, opposite = _language_models(config)
-    focal, files = _player(config, config.method, model)
-    if is_pair:
-        counterparty, more = _player(config, config.opponent, opposite)
+    temperature = writing_temperature(config, config.method)
+    focal, files = _player(config, config.method, model, temperature)
+    other_temperature = config.counterparty_temperature
+    if isinstance(config, PairConfig):
+        if opposite is None:  # a student is sampled as it is in the focal role
+            other_temperature = writing_temperature(config, config.opponent)
+        counterparty, more = _player(config, config.opponent, opposite, other_temperature)
         files += more
-        if counterparty.language_model is not None:
-            counterparty = dataclasses.replace(
-                counterparty, temperature=config.counterparty_temperature
-            )
-        directory, name = config.run / config.domain / "tournament", config.method
-        name = f"{config.method}@{config.opponent}"
+        directory, name = home / "tournament", f"{config.method}@{config.opponent}"
         label = f"tournament {name}"
     else:
-        counterparty = PlayerSpec(
-            language_model=opposite, temperature=config.counterparty_temperature
-        )
+        counterparty = PlayerSpec(language_model=opposite, temperature=other_temperature)
         folder = f"{config.method}@{opposite}".replace("/", "-")
-        directory, name = config.run / config.domain / "eval" / folder, cell.name
+        directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
-    inputs = input_hashes([config.run / config.domain / SCENARIOS, *files], config.run)
-    if any(method.writer == "student" for method in _methods(config)):
+    inputs = input_hashes([home / SCENARIOS, *files], config.run)
+    if any(get_method(name).writer == "student" for name in _method_names(config)):
         inputs |= model_hashes(config.student)
     if reader is not None:
         inputs["offer reader's prompt"] = offer_prompt_sha256()
     output, manifest = directory / f"{name}.jsonl", f"{name}.manifest.json"
     config = grown(config, directory, manifest)
-    models = {"model": focal.language_model, "counterparty": counterparty.language_model}
+    models = {"model": model, "counterparty": opposite, "reader": reader}
     return Job(
         cell=cell._replace(config=config),
         name=label,
@@ -172,7 +172,7 @@ def _job(cell: Cell) -> Job:
         output=output,
         path=output,
         inputs=inputs | {"prompt pack": pack.sha256},
-        identity=config.identity() | models | {"reader": reader},
+        identity=config.identity() | models,
         manifest=manifest,
         config_file=f"{name}.config.yaml",
         growing=("num_seeds", "num_scenarios"),

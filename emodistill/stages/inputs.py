@@ -1,4 +1,4 @@
-"""What identifies the inputs of a stage in its manifest."""
+"""What a stage is made from, as its manifest has it: hashes of inputs, sizes of what exists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level
 from emodistill.runs import MANIFEST, read_manifest
 
-LOG = "stage.log"
 MEBIBYTE = 1 << 20
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from emodistill.configs import JudgeConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
-from emodistill.logs import log_to_file
+from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
 from emodistill.offline.judging import judge_path, run_judging, scores_by_turn
 from emodistill.offline.rewards import Scores, SweepData
@@ -22,7 +22,6 @@ from emodistill.offline.workers import JobsResult
 from emodistill.prompts import load_pack
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
-from emodistill.stages.inputs import LOG
 from emodistill.stages.language_models import model_name, open_client
 from emodistill.stages.stage import Requirement, Stage, command
 
@@ -35,7 +34,7 @@ def scores_needed(config: Any) -> Requirement:
 
 
 def _needs(config: JudgeConfig) -> Sequence[Requirement]:
-    if config.is_simulated:  # with a provider, nothing is made before its key is looked for
+    if config.is_simulated:  # checked early, since a missing sweep would be made next
         model_name(config, "judge", config.judge)
     load_pack(config.prompt_pack)
     return [Requirement("sweep")]
@@ -152,7 +151,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
         scores={},
         pack=load_pack(config.prompt_pack),
     )
-    with log_to_file(directory / LOG):
+    with log_to_file(directory / STAGE_LOG):
         judging = _score(config, played, path)
     if not judging.is_complete:
         raise StoppedError(f"judge: {judging.summary}")
@@ -208,7 +207,7 @@ JUDGE = Stage(
     job=_job,
     run=score_sweep,
     followed_by=lambda cell: "; ".join(
-        command(script, cell.config) for script in ("train_iql", "train_sft")
+        command(script, cell) for script in ("train_iql", "train_sft")
     ),
     is_there=_is_there,
 )

@@ -55,8 +55,10 @@ def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
 async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]:
     """A client for the provider that is named, for a recording, or for a simulator of its own.
 
+    It says which of the last two answers, since nobody has named them.
+
     Args:
-      name: what the terminal calls the stage, which is told who answers if that is no provider.
+      name: what the terminal calls the stage.
 
     Raises:
       InputError: a recording is to answer, and there is none.

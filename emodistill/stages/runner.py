@@ -1,7 +1,7 @@
 """Runs a stage: makes what it lacks, compares its manifest, resumes or refuses, and finishes it.
 
 What a stage lacks is made on the simulator alone. Where a real provider is named, or the recorded
-dialogues came from one, the commands that make it are said instead.
+dialogues came from one, the commands that make it are printed instead.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig
 from emodistill.errors import InputError, StoppedError
-from emodistill.logs import log_to_file
+from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.model.processes import agree, is_first, joined
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages.inputs import LOG
 from emodistill.stages.stage import Output, Requirement, Stage, command
 
 STAGES: dict[str, Stage] = {}
@@ -42,7 +41,7 @@ def run(cell: Cell, work: Callable[[Job], Result] | None = None) -> Output:
     job = stage.job(cell)
     is_adapter = isinstance(cell.config, AdapterConfig)
     decide = agree if is_adapter else lambda decision: decision()
-    with joined(cell.config) if is_adapter else log_to_file(job.directory / LOG):
+    with joined(cell.config) if is_adapter else log_to_file(job.directory / STAGE_LOG):
         if decide(lambda: begin_stage(job)) and not job.is_repeated:
             print(f"{job.name}: finished before, in {job.path}", flush=True)
         else:
@@ -74,8 +73,8 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
     is_alone = getattr(cell.config, "coordinator", None) is None
     home = cell.config.run / cell.config.domain
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
-    if not is_alone or not all(_is_free(one.config) for one in [cell, *lacking]):
-        commands = "\n  ".join(_command(one.config) for one in lacking)
+    if not is_alone or not all(_is_all_simulated(one.config) for one in [cell, *lacking]):
+        commands = "\n  ".join(_command(one) for one in lacking)
         raise InputError(f"{home} lacks {names}. Run first:\n  {commands}")
     settings = cell.settings or Settings.preset("quickstart")
     print(f"{home} lacks {names}: made now on the simulator, at the size of {settings.name}.")
@@ -123,7 +122,7 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
 
 
-def _is_free(config: Any) -> bool:
+def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
     home = config.run / config.domain
     manifest = read_manifest(home / "sweep")
@@ -135,11 +134,13 @@ def _is_free(config: Any) -> bool:
     return config.is_simulated and was_simulated
 
 
-def _command(config: Any) -> str:
-    """The command that runs a stage with settings other than its defaults."""
-    given = {name: getattr(config, name) for name in ("run", "domain", "seed")}
+def _command(cell: Cell) -> str:
+    """The command that runs the stage of `cell`."""
+    config = cell.config
+    names = ["run", "domain", "seed", "provider", "base_url"]
     if config.student_field is not None:
-        given[config.student_field] = getattr(config, config.student_field)
-    defaults = type(config)(**given).identity()
-    flags = {key: value for key, value in config.identity().items() if value != defaults[key]}
-    return command(STAGES[config.stage].script, config, flags)
+        names.append(config.student_field)
+    given = {name: getattr(config, name) for name in names}
+    usual = (cell.settings or Settings()).config(type(config), **given).identity()
+    flags = {name: value for name, value in config.identity().items() if value != usual[name]}
+    return command(STAGES[config.stage].script, cell, flags)

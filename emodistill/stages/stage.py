@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import DEFAULT_CELL, DEFAULT_RUN, EMBEDDED, Config, ExperimentConfig
+from emodistill.configs import DEFAULT_CELL, DEFAULT_RUN, EMBEDDED, Config
 from emodistill.runs import Job, Result
 from emodistill.settings import Cell
 
@@ -17,7 +18,7 @@ class Requirement(NamedTuple):
 
     stage: str
     shared: Mapping[str, Any] = {}
-    """Settings that it must have, whatever file its other settings come from."""
+    """Settings that it must have, whatever the file of its other settings says."""
     changes: Mapping[str, Any] = {}
     """Settings that make it another cell than `default`."""
     cell: str = DEFAULT_CELL
@@ -54,29 +55,34 @@ class Stage:
     is_there: Callable[[Any, Requirement], bool] | None = None
     """Whether its output can be used; if None, whether its manifest says that it is finished."""
     resumed: Callable[[Any], Any] = lambda config: config
-    """The settings with which one that was interrupted is finished."""
+    """The settings to finish an interrupted run of the stage with."""
 
 
-def command(script: str, config: ExperimentConfig, flags: Mapping[str, Any] | None = None) -> str:
-    """A command that goes on in the same run, with the same provider and student.
+def command(script: str, cell: Cell, flags: Mapping[str, Any] | None = None) -> str:
+    """A command that goes on in the run of `cell`, with its file, provider and student.
 
     Args:
       flags: further settings, by their names.
     """
-    given: dict[str, Any] = {}
-    if config.run != DEFAULT_RUN:
-        given["run"] = config.run
-    if config.domain != "crad":
-        given["domain"] = config.domain
+    config = cell.config
+    path = None if cell.settings is None else cell.settings.path
+    given: dict[str, Any] = {"config": path} | {
+        name: getattr(config, name)
+        for name, default in (("run", DEFAULT_RUN), ("domain", "crad"), ("seed", 0))
+        if getattr(config, name) != default
+    }
     if not config.is_simulated:
         given |= {"provider": config.provider, "base_url": config.base_url}
-    student = getattr(config, config.student_field) if config.student_field else EMBEDDED
-    flag = {"evaluate": "student", "train_sft": "model", "train_jpo": "model"}.get(script)
-    if flag and student != EMBEDDED:
-        given[flag] = student
+    if config.student_field is not None and script != "train_iql":
+        student = getattr(config, config.student_field)
+        flag = "model" if script.startswith("train_") else "student"
+        given |= {} if student == EMBEDDED else {flag: student}
     words = [f"python scripts/{script}.py"]
     for name, value in (given | dict(flags or {})).items():
-        if value not in (None, False):
-            shown = "" if value is True else f" {value}"
-            words.append(f"--{name.replace('_', '-')}{shown}")
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [shlex.quote(str(one)) for one in values]
     return " ".join(words)

@@ -105,7 +105,7 @@ SWEEP = Stage(
     needs=lambda config: (),
     job=_job,
     run=play_sweep,
-    followed_by=lambda cell: command("judge", cell.config),
+    followed_by=lambda cell: command("judge", cell),
     own_files=(TRAJECTORIES, SCENARIOS),
     resumed=_resumed,
 )

@@ -38,10 +38,10 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
     methods = {name: get_method(name) for name in config.methods}
     if any(method.selector == "oracle" for method in methods.values()):
         raise InputError(
-            "--methods oracle: it knows who sits in the counterparty's seat and can't sit there "
+            "--methods oracle: it knows who plays the counterparty and can't take that role "
             "itself; see what it reaches with evaluate.py --method oracle."
         )
-    pairs = list(itertools.product(config.methods, repeat=2))
+    pairs = list(itertools.product(config.methods, config.methods))
     cells = {}
     for focal, counterparty in pairs:
         pair = config.pair(focal, counterparty)

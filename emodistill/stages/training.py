@@ -44,8 +44,9 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     model_hashes(config.model)
     load_pack(config.prompt_pack)
     needs = [Requirement("sweep"), scores_needed(config)]
-    if not config.starts_from_base and config.sft_cell == DEFAULT_CELL:
-        needs.append(Requirement("sft"))  # other cells are the user's own
+    if isinstance(config, RefinementConfig) and not config.starts_from_base:
+        # Other cells than the default one are the user's own, and nothing makes them unasked.
+        needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
     return needs
 
 
@@ -62,9 +63,9 @@ def _job(cell: Cell) -> Job:
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)
-        if not config.starts_from_base:
+        if isinstance(config, RefinementConfig) and not config.starts_from_base:
             sft_adapter = home / "sft" / config.sft_cell / "adapter"
-            _check_snapshot(config, sft_adapter.parent)
+            _check_snapshot(cell, sft_adapter.parent)
             files += sorted(sft_adapter.iterdir())
     return Job(
         cell=cell,
@@ -78,13 +79,14 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def _check_snapshot(config: RefinementConfig, sft_dir: Path) -> None:
-    """Refuse an SFT cell that `config` can't start from."""
+def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
+    """Refuse an SFT cell that a refinement can't start from."""
+    config: RefinementConfig = cell.config
     manifest = read_manifest(sft_dir)
     if manifest is None or manifest.status != "finished":
         raise InputError(
             f"{sft_dir} holds no finished SFT adapter. Train it with "
-            f"{command('train_sft', config)}, or name another with --sft-cell."
+            f"{command('train_sft', cell)}, or name another with --sft-cell."
         )
     if manifest.config["emotion_free"] != config.emotion_free:
         raise InputError(
@@ -97,11 +99,11 @@ def _check_snapshot(config: RefinementConfig, sft_dir: Path) -> None:
 def _evaluation(cell: Cell) -> str:
     """The command that plays what has just been trained."""
     stage, config = cell.config.stage, cell.config
-    method = {"iql": "iql", "sft": "iql+sft"}.get(stage, f"iql+sft+{stage}")
-    if isinstance(config, RefinementConfig) and config.starts_from_base:
-        method = f"iql+{stage}"
-    flags = {} if cell.name == DEFAULT_CELL else {"cells": f"{stage} {cell.name}"}
-    return command("evaluate", config, {"method": method, **flags})
+    is_refined = isinstance(config, RefinementConfig) and not config.starts_from_base
+    trained = f"sft+{stage}" if is_refined or stage not in ("iql", "sft", "jpo") else stage
+    method = f"free-{trained}" if getattr(config, "emotion_free", False) else f"iql+{trained}"
+    flags = {} if cell.name == DEFAULT_CELL else {"cells": (stage, cell.name)}
+    return command("evaluate", cell, {"method": "iql" if stage == "iql" else method, **flags})
 
 
 def _train_selector(job: Job) -> Result:

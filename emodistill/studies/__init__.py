@@ -6,7 +6,7 @@ The names are looked up on first use, so that `--help` doesn't load what they ru
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"quickstart": "quickstart", "run_study": "runner"}
+_HOMES = {"quickstart": "pipeline", "run_study": "arm_runner"}
 
 __all__ = ["quickstart", "run_study"]
 

@@ -98,10 +98,10 @@ def run_on_ray(
     for number, task in tasks.items():
         for cell in task.trainings:
             if _directory(cell) not in trained:
-                ahead = first_of.get(_snapshot(cell))
+                ahead = first_of.get(_reference_group(cell))
                 needs = [trained[path] for path in _needs(cell, task)]
                 trained[_directory(cell)] = train.remote(cell, ahead, *needs)
-                first_of.setdefault(_snapshot(cell), trained[_directory(cell)])
+                first_of.setdefault(_reference_group(cell), trained[_directory(cell)])
         running[play.remote(task, *(trained[_directory(cell)] for cell in task.trainings))] = number
     while running:
         (ended,), _ = ray.wait(list(running))
@@ -111,7 +111,7 @@ def run_on_ray(
 def _connected(cpus: float, gpus: float) -> Any:
     """The module, once it can run such tasks."""
     try:
-        import ray  # an extra
+        import ray  # an extra  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             "--launcher ray needs Ray: pip install 'emodistill[ray]', or leave the flag out."
@@ -134,7 +134,7 @@ def _connected(cpus: float, gpus: float) -> Any:
     return ray
 
 
-def _snapshot(cell: Cell) -> object:
+def _reference_group(cell: Cell) -> object:
     """What a refinement starts from, which those of its kind share; otherwise the cell itself."""
     config = cell.config
     if not isinstance(config, RefinementConfig):

@@ -19,10 +19,10 @@ from emodistill.evaluation.methods import Method, get_method
 from emodistill.offline.budget import read_usage
 from emodistill.reports import report_study
 from emodistill.settings import Cell, Settings
-from emodistill.stages import Requirement, prepare, required_cell
-from emodistill.stages.evaluation import adapter_requirements
-from emodistill.studies.arms import PlannedArm, plan_arms
+from emodistill.stages import prepare, required_cell
+from emodistill.stages.evaluation import trainings_of
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
+from emodistill.studies.planned_arms import PlannedArm, plan_arms
 
 TRAINED_ONLY = Method(writer="student", selector="none")
 """The method of an arm that nobody plays."""
@@ -148,24 +148,23 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     sizes = {n: getattr(config, n) for n in PLAYING if getattr(config, n) is not None}
     shared = _shared(config, arm.domain)
     base = settings.config(EvaluateConfig, **shared | sizes)
-    root = Cell(base, None, settings)
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
+    playing = dataclasses.replace(
+        base, method=arm.method or base.method, split=config.split, **arm.playing
+    )
     judge = {} if config.judge is None else {"judge": config.judge}
     trainings: dict[str, Cell] = {}
-    for stage, need in adapter_requirements(method, arm.training).items():
-        is_own = stage == "iql" and arm.playing.get("selector") == "target"
-        domain = arm.domain if is_own else arm.playing.get("trained_on", arm.domain)
+    for stage, need in trainings_of(playing, method, arm.training).items():
         changes = dict(need.changes)
         if "sft_cell" in changes:
             changes["sft_cell"] = trainings["sft"].name
-        trainings[stage] = required_cell(root, Requirement(stage, judge, changes, domain=domain))
+        need = need._replace(shared=judge, changes=changes)
+        trainings[stage] = required_cell(Cell(base, None, settings), need)
     cells = tuple(trainings.values())
     if arm.method is None:
         return Task(cells, None)
     played = {s: trainings[s].name for s in ("iql", method.adapter) if s in trainings}
-    playing = dataclasses.replace(
-        base, method=arm.method, split=config.split, cells=played, **arm.playing
-    )
+    playing = dataclasses.replace(playing, cells=played)
     if not arm.training:  # the method as it always is, so that its cell is the default one
         base = dataclasses.replace(base, cells=played)
     judging = None

@@ -22,7 +22,7 @@ from emodistill.errors import InputError
 from emodistill.reports import report
 from emodistill.settings import Cell, Settings
 from emodistill.stages import run, tournament
-from emodistill.studies.runner import run_study
+from emodistill.studies.arm_runner import run_study
 
 
 def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
@@ -33,12 +33,13 @@ def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
             known = ", ".join(studies)
             raise InputError(f"{settings.name}: studies: {name!r} is none of {known}.")
     started_s = time.monotonic()
-    print(
-        "No key and no GPU needed: a simulator on this machine plays all language models, and the "
-        "embedded student learns. Figures show the machinery at work and say nothing about real "
-        "models.",
-        flush=True,
-    )
+    if settings.config(SweepConfig).is_simulated:
+        print(
+            "No key and no GPU needed: a simulator on this machine plays all language models, and "
+            "the embedded student learns. Figures show the machinery at work and say nothing about "
+            "real models.",
+            flush=True,
+        )
     shared: dict[str, Any] = {"run": config.run, "seed": config.seed}
     for domain in config.domains:
         print(f"\n=== {domain}", flush=True)

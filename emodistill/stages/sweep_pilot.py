@@ -14,33 +14,37 @@ from emodistill.offline.forecast import forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
-from emodistill.settings import Cell
+from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
 from emodistill.stages.language_models import model_name
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import all_scenarios, play_sweep
 
 
-def plan(config: PlanConfig) -> Path:
+def plan(cell: Cell) -> Path:
     """Play and judge the sweep's first dialogues, and say what all of it will take.
 
     Returns:
       A JSON file of the forecast, beside the dialogues.
     """
+    config: PlanConfig = cell.config
     model_name(config, "judge", config.judge)
     planned = plan_sweep(
         all_scenarios(config), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
     pilot = {dialogue.trajectory_id for dialogue in planned[: config.pilot]}
-    sweep, judge = (
-        cls(
-            **{
-                f.name: getattr(config, f.name)
-                for f in dataclasses.fields(cls)
-                if hasattr(config, f.name)
-            }
-        )
-        for cls in (SweepConfig, JudgeConfig)
+    sweep = SweepConfig(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(SweepConfig)}
+    )
+    # The judge's own section of the file holds, but for what the command line says.
+    always = ("run", "domain", "seed", "provider", "base_url", "record", "replay")
+    judge = (cell.settings or Settings()).config(
+        JudgeConfig,
+        **{
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(JudgeConfig)
+            if f.name in always or getattr(config, f.name, None) != getattr(cell.base, f.name, None)
+        },
     )
     run(Cell(sweep), functools.partial(play_sweep, num_dialogues=len(pilot)))
     judging = functools.partial(score_sweep, only=pilot)
