@@ -10,10 +10,12 @@ import errno
 import fcntl
 import json
 import logging
+import mmap
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,8 +26,6 @@ log = logging.getLogger("emodistill.jsonl")
 
 SYNC_EVERY_S = 1.0
 """A power cut costs a second of work at most; syncing every line would slow a sweep down."""
-NUM_TAIL_BYTES = 1 << 16
-"""Of a read when a torn last line is looked for; dialogues are shorter."""
 
 
 class Line(NamedTuple):
@@ -49,14 +49,13 @@ class JsonlAppender:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _lock(self.path)
-        self._fd = -1
-        try:
+        with ExitStack() as stack:
+            stack.callback(os.close, _lock(self.path))
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            stack.callback(os.close, self._fd)
+            stack.callback(os.fsync, self._fd)
             self._size = _repair(self._fd, self.path)
-        except BaseException:
-            self.close()
-            raise
+            self._on_close = stack.pop_all()
         self._synced_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -84,27 +83,17 @@ class JsonlAppender:
             raise
         self._size += len(data)
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
-            self.sync()
+            os.fsync(self._fd)
+            self._synced_s = time.monotonic()
 
     def clear(self) -> None:
         """Drop all lines."""
         os.ftruncate(self._fd, 0)
         self._size = 0
 
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        os.fsync(self._fd)
-        self._synced_s = time.monotonic()
-
     def close(self) -> None:
         """Synchronise, close and release the lock."""
-        if self._fd >= 0:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self._on_close.close()
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -157,14 +146,12 @@ def _lock(path: Path) -> int:
 def _repair(fd: int, path: Path) -> int:
     """Make the file end with a whole line; its size in bytes."""
     size = os.fstat(fd).st_size
-    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+    if size == 0:
+        return 0
+    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as content:  # reads the end of it only
+        last = content[content.rfind(b"\n") + 1 :]
+    if not last:
         return size
-    start = size
-    tail = b""
-    while start > 0 and b"\n" not in tail:
-        start = max(0, start - NUM_TAIL_BYTES)
-        tail = os.pread(fd, size - start, start)
-    last = tail[tail.rfind(b"\n") + 1 :]
     try:
         is_whole = isinstance(json.loads(last), dict)
     except ValueError:

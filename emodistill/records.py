@@ -7,13 +7,10 @@ the file, the line and the field. The JSON Schemas of the same records are packa
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import types
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal, Self
+
+import msgspec
 
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
@@ -26,120 +23,32 @@ SplitName = Literal["train", "validation", "test"]
 JudgementStatus = Literal["scored", "failed"]
 
 
-Read = Callable[[Any], Any]
-"""From a JSON value to a field's; raises _InvalidError."""
-
-
-class _InvalidError(Exception):
-    """What is wrong with a value, after where that is in its record: `: field 'x': expected …`."""
-
-
-class Record:
-    """JSON in and out for a frozen dataclass; unknown, missing and ill-typed fields are refused."""
-
-    __slots__ = ()
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """JSON in and out; unknown, missing and ill-typed fields are refused."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values, nested records included, in field order."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        return msgspec.to_builtins(self)
 
     @classmethod
     def from_json(cls, obj: object, *, where: str) -> Self:
         """Read a record; `where` (e.g. `trajectories.jsonl:12`) goes into every error."""
-        try:
-            return _record_reader(cls)(obj)
-        except _InvalidError as error:
-            raise InputError(f"{where}{error}") from None
-
-
-@functools.cache
-def _record_reader(cls: type[Record]) -> Read:
-    hints = typing.get_type_hints(cls)
-    readers = {name: _reader(hint) for name, hint in hints.items()}
-    required = [
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.default is field.default_factory is dataclasses.MISSING
-    ]
-
-    def read(obj: Any) -> Record:
-        if not isinstance(obj, Mapping):
-            raise _InvalidError(f": expected a JSON object, found {type(obj).__name__}.")
-        if "schema" in readers and obj.get("schema") != SCHEMA:
-            raise _InvalidError(
-                f": schema={obj.get('schema')!r} is not known here; this version reads "
+        # The schema is checked first: another one most likely has other fields too.
+        schema = obj.get("schema") if isinstance(obj, Mapping) else SCHEMA
+        if "schema" in cls.__struct_fields__ and schema != SCHEMA:
+            raise InputError(
+                f"{where}: schema={schema!r} is not known here; this version reads "
                 f"schema={SCHEMA}. Convert the file or install the version that wrote it."
             )
-        if unknown := sorted(obj.keys() - readers.keys()):
-            raise _InvalidError(f": unknown field {unknown[0]!r} in a {cls.__name__} record.")
-        values = {}
-        for name, value in obj.items():
-            try:
-                values[name] = readers[name](value)
-            except _InvalidError as error:
-                raise _InvalidError(f": field {name!r}{error}") from None
-        for name in required:
-            if name not in values:
-                raise _InvalidError(f": field {name!r} of a {cls.__name__} record is missing.")
         try:
-            return cls(**values)
-        except InputError as error:
-            raise _InvalidError(f": {error}") from None
-
-    return read
-
-
-def _reader(hint: Any) -> Read:
-    """How a field of this type is read: compiled once, since a sweep has millions of fields."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        inner = _reader(next(arg for arg in args if arg is not type(None)))
-        return lambda value: None if value is None else inner(value)
-    if origin is Literal:
-        return functools.partial(_read_choice, args)
-    if origin is tuple:
-        return functools.partial(_read_list, _reader(args[0]))
-    if origin is Mapping:
-        return _read_object
-    if issubclass(hint, Record):
-        return _record_reader(hint)
-    return functools.partial(_read_scalar, hint)
+            return msgspec.convert(obj, cls)
+        except (msgspec.ValidationError, UnicodeError) as error:
+            raise InputError(
+                f"{where}: not a {cls.__name__} record: {error}. docs/data.md has its fields."
+            ) from None
 
 
-def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
-    if value not in choices:
-        raise _InvalidError(f": {value!r} is none of {', '.join(map(repr, choices))}.")
-    return value
-
-
-def _read_list(read: Read, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _InvalidError(f": expected a list, found {type(value).__name__}.")
-    items = []
-    for i, item in enumerate(value):
-        try:
-            items.append(read(item))
-        except _InvalidError as error:
-            raise _InvalidError(f"[{i}]{error}") from None
-    return tuple(items)
-
-
-def _read_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _InvalidError(f": expected an object, found {type(value).__name__}.")
-    return dict(value)
-
-
-def _read_scalar(kind: type, value: Any) -> Any:
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    raise _InvalidError(f": expected {kind.__name__}, found {value!r}.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn(Record):
+class Turn(Record, frozen=True, kw_only=True):
     """One utterance and what was measured on it; `offer` is in the domain's unit."""
 
     index: int
@@ -156,28 +65,25 @@ class Turn(Record):
             raise InputError(f"emotion {self.emotion!r} is none of the 28 GoEmotions labels.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FocalPlayer(Record):
+class FocalPlayer(Record, frozen=True, kw_only=True):
     """Who played the focal role, and the cells (stage -> cell) that its policy came from."""
 
     method: str
     model: str
     temperature: float
-    cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cells: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CounterpartyPlayer(Record):
+class CounterpartyPlayer(Record, frozen=True, kw_only=True):
     """Who played the counterparty; `method` and `cells` where it played by a method too."""
 
     model: str
     temperature: float
     method: str | None = None
-    cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cells: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DialogueUsage(Record):
+class DialogueUsage(Record, frozen=True, kw_only=True):
     """What a dialogue used, both roles together."""
 
     calls: int = 0
@@ -185,8 +91,7 @@ class DialogueUsage(Record):
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trajectory(Record):
+class Trajectory(Record, frozen=True, kw_only=True):
     """One finished dialogue. `final_value` is the agreed value, None unless `accepted`."""
 
     schema: int = SCHEMA
@@ -226,8 +131,16 @@ class Trajectory(Record):
         return tuple(turn for turn in self.turns if turn.speaker == "counterparty")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement(Record):
+class FailedDialogue(Record, frozen=True, kw_only=True):
+    """A dialogue that failed for good; `kind` is `refused`, `empty` or `exhausted`."""
+
+    schema: int = SCHEMA
+    trajectory_id: str
+    kind: str
+    reason: str
+
+
+class Judgement(Record, frozen=True, kw_only=True):
     """One judge call on a focal turn, or on a whole dialogue (`turn_index` is None)."""
 
     schema: int = SCHEMA

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -27,7 +28,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
@@ -97,7 +98,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
 
     async def play_all() -> list[Dialogue]:
         dialogues = []
-        with progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
+        with Progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
             for number in range(num_dialogues):
                 dialogues.append(await play_one(number))
                 bar.advance()
@@ -131,7 +132,7 @@ def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         high = low + max(1, round((high - low) * rng.uniform(0.1, 0.5)))
     ends = float(figures[low]), float(figures[high])
     target, anchor = ends if get_domain(scenario.domain).direction < 0 else ends[::-1]
-    return replace(scenario, focal_target=target, counterparty_anchor=anchor)
+    return msgspec.structs.replace(scenario, focal_target=target, counterparty_anchor=anchor)
 
 
 def last_texts(dialogues: Sequence[Dialogue]) -> Iterator[str]:

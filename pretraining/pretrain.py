@@ -26,7 +26,7 @@ from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.tokenization import encode_chat, encode_reply, load_tokenizer
 from emodistill.model.weights import load_qwen2, save_qwen2
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.seeding import jax_key, stream
 from pretraining.config import PretrainConfig
 from pretraining.corpus import (
@@ -196,7 +196,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
         return optax.apply_updates(params, updates), opt_state, metrics
 
     opt_state = optimizer.init(params)
-    with progress("pretrain", total=config.num_steps, unit="steps") as bar:
+    with Progress("pretrain", total=config.num_steps, unit="steps") as bar:
         for number, rows in enumerate(curriculum(bare, full, config), start=1):
             params, opt_state, metrics = step(params, opt_state, rows)
             note = None

@@ -1,8 +1,8 @@
 """A sweep of fifteen dialogues against the server of `chat_server`, for tests."""
 
 import asyncio
-import dataclasses
 
+import msgspec
 from chat_server import ChatServer, negotiating
 
 from emodistill.configs import SweepConfig
@@ -43,6 +43,6 @@ def content(out_dir):
     """All dialogues without their latencies, in the order of their ids."""
     found = []
     for trajectory in read_trajectories(out_dir / "trajectories.jsonl"):
-        turns = tuple(dataclasses.replace(turn, latency_s=0.0) for turn in trajectory.turns)
-        found.append(dataclasses.replace(trajectory, turns=turns))
+        turns = tuple(msgspec.structs.replace(turn, latency_s=0.0) for turn in trajectory.turns)
+        found.append(msgspec.structs.replace(trajectory, turns=turns))
     return sorted(found, key=lambda trajectory: trajectory.trajectory_id)

@@ -1,6 +1,5 @@
 """Training an adapter end to end with each objective, what it starts from, and after a kill."""
 
-import dataclasses
 import json
 import math
 import os
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from flax import nnx
@@ -145,13 +145,13 @@ class TestStages:
         self, sft_result, tiny_checkpoint, pack, tmp_path
     ):
         first, *others = TRAJECTORIES
-        long = dataclasses.replace(first.turns[0], text="Let us say 20 days. " * 40)
+        long = msgspec.structs.replace(first.turns[0], text="Let us say 20 days. " * 40)
         run = jpo_stage(
             tmp_path / "dpo/default",
             tiny_checkpoint,
             pack,
             sft_result.adapter_dir,
-            trajectories=[dataclasses.replace(first, turns=(long, *first.turns[1:])), *others],
+            trajectories=[msgspec.structs.replace(first, turns=(long, *first.turns[1:])), *others],
             kind=DPOConfig,
             max_tokens=300,
             max_steps=1,
@@ -204,7 +204,7 @@ class TestStages:
             jpo_stage(
                 tmp_path / "jpo/x", tiny_checkpoint, pack, sft_result.adapter_dir, lora_rank=8
             )
-        held_out = [dataclasses.replace(t, split="test") for t in TRAJECTORIES]
+        held_out = [msgspec.structs.replace(t, split="test") for t in TRAJECTORIES]
         with pytest.raises(InputError, match="no dialogue belongs to a training scenario"):
             jpo_stage(
                 tmp_path / "jpo/x",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from functools import cache
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from simulated_talks import PACK, PHRASES, SCENARIOS, SEEDS, STRONGEST, toned, turns_of
@@ -46,7 +46,7 @@ WIDE = {
 @cache
 def game(domain: str, number: int = 0) -> Game:
     target, anchor = WIDE[domain]
-    scenario = dataclasses.replace(
+    scenario = msgspec.structs.replace(
         SCENARIOS[domain][number], focal_target=target, counterparty_anchor=anchor
     )
     system = counterparty_messages(PACK, scenario, [])[0]["content"]

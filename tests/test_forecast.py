@@ -1,8 +1,8 @@
 """A forecast against what then happens, and against the limits of keys."""
 
-import dataclasses
 import json
 
+import msgspec
 import pytest
 from builders import JUDGEMENT, TRAJECTORY
 from tiny_run import run_stage
@@ -43,13 +43,13 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
 
 
 def pilot_of(size):
-    return [dataclasses.replace(TRAJECTORY, trajectory_id=str(i)) for i in range(size)]
+    return [msgspec.structs.replace(TRAJECTORY, trajectory_id=str(i)) for i in range(size)]
 
 
 def test_hours_are_what_the_slowest_bound_allows():
     pilot, judged = (
         pilot_of(4),
-        [dataclasses.replace(JUDGEMENT, trajectory_id="0", turn_index=0, repeat=0)] * 6,
+        [msgspec.structs.replace(JUDGEMENT, trajectory_id="0", turn_index=0, repeat=0)] * 6,
     )
     busy_s = sum(turn.latency_s for t in pilot for turn in t.turns)
     calls = sum(t.usage.calls for t in pilot)
@@ -64,11 +64,11 @@ def test_hours_are_what_the_slowest_bound_allows():
 
 def test_only_the_pilots_own_first_scores_of_turns_count():
     pilot = pilot_of(2)
-    own = dataclasses.replace(JUDGEMENT, trajectory_id="1", turn_index=0, repeat=0)
+    own = msgspec.structs.replace(JUDGEMENT, trajectory_id="1", turn_index=0, repeat=0)
     others = [
-        dataclasses.replace(own, trajectory_id="elsewhere"),
-        dataclasses.replace(own, turn_index=None),
-        dataclasses.replace(own, repeat=1),
+        msgspec.structs.replace(own, trajectory_id="elsewhere"),
+        msgspec.structs.replace(own, turn_index=None),
+        msgspec.structs.replace(own, repeat=1),
     ]
     found = forecast(pilot, [own, *others], num_dialogues=20, concurrency=1)
     assert found.judge.num_calls == 10

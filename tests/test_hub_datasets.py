@@ -1,6 +1,5 @@
 """A run's data as Hugging Face datasets: out, read by the library itself, and in again."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -37,11 +37,13 @@ def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     home = run / "crad"
     sweep(home / "sweep")
-    cells = dataclasses.replace(TRAJECTORY.focal, cells={"jpo": "kappa=0.5-1f", "iql": "default"})
+    cells = msgspec.structs.replace(
+        TRAJECTORY.focal, cells={"jpo": "kappa=0.5-1f", "iql": "default"}
+    )
     scenario_id = next(s.scenario_id for s in SCENARIOS if s.split == "train")
     own = {"scenario_id": scenario_id, "trajectory_id": "crad/own/seed_0000"}
     with JsonlAppender(home / "sweep/trajectories.jsonl") as lines:
-        lines.append(dataclasses.replace(TRAJECTORY, focal=cells, **own))
+        lines.append(msgspec.structs.replace(TRAJECTORY, focal=cells, **own))
     played = read_trajectories(home / "sweep/trajectories.jsonl")
     for judge in ("a-judge", "b-judge"):
         with JsonlAppender(home / f"judge/{judge}.jsonl") as lines:
@@ -49,7 +51,7 @@ def run(tmp_path_factory):
                 (t, turn) for t in played for turn in t.focal_turns
             ):
                 score = None if number == 3 else 1 + number % 9
-                line = dataclasses.replace(
+                line = msgspec.structs.replace(
                     JUDGEMENT,
                     judge=judge,
                     trajectory_id=trajectory.trajectory_id,

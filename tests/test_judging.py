@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 
+import msgspec
 import pytest
 from builders import JUDGEMENT
 from chat_server import ChatServer, fault, ok
@@ -206,7 +207,7 @@ def test_an_unreadable_answer_is_kept_and_asked_for_once_more(path):
     async def respond(call):
         return ok("turn 3 was fine" if call.number == 0 else "SCORE: 6")
 
-    one = [dataclasses.replace(DIALOGUES[0], turns=DIALOGUES[0].turns[:2])]
+    one = [msgspec.structs.replace(DIALOGUES[0], turns=DIALOGUES[0].turns[:2])]
     result, calls = judge(path, respond, one)
     lines = read_judgements(path)
     assert [(line.attempt, line.status, line.score, line.raw) for line in lines] == [
@@ -318,7 +319,7 @@ def test_resuming_makes_exactly_what_is_missing(path):
 
 def test_resuming_after_a_first_failed_attempt_makes_the_second(path):
     item = {"trajectory_id": DIALOGUES[0].trajectory_id, "turn_index": 0, "judge": "a-judge"}
-    first = dataclasses.replace(
+    first = msgspec.structs.replace(
         JUDGEMENT, **item, rubric_sha256=PACK.rubric_sha256, raw="?", status="failed", score=None
     )
     with JsonlAppender(path) as lines:
@@ -352,7 +353,7 @@ def test_repeats_are_independent_scores(path):
 def test_the_last_scored_line_counts():
     def line(score, **changes):
         status = "failed" if score is None else "scored"
-        return dataclasses.replace(JUDGEMENT, score=score, status=status, **changes)
+        return msgspec.structs.replace(JUDGEMENT, score=score, status=status, **changes)
 
     lines = [line(3), line(7), line(None, attempt=1), line(2, repeat=1), line(9, turn_index=4)]
     name = JUDGEMENT.trajectory_id

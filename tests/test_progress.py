@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from emodistill import progress as module
-from emodistill.progress import duration, progress
+from emodistill.progress import Progress, duration
 
 
 def test_lines_come_every_few_seconds_and_at_the_end(capsys, monkeypatch):
     now_s = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
-    with progress("sweep", total=2_000, unit="dialogues") as bar:
+    with Progress("sweep", total=2_000, unit="dialogues") as bar:
         for _ in range(1_000):
             now_s[0] += 0.011
             bar.advance(1, "$0.12")
@@ -27,7 +27,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(capsys, monkeypatch):
 def test_what_was_there_before_is_told_and_left_out_of_the_rate(capsys, monkeypatch):
     now_s = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
-    with progress("judge", total=100, unit="turns", done=90) as bar:
+    with Progress("judge", total=100, unit="turns", done=90) as bar:
         now_s[0] += 10.0
         bar.advance(5)
     assert capsys.readouterr().err.splitlines() == [
@@ -37,7 +37,7 @@ def test_what_was_there_before_is_told_and_left_out_of_the_rate(capsys, monkeypa
 
 
 def test_an_unknown_total(capsys):
-    with progress("reading", total=None, unit="lines") as bar:
+    with Progress("reading", total=None, unit="lines") as bar:
         bar.advance(3)
     assert capsys.readouterr().err.startswith("reading: 3 lines")
 
@@ -52,8 +52,8 @@ def test_duration(seconds, text):
 
 def test_a_bar_on_a_terminal():
     code = (
-        "from emodistill.progress import progress\n"
-        "with progress('sweep', total=8, unit='dialogues') as bar:\n"
+        "from emodistill.progress import Progress\n"
+        "with Progress('sweep', total=8, unit='dialogues') as bar:\n"
         "    bar.advance(8, '[61%] accepted')\n"
         "    bar.say('a line [with brackets]')\n"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from emodistill.domains import DOMAINS, format_value, get_domain, load_scenarios
@@ -58,7 +58,7 @@ def speech(*texts: str) -> list[Turn]:
 def game(domain: str):
     """A scenario whose two figures can be told from everything else."""
     target, anchor = FIGURES[domain]
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         SCENARIOS[domain][0], focal_target=target, counterparty_anchor=anchor
     )
 
@@ -283,7 +283,7 @@ NASTY = (
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_fields_and_utterances_are_not_expanded(domain, nasty):
     plain = game(domain)
-    scenario = dataclasses.replace(plain, fields=dict.fromkeys(plain.fields, nasty))
+    scenario = msgspec.structs.replace(plain, fields=dict.fromkeys(plain.fields, nasty))
     turns = speech(nasty, nasty, nasty)
     prompts = [
         (PACK.focal[domain]["context"], focal_messages(PACK, scenario, turns[:2], "joy"), 2),
@@ -302,7 +302,9 @@ def test_fields_and_utterances_are_not_expanded(domain, nasty):
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_field_named_like_a_figure_does_not_replace_it(domain):
     plain = game(domain)
-    scenario = dataclasses.replace(plain, fields={**plain.fields, "target": "X9", "anchor": "X9"})
+    scenario = msgspec.structs.replace(
+        plain, fields={**plain.fields, "target": "X9", "anchor": "X9"}
+    )
     assert text_of(focal_messages(PACK, scenario, [], "joy")) == text_of(
         focal_messages(PACK, plain, [], "joy")
     )
@@ -333,7 +335,7 @@ def test_prompts_use_no_more_than_the_domains_fields(domain):
     """What every loader promises is enough."""
     scenario = game(domain)
     promised = {name: f"<{name}>" for name in get_domain(domain).fields}
-    texts = render_all(PACK, dataclasses.replace(scenario, fields=promised))
+    texts = render_all(PACK, msgspec.structs.replace(scenario, fields=promised))
     assert all("<" in text for text in texts)
 
 

@@ -55,15 +55,19 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     assert "hunter22" not in str(caught.value)
 
 
-def test_keys_come_from_the_environment():
+def test_keys_come_from_the_environment(monkeypatch):
     provider = load_providers()["openai"]
-    assert provider.read_keys({"OPENAI_API_KEY": " a1, b2,,c3 "}) == ("a1", "b2", "c3")
-    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
-        provider.read_keys({})
+    monkeypatch.setenv("OPENAI_API_KEY", " a1, b2,,c3 ")
+    assert provider.read_keys() == ("a1", "b2", "c3")
+    monkeypatch.setenv("OPENAI_API_KEY", "good,bad\nkey")
     with pytest.raises(InputError, match="OPENAI_API_KEY: key number 2") as caught:
-        provider.read_keys({"OPENAI_API_KEY": "good,bad\nkey"})
+        provider.read_keys()
     assert "bad" not in str(caught.value).replace("OPENAI", "")
-    assert load_providers()["vllm"].read_keys({}) == ()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
+        provider.read_keys()
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert load_providers()["vllm"].read_keys() == ()
 
 
 def test_a_provider_without_a_default_model_says_which_flag():
@@ -85,19 +89,29 @@ def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[house]\n", "lacks base_url"),
-        ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown entry 'price'"),
-        ('[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n', "USD per million"),
+        ("[house]\n", "missing required field `base_url`"),
+        ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown field `price`"),
+        (
+            '[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n',
+            r"prices\[.*USD per million",
+        ),
         ("[house\n", "no readable TOML"),
+        ('[house]\nbase_url = "http://h/v1"\nprices = { m = [3] }\n', r"`\$\.prices\[\.\.\.\]`"),
+        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens_per_minute = 0 }\n', "> 0"),
+        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens = 1 }\n', "field `tokens`"),
+        ('[house]\nbase_url = "http://h/v1"\ndead_codes = "x"\n', "dead_codes"),
+        ('[house]\nbase_url = "ftp://h/v1"\n', "must look like http"),
+        ('[house]\nname = "x"\nbase_url = "http://h/v1"\n', "without a name"),
         ('house = "x"\n', "must be a table"),
-        ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', "required, optional or none"),
+        ('[house]\nbase_url = "http://h/v1"\nkey = "maybe"\n', r"'maybe' - at `\$\.key`"),
     ],
 )
-def test_a_broken_own_file_is_named(tmp_path, text, words):
+def test_a_broken_own_file_is_named(tmp_path, monkeypatch, text, words):
     path = tmp_path / "mine.toml"
     path.write_text(text)
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
     with pytest.raises(InputError, match=words):
-        load_providers(path)
+        load_providers()
 
 
 def test_cached_prompt_tokens_have_their_own_price():

@@ -1,11 +1,11 @@
 """Records against their own reader and against the JSON Schemas in the package."""
 
 import copy
-import dataclasses
 import json
 from importlib import resources
 
 import jsonschema
+import msgspec
 import pytest
 from builders import JUDGEMENT, SCENARIO, TRAJECTORY
 
@@ -62,7 +62,7 @@ def test_a_side_may_leave_out_what_it_does_not_have(side, optional):
 
 def test_a_counterparty_that_plays_by_a_method_says_so():
     other = CounterpartyPlayer(model="c", temperature=0.0, method="iql", cells={"iql": "default"})
-    record = dataclasses.replace(TRAJECTORY, counterparty=other)
+    record = msgspec.structs.replace(TRAJECTORY, counterparty=other)
     line = json.loads(json.dumps(record.to_json()))
     schema("trajectory").validate(line)
     assert Trajectory.from_json(line, where="x:1") == record
@@ -128,7 +128,7 @@ def test_the_reader_refuses_what_a_schema_cannot_say():
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_a_line_that_is_no_object_is_refused(value):
-    with pytest.raises(InputError, match="t:3: expected a JSON object"):
+    with pytest.raises(InputError, match="t:3: not a Trajectory record: Expected `object`"):
         Trajectory.from_json(value, where="t:3")
 
 

@@ -1,10 +1,10 @@
 """Figures, shown dialogues and the page read back as HTML; equal inputs, equal bytes."""
 
-import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 from report_runs import (
@@ -133,9 +133,9 @@ def test_whatever_is_said_stays_text(tmp_path):
     attack = "</p></style><script>alert(1)</script> & {{ 7 * 7 }} <img src=x onerror=alert(1)>"
     evaluations = make_evaluations(num_scenarios=1, num_seeds=1)
     for method, (dialogue,) in evaluations["crad"].items():
-        turns = tuple(dataclasses.replace(turn, text=attack) for turn in dialogue.turns)
-        focal = dataclasses.replace(dialogue.focal, model="<b>sim-x</b>")
-        evaluations["crad"][method] = [dataclasses.replace(dialogue, turns=turns, focal=focal)]
+        turns = tuple(msgspec.structs.replace(turn, text=attack) for turn in dialogue.turns)
+        focal = msgspec.structs.replace(dialogue.focal, model="<b>sim-x</b>")
+        evaluations["crad"][method] = [msgspec.structs.replace(dialogue, turns=turns, focal=focal)]
     data = run_data(tmp_path / "a<b>", evaluations=evaluations)
     path = write_report(data, out_dir=tmp_path / "report")
     page = read_page(path)
@@ -256,8 +256,8 @@ def test_a_dialogue_in_words_and_lines():
 
 def test_an_offer_far_beyond_the_target_stays_clear_of_the_label():
     dialogue = make_dialogue(turns=4)
-    turn = dataclasses.replace(dialogue.turns[0], offer=dialogue.focal_target - 1000)
-    first, *_ = offer_track(dataclasses.replace(dialogue, turns=(turn, *dialogue.turns[1:])))
+    turn = msgspec.structs.replace(dialogue.turns[0], offer=dialogue.focal_target - 1000)
+    first, *_ = offer_track(msgspec.structs.replace(dialogue, turns=(turn, *dialogue.turns[1:])))
     assert 15 < first.y < TOP
 
 
@@ -276,9 +276,11 @@ def test_metrics_with_a_torn_end_are_read_and_broken_ones_named(tmp_path):
 
 def test_the_other_rule_of_agreement_is_told_apart():
     turns = make_dialogue(share=0.5).turns
-    near = dataclasses.replace(turns[1], offer=turns[0].offer + 4)
-    close = dataclasses.replace(
+    near = msgspec.structs.replace(turns[1], offer=turns[0].offer + 4)
+    close = msgspec.structs.replace(
         make_dialogue(share=0.5), turns=(turns[0], near), outcome="ongoing", final_value=None
     )
-    far = dataclasses.replace(close, turns=(turns[0], dataclasses.replace(near, offer=900.0)))
+    far = msgspec.structs.replace(
+        close, turns=(turns[0], msgspec.structs.replace(near, offer=900.0))
+    )
     assert num_otherwise_under([close, far], "upstream") == 1

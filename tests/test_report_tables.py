@@ -1,11 +1,11 @@
 """Tables against hand-made numbers, and in their three forms."""
 
 import csv
-import dataclasses
 import json
 import math
 import re
 
+import msgspec
 import pytest
 from report_runs import (
     begin,
@@ -387,7 +387,7 @@ def test_a_tournament_table_has_both_roles(tmp_path):
     opposite = CounterpartyPlayer(model="embedded", temperature=0.4)
     del pairs["iql", "iql"]
     pairs = {
-        pair: [dataclasses.replace(t, counterparty=opposite) for t in ts]
+        pair: [msgspec.structs.replace(t, counterparty=opposite) for t in ts]
         for pair, ts in pairs.items()
     }
     data = run_data(tmp_path, tournament={"crad": pairs})
@@ -468,18 +468,18 @@ def test_on_policy_steps_by_hand(tmp_path):
     (tmp_path / "crad/sweep/config.yaml").write_text("sweep: {concurrency: 2}\n")
     sweep = [make_dialogue(number=n, share=0.5, turns=2 + 2 * n) for n in (1, 2)]
     timed = [
-        dataclasses.replace(
-            t, turns=tuple(dataclasses.replace(turn, latency_s=2.0) for turn in t.turns)
+        msgspec.structs.replace(
+            t, turns=tuple(msgspec.structs.replace(turn, latency_s=2.0) for turn in t.turns)
         )
         for t in sweep
     ]
     _, (judged, *_) = make_sweep(num_dialogues=1)
     judgements = [
-        dataclasses.replace(judged, trajectory_id=t.trajectory_id, turn_index=turn.index)
+        msgspec.structs.replace(judged, trajectory_id=t.trajectory_id, turn_index=turn.index)
         for t in timed
         for turn in t.focal_turns
     ]
-    judgements.insert(0, dataclasses.replace(judgements[0], status="failed", score=None))
+    judgements.insert(0, msgspec.structs.replace(judgements[0], status="failed", score=None))
     parts = {"judgements": {"crad": judgements}, "curves": [read_curve(home / "metrics.jsonl")]}
     path = write_report(run_data(tmp_path, sweep=timed, **parts), only="policy-cost")
     (line,) = written_rows(path)

@@ -1,8 +1,8 @@
 """Pairs of emotions, matches with a selector and shifted states, counted by hand."""
 
-import dataclasses
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from builders import dialogue
@@ -117,6 +117,6 @@ def test_state_shift_by_hand():
 
 
 def test_state_shift_needs_turns():
-    silent = [dataclasses.replace(ROWS[0], turns=())]
+    silent = [msgspec.structs.replace(ROWS[0], turns=())]
     with pytest.raises(InputError, match="evaluation: 1 dialogues without a focal turn"):
         state_shift(ROWS, silent)

@@ -14,6 +14,9 @@ from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.offline import store
 
+LONG = 1 << 16
+"""Of a line, in characters: far more than a dialogue has."""
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -70,17 +73,17 @@ def test_a_torn_last_line_is_cut_off(path, caplog, cut):
     assert f"torn last line of {cut} bytes" in caplog.text
 
 
-def test_a_torn_only_line_longer_than_a_block_is_cut_off(path):
+def test_a_long_torn_only_line_is_cut_off(path):
     path.parent.mkdir()
-    path.write_text('{"text": "' + "x" * (3 * jsonl.NUM_TAIL_BYTES))
+    path.write_text('{"text": "' + "x" * (3 * LONG))
     JsonlAppender(path).close()
     assert path.read_bytes() == b""
 
 
 def test_long_whole_lines_before_a_torn_one_are_kept(path):
     path.parent.mkdir()
-    whole = json.dumps({"text": "x" * 2 * jsonl.NUM_TAIL_BYTES}) + "\n"
-    path.write_text(whole + '{"text": "' + "y" * 2 * jsonl.NUM_TAIL_BYTES)
+    whole = json.dumps({"text": "x" * 2 * LONG}) + "\n"
+    path.write_text(whole + '{"text": "' + "y" * 2 * LONG)
     JsonlAppender(path).close()
     assert path.read_text() == whole
 

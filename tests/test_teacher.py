@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from simulated_talks import PACK, PHRASES, SCENARIOS, dialogues, turns_of
@@ -103,7 +103,7 @@ def test_skill_has_nothing_to_do_with_the_emotion():
 
 def test_a_fact_with_a_figure_of_its_own_is_not_used_as_an_argument():
     plain = SCENARIOS["student"][0]
-    scenario = dataclasses.replace(plain, fields={**plain.fields, "situation": "exam at 8 AM"})
+    scenario = msgspec.structs.replace(plain, fields={**plain.fields, "situation": "exam at 8 AM"})
     messages = focal_messages(PACK, scenario, [], "joy")
     texts = [complete("sim-teacher", messages, seed=seed)[0] for seed in range(200)]
     assert {last_figure(text, "student") for text in texts} == {scenario.focal_target}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from emodistill.errors import InputError
 from emodistill.records import SCHEMA, Record, SplitName
 from emodistill.seeding import stream
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario(Record):
+class Scenario(Record, frozen=True, kw_only=True):
     """One game: x runs from the counterparty's anchor to the focal agent's target.
 
     Values are in the domain's `unit`; `fields` are facts for the prompts (numbers or strings,
@@ -82,5 +81,5 @@ def split_scenarios(
     split = Split([], [], [])
     for scenario in scenarios:
         name = names[scenario.scenario_id]
-        getattr(split, name).append(dataclasses.replace(scenario, split=name))
+        getattr(split, name).append(msgspec.structs.replace(scenario, split=name))
     return split

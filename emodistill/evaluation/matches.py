@@ -15,7 +15,8 @@ from emodistill.errors import InputError
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
 from emodistill.negotiation.episode import Match
 from emodistill.negotiation.readers import PATTERNS, OfferReader
-from emodistill.offline.sweep import SweepResult, plan_dialogues, play_all
+from emodistill.offline.sweep import plan_dialogues, play_all
+from emodistill.offline.workers import JobsResult
 
 
 async def run_matches(
@@ -28,7 +29,7 @@ async def run_matches(
     path: Path,
     label: str,
     reader: OfferReader = PATTERNS,
-) -> SweepResult:
+) -> JobsResult:
     """Play the dialogues of two players that `path` lacks.
 
     Args:
@@ -58,9 +59,8 @@ async def run_matches(
     return await play_all(
         plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
         match,
+        config,
         path=path,
         label=label,
         client=pool.client,
-        concurrency=config.concurrency,
-        max_cost_usd=config.max_cost_usd,
     )

@@ -32,7 +32,7 @@ Call = Mapping[str, Any]
 """`{"answer": …}` or `{"error": …}`, as the client makes them."""
 
 
-class Recorder:
+class Recorder(JsonlAppender):
     """Appends calls to a folder; a context manager.
 
     Args:
@@ -43,38 +43,25 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, owner: str) -> None:
-        self._lines = JsonlAppender(folder / CALLS)
-        try:
-            _claim(folder, owner)
-        except BaseException:
-            self._lines.close()
-            raise
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lines.close()
+        super().__init__(folder / CALLS)
+        label = folder / OWNER
+        if self.path.stat().st_size == 0 or not label.exists():
+            label.write_text(json.dumps({"run": owner}) + "\n")
+        elif (recorded := json.loads(label.read_text()).get("run")) != owner:
+            self.close()
+            raise InputError(
+                f"--record {folder} holds the recording of {recorded}; two runs in one folder "
+                "could not be told apart. Name an empty one."
+            )
 
     def add(self, dialogue: str, body: bytes, call: Call) -> None:
         """Keep a finished call."""
-        self._lines.append({"dialogue": dialogue, "request": request_sha256(body), **call})
+        self.append({"dialogue": dialogue, "request": request_sha256(body), **call})
 
 
 def request_sha256(body: bytes) -> str:
     """What identifies a request within its dialogue."""
     return hashlib.sha256(body).hexdigest()
-
-
-def _claim(folder: Path, owner: str) -> None:
-    label = folder / OWNER
-    if (folder / CALLS).stat().st_size == 0 or not label.exists():
-        label.write_text(json.dumps({"run": owner}) + "\n")
-    elif (recorded := json.loads(label.read_text()).get("run")) != owner:
-        raise InputError(
-            f"--record {folder} holds the recording of {recorded}; two runs in one folder could "
-            "not be told apart. Name an empty one."
-        )
 
 
 class Replayer:

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import operator
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from emodistill.errors import ApiError, EmodistillError
 from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
-from emodistill.llm.providers import Price, Provider
+from emodistill.llm.providers import Provider
 from emodistill.logs import fields
 
 log = logging.getLogger("emodistill.llm")
@@ -39,12 +40,22 @@ NUM_DETAIL_CHARS = 200
 """Of a server's own words in an error: a line or two of a terminal."""
 BYTES_PER_TOKEN = 4
 """About, in English; a request's size in tokens is only needed for the limits of its key."""
+FIRST_BYTE_S = 90.0
+"""For a connected server to begin its answer, and between two parts of it."""
+CONNECT_S = 10.0
+"""For a connection: a server that is there accepts one at once, however busy it is."""
 NUM_FIRST_CONTACTS = 3
 """Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
-DEAD_KEY_STATUSES = {401, 402}
-FORBIDDEN_STATUS = 403
-MISPLACED_STATUSES = {404, 405}
-TROUBLE_STATUSES = {408, 429}
+KIND_OF_STATUS = {
+    401: "dead",
+    402: "dead",
+    403: "forbidden",
+    404: "misplaced",
+    405: "misplaced",
+    408: "broken",
+    429: "limited",
+}
+"""All others go by their first digit."""
 FINAL_KINDS = ("refused", "forbidden", "misplaced")
 
 _MASKED = re.compile(r"\S*\*{3,}\S*")
@@ -56,12 +67,9 @@ Message = Mapping[str, object]
 class RefusedError(ApiError):
     """The server refused this request for good (a 400); other requests may well pass."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, status)  # both, so that it can be pickled
+    def __init__(self, message: str, status: int = 0) -> None:  # 0 until it is unpickled
+        super().__init__(message)
         self.status = status
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class CeilingError(EmodistillError):
@@ -84,10 +92,10 @@ class Usage(NamedTuple):
     """Of all answers together, however many came at once."""
 
     def plus(self, other: Usage) -> Usage:
-        return Usage._make(a + b for a, b in zip(self, other, strict=True))
+        return Usage._make(map(operator.add, self, other))
 
     def minus(self, other: Usage) -> Usage:
-        return Usage._make(a - b for a, b in zip(self, other, strict=True))
+        return Usage._make(map(operator.sub, self, other))
 
 
 def total_usage(usages: Iterable[Usage]) -> Usage:
@@ -124,10 +132,6 @@ class RetryPolicy:
 
     timeout_s: float = 120.0
     """For one attempt, from connecting to the last byte."""
-    first_byte_s: float = 90.0
-    """For a connected server to begin its answer, and between two parts of it."""
-    connect_s: float = 10.0
-    """For a connection."""
     max_attempts: int = 8
     """At one request, the first included."""
     backoff_s: float = 0.5
@@ -136,19 +140,16 @@ class RetryPolicy:
     """Bound of a pause."""
 
 
+@dataclass(eq=False)  # errors are hashed by identity
 class _FaultError(Exception):
     """What went wrong with an attempt."""
 
-    def __init__(
-        self, kind: str, detail: str, status: int = 0, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
-        self.status = status
-        self.retry_after_s = retry_after_s
-        self.attempt = 0
-        """Which attempt at its request it ended, from 1."""
+    kind: str
+    detail: str
+    status: int = 0
+    retry_after_s: float | None = None
+    attempt: int = 0
+    """Which attempt at its request it ended, from 1."""
 
 
 _ADVICE = {
@@ -202,9 +203,8 @@ class ChatClient:
         self.ceiling_usd = math.inf
         self.url = f"{provider.base_url}/chat/completions"
         self._retry = retry
-        self._silence_s = min(retry.first_byte_s, retry.timeout_s)
+        self._silence_s = min(FIRST_BYTE_S, retry.timeout_s)
         self._tape = tape
-        self._prices: dict[str, Price | None] = {}
         self._session: aiohttp.ClientSession | None = None
         self._first_call_s: float | None = None
         self._was_reached = False
@@ -237,7 +237,7 @@ class ChatClient:
             connector=aiohttp.TCPConnector(limit=2 * self.gate.ceiling, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(
                 total=self._retry.timeout_s,
-                sock_connect=min(self._retry.connect_s, self._retry.timeout_s),
+                sock_connect=min(CONNECT_S, self._retry.timeout_s),
                 sock_read=self._silence_s,
             ),
             headers={"Content-Type": "application/json", "Accept": "application/json"},
@@ -278,18 +278,24 @@ class ChatClient:
             body["seed"] = seed
         body.update(self.provider.extra_body)
         data = json.dumps(body).encode()
-        if self.cache is None:
-            return await self._answer(data, model, max_tokens, sticky)
-        completion = self.cache.get(sticky, data)
+        completion = self.cache.get(sticky, data) if self.cache else None
         if completion is None:
             completion = await self._answer(data, model, max_tokens, sticky)
-            self.cache.add(sticky, data, completion)
+            if self.cache:
+                self.cache.add(sticky, data, completion)
         return completion
 
     async def _answer(self, data: bytes, model: str, max_tokens: int, sticky: str) -> Completion:
         """From a recording, or from the server and into one."""
         if isinstance(self._tape, Replayer):
-            return self._replayed(await self._tape.play(sticky, data))
+            call = await self._tape.play(sticky, data)
+            self._count(Usage(num_calls=1))
+            if "error" in call:
+                message, status = call["error"]["message"], call["error"]["status"]
+                raise ExhaustedError(message) if status is None else RefusedError(message, status)
+            completion = Completion(**call["answer"])
+            self._count(completion.usage)
+            return completion
         if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
@@ -303,15 +309,6 @@ class ChatClient:
             raise
         if self._tape is not None:
             self._tape.add(sticky, data, {"answer": completion._asdict()})
-        return completion
-
-    def _replayed(self, call: Mapping[str, Any]) -> Completion:
-        self._count(Usage(num_calls=1))
-        if "error" in call:
-            message, status = call["error"]["message"], call["error"]["status"]
-            raise ExhaustedError(message) if status is None else RefusedError(message, status)
-        completion = Completion(**call["answer"])
-        self._count(completion.usage)
         return completion
 
     def _count(self, used: Usage) -> None:
@@ -462,7 +459,7 @@ class ChatClient:
         if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
             text = text.encode("utf-8", "replace").decode("utf-8")
         cost_usd = 0.0
-        if price := self._price(model):
+        if price := self.provider.price(model):
             cached_tokens = min(prompt_tokens, _cached_tokens(usage))
             cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         completion = Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
@@ -470,34 +467,26 @@ class ChatClient:
         self._has_answered = True
         return completion
 
-    def _price(self, model: str) -> Price | None:
-        if model not in self._prices:
-            self._prices[model] = self.provider.price(model)
-        return self._prices[model]
-
     def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _FaultError:
         detail = f"HTTP {status}"
         if words := self._detail(content):
             detail += f": {words}"
-        if status in DEAD_KEY_STATUSES or _error_code(content) in self.provider.dead_codes:
-            return _FaultError("dead", detail, status)
-        if status == FORBIDDEN_STATUS:
-            return _FaultError("forbidden", detail, status)
-        if status in TROUBLE_STATUSES or status >= 500:
-            kind = "limited" if status == 429 else "broken"
-            return _FaultError(kind, detail, status, retry_after_s(headers))
-        if 300 <= status < 400 or status in MISPLACED_STATUSES:
-            return _FaultError("misplaced", detail, status)
-        return _FaultError("refused", detail, status)
+        error = _error_in(content)
+        code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else None
+        by_digit = "broken" if status >= 500 else "misplaced" if 300 <= status < 400 else "refused"
+        kind = KIND_OF_STATUS.get(status, by_digit)
+        if code in self.provider.dead_codes:
+            kind = "dead"
+        pause_s = retry_after_s(headers) if kind in ("limited", "broken") else None
+        return _FaultError(kind, detail, status, pause_s)
 
     def _detail(self, content: bytes) -> str:
         """The server's own words, in a line, without any key that they may quote."""
-        text = content[:4_000].decode("utf-8", "replace")
-        try:
-            error = json.loads(content)["error"]
+        error = _error_in(content)
+        if error is None:
+            text = content[:4_000].decode("utf-8", "replace")
+        else:
             text = str(error.get("message") if isinstance(error, dict) else error)
-        except (ValueError, LookupError, TypeError):
-            pass
         text = " ".join(_MASKED.sub("…", self.keys.scrub(text)).split())
         return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
 
@@ -525,36 +514,28 @@ def _cached_tokens(usage: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) and count > 0 else 0
 
 
-def _error_code(content: bytes) -> str | None:
+def _error_in(content: bytes) -> Any:
+    """What an answer holds under `error`: an object, or words; None for anything else."""
     try:
-        error = json.loads(content)["error"]
-        return str(error.get("code") or error.get("type"))
-    except (ValueError, LookupError, TypeError, AttributeError):
+        return json.loads(content)["error"]
+    except (ValueError, LookupError, TypeError):
         return None
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The pause that a server asks for, in seconds: `Retry-After` as number or HTTP date,
     or `retry-after-ms`; None where it asks for none that can be read."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1e3
-    value = headers.get("Retry-After")
-    seconds = _number(value)
-    if seconds is not None or value is None:
-        return seconds
+    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        try:
+            pause_s = scale * float(headers.get(name, ""))
+        except ValueError:
+            continue
+        if math.isfinite(pause_s):
+            return max(0.0, pause_s)
     try:
-        moment = parsedate_to_datetime(value)
+        moment = parsedate_to_datetime(headers.get("Retry-After", ""))
     except (ValueError, TypeError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, number) if math.isfinite(number) else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from types import TracebackType
 
 BACK_OFF = 0.7
 """What a sign of overload leaves of the limit: TCP Cubic's factor."""
@@ -14,6 +14,9 @@ TOLERATED = 0.1
 cost time and mend nothing."""
 WEIGHT = 1 / 32
 """Of the newest call in the moving share of troubled ones, which looks back some thirty calls."""
+PAUSE_S = 1.0
+"""Signs of overload within this time of one another count as one, since calls that were in flight
+together meet the same trouble."""
 
 
 class Gate:
@@ -24,16 +27,13 @@ class Gate:
 
     Args:
       ceiling: most calls in flight.
-      pause_s: signs of overload within this time of one another count as one, since calls that
-        were in flight together meet the same trouble.
     """
 
-    def __init__(self, ceiling: int, *, pause_s: float = 1.0) -> None:
+    def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self.limit = float(ceiling)
         self.num_in_flight = 0
-        self._pause_s = pause_s
-        self._cut_at_s = -pause_s
+        self._cut_at_s = -math.inf
         self._share_troubled = 0.0  # of the last thirty calls or so
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -51,12 +51,7 @@ class Gate:
         else:
             self.num_in_flight += 1
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._leave()
 
     def went_well(self) -> None:
@@ -69,7 +64,7 @@ class Gate:
         """The server limited a call, broke under it, or stayed silent."""
         self._share_troubled += WEIGHT * (1.0 - self._share_troubled)
         now = time.monotonic()
-        if self._share_troubled >= TOLERATED and now - self._cut_at_s >= self._pause_s:
+        if self._share_troubled >= TOLERATED and now - self._cut_at_s >= PAUSE_S:
             self._cut_at_s = now
             self.limit = max(1.0, self.limit * BACK_OFF)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import math
 import time
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Annotated
 
+import msgspec
 from aiolimiter import AsyncLimiter
 
 from emodistill.errors import ApiError
@@ -30,11 +33,14 @@ PERIOD_S = 6.0
 """A minute's limits are applied to each tenth of it, so that no minute sees twice its share."""
 
 
-class Limits(NamedTuple):
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a provider allows each key within a minute; None is no limit."""
 
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
 
 
 UNLIMITED = Limits()
@@ -53,7 +59,7 @@ class ApiKey:
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.salt = f"\x1f{index}".encode()
         self.ready_at_s = 0.0
-        self._limiters = [_limiter(limit) for limit in limits]
+        self._limiters = [_limiter(limit) for limit in msgspec.structs.astuple(limits)]
 
     def __repr__(self) -> str:
         return f"ApiKey({self.label})"
@@ -67,14 +73,16 @@ class ApiKey:
         """`text` with this key, should a server echo it or a part of it, replaced by its label."""
         if len(self._secret) <= NUM_SHOWN_CHARS:
             return text.replace(self._secret, f"<{self.label}>") if self._secret else text
-        spans = [
-            (start, start + NUM_SHOWN_CHARS + 1)
-            for start in range(len(text) - NUM_SHOWN_CHARS)
-            if text[start : start + NUM_SHOWN_CHARS + 1] in self._secret
-        ]
-        for start, end in reversed(_merged(spans)):
-            text = f"{text[:start]}<{self.label}>{text[end:]}"
-        return text
+        size = NUM_SHOWN_CHARS + 1
+        is_secret = [False] * len(text)
+        for start in range(len(text) - NUM_SHOWN_CHARS):
+            if text[start : start + size] in self._secret:
+                is_secret[start : start + size] = [True] * size
+        runs = itertools.groupby(zip(is_secret, text, strict=True), key=itemgetter(0))
+        return "".join(
+            f"<{self.label}>" if is_hidden else "".join(letter for _, letter in run)
+            for is_hidden, run in runs
+        )
 
     async def admit(self, num_tokens: float) -> None:
         """Wait until the key's limits allow a request of so many tokens."""
@@ -135,7 +143,15 @@ class KeyPool:
         """
         while True:
             if not self._live:
-                raise ApiError(self._no_key_left())
+                variable = self._key_env or "the provider's key variable"
+                if self._is_keyless:
+                    raise ApiError(
+                        f"the server asks for an API key ({self._deaths[0]}). Set {variable}."
+                    )
+                raise ApiError(
+                    f"no API key is left: {'; '.join(self._deaths)}. Check {variable} and the "
+                    "account's balance, then start again."
+                )
             fit = [key for key in self._live if key not in without]
             if not fit:
                 return None
@@ -148,7 +164,10 @@ class KeyPool:
                 await asyncio.sleep(wait_s + spread_s)
                 continue
             name = sticky.encode()
-            key = max(ready, key=lambda key: _rank(name + key.salt)) if len(ready) > 1 else ready[0]
+            # Rendezvous hashing: of the keys that are ready, the one of highest rank.
+            key = max(
+                ready, key=lambda key: hashlib.blake2b(name + key.salt, digest_size=8).digest()
+            )
             await key.admit(num_tokens)
             if key in self._live and key.is_ready:
                 return key
@@ -169,33 +188,9 @@ class KeyPool:
             extra = fields(event="key dropped", key=key.label)
             log.warning("%s is dropped: %s", key.label, reason, extra=extra)
 
-    def _no_key_left(self) -> str:
-        variable = f" {self._key_env}" if self._key_env else " the provider's key variable"
-        if self._is_keyless:
-            return f"the server asks for an API key ({self._deaths[0]}). Set{variable}."
-        return (
-            f"no API key is left: {'; '.join(self._deaths)}. Check{variable} and the account's "
-            "balance, then start again."
-        )
-
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:
     if per_minute is None:
         return None
     in_period = per_minute * PERIOD_S / 60.0
     return AsyncLimiter(max(1.0, in_period), PERIOD_S * max(1.0, 1.0 / in_period))
-
-
-def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Overlapping and touching spans, in order, as one each."""
-    merged: list[tuple[int, int]] = []
-    for start, end in spans:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def _rank(name: bytes) -> bytes:
-    return hashlib.blake2b(name, digest_size=8).digest()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
+
+import msgspec
 
 from emodistill.errors import InputError
 from emodistill.llm.keys import UNLIMITED, Limits
@@ -36,28 +36,24 @@ class Price(NamedTuple):
         ) / 1e6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
-    """One endpoint. `key` says whether it is `required`, `optional` or there is `none`."""
+class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One endpoint; the entries of its table are explained in providers.toml."""
 
     name: str
     base_url: str
     key_env: str | None = None
-    key: str = "optional"
-    models: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    prices: Mapping[str, Price] = dataclasses.field(default_factory=dict)
+    key: Literal["required", "optional", "none"] = "optional"
+    models: Mapping[str, str] = {}
+    prices: Mapping[str, Price] = {}
     limits: Limits = UNLIMITED
     max_tokens_field: str = "max_tokens"
-    extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra_body: Mapping[str, Any] = {}
     dead_codes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.key not in ("required", "optional", "none"):
-            raise InputError(
-                f"provider {self.name!r}: key={self.key!r} must be required, optional or none."
-            )
         if self.base_url:
-            object.__setattr__(self, "base_url", _checked_url(self.base_url, self.name))
+            url = _checked_url(self.base_url, self.name)
+            msgspec.structs.force_setattr(self, "base_url", url)
 
     def price(self, model: str) -> Price | None:
         """The model's price, None where it is not known."""
@@ -76,16 +72,16 @@ class Provider:
             )
         return self.models[role]
 
-    def read_keys(self, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    def read_keys(self) -> tuple[str, ...]:
         """The API keys in the environment; `()` where none is needed and none is set.
 
         Raises:
           InputError: a key is required and missing, or is no printable ASCII.
         """
-        environ = os.environ if environ is None else environ
         if self.key == "none" or self.key_env is None:
             return ()
-        keys = tuple(k for part in environ.get(self.key_env, "").split(",") if (k := part.strip()))
+        parts = os.environ.get(self.key_env, "").split(",")
+        keys = tuple(filter(None, map(str.strip, parts)))
         if not keys and self.key == "required":
             raise InputError(
                 f"provider {self.name!r} needs an API key: set {self.key_env} (several keys are "
@@ -100,71 +96,47 @@ class Provider:
         return keys
 
 
-def load_providers(path: Path | None = None) -> dict[str, Provider]:
-    """The built-in providers, updated by `path` or by the file that EMODISTILL_PROVIDERS names."""
+def load_providers() -> dict[str, Provider]:
+    """The built-in providers, updated by the file that EMODISTILL_PROVIDERS names."""
     text = resources.files("emodistill.llm").joinpath("providers.toml").read_text("utf-8")
     tables = tomllib.loads(text)
-    if path is None and os.environ.get(OVERRIDE_ENV):
-        path = Path(os.environ[OVERRIDE_ENV])
-    if path is not None:
+    if path := os.environ.get(OVERRIDE_ENV):
         try:
-            own = tomllib.loads(path.read_text("utf-8"))
+            own = tomllib.loads(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: no readable TOML file of providers ({error}).") from None
         for name, table in own.items():
-            if not isinstance(table, dict):
-                raise InputError(f"{path}: {name} must be a table, e.g. [{name}].")
+            if not isinstance(table, dict) or "name" in table:
+                raise InputError(f"{path}: {name} must be a table, e.g. [{name}], without a name.")
             tables[name] = {**tables.get(name, {}), **table}
-    return {name: _provider(name, table, path) for name, table in tables.items()}
+    providers = {}
+    for name, table in tables.items():
+        try:
+            providers[name] = msgspec.convert({"name": name, **table}, Provider)
+        except msgspec.ValidationError as error:
+            raise InputError(
+                f"{path}: [{name}]: {error}. The package's llm/providers.toml says what each entry "
+                "holds; prices are USD per million tokens."
+            ) from None
+    return providers
 
 
-def get_provider(
-    name: str | None = None, *, base_url: str | None = None, path: Path | None = None
-) -> Provider:
+def get_provider(name: str | None = None, *, base_url: str | None = None) -> Provider:
     """The provider `name`, at `base_url` if that is given; `custom` where only a URL is.
 
     Raises:
       InputError: unknown name (the message lists the known ones), no URL, or no http(s) URL.
     """
-    providers = load_providers(path)
-    if name is None:
-        name = "custom"
+    providers = load_providers()
+    name = name or "custom"
     if name not in providers:
         raise InputError(f"--provider {name} is none of {', '.join(providers)}.")
     provider = providers[name]
     if base_url is not None:
-        provider = dataclasses.replace(provider, base_url=_checked_url(base_url, "--base-url"))
+        provider = msgspec.structs.replace(provider, base_url=_checked_url(base_url, "--base-url"))
     if not provider.base_url:
         raise InputError(f"provider {name!r} has no address of its own; give --base-url.")
     return provider
-
-
-def _provider(name: str, table: Mapping[str, Any], path: Path | None) -> Provider:
-    where = f"{path or 'providers.toml'}: [{name}]"
-    known = {field.name for field in dataclasses.fields(Provider)} - {"name"}
-    if unknown := sorted(set(table) - known):
-        raise InputError(f"{where} has the unknown entry {unknown[0]!r}; known: {sorted(known)}.")
-    if "base_url" not in table:
-        raise InputError(f"{where} lacks base_url.")
-    try:
-        prices = {
-            model: Price(float(entry[0]), *map(float, entry[1:]))
-            for model, entry in table.get("prices", {}).items()
-        }
-    except (TypeError, ValueError, IndexError, AttributeError):
-        raise InputError(
-            f"{where}: prices are USD per million tokens, [input, output] or [input, output, "
-            "cached input]."
-        ) from None
-    limits = table.get("limits", {})
-    is_good = isinstance(limits, dict) and set(limits) <= set(Limits._fields)
-    if not is_good or not all(isinstance(n, int | float) and n > 0 for n in limits.values()):
-        raise InputError(f"{where}: limits may hold {' and '.join(Limits._fields)}, above 0.")
-    codes = table.get("dead_codes", [])
-    if not isinstance(codes, list) or not all(isinstance(code, str) for code in codes):
-        raise InputError(f'{where}: dead_codes is a list of texts, e.g. ["insufficient_quota"].')
-    parsed = {"prices": prices, "limits": Limits(**limits), "dead_codes": tuple(codes)}
-    return Provider(name=name, **{**table, **parsed})
 
 
 def _checked_url(url: str, where: str) -> str:

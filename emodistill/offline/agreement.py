@@ -60,17 +60,14 @@ def compare_scores(first: Scores, second: Scores, scenarios: Mapping[str, str]) 
       InputError: there is no such item.
     """
 
-    shared = sorted(
-        (key for key in first.keys() & second.keys() if key[0] in scenarios),
-        key=lambda key: (key[0], -1 if key[1] is None else key[1]),
-    )
+    both = first.keys() & second.keys()
+    shared = sorted((key for key in both if key[0] in scenarios), key=str)
     if not shared:
         raise InputError("the two judges have scored no item in common; judge the same dialogues.")
     a, b = (np.array([scores[key] for key in shared], float) for scores in (first, second))
     names = [scenarios[key[0]] for key in shared]
-    signs = [np.sign(scenario_advantages(values, names)) for values in (a, b)]
-    known = ~np.isnan(signs[0]) & ~np.isnan(signs[1])
-    flips = (signs[0] * signs[1] < 0)[known]
+    signs = np.sign(scenario_advantages(a, names)) * np.sign(scenario_advantages(b, names))
+    flips = signs[~np.isnan(signs)] < 0
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (a.astype(int) - 1, b.astype(int) - 1), 1)
     return Agreement(

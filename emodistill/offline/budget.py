@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +23,7 @@ class Budget:
     after all, the client makes no further call.
 
     A context manager; the counts are written to `usage_path(path)` every second and at the end.
+    `num_running` are the jobs in flight, as whoever runs them says.
 
     Args:
       path: of the stage's results.
@@ -66,7 +66,7 @@ class Budget:
         self._finished_usd = sum(costs_usd)
         self._num_finished = len(costs_usd)
         self._lost_usd = max(0.0, earlier.cost_usd - self._finished_usd - unfinished.cost_usd)
-        self._num_running = 0
+        self.num_running = 0
         self._has_refused = False
         self._saved_s = time.monotonic()
         if max_usd is not None:
@@ -107,19 +107,10 @@ class Budget:
         if self._max_usd is None:
             return True
         mean_usd = self._finished_usd / self._num_finished if self._num_finished else 0.0
-        in_flight_usd = (self._num_running + 1) * mean_usd
+        in_flight_usd = (self.num_running + 1) * mean_usd
         probable_usd = self._finished_usd + self._lost_usd + in_flight_usd
         self._has_refused |= max(probable_usd, self.spent_usd) > self._max_usd
         return not self._has_refused
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Around a job in flight."""
-        self._num_running += 1
-        try:
-            yield
-        finally:
-            self._num_running -= 1
 
     def add(self, cost_usd: float) -> None:
         """A job is finished."""

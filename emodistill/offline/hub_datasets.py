@@ -15,7 +15,7 @@ the stages import this module, and only when they need it: `datasets` takes a se
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import math
 import tempfile
@@ -23,23 +23,23 @@ import types
 import typing
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 import numpy as np
 from datasets import Dataset, DatasetInfo, Features, List, Value, disable_progress_bars
 from datasets.exceptions import DatasetsError
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, snapshot_download
 
-from emodistill.configs import ExportConfig, ImportConfig, SweepConfig
+from emodistill.configs import ExportConfig, ImportConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.offline.judging import judge_path, scenarios_by_dialogue, scores_by_turn
 from emodistill.offline.rewards import FocalTurns, SweepData, jpo_advantages, sft_quality
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, max_turns
 from emodistill.offline.store import (
     read_judgements,
     read_scenarios,
@@ -49,7 +49,6 @@ from emodistill.offline.store import (
 )
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
-from emodistill.runs import read_manifest
 
 SPLIT = "train"
 """The one split of every table; which scenarios are held out is said by their own `split`."""
@@ -57,14 +56,12 @@ SHARD_BYTES = 500_000_000
 """Of a file's rows in memory, as the hub's own tools cut them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatMessage(Record):
+class ChatMessage(Record, frozen=True, kw_only=True):
     role: str
     content: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingTurn(Record):
+class TrainingTurn(Record, frozen=True, kw_only=True):
     """A focal turn to learn from; what the columns mean is said in the card."""
 
     sample_id: str
@@ -89,7 +86,8 @@ TABLES: Mapping[str, type[Record]] = {
     "judgements": Judgement,
     "scenarios": Scenario,
 }
-FOLDERS = {"turns": "data", **{name: name for name in TABLES if name != "turns"}}
+FOLDERS = {name: name for name in TABLES} | {"turns": "data"}
+ID_FIELDS = {"dialogues": "trajectory_id", "scenarios": "scenario_id"}
 
 
 def export_run(config: ExportConfig) -> Path:
@@ -103,24 +101,27 @@ def export_run(config: ExportConfig) -> Path:
     out = config.out or config.run / config.domain / "dataset"
     if out.exists():
         raise InputError(f"--out {out} exists; delete it, or name a folder that doesn't.")
-    home = config.run / config.domain / "sweep"
-    trajectories = read_trajectories(home / "trajectories.jsonl")
-    scenarios = read_scenarios(home / "scenarios.jsonl")
+    home = config.run / config.domain
+    trajectories = read_trajectories(home / TRAJECTORIES)
     if not trajectories:
-        raise InputError(f"{home / 'trajectories.jsonl'} holds no dialogue; sweep first.")
-    judge_dir = config.run / config.domain / "judge"
-    judgements = {path: read_judgements(path) for path in sorted(judge_dir.glob("*.jsonl"))}
-    judge_file = _judge_file(list(judgements), judge_dir, config.judge)
-    scored = judgements[judge_file] if judge_file else []
-    manifest = read_manifest(home)
-    max_turns = SweepConfig().max_turns if manifest is None else manifest.config["max_turns"]
-    pack = load_pack(config.prompt_pack)
-    sweep = SweepData(trajectories, scenarios, scores_by_turn(scored), pack, max_turns)
+        raise InputError(f"{home / TRAJECTORIES} holds no dialogue; sweep first.")
+    judgements = {path: read_judgements(path) for path in sorted(home.glob("judge/*.jsonl"))}
+    scores_path = judge_file(home / "judge", config.judge)
+    if config.judge is not None and scores_path not in judgements:
+        raise InputError(f"{scores_path} is missing; have --judge {config.judge} score the sweep.")
+    scored = judgements.get(scores_path, [])
+    sweep = SweepData(
+        trajectories,
+        read_scenarios(home / SCENARIOS),
+        scores_by_turn(scored),
+        load_pack(config.prompt_pack),
+        max_turns(home),
+    )
     tables: dict[str, Iterable[Record]] = {
         "turns": _training_turns(sweep),
         "dialogues": trajectories,
-        "judgements": [line for lines in judgements.values() for line in lines],
-        "scenarios": scenarios,
+        "judgements": list(itertools.chain.from_iterable(judgements.values())),
+        "scenarios": sweep.scenarios,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
@@ -130,8 +131,13 @@ def export_run(config: ExportConfig) -> Path:
             for name, records in tables.items()
             if records
         }
-        facts = {"judge": scored[0].judge if scored else None, "pack_sha256": pack.sha256}
-        card = _card(infos, domain=config.domain, max_turns=max_turns, **facts)
+        card = _card(
+            infos,
+            domain=config.domain,
+            max_turns=sweep.max_turns,
+            judge=scored[0].judge if scored else None,
+            pack_sha256=sweep.pack.sha256,
+        )
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.rename(out)
     return out
@@ -148,20 +154,15 @@ def import_dataset(config: ImportConfig) -> list[Path]:
     """
     disable_progress_bars()
     home = config.run / config.domain
-    sweep_dir, judge_dir = home / "sweep", home / "judge"
     records: dict[str, list[Any]] = {name: [] for name in TABLES}
     with tempfile.TemporaryDirectory() as scratch:
         for where, dataset in _read_tables(config.source, Path(scratch)):
             name = _table_of(dataset.column_names, where)
             if name != "turns":  # which are derived anew
-                lines = _records(TABLES[name], dataset, where)
-                ids = {"dialogues": "trajectory_id", "scenarios": "scenario_id"}
-                records[name] += unique(lines, ids[name]) if name in ids else [r for r, _ in lines]
-    files: dict[Path, list[Any]] = defaultdict(list)
-    files[sweep_dir / "scenarios.jsonl"] += records["scenarios"]
-    files[sweep_dir / "trajectories.jsonl"] += records["dialogues"]
+                records[name] += unique(_records(TABLES[name], dataset, where), ID_FIELDS.get(name))
+    files = {home / SCENARIOS: records["scenarios"], home / TRAJECTORIES: records["dialogues"]}
     for judgement in records["judgements"]:
-        files[judge_path(judge_dir, judgement.judge)].append(judgement)
+        files.setdefault(judge_path(home / "judge", judgement.judge), []).append(judgement)
     files = {path: lines for path, lines in files.items() if lines}
     if not files:
         raise InputError(
@@ -176,24 +177,11 @@ def import_dataset(config: ImportConfig) -> list[Path]:
                 f"{config.source} is of domain {record.domain!r}; give --domain {record.domain}."
             )
     if records["dialogues"]:
-        scenarios = records["scenarios"] or read_scenarios(sweep_dir / "scenarios.jsonl")
+        scenarios = records["scenarios"] or read_scenarios(home / SCENARIOS)
         scenarios_by_dialogue(records["dialogues"], scenarios)
     for path, lines in files.items():
         write_records(path, lines)
     return list(files)
-
-
-def _judge_file(files: Sequence[Path], folder: Path, judge: str | None) -> Path | None:
-    """Whose scores the turns get; None where nobody has scored anything."""
-    if judge is not None:
-        path = judge_path(folder, judge)
-        if path not in files:
-            raise InputError(f"{path} is missing; have --judge {judge} score the sweep.")
-        return path
-    if len(files) > 1:
-        names = ", ".join(path.stem for path in files)
-        raise InputError(f"{folder} holds scores of {names}; say which with --judge.")
-    return files[0] if files else None
 
 
 def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
@@ -267,12 +255,14 @@ def _card(infos: Mapping[str, DatasetInfo], **facts: Any) -> str:
         ],
     )
     DatasetInfosDict(infos).to_dataset_card_data(header)
-    template = resources.files("emodistill.offline").joinpath("dataset_card.md.j2").read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    num_rows = {name: (info.splits or {})[SPLIT].num_examples for name, info in infos.items()}
-    return environment.from_string(template).render(
-        header=header.to_yaml(), num_rows=num_rows, **facts
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("emodistill.offline", ""),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
+    num_rows = {name: (info.splits or {})[SPLIT].num_examples for name, info in infos.items()}
+    template = environment.get_template("dataset_card.md.j2")
+    return template.render(header=header.to_yaml(), num_rows=num_rows, **facts)
 
 
 def _read_tables(source: str, scratch: Path) -> Iterator[tuple[str, Dataset]]:
@@ -338,14 +328,13 @@ def _table_of(columns: Sequence[str], where: str) -> str:
     missing = {
         name: [
             field.name
-            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-            if field.name not in columns
-            and field.default is field.default_factory is dataclasses.MISSING
+            for field in msgspec.structs.fields(kind)
+            if field.required and field.name not in columns
         ]
         for name, kind in TABLES.items()
     }
     name = min(TABLES, key=lambda name: len(missing[name]))
-    unknown = sorted(set(columns) - typing.get_type_hints(TABLES[name]).keys())
+    unknown = sorted({*columns} - {*TABLES[name].__struct_fields__})
     for problem, names in (("lacks", missing[name]), ("has the unknown", unknown)):
         if names:
             raise InputError(
@@ -381,7 +370,7 @@ def _feature(hint: Any) -> Any:
 def _row(value: Any) -> Any:
     """A record as the row of its table."""
     if isinstance(value, Record):
-        return {f.name: _row(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {name: _row(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, tuple):
         return [_row(item) for item in value]
     if isinstance(value, Mapping):

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from emodistill.llm.client import ChatClient, Completion, RefusedError
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import JobsResult, run_jobs
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
@@ -43,7 +42,7 @@ ScoreKey = tuple[str, int | None]
 
 _EMPHASIS = re.compile(r"(?<![^\W_])[*_]+(?=\S)|(?<=\S)[*_]+(?![^\W_])")
 _SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d|[.,]\d|\s*[-–]\s*\d)")
-_LONE = re.compile(r"\d{1,2}")
+_LONE = re.compile(r"^\s*(\d{1,2})\s*$")
 
 
 def parse_score(text: str) -> int | None:
@@ -54,16 +53,10 @@ def parse_score(text: str) -> int | None:
     any where two contradict each other, as when the judge quotes one out of what it read.
     """
     plain = _EMPHASIS.sub("", text).strip()
-    if stated := set(_SCORE.findall(plain)):
-        if len(stated) > 1:
-            return None
-        digits = stated.pop()
-    else:
-        first_line = plain.splitlines()[0].strip() if plain else ""
-        if not _LONE.fullmatch(first_line):
-            return None
-        digits = first_line
-    score = int(digits)
+    stated = set(_SCORE.findall(plain))
+    if not stated and plain:
+        stated = set(_LONE.findall(plain.splitlines()[0]))
+    score = int(stated.pop()) if len(stated) == 1 else 0
     return score if 1 <= score <= 10 else None
 
 
@@ -73,23 +66,6 @@ class JudgeItem(NamedTuple):
     trajectory_id: str
     turn_index: int | None
     repeat: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgingResult(JobsResult):
-    """What a judging has come to; a finished item has a score, `num_new` counts calls."""
-
-    failure_rates: Mapping[str, float]
-    """Failed over judged items, by focal method."""
-
-    @property
-    def summary(self) -> str:
-        """A line for the terminal."""
-        return self.describe(
-            finished="items scored",
-            failed="left without a score",
-            on_interrupt="what is judged is kept, start again to go on",
-        )
 
 
 def judge_path(directory: Path, judge: str) -> Path:
@@ -106,20 +82,6 @@ def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[Sco
     }
 
 
-def judge_items(
-    trajectories: Sequence[Trajectory], *, level: Level = "turn", repeats: int = 1
-) -> list[JudgeItem]:
-    """What there is to score, all first scores before all second ones."""
-    return [
-        JudgeItem(trajectory.trajectory_id, index, repeat)
-        for repeat in range(repeats)
-        for trajectory in trajectories
-        for index in (
-            [turn.index for turn in trajectory.focal_turns] if level == "turn" else [None]
-        )
-    ]
-
-
 async def run_judging(
     config: JudgeConfig,
     trajectories: Sequence[Trajectory],
@@ -128,7 +90,7 @@ async def run_judging(
     path: Path,
     client: ChatClient,
     pack: PromptPack,
-) -> JudgingResult:
+) -> JobsResult:
     """Score every item that `path` doesn't hold yet, at temperature 0 and 64 tokens.
 
     Both levels share the file. An item is done with a scored line, or once both attempts failed.
@@ -146,13 +108,22 @@ async def run_judging(
     judge = config.judge or client.provider.default_model("judge")
     dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
     scenario_of = scenarios_by_dialogue(trajectories, scenarios)
-    items = judge_items(trajectories, level=config.level, repeats=config.repeats)
+    is_by_turn = config.level == "turn"
+    items = [  # all first scores before all second ones
+        JudgeItem(trajectory.trajectory_id, index, repeat)
+        for repeat in range(config.repeats)
+        for trajectory in trajectories
+        for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
+    ]
     num_new = 0
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
         attempts = _Attempts(
-            line for line in earlier if not (config.retry_unanswered and _is_unanswered(line))
+            line
+            for line in earlier
+            if line.status == "scored"
+            or not (config.retry_unanswered and line.raw.startswith(NO_ANSWER))
         )
         pending = [item for item in items if attempts.are_left(item)]
         budget = Budget(
@@ -165,14 +136,31 @@ async def run_judging(
 
         def keep(item: JudgeItem, attempt: int, answer: Completion) -> None:
             nonlocal num_new
-            line = _judgement(item, attempt, answer, judge=judge, pack=pack)
+            score = parse_score(answer.text)
+            line = Judgement(
+                **item._asdict(),
+                judge=judge,
+                attempt=attempt,
+                rubric_sha256=pack.rubric_sha256,
+                raw=answer.text,
+                status="failed" if score is None else "scored",
+                score=score,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                cost_usd=answer.cost_usd,
+            )
             lines.append(line)
             attempts.add(line)
             num_new += 1
 
         async def score_one(item: JudgeItem) -> None:
             name = item.trajectory_id
-            messages = _messages(pack, scenario_of[name], dialogues[name], item.turn_index)
+            scenario, dialogue = scenario_of[name], dialogues[name]
+            if item.turn_index is None:
+                ending = dialogue.outcome, dialogue.final_value
+                messages = dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
+            else:
+                messages = turn_judge_messages(pack, scenario, dialogue.turns, item.turn_index)
             while attempts.are_left(item):
                 attempt = attempts.num_failed[item]
                 completion = await client.chat(
@@ -194,26 +182,28 @@ async def run_judging(
         def status() -> str:
             return f"{len(attempts.unreadable):,} unreadable" if attempts.unreadable else ""
 
-        unit = "turns" if config.level == "turn" else "dialogues"
-        num_before = len(items) - len(pending)
-        bar = progress("judge", total=len(items), unit=unit, done=num_before)
-        with budget:
-            stopped = await run_jobs(
-                pending,
-                score_one,
-                on_failure=give_up,
-                client=client,
-                budget=budget,
-                bar=bar,
-                concurrency=config.concurrency,
-                status=status,
-            )
+        unit = "turns" if is_by_turn else "dialogues"
+        bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
+        stopped = await run_jobs(
+            pending,
+            score_one,
+            on_failure=give_up,
+            client=client,
+            budget=budget,
+            bar=bar,
+            concurrency=config.concurrency,
+            status=status,
+        )
     judged = [item for item in items if not attempts.are_left(item)]
     failed = [item for item in judged if item in attempts.unreadable]
-    rates = _shares_by_method(failed, judged, dialogues)
+    num_failed, num_judged = (
+        Counter(dialogues[item.trajectory_id].focal.method for item in some)
+        for some in (failed, judged)
+    )
+    rates = {method: num_failed[method] / count for method, count in num_judged.items()}
     shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    return JudgingResult(
+    return JobsResult(
         num_planned=len(items),
         num_finished=len(judged) - len(failed),
         num_failed=len(failed),
@@ -221,6 +211,9 @@ async def run_judging(
         cost_usd=budget.spent_usd,
         stopped=stopped,
         path=path,
+        finished="items scored",
+        failed="left without a score",
+        on_interrupt="what is judged is kept, start again to go on",
         failure_rates=rates,
     )
 
@@ -250,48 +243,6 @@ class _Attempts:
         return item not in self.scored and item not in self.unreadable
 
 
-def _judgement(
-    item: JudgeItem, attempt: int, answer: Completion, *, judge: str, pack: PromptPack
-) -> Judgement:
-    score = parse_score(answer.text)
-    return Judgement(
-        **item._asdict(),
-        judge=judge,
-        attempt=attempt,
-        rubric_sha256=pack.rubric_sha256,
-        raw=answer.text,
-        status="failed" if score is None else "scored",
-        score=score,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        cost_usd=answer.cost_usd,
-    )
-
-
-def _shares_by_method(
-    failed: Iterable[JudgeItem],
-    judged: Iterable[JudgeItem],
-    dialogues: Mapping[str, Trajectory],
-) -> dict[str, float]:
-    """Failed over judged items, by the focal method of their dialogue."""
-    num_failed, num_judged = (
-        Counter(dialogues[item.trajectory_id].focal.method for item in items)
-        for items in (failed, judged)
-    )
-    return {method: num_failed[method] / count for method, count in num_judged.items()}
-
-
-def _messages(
-    pack: PromptPack, scenario: Scenario, dialogue: Trajectory, turn_index: int | None
-) -> Sequence[Mapping[str, object]]:
-    """The prompt on one turn, or on the whole dialogue."""
-    if turn_index is not None:
-        return turn_judge_messages(pack, scenario, dialogue.turns, turn_index)
-    return dialogue_judge_messages(
-        pack, scenario, dialogue.turns, dialogue.outcome, dialogue.final_value
-    )
-
-
 def scenarios_by_dialogue(
     trajectories: Sequence[Trajectory], scenarios: Sequence[Scenario]
 ) -> dict[str, Scenario]:
@@ -304,10 +255,6 @@ def scenarios_by_dialogue(
                 f"{len(scenarios)} given; scenarios.jsonl must hold those of trajectories.jsonl."
             )
     return {t.trajectory_id: by_id[t.scenario_id] for t in trajectories}
-
-
-def _is_unanswered(line: Judgement) -> bool:
-    return line.status == "failed" and line.raw.startswith(NO_ANSWER)
 
 
 def _check_file(earlier: Sequence[Judgement], path: Path, judge: str, pack: PromptPack) -> None:

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, get_args
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -31,6 +31,8 @@ MAX_MOVE = 2.0
 MAX_ADVANTAGE = 10.0
 """Bound of |A|: the one score that differs among hundreds of equal ones would have an A of 20 and
 more, and outweigh all other samples of its step."""
+EPSILON = 1e-6
+"""ε of Eq. 29, which keeps the advantages of equal scores at 0."""
 MIN_SCORED = 4
 """Scores that a scenario needs to be normalised: a z-score over two or three says little."""
 
@@ -155,22 +157,20 @@ def is_truncated(trajectory: Trajectory, max_turns: int = 30) -> bool:
 
 
 def scenario_advantages(
-    scores: Sequence[float] | np.ndarray,
-    scenario_ids: Sequence[str] | np.ndarray,
-    epsilon: float = 1e-6,
+    scores: Sequence[float] | np.ndarray, scenario_ids: Sequence[str] | np.ndarray
 ) -> np.ndarray:
     """A = (r − μ)/(σ + ε) within each scenario (Eqs. 1 and 29), clipped at ±10.
 
     Args:
       scores: N scores, NaN where there is none.
-      scenario_ids: the N scenarios that they belong to.
-      epsilon: ε; σ is the population deviation of the scenario's scores.
+      scenario_ids: the N scenarios that they belong to, over each of which σ is the population
+        deviation.
 
     Returns:
       N advantages (float64); NaN for a NaN score and throughout scenarios with under 4 scores.
 
     Raises:
-      InputError: lengths differ, a score is infinite or ε is negative.
+      InputError: lengths differ, or a score is infinite.
     """
     values = np.asarray(scores, dtype=np.float64)
     ids = np.asarray(scenario_ids, dtype=np.str_)
@@ -182,8 +182,6 @@ def scenario_advantages(
     if np.isinf(values).any():
         index = int(np.flatnonzero(np.isinf(values))[0])
         raise InputError(f"scores[{index}]={values[index]} must be finite, or NaN for no score.")
-    if not epsilon >= 0:
-        raise InputError(f"epsilon={epsilon} must be >= 0; the default is 1e-6.")
     advantages = np.full(len(values), np.nan)
     scored = np.flatnonzero(~np.isnan(values))
     by_scenario = scored[np.argsort(ids[scored], kind="stable")]
@@ -191,22 +189,9 @@ def scenario_advantages(
     for members in np.split(by_scenario, starts):
         if len(members) >= MIN_SCORED:
             deviation = values[members] - values[members].mean()
-            # Equal scores have no deviation, so that any scale will do where epsilon is 0.
-            scale = (values[members].std() + epsilon) or 1.0
+            scale = values[members].std() + EPSILON
             advantages[members] = np.clip(deviation / scale, -MAX_ADVANTAGE, MAX_ADVANTAGE)
     return advantages
-
-
-def asymmetric(advantages: Sequence[float] | np.ndarray, kappa: float) -> np.ndarray:
-    """Ã of Eq. 18: A where A > 0, κA elsewhere; NaN stays NaN.
-
-    Raises:
-      InputError: κ lies outside [0, 1].
-    """
-    if not 0 <= kappa <= 1:
-        raise InputError(f"kappa={kappa} must lie in [0, 1]; the paper uses 1.")
-    values = np.asarray(advantages, dtype=np.float64)
-    return np.where(values > 0, values, kappa * values)
 
 
 def top_fraction(quality: Sequence[float] | np.ndarray, fraction: float = 0.25) -> np.ndarray:
@@ -287,14 +272,12 @@ class FocalTurns:
 
 def sft_quality(turns: FocalTurns, signal: SFTSignal = "hybrid") -> np.ndarray:
     """[N] What SFT ranks turns by (Eq. 23, Appendix D.2), NaN without a score."""
-    match signal:
-        case "hybrid":
-            return turns.scores + 0.5 * turns.returns
-        case "turn-judge":
-            return turns.scores
-        case "episode-judge":
-            return turns.dialogue_scores
-    raise _unknown(signal, SFTSignal)
+    qualities = {
+        "hybrid": turns.scores + 0.5 * turns.returns,
+        "episode-judge": turns.dialogue_scores,
+        "turn-judge": turns.scores,
+    }
+    return _by_signal(signal, qualities)
 
 
 def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.ndarray:
@@ -302,14 +285,17 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
 
     `episode-judge` and `outcome` give each turn its dialogue's.
     """
-    match signal:
-        case "turn-judge":
-            return scenario_advantages(turns.scores, turns.scenario_ids)
-        case "episode-judge":
-            return _dialogue_advantages(turns, turns.dialogue_scores)
-        case "outcome":
-            return _dialogue_advantages(turns, turns.returns)
-    raise _unknown(signal, JPOSignal)
+    signals = {
+        "turn-judge": turns.scores,
+        "episode-judge": turns.dialogue_scores,
+        "outcome": turns.returns,
+    }
+    values = _by_signal(signal, signals)
+    if signal == "turn-judge":
+        return scenario_advantages(values, turns.scenario_ids)
+    # Each dialogue counts once, however many turns it has.
+    _, first, dialogue = np.unique(turns.trajectory_index, return_index=True, return_inverse=True)
+    return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]
 
 
 def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
@@ -317,12 +303,9 @@ def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
 
     NaN where a turn has none.
     """
-    match signal:
-        case "outcome":
-            return np.where(turns.is_last, turns.returns, 0.0)
-        case "episode-judge" | "turn-judge":
-            return jpo_advantages(turns, signal)
-    raise _unknown(signal, IQLSignal)
+    if signal == "outcome":
+        return np.where(turns.is_last, turns.returns, 0.0)
+    return jpo_advantages(turns, signal)
 
 
 def left_out_scenarios(turns: FocalTurns, values: np.ndarray) -> tuple[str, ...]:
@@ -331,11 +314,7 @@ def left_out_scenarios(turns: FocalTurns, values: np.ndarray) -> tuple[str, ...]
     return tuple(np.setdiff1d(ids, ids[~np.isnan(values)]).tolist())
 
 
-def _unknown(signal: str, known: Any) -> InputError:
-    return InputError(f"signal={signal!r} is none of {', '.join(get_args(known))}.")
-
-
-def _dialogue_advantages(turns: FocalTurns, values: np.ndarray) -> np.ndarray:
-    """Normalised over the scenario's dialogues, each counting once, then spread over its turns."""
-    _, first, dialogue = np.unique(turns.trajectory_index, return_index=True, return_inverse=True)
-    return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]
+def _by_signal(signal: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    if signal not in values:
+        raise InputError(f"signal={signal!r} is none of {', '.join(values)}.")
+    return values[signal]

@@ -18,17 +18,17 @@ R = TypeVar("R", bound=Record)
 
 def read_trajectories(path: Path) -> list[Trajectory]:
     """All dialogues of a file; a `trajectory_id` that comes twice is refused."""
-    return unique(_read(path, Trajectory), "trajectory_id")
+    return unique(read_records(path, Trajectory), "trajectory_id")
 
 
 def read_scenarios(path: Path) -> list[Scenario]:
     """All scenarios of a file; a `scenario_id` that comes twice is refused."""
-    return unique(_read(path, Scenario), "scenario_id")
+    return unique(read_records(path, Scenario), "scenario_id")
 
 
 def read_judgements(path: Path) -> list[Judgement]:
     """All judge calls of a file, in their order."""
-    return [judgement for judgement, _ in _read(path, Judgement)]
+    return [judgement for judgement, _ in read_records(path, Judgement)]
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -38,8 +38,8 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
         partial.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
 
 
-def unique(records: Iterable[tuple[R, str]], id_field: str) -> list[R]:
-    """The records, each given with where it is.
+def unique(records: Iterable[tuple[R, str]], id_field: str | None) -> list[R]:
+    """The records, each given with where it is; any may come twice where `id_field` is None.
 
     Raises:
       InputError: two have the same id.
@@ -47,7 +47,7 @@ def unique(records: Iterable[tuple[R, str]], id_field: str) -> list[R]:
     where_by_id: dict[str, str] = {}
     result: list[R] = []
     for record, where in records:
-        name = getattr(record, id_field)
+        name = where if id_field is None else getattr(record, id_field)
         if name in where_by_id:
             raise InputError(
                 f"{where}: {id_field} {name!r} was in {where_by_id[name]} already; ids must be "
@@ -58,6 +58,7 @@ def unique(records: Iterable[tuple[R, str]], id_field: str) -> list[R]:
     return result
 
 
-def _read(path: Path, kind: type[R]) -> Iterator[tuple[R, str]]:
+def read_records(path: Path, kind: type[R]) -> Iterator[tuple[R, str]]:
+    """The records of a file, each with where it is."""
     for value, where in read_lines(path):
         yield kind.from_json(value, where=where), where

@@ -17,25 +17,31 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
-from emodistill.configs import SweepConfig
+import msgspec
+
+from emodistill.configs import MatchConfig, SweepConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
-from emodistill.jsonl import JsonlAppender, read_lines
+from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
 from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
-from emodistill.offline.store import read_scenarios, write_records
-from emodistill.offline.unfinished import UnfinishedAnswers, unfinished_path
+from emodistill.offline.store import (
+    read_records,
+    read_scenarios,
+    read_trajectories,
+    write_records,
+)
+from emodistill.offline.unfinished import UnfinishedAnswers
 from emodistill.offline.workers import JobsResult, run_jobs
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.prompts import PromptPack
-from emodistill.records import SCHEMA, Trajectory
+from emodistill.records import FailedDialogue
 from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.offline")
@@ -43,41 +49,16 @@ log = logging.getLogger("emodistill.offline")
 METHOD = "sweep"
 
 
-class SweepResult(JobsResult):
-    """What dialogues have come to; `path` has the finished ones."""
-
-    @property
-    def failures_path(self) -> Path:
-        return failures_path(self.path)
-
-    @property
-    def summary(self) -> str:
-        """A line for the terminal."""
-        return self.describe(
-            finished="dialogues finished",
-            failed=(
-                f"failed for good (reasons in {self.failures_path}; delete that file to try them "
-                "again)"
-            ),
-            on_interrupt=(
-                "what is finished is kept, and what was under way will go on where it was; start "
-                "again to go on"
-            ),
-        )
-
-
-def trajectory_id(scenario: Scenario, number: int) -> str:
-    """`crad/debt_001/seed_0007`."""
-    return f"{scenario.domain}/{scenario.scenario_id}/seed_{number:04d}"
-
-
 def plan_dialogues(scenarios: Sequence[Scenario], *, num_seeds: int) -> list[PlannedDialogue]:
     """`num_seeds` dialogues of each scenario in order: every scenario once, then all again, ….
 
-    What stops early has therefore seen all scenarios about equally often.
+    What stops early has therefore seen all scenarios about equally often. An id looks like
+    `crad/debt_001/seed_0007`.
     """
     return [
-        PlannedDialogue(scenario, number, trajectory_id(scenario, number))
+        PlannedDialogue(
+            scenario, number, f"{scenario.domain}/{scenario.scenario_id}/seed_{number:04d}"
+        )
         for number in range(num_seeds)
         for scenario in scenarios
     ]
@@ -108,7 +89,7 @@ async def run_sweep(
     pack: PromptPack,
     reader: OfferReader = PATTERNS,
     num_dialogues: int | None = None,
-) -> SweepResult:
+) -> JobsResult:
     """Play all dialogues of the sweep's plan that `out_dir` lacks.
 
     Args:
@@ -145,34 +126,33 @@ async def run_sweep(
     return await play_all(
         planned[:num_dialogues],
         match,
+        config,
         path=out_dir / "trajectories.jsonl",
         label="sweep",
         on_open=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
         client=client,
-        concurrency=config.concurrency,
-        max_cost_usd=config.max_cost_usd,
     )
 
 
 async def play_all(
     planned: Sequence[PlannedDialogue],
     match: Match,
+    config: SweepConfig | MatchConfig,
     *,
     path: Path,
     label: str,
     client: ChatClient,
-    concurrency: int = 6,
-    max_cost_usd: float | None = None,
     on_open: Callable[[], None] = lambda: None,
-) -> SweepResult:
+) -> JobsResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
     Args:
+      config: says how many are played at once, and what all may cost: no dialogue is begun that
+        would probably exceed it, what `path` has already cost included; those in flight are
+        finished.
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
       client: open (inside its `async with`); counts what is spent.
-      max_cost_usd: no dialogue is begun that would probably exceed it, what `path` has already
-        cost included; those in flight are finished.
       on_open: called once this process alone writes to `path`.
 
     Raises:
@@ -182,24 +162,54 @@ async def play_all(
     writers = match.focal.writer, match.counterparty.writer
     paid_models = [s.model for s in writers if isinstance(s, ApiWriter)]
     outcomes: Counter[str] = Counter()
-    with _DialogueFiles(path, client, on_open) as files:
-        pending = [dialogue for dialogue in planned if not files.has(dialogue.trajectory_id)]
+    with ExitStack() as stack:
+        finished = stack.enter_context(JsonlAppender(path))
+        failed = stack.enter_context(JsonlAppender(failures_path(path)))
+        on_open()
+        costs_usd: dict[str, float] = {}
+        used = Usage()
+        for earlier in read_trajectories(path):
+            calls, *tokens = msgspec.structs.astuple(earlier.usage)
+            costs_usd[earlier.trajectory_id] = earlier.cost_usd
+            used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
+        earlier_failures = read_records(failed.path, FailedDialogue)
+        failed_ids = {line.trajectory_id for line, _ in earlier_failures} - costs_usd.keys()
+        ended = costs_usd.keys() | failed_ids
+        pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
+        unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
+        client.cache = unfinished
+        stack.callback(setattr, client, "cache", None)
         budget = Budget(
             path,
             client,
-            max_cost_usd,
+            config.max_cost_usd,
             models=[*paid_models, *match.reader.paid_models],
-            finished_usd=files.costs_usd.values(),
-            finished=files.used,
-            unfinished=files.unfinished.usage,
+            finished_usd=costs_usd.values(),
+            finished=used,
+            unfinished=unfinished.usage,
         )
 
         async def play_one(dialogue: PlannedDialogue) -> None:
-            files.unfinished.begin(dialogue.trajectory_id)
+            name = dialogue.trajectory_id
+            unfinished.begin(name)
             trajectory = await play(dialogue, match)
-            files.add(trajectory)
+            finished.append(trajectory)
+            unfinished.forget(name)
+            costs_usd[name] = trajectory.cost_usd
+            extra = fields(event="dialogue", dialogue=name)
+            num_turns = len(trajectory.turns)
+            log.debug("%s: %s after %d turns.", name, trajectory.outcome, num_turns, extra=extra)
             outcomes[trajectory.outcome] += 1
             budget.add(trajectory.cost_usd)
+
+        def give_up(dialogue: PlannedDialogue, error: ApiError) -> None:
+            name = dialogue.trajectory_id
+            log.debug("%s", error, extra=fields(event="dialogue failed", dialogue=name))
+            kinds = {RefusedError: "refused", EmptyReplyError: "empty"}
+            kind = kinds.get(type(error), "exhausted")
+            failed.append(FailedDialogue(trajectory_id=name, kind=kind, reason=str(error)))
+            unfinished.forget(name)
+            failed_ids.add(name)
 
         def status() -> str:
             num_new, num_unread = outcomes.total(), match.reader.num_unread
@@ -208,86 +218,32 @@ async def play_all(
             return ", ".join(filter(None, (accepted, unread)))
 
         num_before = len(planned) - len(pending)
-        bar = progress(label, total=len(planned), unit="dialogues", done=num_before)
-        with budget:
-            stopped = await run_jobs(
-                pending,
-                play_one,
-                on_failure=files.add_failure,
-                client=client,
-                budget=budget,
-                bar=bar,
-                concurrency=concurrency,
-                status=status,
-            )
+        stopped = await run_jobs(
+            pending,
+            play_one,
+            on_failure=give_up,
+            client=client,
+            budget=budget,
+            bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
+            concurrency=config.concurrency,
+            status=status,
+        )
     ids = {dialogue.trajectory_id for dialogue in planned}
-    return SweepResult(
+    return JobsResult(
         num_planned=len(planned),
-        num_finished=len(ids & files.costs_usd.keys()),
-        num_failed=len(ids & files.failed_ids),
+        num_finished=len(ids & costs_usd.keys()),
+        num_failed=len(ids & failed_ids),
         num_new=outcomes.total(),
         cost_usd=budget.spent_usd,
         stopped=stopped,
         path=path,
+        finished="dialogues finished",
+        failed=f"failed for good (reasons in {failed.path}; delete that file to try them again)",
+        on_interrupt=(
+            "what is finished is kept, and what was under way will go on where it was; start "
+            "again to go on"
+        ),
     )
-
-
-class _DialogueFiles:
-    """The files of a set of dialogues, for this process alone; a context manager.
-
-    While it is open, `client` asks the unfinished dialogues' answers before it asks a server.
-
-    Attributes:
-      unfinished: the answers of dialogues that have begun and not ended.
-      costs_usd: `{trajectory_id: cost_usd}` of the finished ones.
-      used: what those that were finished before have used.
-      failed_ids: of those that have failed for good.
-    """
-
-    def __init__(self, path: Path, client: ChatClient, on_open: Callable[[], None]) -> None:
-        with ExitStack() as stack:
-            self._finished = stack.enter_context(JsonlAppender(path))
-            self._failed = stack.enter_context(JsonlAppender(failures_path(path)))
-            on_open()
-            self.costs_usd, self.used = _finished(path)
-            self.failed_ids = _failed_ids(self._failed.path) - self.costs_usd.keys()
-            ended = self.costs_usd.keys() | self.failed_ids
-            self.unfinished = UnfinishedAnswers(unfinished_path(path), ended)
-            stack.enter_context(self.unfinished)
-            client.cache = self.unfinished
-            stack.callback(setattr, client, "cache", None)
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
-
-    def has(self, trajectory_id: str) -> bool:
-        """Whether the dialogue is finished, or has failed for good."""
-        return trajectory_id in self.costs_usd or trajectory_id in self.failed_ids
-
-    def add(self, trajectory: Trajectory) -> None:
-        name = trajectory.trajectory_id
-        self._finished.append(trajectory)
-        self.unfinished.forget(name)
-        self.costs_usd[name] = trajectory.cost_usd
-        log.debug(
-            "%s: %s after %d turns.",
-            name,
-            trajectory.outcome,
-            len(trajectory.turns),
-            extra=fields(event="dialogue", dialogue=name),
-        )
-
-    def add_failure(self, dialogue: PlannedDialogue, error: ApiError) -> None:
-        name = dialogue.trajectory_id
-        log.debug("%s", error, extra=fields(event="dialogue failed", dialogue=name))
-        line = {"schema": SCHEMA, "trajectory_id": name, "kind": failure_kind(error)}
-        self._failed.append(line | {"reason": str(error)})
-        self.unfinished.forget(name)
-        self.failed_ids.add(name)
 
 
 def failures_path(path: Path) -> Path:
@@ -295,13 +251,6 @@ def failures_path(path: Path) -> Path:
     if path.name == "trajectories.jsonl":
         return path.with_name("failures.jsonl")
     return path.with_suffix(".failures.jsonl")
-
-
-def failure_kind(error: ApiError) -> str:
-    """`refused`, `empty` or `exhausted`: what a failure line says beside its reason."""
-    if isinstance(error, RefusedError):
-        return "refused"
-    return "empty" if isinstance(error, EmptyReplyError) else "exhausted"
 
 
 def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
@@ -312,33 +261,3 @@ def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
             f"{path} holds other scenarios, or another split, than those now asked for. Delete "
             f"{path.parent} to sweep anew, or use another --run."
         )
-
-
-def _finished(path: Path) -> tuple[dict[str, float], Usage]:
-    """`{trajectory_id: cost_usd}` of the finished dialogues, and what they have used."""
-    costs_usd: dict[str, float] = {}
-    total = Usage()
-    for value, where in read_lines(path):
-        name = _id_of(value, where)
-        if name in costs_usd:
-            raise InputError(f"{where}: trajectory_id {name!r} is there twice; delete one line.")
-        costs_usd[name] = float(value.get("cost_usd") or 0.0)
-        used = value.get("usage") or {}
-        calls, prompt, completion = (
-            int(used.get(key) or 0) for key in ("calls", "prompt_tokens", "completion_tokens")
-        )
-        total = total.plus(Usage(calls, 0, prompt, completion, costs_usd[name]))
-    return costs_usd, total
-
-
-def _failed_ids(path: Path) -> set[str]:
-    return {_id_of(value, where) for value, where in read_lines(path)}
-
-
-def _id_of(value: object, where: str) -> str:
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise InputError(f"{where}: no line of schema={SCHEMA}, the only one known here.")
-    name = value.get("trajectory_id")
-    if not isinstance(name, str):
-        raise InputError(f"{where}: field 'trajectory_id' is missing.")
-    return name

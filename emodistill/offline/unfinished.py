@@ -9,10 +9,10 @@ to the SHA-256 of its request, so that no other settings ever meet it.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
 from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, read_lines
@@ -24,12 +24,7 @@ NUM_STALE_LINES = 5_000
 seldom enough that the writing costs nothing."""
 
 
-class _Answer(NamedTuple):
-    request: str
-    completion: Completion
-
-
-class UnfinishedAnswers:
+class UnfinishedAnswers(JsonlAppender):
     """The client's `AnswerCache` while dialogues are played. A context manager.
 
     Args:
@@ -41,78 +36,63 @@ class UnfinishedAnswers:
     """
 
     def __init__(self, path: Path, done: Container[str]) -> None:
-        self._lines = JsonlAppender(path)
-        self._answers: defaultdict[str, list[_Answer]] = defaultdict(list)
-        self._known: defaultdict[tuple[str, str], deque[Completion]] = defaultdict(deque)
+        super().__init__(path)
+        self._answers: defaultdict[str, list[tuple[str, Completion]]] = defaultdict(list)
+        self._known: dict[str, dict[str, deque[Completion]]] = {}
         self._num_stale = 0
         for value, where in read_lines(path):
-            dialogue, answer = _read(value, where)
+            try:
+                dialogue, request = value["dialogue"], value["request"]
+                completion = Completion(**value["answer"])
+            except (LookupError, TypeError):
+                raise InputError(
+                    f"{where}: no answer of an unfinished dialogue. Delete the file; those "
+                    "dialogues are then played from their opening."
+                ) from None
             if dialogue in done:
                 self._num_stale += 1
             else:
-                self._answers[dialogue].append(answer)
-
-    def __enter__(self) -> Self:
-        return self
+                self._answers[dialogue].append((request, completion))
 
     def __exit__(self, *exc_info: object) -> None:
-        self._lines.close()
+        self.close()
         if not self._answers:
-            self._lines.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     @property
     def usage(self) -> Usage:
         """What the answers have used."""
-        answers = [answer for answers in self._answers.values() for answer in answers]
-        used = total_usage(answer.completion.usage for answer in answers)
+        answers = list(itertools.chain.from_iterable(self._answers.values()))
+        used = total_usage(completion.usage for _, completion in answers)
         return used._replace(num_calls=len(answers))
 
     def begin(self, dialogue: str) -> None:
         """The dialogue is played from its opening: what it has heard, it hears again."""
-        answers = self._answers.get(dialogue, [])
-        for request, _ in answers:
-            self._known[dialogue, request].clear()
-        for request, completion in answers:
-            self._known[dialogue, request].append(completion)
+        known = self._known[dialogue] = defaultdict(deque)
+        for request, completion in self._answers.get(dialogue, ()):
+            known[request].append(completion)
 
     def get(self, dialogue: str, body: bytes) -> Completion | None:
         """The answer that this request has got before, None where it has got none."""
-        known = self._known.get((dialogue, request_sha256(body)))
+        known = self._known.get(dialogue, {}).get(request_sha256(body))
         return known.popleft() if known else None
 
     def add(self, dialogue: str, body: bytes, completion: Completion) -> None:
-        answer = _Answer(request_sha256(body), completion)
-        self._answers[dialogue].append(answer)
-        self._write(dialogue, answer)
+        request = request_sha256(body)
+        self._answers[dialogue].append((request, completion))
+        self._write(dialogue, request, completion)
 
     def forget(self, dialogue: str) -> None:
         """The dialogue is finished, or has failed for good."""
-        answers = self._answers.pop(dialogue, [])
-        for request, _ in answers:
-            self._known.pop((dialogue, request), None)
-        self._num_stale += len(answers)
+        self._known.pop(dialogue, None)
+        self._num_stale += len(self._answers.pop(dialogue, ()))
         if self._num_stale >= NUM_STALE_LINES:
-            self._lines.clear()
-            for name, unfinished in self._answers.items():
-                for answer in unfinished:
-                    self._write(name, answer)
+            self.clear()
+            for name, answers in self._answers.items():
+                for answer in answers:
+                    self._write(name, *answer)
             self._num_stale = 0
 
-    def _write(self, dialogue: str, answer: _Answer) -> None:
-        completion = answer.completion._asdict()
-        self._lines.append({"dialogue": dialogue, "request": answer.request, "answer": completion})
-
-
-def unfinished_path(path: Path) -> Path:
-    """`trajectories.unfinished` beside `trajectories.jsonl`."""
-    return path.with_suffix(".unfinished")
-
-
-def _read(value: Any, where: str) -> tuple[str, _Answer]:
-    try:
-        return value["dialogue"], _Answer(value["request"], Completion(**value["answer"]))
-    except (LookupError, TypeError):
-        raise InputError(
-            f"{where}: no answer of an unfinished dialogue. Delete the file; those dialogues are "
-            "then played from their opening."
-        ) from None
+    def _write(self, dialogue: str, request: str, completion: Completion) -> None:
+        answer = completion._asdict()
+        self.append({"dialogue": dialogue, "request": request, "answer": answer})

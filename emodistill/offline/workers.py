@@ -13,8 +13,8 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,38 +38,48 @@ StopReason = Literal["interrupted", "cost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobsResult:
-    """What jobs have come to; counts are over all that were planned, `num_new` over this run."""
+    """What jobs have come to; counts are over all that were planned.
+
+    `finished`, `failed` and `on_interrupt` are the stage's words for the line on the terminal.
+    """
 
     num_planned: int
     num_finished: int
     num_failed: int
     num_new: int
+    """Dialogues, or calls of a judge, that this run has added."""
     cost_usd: float
     """Of this run and of earlier ones."""
     stopped: StopReason | None
     """Why the run has ended before everything was done."""
     path: Path
+    finished: str
+    failed: str
+    on_interrupt: str
+    failure_rates: Mapping[str, float] = field(default_factory=dict)
+    """Of a judging: failed over judged items, by focal method."""
 
     @property
     def is_complete(self) -> bool:
         return self.num_finished + self.num_failed == self.num_planned
 
-    def describe(self, *, finished: str, failed: str, on_interrupt: str) -> str:
-        """A line for the terminal, in the words of a stage."""
-        text = f"{self.num_finished:,} of {self.num_planned:,} {finished}"
+    @property
+    def summary(self) -> str:
+        """A line for the terminal."""
+        text = f"{self.num_finished:,} of {self.num_planned:,} {self.finished}"
         if self.num_failed:
-            text += f", {self.num_failed:,} {failed}"
+            text += f", {self.num_failed:,} {self.failed}"
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
         if self.stopped == "interrupted":
-            text += f". Stopped as asked: {on_interrupt}"
+            text += f". Stopped as asked: {self.on_interrupt}"
         elif self.stopped == "cost":
             text += ". Stopped by --max-cost-usd; raise it and start again to go on"
         return f"{text}. They are in {self.path}."
 
 
 async def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     work: Callable[[Job], Awaitable[None]],
     *,
     on_failure: Callable[[Job, ApiError], None],
@@ -82,35 +92,33 @@ async def run_jobs(
     """Do all jobs within a budget, and show how far they are; see `run_bounded`.
 
     Args:
+      bar: counts these jobs and those that were done before; not entered yet.
       status: what the progress line says of the results, before what it says of API and money.
 
     Returns:
       Why it has ended with jobs undone; None where none is.
     """
-    num_done = 0
 
-    def note() -> str:
-        return ", ".join(filter(None, (status(), client.health, budget.note)))
-
-    def advance() -> None:
-        nonlocal num_done
-        num_done += 1
-        bar.advance(1, note())
+    def advance(num_done: int) -> None:
+        bar.advance(num_done, ", ".join(filter(None, (status(), client.health, budget.note))))
 
     async def one(job: Job) -> None:
-        with budget.running():
+        budget.num_running += 1
+        try:
             await work(job)
-        advance()
+        finally:
+            budget.num_running -= 1
+        advance(1)
 
     def fail(job: Job, error: ApiError) -> None:
         on_failure(job, error)
-        advance()
+        advance(1)
 
     def tick() -> None:
         budget.save_now_and_then()
-        bar.tick(note())
+        advance(0)
 
-    with bar:
+    with budget, bar:
         ran_through = await run_bounded(
             jobs,
             one,
@@ -121,7 +129,7 @@ async def run_jobs(
         )
     if not ran_through:
         return "interrupted"
-    return None if num_done == len(jobs) else "cost"
+    return None if bar.done == bar.total else "cost"
 
 
 async def run_bounded(
@@ -151,28 +159,23 @@ async def run_bounded(
     in_a_row = 0
     ceiling = max(NUM_FAILURES_IN_A_ROW, 3 * concurrency)
 
-    def fail(error: ApiError) -> None:
-        nonlocal in_a_row
-        in_a_row += 1
-        if in_a_row >= ceiling:
-            raise ApiError(f"{ceiling} calls in a row failed, so this stops. The last: {error}")
-
     async def attempt(job: Job, is_last: bool) -> None:
         nonlocal in_a_row
         try:
             await work(job)
-        except (RefusedError, EmptyReplyError) as error:
-            on_failure(job, error)
-            fail(error)
         except CeilingError:
             pass  # `admits` says so too; what the job has got so far is kept
-        except ExhaustedError as error:
-            if is_last:
+        except (RefusedError, EmptyReplyError, ExhaustedError) as error:
+            if is_last or not isinstance(error, ExhaustedError):
                 on_failure(job, error)
             else:
                 deferred.append(job)
                 log.warning("put off to the end: %s", error)
-            fail(error)
+            in_a_row += 1
+            if in_a_row >= ceiling:
+                raise ApiError(
+                    f"{ceiling} calls in a row failed, so this stops. The last: {error}"
+                ) from error
         else:
             in_a_row = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from emodistill.configs import METHODS, ReportConfig
@@ -214,7 +214,7 @@ def _studied(
 
 def _under(emotion: str, record: Any) -> Any:
     """A dialogue or a judge call with the emotion before its name."""
-    return dataclasses.replace(record, trajectory_id=f"{emotion}:{record.trajectory_id}")
+    return msgspec.structs.replace(record, trajectory_id=f"{emotion}:{record.trajectory_id}")
 
 
 def _emotion_judgements(

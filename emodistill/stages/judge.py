@@ -14,10 +14,11 @@ from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
-from emodistill.offline.judging import JudgingResult, judge_path, run_judging, scores_by_turn
+from emodistill.offline.judging import judge_path, run_judging, scores_by_turn
 from emodistill.offline.rewards import Scores, SweepData
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, read_sweep
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
+from emodistill.offline.workers import JobsResult
 from emodistill.prompts import load_pack
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
@@ -116,8 +117,8 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     )
 
 
-def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JudgingResult:
-    async def work() -> JudgingResult:
+def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
+    async def work() -> JobsResult:
         async with open_client(config, "judge") as client:
             return await run_judging(
                 config,

@@ -25,7 +25,7 @@ from emodistill.batches import Batch, PackedBatches, Step
 from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, is_first, num_row_shards
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.flops import peak_flops, training_flops
 from emodistill.train.losses import Metrics
@@ -100,7 +100,7 @@ def train(
         StopRequest() as stop,
         checkpoints,
         MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as metrics_log,
-        progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
+        Progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
         last, clock = metrics_log.last, time.monotonic()
         # Steps that were dispatched: number, input, metrics on the device.

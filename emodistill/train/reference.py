@@ -22,7 +22,7 @@ from emodistill.batches import Batch, PackedBatches
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
 from emodistill.model import Qwen2, agree, is_first, sharding
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.tensor_files import write_tensors
 from emodistill.train.loop import STEPS_AHEAD
 from emodistill.train.prefetch import prefetched
@@ -101,7 +101,7 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
         return numbers, logprobs(state, sharding.put_batch(batch, model.mesh))
 
     logp_NU = np.zeros(shape, np.float32)
-    with progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
+    with Progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
         # Reading a result waits for the device, which must have the next micro-batches by then.
         for numbers, logp_SU in prefetched(dispatched, batches.each_batch(), ahead=STEPS_AHEAD):
             logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]

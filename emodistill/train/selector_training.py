@@ -10,7 +10,7 @@ from emodistill.configs import IQLConfig
 from emodistill.model import keep_programs
 from emodistill.offline.rewards import SweepData
 from emodistill.offline.run_files import SUPPORT
-from emodistill.progress import progress
+from emodistill.progress import Progress
 from emodistill.train.metrics_log import MetricsLog
 from emodistill.train.q_learning import train_iql
 from emodistill.train.selector_checks import estimated_values, support_map
@@ -49,7 +49,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
     )
     with (
         MetricsLog(directory, num_steps=0) as log,
-        progress("iql", total=config.num_steps, unit="steps") as bar,
+        Progress("iql", total=config.num_steps, unit="steps") as bar,
     ):
 
         def report(points: list[list[dict[str, float]]]) -> None:
