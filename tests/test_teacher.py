@@ -77,7 +77,7 @@ def test_without_an_emotion_the_teacher_sounds_of_none(emotion):
 
 @pytest.mark.parametrize("emotion", [label for label in EMOTIONS if label != NEUTRAL])
 def test_clauses_carry_their_own_markers(emotion):
-    affect = rm.affects()[emotion]
+    affect = rm.AFFECTS[emotion]
     for first in affect.first:
         for second in affect.second:
             expression = rm.expressed(f"{first} {second}")

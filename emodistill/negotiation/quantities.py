@@ -112,14 +112,10 @@ class _Duration(NamedTuple):
     end: int
 
 
-def _fraction(words: str | None) -> float:
-    """The value of "a half" or "three quarters of an"; 0 where nothing is said."""
-    return _FRACTIONS[words.removeprefix("a ").split()[0]] if words else 0.0
-
-
 def _duration(match: re.Match[str]) -> _Duration:
     unit, kind = _UNIT_MINUTES[match["unit"]], match["kind"]
-    count = sum(_fraction(match[group]) for group in ("fraction", "part", "after"))
+    fractions = filter(None, match.group("fraction", "part", "after"))
+    count = sum(_FRACTIONS[words.removeprefix("a ").split()[0]] for words in fractions)
     if amount := match["amount"] or match["stepped"] or (match["step"] and "one"):
         count += number(amount)
     is_vague = match["fuzzy"] or kind in ("business", "working")
