@@ -18,7 +18,7 @@ from emodistill.simulator import response_model as rm
 from emodistill.simulator.writer import SimulatedWriter
 
 PACK = load_pack()
-PHRASES = rm.phrases()
+PHRASES = rm.PHRASES
 SEEDS = range(100)
 STRONGEST = {
     "pressure": "anger",
@@ -48,7 +48,7 @@ def turns_of(*texts: str) -> list[Turn]:
 
 def toned(emotion: str, text: str, *, num_markers: int = 2) -> str:
     """The text after a clear (two markers) or a faint expression of the emotion."""
-    affect = rm.affects()[emotion]
+    affect = rm.AFFECTS[emotion]
     clauses = [affect.first[0], affect.second[0]] if num_markers == 2 else [affect.first[0]]
     return " ".join([*clauses, text])
 

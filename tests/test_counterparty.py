@@ -122,7 +122,7 @@ def gains(domain: str) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_planted_best_and_worst_emotions_show(domain):
     for phase, measured in gains(domain).items():
-        planted = dict(zip(rm.FAMILIES, rm.phase_weights(domain)[phase], strict=True))
+        planted = dict(zip(rm.FAMILIES, rm.PHASE_WEIGHTS[domain][phase], strict=True))
         best = max(planted, key=planted.get)
         assert max(measured, key=measured.get) == best, (phase, measured)
         assert measured[best] > 0.5
@@ -147,7 +147,7 @@ def test_the_best_emotion_differs_between_domains():
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_planted_weights_have_one_best_and_one_second(domain):
-    for weights in rm.phase_weights(domain).values():
+    for weights in rm.PHASE_WEIGHTS[domain].values():
         assert sorted(weights)[-2:] == [0.35, 0.7]
         assert sorted(weights)[-3] <= 0.1
 
@@ -239,7 +239,7 @@ def test_the_hidden_type_is_constant_in_a_dialogue_and_varies_over_seeds():
     assert {kind.name for kind in kinds} == set(rm.TYPES)
     assert len({kind.limit for kind in kinds}) == len(kinds)
     for kind in kinds:
-        traits = rm.type_traits()[kind.name]
+        traits = rm.TYPE_TRAITS[kind.name]
         assert traits.limit[0] <= kind.limit <= traits.limit[1]
         assert traits.patience[0] <= kind.patience <= traits.patience[1]
     shares = [
@@ -266,14 +266,7 @@ def num_turns_until_it_leaves(domain: str, texts: list[str], seed: int) -> int:
         messages = counterparty_messages(PACK, game(domain).scenario, turns_of(*said))
         said.append(complete("sim-counterparty", messages, seed=seed)[0])
         if said[-1] in PHRASES["counterparty"]["walk"]:
-            scenario = game(domain).scenario
-            verdict = mediate(
-                turns_of(*said),
-                domain=domain,
-                focal_target=scenario.focal_target,
-                counterparty_anchor=scenario.counterparty_anchor,
-            )
-            assert verdict.outcome == "breakdown"
+            assert mediate(turns_of(*said), game(domain).scenario).outcome == "breakdown"
             return count
     return len(texts) + 1
 

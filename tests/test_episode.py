@@ -9,10 +9,10 @@ from chat_server import ChatServer, fault, negotiate, negotiating, ok, scripted
 
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
-from emodistill.llm.client import RetryPolicy
+from emodistill.llm.client import Completion, RetryPolicy
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
-from emodistill.negotiation.writers import ApiWriter, EmptyReplyError, Reply
+from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.prompts import counterparty_messages, focal_messages, load_pack
 from emodistill.records import Trajectory
 from emodistill.seeding import derive
@@ -36,7 +36,7 @@ class Scripted:
 
     async def reply(self, messages, *, dialogue_id, seed):
         self.asked.append(SimpleNamespace(messages=messages, dialogue_id=dialogue_id, seed=seed))
-        return Reply(next(self.lines), 100, 10, 0.5, 0.01)
+        return Completion(next(self.lines), 100, 10, 0.5, 0.01)
 
 
 def match(focal, counterparty, choose_counterparty_emotion=None, **changes):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from builders import trajectory
 
 from emodistill.errors import InputError
 from emodistill.negotiation import Verdict, mediate, read_offer
@@ -23,13 +24,8 @@ def turns_of(lines, domain):
 
 
 def verdict(lines, domain="crad", target=30.0, anchor=90.0, **kwargs):
-    return mediate(
-        turns_of(lines, domain),
-        domain=domain,
-        focal_target=target,
-        counterparty_anchor=anchor,
-        **kwargs,
-    )
+    game = trajectory("game", domain=domain, focal_target=target, counterparty_anchor=anchor)
+    return mediate(turns_of(lines, domain), game, **kwargs)
 
 
 def test_every_exchange_of_the_golden_set_ends_as_labelled():
@@ -101,4 +97,4 @@ def test_bad_input():
     with pytest.raises(InputError, match="nothing to negotiate"):
         verdict([("focal", "40 days.")], target=40, anchor=40)
     with pytest.raises(InputError, match="'rent'"):
-        mediate([], domain="rent", focal_target=1, counterparty_anchor=2)
+        verdict([], "rent")

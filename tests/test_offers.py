@@ -2,16 +2,18 @@
 
 import json
 import math
+import re
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from emodistill.domains import DOMAINS, format_value
 from emodistill.errors import InputError
-from emodistill.negotiation import read_offer
+from emodistill.negotiation import offers, read_offer
 from emodistill.negotiation.clauses import plain, split_sentences
-from emodistill.negotiation.offers import Role, explain
+from emodistill.negotiation.offers import explain
 from emodistill.negotiation.quantities import scan
 from emodistill.seeding import stream
 
@@ -105,17 +107,17 @@ def test_roles():
     )
     roles = [(reading.value, reading.role) for reading in explain(text, "crad")]
     assert roles == [
-        (90, Role.QUOTED),
-        (30, Role.REJECTED),
-        (45, Role.PROPOSED),
-        (60, Role.BACKGROUND),
+        (90, "quoted"),
+        (30, "rejected"),
+        (45, "proposed"),
+        (60, "background"),
     ]
 
 
 def test_a_range_is_a_mention_without_a_value():
     (reading,) = explain("I could pay in 30 to 40 days.", "crad")
     assert reading.value is None
-    assert reading.role is Role.PROPOSED
+    assert reading.role == "proposed"
 
 
 def test_unknown_domain():
@@ -186,3 +188,15 @@ def test_no_text_is_too_odd_to_read(domain):
 def test_a_time_with_too_many_digits_is_no_offer():
     assert read_offer("Bed at 10:455 PM.", "student") is None
     assert read_offer("I say 10:1515 PM.", "student") is None
+
+
+def test_code_and_pattern_files_name_the_same_patterns():
+    """A misspelt name would only fail on the utterance that reaches it; an unused one is dead."""
+    folder = Path(offers.__file__).parent
+    code = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    data = [path.read_text(encoding="utf-8") for path in folder.glob("*.toml")]
+    defined = {name for text in data for name in tomllib.loads(text)}
+    in_code = set(re.findall(r"\b(?:PHRASES|_PATTERNS|_HEARD)\.(\w+)", code))
+    in_patterns = {name for text in data for name in re.findall(r"\{([a-z]\w*)\}", text)}
+    assert in_code <= defined
+    assert defined <= in_code | in_patterns

@@ -65,8 +65,7 @@ def test_a_bad_answer_is_asked_for_again_with_another_seed_and_all_of_it_is_paid
     client = FakeClient("I think forty.", "OFFER: 40 days")
     got = read(client)
     assert got.offer == 40
-    assert (got.num_calls, got.prompt_tokens, got.completion_tokens) == (2, 100, 12)
-    assert got.cost_usd == pytest.approx(0.002)
+    assert [call.text for call in got.calls] == ["I think forty.", "OFFER: 40 days"]
     (_, first), (_, second) = client.asked
     assert first["seed"] != second["seed"] and first["temperature"] == 0.0
     assert first["sticky"] == "d"
@@ -75,7 +74,7 @@ def test_a_bad_answer_is_asked_for_again_with_another_seed_and_all_of_it_is_paid
 def test_what_stays_unreadable_is_none_and_counted():
     reader = LlmReader(FakeClient("Well.", "Hm."), "m")
     got = asyncio.run(reader.read("Hm?", "crad", dialogue_id="d", seed=0))
-    assert got.offer is None and got.num_calls == 2
+    assert got.offer is None and len(got.calls) == 2
     assert reader.num_unread == 1
 
 

@@ -60,7 +60,7 @@ def test_giving_in_scores_below_a_small_concession(domain):
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_arguments_and_fitting_tones_score_and_silence_costs(domain):
     hold = PHRASES[domain]["hold"][0]
-    weights = rm.phase_weights(domain)["opening"]
+    weights = rm.PHASE_WEIGHTS[domain]["opening"]
     best, worst = (STRONGEST[rm.FAMILIES[int(pick(weights))]] for pick in (np.argmax, np.argmin))
     plain = mean_score(domain, hold, 1.0)
     assert mean_score(domain, f"Mind the {PHRASES['keywords'][domain][0]}. {hold}", 1.0) > plain + 1

@@ -80,9 +80,9 @@ def test_without_an_emotion_the_teacher_sounds_of_none(emotion):
 
 
 def test_clauses_carry_their_own_markers():
-    assert set(rm.affects()) == set(EMOTIONS) - {NEUTRAL}
+    assert set(rm.AFFECTS) == set(EMOTIONS) - {NEUTRAL}
     wrong = []
-    for emotion, affect in rm.affects().items():
+    for emotion, affect in rm.AFFECTS.items():
         for clauses in itertools.product(affect.first, affect.second):
             expression = rm.expressed(" ".join(clauses))
             if expression != (emotion, 1.0):

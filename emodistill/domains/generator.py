@@ -22,7 +22,6 @@ from emodistill.seeding import stream
 NUM_SCENARIOS = 100
 _SEED = 0
 _MAX_ATTEMPTS = 500
-_GAME = ("focal_target", "counterparty_anchor", "gap")
 
 Draw = str | list[str] | Mapping[str, Any]
 
@@ -36,47 +35,44 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
     spec = get_domain(domain)
     cases = spec.generator["cases"]
     scenarios: list[Scenario] = []
-    seen: set[tuple[str | float, ...]] = set()
     for index in range(num_scenarios):
         lap, turn = divmod(index, len(cases))
         order = stream(_SEED, "generator", domain, "cases", lap).permutation(len(cases))
         draws = {**spec.generator["values"], **cases[order[turn]]}
-        attempt = 0
-        while (facts := _facts(spec, values := _draw_all(spec, draws, index, attempt))) in seen:
-            attempt += 1
-            if attempt == _MAX_ATTEMPTS:
-                raise InputError(
-                    f"domain {domain!r}: the pools of its toml file hold no more than about "
-                    f"{index} different scenarios, {num_scenarios} asked for; widen the pools."
-                )
-        seen.add(facts)
-        scenarios.append(_scenario(spec, index + 1, values))
+        for attempt in range(_MAX_ATTEMPTS):
+            scenario = _scenario(spec, index + 1, _draw_all(spec, draws, index, attempt))
+            if all(scenario.fields != other.fields for other in scenarios):
+                break
+        else:
+            raise InputError(
+                f"domain {domain!r}: the pools of its toml file hold no more than about "
+                f"{index} different scenarios, {num_scenarios} asked for; widen the pools."
+            )
+        scenarios.append(scenario)
     return scenarios
 
 
-def _facts(spec: Domain, values: Mapping[str, str | float]) -> tuple[str | float, ...]:
-    return tuple(values[name] for name in spec.fields)
-
-
-def _scenario(spec: Domain, number: int, values: Mapping[str, str | float]) -> Scenario:
-    drawn = {name: float(value) for name, value in values.items() if name in _GAME}
-    pull = spec.direction * drawn.get("gap", 0.0)
-    target = drawn.get("focal_target", drawn.get("counterparty_anchor", 0.0) + pull)
-    anchor = drawn.get("counterparty_anchor", target - pull)
+def _scenario(spec: Domain, number: int, values: Mapping[str, Any]) -> Scenario:
+    target, anchor, gap = map(values.get, ("focal_target", "counterparty_anchor", "gap"))
+    if target is None:
+        target = anchor + spec.direction * gap
+    if anchor is None:
+        anchor = target - spec.direction * gap
     return Scenario(
         scenario_id=spec.scenario_id(number),
         domain=spec.name,
-        focal_target=target,
-        counterparty_anchor=anchor,
+        focal_target=float(target),
+        counterparty_anchor=float(anchor),
         unit=spec.unit,
-        fields=dict(zip(spec.fields, _facts(spec, values), strict=True)),
+        fields={name: values[name] for name in spec.fields},
     )
 
 
-def _draw_all(
-    spec: Domain, draws: Mapping[str, Draw], index: int, attempt: int
-) -> dict[str, str | float]:
-    def draw(name: str, how: Draw) -> str | float:
+def _draw_all(spec: Domain, draws: Mapping[str, Draw], index: int, attempt: int) -> dict[str, Any]:
+    def draw(name: str) -> str | float:
+        how = draws[name]
+        if isinstance(how, Mapping) and "by" in how:
+            how = how[draw(how["by"])]
         rng = stream(_SEED, "generator", spec.name, index, name, attempt)
         if isinstance(how, str):
             return how
@@ -85,11 +81,4 @@ def _draw_all(
         low, high, step = how["low"], how["high"], how["step"]
         return low + step * int(rng.integers(round((high - low) / step) + 1))
 
-    def is_dependent(how: Draw) -> bool:
-        return isinstance(how, Mapping) and "by" in how
-
-    values = {name: draw(name, how) for name, how in draws.items() if not is_dependent(how)}
-    for name, how in draws.items():
-        if is_dependent(how):
-            values[name] = draw(name, how[values[how["by"]]])  # type: ignore[index]
-    return {name: values[name] for name in draws}
+    return {name: draw(name) for name in draws}

@@ -171,14 +171,4 @@ def num_unread_offers(trajectory: Trajectory) -> int:
 
 def num_otherwise_under(trajectories: Sequence[Trajectory], rule: str) -> int:
     """Dialogues that `rule` would have ended otherwise: sooner, at another value, or not at all."""
-    return sum(
-        replay(
-            t.turns,
-            domain=t.domain,
-            focal_target=t.focal_target,
-            counterparty_anchor=t.counterparty_anchor,
-            rule=rule,
-        )
-        != (t.outcome, t.final_value)
-        for t in trajectories
-    )
+    return sum(replay(t, rule) != (t.outcome, t.final_value) for t in trajectories)

@@ -9,8 +9,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from emodistill.errors import InputError
+from emodistill.llm.client import Completion
 from emodistill.model import decode_reply, encode_chat, stop_ids
-from emodistill.negotiation.writers import EmptyReplyError, Reply
+from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ class StudentWriter:
         """Whether the prompt leaves room for a reply."""
         return len(encode_chat(self.tokenizer, messages)) <= self.max_prompt_tokens
 
-    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply:
+    async def reply(
+        self, messages: Sequence[Message], *, dialogue_id: str, seed: int
+    ) -> Completion:
         """The student's next utterance; an empty one is asked for again, once.
 
         Raises:
@@ -83,7 +86,8 @@ class StudentWriter:
             num_tokens += len(reply_ids)
             text = decode_reply(self.tokenizer, reply_ids)
             if text.strip():
-                return Reply(text, len(ids), num_tokens, time.monotonic() - started_s)
+                elapsed_s = time.monotonic() - started_s
+                return Completion(text, len(ids), num_tokens, elapsed_s, cost_usd=0.0)
         raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
 
     async def _serve(self) -> None:

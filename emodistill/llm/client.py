@@ -103,7 +103,10 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
 
 
 class Completion(NamedTuple):
-    """An answer. `text` may be empty; `latency_s` is that of the attempt that succeeded."""
+    """A model's answer. `text` may be empty; `latency_s` is of the attempt that succeeded.
+
+    Local models give the same record, at no cost.
+    """
 
     text: str
     prompt_tokens: int

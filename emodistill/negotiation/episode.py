@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
 from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, mediate
-from emodistill.negotiation.readers import PATTERNS, OfferReader, Read
+from emodistill.negotiation.readers import PATTERNS, OfferReader
 from emodistill.negotiation.states import DialogueState
-from emodistill.negotiation.writers import EmptyReplyError, Reply, Writer
+from emodistill.negotiation.writers import EmptyReplyError, Writer
 from emodistill.prompts import counterparty_messages, focal_messages
 from emodistill.records import (
     CounterpartyPlayer,
@@ -25,6 +25,7 @@ from emodistill.records import (
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
+    from emodistill.llm.client import Completion
     from emodistill.prompts import PromptPack
 
 log = logging.getLogger("emodistill.negotiation")
@@ -92,8 +93,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
     players = match.focal, match.counterparty
     choosers = [player.choose_for and player.choose_for(dialogue) for player in players]
     turns: list[Turn] = []
-    reads: list[Read] = []
-    verdict, replies_usd = ONGOING, 0.0
+    calls: list[Completion] = []
+    verdict = ONGOING
     while verdict == ONGOING and len(turns) < match.max_turns:
         to_move = len(turns) % 2
         role: Role = "counterparty" if to_move else "focal"
@@ -123,15 +124,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             latency_s=round(reply.latency_s, 4),
         )
         turns.append(turn)
-        reads.append(read)
-        replies_usd += reply.cost_usd
-        verdict = mediate(
-            turns,
-            domain=scenario.domain,
-            focal_target=scenario.focal_target,
-            counterparty_anchor=scenario.counterparty_anchor,
-            rule=match.agreement,
-        )
+        calls += [reply, *read.calls]
+        verdict = mediate(turns, scenario, match.agreement)
     return Trajectory(
         trajectory_id=name,
         domain=scenario.domain,
@@ -149,11 +143,11 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         outcome=verdict.outcome,
         final_value=verdict.final_value,
         usage=DialogueUsage(
-            calls=len(turns) + sum(read.num_calls for read in reads),
-            prompt_tokens=sum(one.prompt_tokens for one in (*turns, *reads)),
-            completion_tokens=sum(one.completion_tokens for one in (*turns, *reads)),
+            calls=len(calls),
+            prompt_tokens=sum(call.prompt_tokens for call in calls),
+            completion_tokens=sum(call.completion_tokens for call in calls),
         ),
-        cost_usd=replies_usd + sum(read.cost_usd for read in reads),
+        cost_usd=sum(call.cost_usd for call in calls),
     )
 
 
@@ -163,7 +157,7 @@ async def _reply(
     role: Role,
     turns: Sequence[Turn],
     emotion: str | None,
-) -> Reply:
+) -> Completion:
     """The next utterance of a role; the oldest turns that don't fit its prompt are dropped."""
     prompt = focal_messages if role == "focal" else counterparty_messages
     writer: Writer = getattr(match, role).writer

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from emodistill.domains import get_domain
+from emodistill.domains import Scenario, get_domain
 from emodistill.errors import InputError
 from emodistill.negotiation.closing import read_answer
-from emodistill.records import Outcome, Turn
+from emodistill.records import Outcome, Trajectory, Turn
 
 RULES = ("stand", "upstream")
 UPSTREAM_TOLERANCE = 5.0
@@ -40,15 +40,8 @@ ONGOING = Verdict("ongoing", None)
 BREAKDOWN = Verdict("breakdown", None)
 
 
-def mediate(
-    turns: Sequence[Turn],
-    *,
-    domain: str,
-    focal_target: float,
-    counterparty_anchor: float,
-    rule: str = "stand",
-) -> Verdict:
-    """The verdict after the last of `turns`, whose offers have been read.
+def mediate(turns: Sequence[Turn], game: Scenario | Trajectory, rule: str = "stand") -> Verdict:
+    """The verdict after the last of a game's `turns`, whose offers have been read.
 
     Only offers made in the dialogue stand; the counterparty's anchor does not.
 
@@ -57,20 +50,19 @@ def mediate(
     """
     if rule not in RULES:
         raise InputError(f"rule={rule!r} is not known; use one of {', '.join(RULES)}.")
-    if focal_target == counterparty_anchor:
+    if game.focal_target == game.counterparty_anchor:
         raise InputError(
-            f"focal_target and counterparty_anchor are both {focal_target:g}; "
+            f"focal_target and counterparty_anchor are both {game.focal_target:g}; "
             "there is nothing to negotiate. Give them different values."
         )
-    tolerance = get_domain(domain).tolerance + _ROUNDING
+    tolerance = get_domain(game.domain).tolerance + _ROUNDING
     if not turns:
         return ONGOING
     *before, last = turns
-    standing = {turn.speaker: turn for turn in before if turn.offer is not None}
-    own_before = standing.pop(last.speaker, None)
-    (other,) = standing.values() or (None,)
-    theirs = other and other.offer
-    answer = read_answer(last.text, domain)
+    standing = {turn.speaker: (turn.offer, turn.text) for turn in before if turn.offer is not None}
+    own_before, _ = standing.pop(last.speaker, (None, ""))
+    ((theirs, their_text),) = standing.values() or ((None, ""),)
+    answer = read_answer(last.text, game.domain)
 
     if (
         answer.accepts
@@ -80,42 +72,23 @@ def mediate(
         return Verdict("accepted", theirs)
     if answer.ends:
         return BREAKDOWN
-    if last.offer is None or other is None or theirs is None or answer.has_condition:
+    if last.offer is None or theirs is None or answer.has_condition:
         return ONGOING
     if rule == "upstream" and abs(last.offer - theirs) <= UPSTREAM_TOLERANCE + _ROUNDING:
         return Verdict("accepted", float(round((last.offer + theirs) / 2)))
     ahead = last.offer - theirs if last.speaker == "focal" else theirs - last.offer
-    sign = 1.0 if focal_target > counterparty_anchor else -1.0
+    sign = 1.0 if game.focal_target > game.counterparty_anchor else -1.0
     if sign * ahead > tolerance:
         return ONGOING
     # The other side came here on a condition that this turn, at an unmoved offer, does not take up.
-    is_unmoved = (
-        own_before is not None
-        and own_before.offer is not None
-        and abs(own_before.offer - last.offer) <= tolerance
-    )
-    if is_unmoved and read_answer(other.text, domain).has_condition:
+    is_unmoved = own_before is not None and abs(own_before - last.offer) <= tolerance
+    if is_unmoved and read_answer(their_text, game.domain).has_condition:
         return ONGOING
     return Verdict("accepted", last.offer)
 
 
-def replay(
-    turns: Sequence[Turn],
-    *,
-    domain: str,
-    focal_target: float,
-    counterparty_anchor: float,
-    rule: str,
-) -> Verdict:
+def replay(trajectory: Trajectory, rule: str) -> Verdict:
     """How a recorded dialogue ends under `rule`: the first verdict that is no `ongoing`."""
-    verdicts = (
-        mediate(
-            turns[:end],
-            domain=domain,
-            focal_target=focal_target,
-            counterparty_anchor=counterparty_anchor,
-            rule=rule,
-        )
-        for end in range(1, len(turns) + 1)
-    )
-    return next((verdict for verdict in verdicts if verdict.outcome != "ongoing"), ONGOING)
+    turns = trajectory.turns
+    verdicts = (mediate(turns[:end], trajectory, rule) for end in range(1, len(turns) + 1))
+    return next((verdict for verdict in verdicts if verdict != ONGOING), ONGOING)

@@ -13,30 +13,30 @@ Three steps, each plain to inspect with `explain`:
 from __future__ import annotations
 
 import re
-from enum import Enum
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from emodistill.negotiation import phrases
 from emodistill.negotiation.clauses import Sentence, plain, split_sentences, unnumbered
+from emodistill.negotiation.patterns import load_patterns
 from emodistill.negotiation.quantities import Mention, Scanned, scan
 
+PHRASES = load_patterns("phrases")
 
-class Role(Enum):
-    """What a quantity does in its clause."""
+MentionRole = Literal["proposed", "stated", "rejected", "quoted", "background"]
+"""What a quantity does in its clause.
 
-    PROPOSED = "proposed"  # put forward outright: an offer, a demand, a limit, a yes to a value
-    STATED = "stated"  # the speaker's own, told rather than put forward: "the team is 75 away"
-    REJECTED = "rejected"
-    QUOTED = "quoted"  # the other side's
-    BACKGROUND = "background"  # facts, steps, conditions, consequences
+proposed: put forward outright, as an offer, a demand, a limit, a yes to a value; stated: the
+speaker's own, told rather than put forward ("the team is 75 away"); quoted: the other side's;
+background: facts, steps, conditions, consequences.
+"""
+OWN: tuple[MentionRole, ...] = ("proposed", "stated")
 
 
 class Reading(NamedTuple):
     """A mention's value and role, for `explain`."""
 
     value: float | None
-    role: Role
+    role: MentionRole
     clause: str
 
 
@@ -51,12 +51,9 @@ def read_offer(text: str, domain: str) -> float | None:
       InputError: unknown domain.
     """
     own = [reading for reading in explain(text, domain) if reading.role in OWN]
-    values = [r.value for r in own if r.role is Role.PROPOSED] or [r.value for r in own]
-    is_choice = len(set(values)) > 1 and phrases.CHOICE.search(plain(text))
+    values = [r.value for r in own if r.role == "proposed"] or [r.value for r in own]
+    is_choice = len(set(values)) > 1 and PHRASES.choice.search(plain(text))
     return values[-1] if values and not is_choice else None
-
-
-OWN = (Role.PROPOSED, Role.STATED)
 
 
 def explain(text: str, domain: str) -> list[Reading]:
@@ -73,12 +70,12 @@ def explain(text: str, domain: str) -> list[Reading]:
                 here = _Context(_focus(clause, index), position, sentence, following)
                 role = _role(mention, here)
                 if domain == "student" and _tells_the_time(here):
-                    role = Role.BACKGROUND
+                    role = "background"
                 elif role in OWN and (
                     (sentence is sentences[0] and position == 0 and _is_asked_back(here))
                     or (mention.value not in steps and _is_echo(mention, here, readings))
                 ):
-                    role = Role.QUOTED
+                    role = "quoted"
                 if mention.is_relative:
                     steps.add(mention.value)
                 in_clause.append(Reading(mention.value, role, here.clause))
@@ -96,21 +93,18 @@ def _without_choice(readings: list[Reading], clause: str) -> list[Reading]:
 
 # Ranges and alternatives -------------------------------------------------------------------------
 
-_ABOUT = r"(?:about |around |maybe |roughly |even |at |by |in |within |say )?"
-_RANGE_GAP = re.compile(rf"\bQ(\d+)(,? (?:to|through|or|and|or maybe|or perhaps)) {_ABOUT}Q(\d+)\b")
-
 
 def _join(scanned: Scanned) -> Scanned:
     """Join "30 to 40 days" and "40 or 45" into one mention without a value."""
     text, mentions = scanned.text, list(scanned.mentions)
     start = 0
-    while match := _RANGE_GAP.search(text, start):
+    while match := PHRASES.range_gap.search(text, start):
         first, gap, second = int(match[1]), match[2].strip(" ,"), int(match[3])
         before = text[: match.start()]
         a, b = mentions[first], mentions[second]
         is_range = gap.startswith("or") or gap == "through"
         if gap == "to":
-            is_range = not phrases.MOVED_FROM.search(re.split(r"[.!?;,]", before)[-1])
+            is_range = not PHRASES.moved_from.search(re.split(r"[.!?;,]", before)[-1])
         elif gap == "and":
             is_range = a.is_bare or bool(re.search(r"\bbetween (?:\w+ )?$", before))
         start = match.start()
@@ -148,59 +142,59 @@ def _focus(clause: str, index: str) -> str:
     return re.sub(r"Q(\d+)", lambda mention: "Q" if mention[1] == index else "q", clause)
 
 
-def _role(mention: Mention, here: _Context) -> Role:
+def _role(mention: Mention, here: _Context) -> MentionRole:
     """The role of a mention in its clause; the first rule that fits decides."""
     clause, sentence = here.clause, here.sentence
-    calm = phrases.HARMLESS_NEGATION.sub(" ", clause)
-    is_denied = bool(phrases.DENIED.search(calm))
-    is_turned_down = bool(phrases.REJECTED_AFTER.search(clause))
+    calm = PHRASES.harmless_negation.sub(" ", clause)
+    is_denied = bool(PHRASES.denied.search(calm))
+    is_turned_down = bool(PHRASES.rejected_after.search(clause))
 
-    if mention.is_relative and not phrases.ABSOLUTE_STEP.search(clause):
-        return Role.BACKGROUND
-    if phrases.GADGET.search(clause):
-        return Role.BACKGROUND
-    if phrases.IRONY.search(sentence.text) or _is_hearsay(here):
-        return Role.QUOTED
-    if phrases.IF.match(clause):
+    if mention.is_relative and not PHRASES.absolute_step.search(clause):
+        return "background"
+    if PHRASES.gadget.search(clause):
+        return "background"
+    if PHRASES.irony.search(sentence.text) or _is_hearsay(here):
+        return "quoted"
+    if PHRASES.conditional.match(clause):
         return _role_in_condition(here)
-    if sentence.is_question and phrases.ASKED_PAST.search(clause):
-        return Role.REJECTED
-    if phrases.ASKED_TO.search(clause) or phrases.NOTHING_BUT.search(clause):
-        return Role.PROPOSED
+    if sentence.is_question and PHRASES.asked_past.search(clause):
+        return "rejected"
+    if PHRASES.asked_to.search(clause) or PHRASES.nothing_but.search(clause):
+        return "proposed"
     if is_denied or is_turned_down:
-        if phrases.LIMIT.search(clause):
-            return Role.PROPOSED
-    elif phrases.ACCEPTED.search(clause):
-        return Role.QUOTED if phrases.UNBELIEVED.search(clause) else Role.PROPOSED
-    if phrases.CONTRAST.search(calm):
-        return Role.REJECTED
-    if phrases.QUOTED.search(clause):
-        return Role.QUOTED
-    if phrases.UNBELIEVED.search(calm):
-        return Role.REJECTED
-    if phrases.DEFENDED.search(clause):
-        return Role.STATED if is_denied else Role.PROPOSED
+        if PHRASES.limit.search(clause):
+            return "proposed"
+    elif PHRASES.accepted.search(clause):
+        return "quoted" if PHRASES.unbelieved.search(clause) else "proposed"
+    if PHRASES.contrast.search(calm):
+        return "rejected"
+    if PHRASES.quoted.search(clause):
+        return "quoted"
+    if PHRASES.unbelieved.search(calm):
+        return "rejected"
+    if PHRASES.defended.search(clause):
+        return "stated" if is_denied else "proposed"
     if is_denied:
-        return Role.PROPOSED if re.search(r"\bwithout\b.*\bQ\b", clause) else Role.REJECTED
-    if phrases.BACKGROUND.search(clause):
-        return Role.BACKGROUND
-    if phrases.PAST_IT.search(clause):
-        return Role.PROPOSED
+        return "proposed" if re.search(r"\bwithout\b.*\bQ\b", clause) else "rejected"
+    if PHRASES.background.search(clause):
+        return "background"
+    if PHRASES.past_it.search(clause):
+        return "proposed"
     if is_turned_down:
-        return Role.REJECTED
-    if phrases.CONSEQUENCE.search(clause):
-        return Role.BACKGROUND
+        return "rejected"
+    if PHRASES.consequence.search(clause):
+        return "background"
     if _is_dismissed(here):
-        return Role.REJECTED
-    if phrases.EARLIER.search(clause):
-        return Role.STATED
-    if phrases.HAPPENED.search(clause):
-        return Role.BACKGROUND
+        return "rejected"
+    if PHRASES.earlier.search(clause):
+        return "stated"
+    if PHRASES.happened.search(clause):
+        return "background"
     is_fragment = not re.search(r"[a-z]{2,}.*[a-z]{2,}.*[a-z]{2,}", clause.replace("q", ""))
-    return Role.PROPOSED if is_fragment or phrases.PUT_FORWARD.search(clause) else Role.STATED
+    return "proposed" if is_fragment or PHRASES.put_forward.search(clause) else "stated"
 
 
-def _role_in_condition(here: _Context) -> Role:
+def _role_in_condition(here: _Context) -> MentionRole:
     """A value under "if": an offer, or the way to something bad.
 
     "If you can do 40 days, we have a deal" offers 40; "unless you pay within 30 days, we go to
@@ -208,54 +202,54 @@ def _role_in_condition(here: _Context) -> Role:
     """
     clause, position, clauses = here.clause, here.position, here.sentence.clauses
     if position and re.fullmatch(r"(?:and |but |so )?what", clauses[position - 1]):
-        return Role.PROPOSED
+        return "proposed"
     rest = " , ".join(clauses[:position] + clauses[position + 1 :])
-    if phrases.HELD_IF.search(clause) or phrases.QUOTED.search(phrases.SUPPOSED.sub("", clause)):
-        return Role.PROPOSED if phrases.GRANTED.search(rest) else Role.QUOTED
-    is_harmful = phrases.HARM.search(f"{rest} {clause.partition('Q')[2]}")
-    if not is_harmful or phrases.DEMANDED_IF.search(clause):
-        return Role.PROPOSED
-    return Role.REJECTED
+    if PHRASES.held_if.search(clause) or PHRASES.quoted.search(PHRASES.supposed.sub("", clause)):
+        return "proposed" if PHRASES.granted.search(rest) else "quoted"
+    is_harmful = PHRASES.harm.search(f"{rest} {clause.partition('Q')[2]}")
+    if not is_harmful or PHRASES.demanded_if.search(clause):
+        return "proposed"
+    return "rejected"
 
 
 def _is_hearsay(here: _Context) -> bool:
     """ "I was told 10 days at the ER, 30 at the clinic, and now it is 70"."""
     earlier = [unnumbered(clause) for clause in here.sentence.clauses[: here.position]]
-    if phrases.NOW_ANOTHER.search(here.clause) and any(map(phrases.QUOTED.search, earlier)):
+    if PHRASES.now_another.search(here.clause) and any(map(PHRASES.quoted.search, earlier)):
         return True
     is_own = re.search(r"\b(?:i|we|my|our|me|us|but)\b", here.clause)
-    return not is_own and any(map(phrases.TOLD.search, earlier))
+    return not is_own and any(map(PHRASES.told.search, earlier))
 
 
 def _is_dismissed(here: _Context) -> bool:
     """Turned down by what comes next: "90 days, that is an insult", "90 days? No."."""
     clause, after, following = here.clause, here.after, here.following
     is_question = here.sentence.is_question
-    if phrases.ELSEWHERE.match(after) and phrases.BAD.search(after):
-        return not phrases.PUT_FORWARD.search(clause)
-    if is_question and (asked := phrases.THEN_ASKED.match(clause)):
-        return not phrases.ASKED_FOR.search(asked[1])
-    if not phrases.ECHO.match(clause):
+    if PHRASES.elsewhere.match(after) and PHRASES.bad.search(after):
+        return not PHRASES.put_forward.search(clause)
+    if is_question and (asked := PHRASES.then_asked.match(clause)):
+        return not PHRASES.asked_for.search(asked[1])
+    if not PHRASES.echo.match(clause):
         return False
-    if phrases.DISMAY.search(after) or (following and phrases.IRONY.search(following.text)):
+    if PHRASES.dismay.search(after) or (following and PHRASES.irony.search(following.text)):
         return True
-    if is_question and phrases.ASKED_ABOUT.match(after):
-        return not phrases.ASKED_FOR.search(after)
+    if is_question and PHRASES.asked_about.match(after):
+        return not PHRASES.asked_for.search(after)
     if after or following is None:
         return False
     if not is_question:
-        return bool(phrases.DISMAY.match(following.text) or phrases.VERDICT.match(following.text))
+        return bool(PHRASES.dismay.match(following.text) or PHRASES.verdict.match(following.text))
     is_remark = re.match(r"(?:that|this|it) (?:is|would be|sounds)\b", following.text)
     return bool(
-        phrases.DISMISSED.search(following.text)
-        or (is_remark and not phrases.WELCOMED.search(following.text))
+        PHRASES.dismissed.search(following.text)
+        or (is_remark and not PHRASES.welcomed.search(following.text))
     )
 
 
 def _tells_the_time(here: _Context) -> bool:
     """ "It's 11 PM and I'm still on page 4": the time now, not a bedtime."""
     is_now = here.clause.endswith("now") or re.match(r"and (?:i|you|we|my)\b", here.after)
-    return bool(is_now and phrases.TIME_NOW.match(here.clause))
+    return bool(is_now and PHRASES.time_now.match(here.clause))
 
 
 def _is_asked_back(here: _Context) -> bool:
@@ -263,7 +257,7 @@ def _is_asked_back(here: _Context) -> bool:
     sentence, following = here.sentence, here.following
     if not sentence.is_question or following is None or len(sentence.clauses) > 1:
         return False
-    return bool(phrases.ECHO.match(here.clause)) and not phrases.TAKEN_UP.search(following.text)
+    return bool(PHRASES.echo.match(here.clause)) and not PHRASES.taken_up.search(following.text)
 
 
 def _is_echo(mention: Mention, here: _Context, before: list[Reading]) -> bool:
@@ -271,4 +265,4 @@ def _is_echo(mention: Mention, here: _Context, before: list[Reading]) -> bool:
     value = mention.value
     same = {None if value is None else unit * value for unit in (1, 7, 30, 60)}
     roles = {reading.role for reading in before if reading.value in same}
-    return bool(roles) and roles.isdisjoint(OWN) and bool(phrases.ECHO.match(here.clause))
+    return bool(roles) and roles.isdisjoint(OWN) and bool(PHRASES.echo.match(here.clause))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from emodistill.domains import get_domain
 from emodistill.domains.registry import Domain
-from emodistill.negotiation.patterns import pattern
+from emodistill.negotiation.patterns import load_patterns
 
 HOUR, DAY, YEAR = 60.0, 1440.0, 525600.0
 _UNIT_MINUTES = {
@@ -34,16 +33,9 @@ _UNIT_MINUTES = {
 }
 
 
-class _Scale(NamedTuple):
-    """A unit of durations, in minutes, and the durations that can be values of it."""
-
-    unit_min: float
-    shortest_min: float
-    longest_min: float
-
-
-# Hours are no payment terms, and days no rescue; nobody offers more than three years.
-_SCALES = {"days": _Scale(DAY, DAY, 3 * YEAR), "minutes": _Scale(1.0, 0.0, DAY)}
+# A unit of durations, and the shortest and longest durations that can be values of it, in minutes:
+# hours are no payment terms, and days no rescue; nobody offers more than three years.
+_SCALES = {"days": (DAY, DAY, 3 * YEAR), "minutes": (1.0, 0.0, DAY)}
 CLOCK_RANGE_H = (-5.0, 9.0)  # a bedtime, in hours past 9 PM: from 4 PM up to, but not at, 6 AM
 
 
@@ -73,31 +65,27 @@ class _Hit(NamedTuple):
 # Numbers ---------------------------------------------------------------------------------------
 
 
-def _numbers(words: str, start: int, step: int = 1) -> dict[str, int]:
-    return {word: start + step * k for k, word in enumerate(words.split())}
-
-
-def _any(words: Iterable[str]) -> re.Pattern[str]:
-    return re.compile(f"(?:{'|'.join(words)})")
-
-
-_ONES = _numbers("one two three four five six seven eight nine", 1)
-_TEENS = _numbers(
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen", 10
+_TO_NINETEEN, _TENS = map(
+    str.split,
+    (
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+        "sixteen seventeen eighteen nineteen",
+        "twenty thirty forty fifty sixty seventy eighty ninety",
+    ),
 )
-_TENS = _numbers("twenty thirty forty fifty sixty seventy eighty ninety", 20, 10)
-_SMALL = {**_ONES, **_TEENS, **_TENS, "a": 1, "an": 1, "dozen": 12, "and": 0}
-_ONE, _TEN = _any(_ONES), _any(_TENS)
-_UNDER_100 = pattern(r"(?:{TEN}(?:[ -]{ONE})?|{TEEN}|{ONE})", ONE=_ONE, TEN=_TEN, TEEN=_any(_TEENS))
-_NUMBER = pattern(
-    r"""
-    (?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?½| 1/2)?|½
-    |(?:(?:a |{ONE} )?hundred(?: and)?(?: {UNDER})?|(?:a )?dozen|{UNDER}))
-    """,
-    ONE=_ONE,
-    UNDER=_UNDER_100,
+_VALUES = {
+    **{word: value for value, word in enumerate(_TO_NINETEEN, start=1)},
+    **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
+    **{"a": 1, "an": 1, "dozen": 12, "and": 0},
+}
+_PATTERNS = load_patterns(
+    "quantities",
+    one=_TO_NINETEEN[:9],
+    teen=_TO_NINETEEN[9:],
+    ten=_TENS,
+    hour=_TO_NINETEEN[:12],
+    unit=_UNIT_MINUTES,
 )
-_END = pattern(r"(?![\w%$€£°])(?!\.\d)")
 
 
 def number(words: str) -> float:
@@ -108,41 +96,13 @@ def number(words: str) -> float:
         return float(digits.replace(",", "") or 0) + (0.5 if digits != words else 0.0)
     total = 0.0
     for word in re.split(r"[ -]", words):
-        total = max(total, 1) * 100 if word == "hundred" else total + _SMALL[word]
+        total = max(total, 1) * 100 if word == "hundred" else total + _VALUES[word]
     return 12.0 if "dozen" in words else total
 
 
 # Durations -------------------------------------------------------------------------------------
 
-_UNIT = _any(sorted(_UNIT_MINUTES, key=len, reverse=True))
-_DURATION = pattern(
-    r"""
-    (?:(?P<fraction>half an?|half of an?|a half|(?:a )?quarter of an?|three quarters of an?)
-    |(?P<step>another|an extra|an additional|one more)(?: (?P<stepped>{NUMBER}))?
-    |(?P<amount>{NUMBER}|an?))
-    (?P<fuzzy>-?odd|-something|\+|ish)?
-    (?: and (?P<part>a half|a quarter|three quarters|half))?
-    (?:[ -]|(?<=\d))
-    (?:(?P<kind>more|extra|additional|further|other|business|working|calendar|full|whole|short
-    |solid|straight|consecutive|long|little|precious|measly|painful|single) )*
-    (?P<unit>{UNIT}){END}
-    (?: and (?P<after>a half|a quarter))?(?P<more> more\b)?
-    """,
-    NUMBER=_NUMBER,
-    UNIT=_UNIT,
-    END=_END,
-)
 _FRACTIONS = {"half": 0.5, "quarter": 0.25, "three": 0.75}
-_DAY_NUMBER = pattern(r"\bday (?P<amount>\d{1,3}){END}", END=_END)
-# "an hour and fifteen"
-_MINUTES_LEFT_OUT = pattern(
-    r"""
-    (?: and)? (ten|fifteen|twenty|thirty|forty|fifty|twenty[ -]five|thirty[ -]five|forty[ -]five
-    |fifty[ -]five|[1-5]\d)(?=\s*(?:[.,;!?—]|$))
-    """
-)
-_PLUS = re.compile(r"(?:,? and |,? )")
-_AWAY_FROM = re.compile(r" (past|after|before) ")
 
 
 class _Duration(NamedTuple):
@@ -152,14 +112,10 @@ class _Duration(NamedTuple):
     end: int
 
 
-def _fraction(words: str | None) -> float:
-    """The value of "a half" or "three quarters of an"; 0 where nothing is said."""
-    return _FRACTIONS[words.removeprefix("a ").split()[0]] if words else 0.0
-
-
 def _duration(match: re.Match[str]) -> _Duration:
     unit, kind = _UNIT_MINUTES[match["unit"]], match["kind"]
-    count = sum(_fraction(match[group]) for group in ("fraction", "part", "after"))
+    fractions = filter(None, match.group("fraction", "part", "after"))
+    count = sum(_FRACTIONS[words.removeprefix("a ").split()[0]] for words in fractions)
     if amount := match["amount"] or match["stepped"] or (match["step"] and "one"):
         count += number(amount)
     is_vague = match["fuzzy"] or kind in ("business", "working")
@@ -170,19 +126,19 @@ def _duration(match: re.Match[str]) -> _Duration:
 
 def _read_duration(text: str, start: int) -> _Duration | None:
     """A duration at `start`, with smaller units added ("an hour and 20 minutes")."""
-    match = _DURATION.match(text, start)
+    match = _PATTERNS.duration.match(text, start)
     if match is None:
         return None
     total = _duration(match)
-    while plus := _PLUS.match(text, total.end):
-        match = _DURATION.match(text, plus.end())
+    while plus := _PATTERNS.plus.match(text, total.end):
+        match = _PATTERNS.duration.match(text, plus.end())
         if match is None or match["step"]:
             break
         part = _duration(match)
         if part.unit >= total.unit or part.is_relative:
             break
         total = part._replace(minutes=total.minutes + part.minutes, is_relative=total.is_relative)
-    left_out = _MINUTES_LEFT_OUT.match(text, total.end)
+    left_out = _PATTERNS.minutes_left_out.match(text, total.end)
     if left_out and total.unit == HOUR and total.minutes > 0:
         minutes = total.minutes + number(left_out[1])
         total = total._replace(minutes=minutes, end=left_out.end())
@@ -191,26 +147,26 @@ def _read_duration(text: str, start: int) -> _Duration | None:
 
 def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
     """A duration, or the number of a day: a value where the domain counts in durations."""
-    scale = _SCALES.get(domain.unit)
-    if match := _DAY_NUMBER.match(text, start):
+    if match := _PATTERNS.day_number.match(text, start):
         is_value = domain.unit == "days"
         return _Hit(Mention(value=float(match["amount"])) if is_value else "span", match.end())
     if (duration := _read_duration(text, start)) is None:
         return None
     minutes, unit, is_relative, end = duration
-    if scale is None:
+    if domain.unit not in _SCALES:
         return _from_clock(text, duration, domain) or _Hit("span", end)
-    if math.isnan(minutes):
-        return _Hit(Mention(value=None) if unit <= scale.longest_min else "span", end)
-    if not scale.shortest_min <= minutes <= scale.longest_min:
-        return _Hit("span", end)
-    value = round(minutes / scale.unit_min, 6)
-    return _Hit(Mention(value=value, is_relative=is_relative), end)
+    unit_min, shortest_min, longest_min = _SCALES[domain.unit]
+    what: Mention | str = "span"
+    if shortest_min <= minutes <= longest_min:
+        what = Mention(value=round(minutes / unit_min, 6), is_relative=is_relative)
+    elif math.isnan(minutes) and unit <= longest_min:
+        what = Mention(value=None)
+    return _Hit(what, end)
 
 
 def _from_clock(text: str, duration: _Duration, domain: Domain) -> _Hit | None:
     """ "An hour past midnight", "1.75 hours past 9 PM": a duration counted from a clock time."""
-    side = _AWAY_FROM.match(text, duration.end)
+    side = _PATTERNS.away_from.match(text, duration.end)
     if side is None or math.isnan(duration.minutes):
         return None
     hit = _read_clock(text, side.end(), domain) or _read_bare(text, side.end(), domain)
@@ -222,52 +178,12 @@ def _from_clock(text: str, duration: _Duration, domain: Domain) -> _Hit | None:
 
 # Clock times -----------------------------------------------------------------------------------
 
-_HOURS = _ONES | _numbers("ten eleven twelve", 10)
-_HOUR = _any(_HOURS)
-_HALF_DAY = pattern(
-    r"""
-    (?:\s?(?P<half_day>am|pm)\b
-    |(?: o'? ?clock)?(?P<spoken> in the morning| at night| in the evening| tonight)?)
-    """
-)
-# In the order in which they are tried; a number alone is none of them (`_read_bare`).
-_CLOCK = [
-    pattern(source, HOUR=_HOUR, HALF=_HALF_DAY, END=_END)
-    for source in (
-        # "10:45", "10.45 pm"
-        r"(?P<hour>\d{1,2}):(?P<minute>\d{2}){HALF}",
-        r"(?P<hour>\d{1,2})[.:h](?P<minute>\d{2})\s?(?P<half_day>am|pm)\b",
-        # "a quarter to eleven", "20 past midnight", "half ten"
-        r"""
-        (?:a )?(?P<away>half|quarter|five|ten|twenty[ -]five|twenty)(?: minutes?)? (?P<side>past
-        |after|to|before|of|till) (?P<hour>midnight|{HOUR}|\d{1,2}){HALF}{END}
-        """,
-        r"""
-        (?P<away>\d{1,2})(?: minutes?)? (?P<side>past|after) (?P<hour>midnight|{HOUR}
-        |\d{1,2}){HALF}{END}
-        """,
-        r"(?P<away>half) (?P<hour>{HOUR})\b{HALF}",
-        # "ten thirty"
-        r"""
-        (?P<hour>{HOUR})[ -](?P<minute>thirty|fifteen|forty[ -]five|twenty|ten|forty
-        |fifty)\b{HALF}
-        """,
-        # whole hours
-        r"(?P<hour>{HOUR}|\d{1,2})(?:-?ish)?\s?(?P<half_day>am|pm)\b",
-        r"(?:twelve )?(?P<hour>midnight)(?: tonight)?\b",
-        r"(?P<hour>{HOUR}|\d{1,2}) o'? ?clock{HALF}",
-        r"(?P<hour>{HOUR}|\d{1,2})(?P<spoken> in the morning| at night| in the evening)\b",
-    )
-]
-_UNIT_AHEAD = pattern(r"[ -]?{UNIT}{END}", UNIT=_UNIT, END=_END)
-_NOT_A_BEDTIME = re.compile(r"\b(?:noon|midday|24/7)\b")
-
 
 def _clock_hours(match: re.Match[str]) -> float | None:
     """Hours past 9 PM of a matched clock time; None where it can't be a bedtime."""
     said = match.groupdict()
     word, spoken, half_day = said["hour"], said.get("spoken"), said.get("half_day")
-    hour = 24 if word == "midnight" else _HOURS.get(word) or int(word)
+    hour = 24 if word == "midnight" else _VALUES.get(word) or int(word)
     minutes = number(said.get("minute") or "0")
     if away := said.get("away"):
         minutes = {"half": 30, "quarter": 15}.get(away) or number(away)
@@ -294,150 +210,58 @@ def _past_nine(hour: float, minutes: float, half_day: str | None) -> float | Non
 def _read_clock(text: str, start: int, domain: Domain) -> _Hit | None:
     """A clock time; no offer, but not to be read as digits either, where durations count."""
     is_value = domain.clock_origin_h is not None
-    if match := _NOT_A_BEDTIME.match(text, start):
+    if match := _PATTERNS.not_a_bedtime.match(text, start):
         hit = _Hit("daytime", match.end())
-    elif match := next(filter(None, (time.match(text, start) for time in _CLOCK)), None):
+    elif match := next(filter(None, (time.match(text, start) for time in _PATTERNS.clock)), None):
         value = _clock_hours(match)
         hit = _Hit("daytime" if value is None else Mention(value=value), match.end())
     else:
         return None
     if is_value:
         return hit
-    return None if _UNIT_AHEAD.match(text, hit.end) else _Hit("clock", hit.end)
+    return None if _PATTERNS.unit_ahead.match(text, hit.end) else _Hit("clock", hit.end)
 
 
 # What is not an offer --------------------------------------------------------------------------
 
-_MONTHS = pattern(
-    r"""
-    (?:january|february|march|april|june|july|august|september|october|november|december|jan|feb
-    |mar|apr|jun|jul|aug|sept?|oct|nov|dec)
-    """
-)
-_OTHER = pattern(
-    r"""
-    (?P<someday>\d{4}-\d{2}-\d{2}|\d{1,2}/\d{1,2}(?:/\d{2,4})?(?![\w/])
-    |(?:the )?\d{1,2}(?:st|nd|rd|th)?(?: of)? {MONTHS}\b(?:,? \d{4})?
-    |{MONTHS}\.? (?:the )?\d{1,2}(?:st|nd|rd|th)?\b(?:,? \d{4})?
-    |may \d{1,2}(?:st|nd|rd|th)\b)
-    |(?P<ordinal>\d+(?:st|nd|rd|th)\b)
-    |(?P<money>(?:[$€£]|(?:usd|eur|gbp) )\s?\d[\d,.]*\d?(?: ?(?:k|m|thousand|million|grand))?\b
-    |{NUMBER}(?: ?(?:k|thousand|million|hundred thousand|grand))?
-    [ -](?:us )?(?:dollars?|usd|euros?|pounds?|bucks|cents)\b
-    |{NUMBER} ?(?:k|thousand|million|grand)\b)
-    |(?P<percent>{NUMBER} ?(?:%|percent\b|per cent\b))
-    |(?P<aged>{NUMBER}[ -](?:years?|months?|weeks?|days?)[ -]old\b
-    |(?:aged|age of|age|turned|turning) {NUMBER}{END})
-    # "four calls a day"; singulars that end in s make no rate: "this is a day"
-    |(?P<rate>(?:per|each|every) (?:{NUMBER} )?(?:other )?{UNIT}\b
-    |{NUMBER} (?:times|hours?|pages|nights|visits|shifts) (?:a|an|per) {UNIT}\b
-    |(?:once|twice) an? {UNIT}\b
-    |(?<=[a-z]s )(?<!\bis )(?<!\bthis )(?<!\bwas )(?<!\bhas )(?<!\bus )(?<!\bas )(?<!\byes )
-    (?<!\bplus )(?<!\bless )(?<!\bunless )(?<!\bmeans )(?<!\btakes )(?<!\bneeds )(?<!\bgives )
-    (?<!\blasts )(?<!\balways )(?<!\bperhaps )(?<!\bsometimes )
-    an? {UNIT}\b)
-    |(?P<ratio>\d{2,3} over \d{2,3}\b|{NUMBER} out of {NUMBER}|\d+/\d+(?![\w/]))
-    |(?P<number>a scale (?:from|of) {NUMBER} to {NUMBER}|\d{5,}(?:\.\d+)?\b)
-    """,
-    MONTHS=_MONTHS,
-    NUMBER=_NUMBER,
-    UNIT=_UNIT,
-    END=_END,
-)
-_RATE_TAIL = pattern(r" (?:a|an) {UNIT}\b", UNIT=_UNIT)
-
 
 def _read_other(text: str, start: int, domain: Domain) -> _Hit | None:
     """A date, sum, percentage, age, rate or ratio: its kind is written in its stead."""
-    match = _OTHER.match(text, start)
+    match = _PATTERNS.other.match(text, start)
     if match is None or match.lastgroup is None:
         return None
     is_amount = match.lastgroup in ("money", "percent")
-    tail = _RATE_TAIL.match(text, match.end()) if is_amount else None
+    tail = _PATTERNS.rate_tail.match(text, match.end()) if is_amount else None
     return _Hit(match.lastgroup, (tail or match).end())
 
 
 # Numbers without a unit --------------------------------------------------------------------------
 
-_BARE = pattern(
-    r"""
-    (?:\d{1,3}(?:\.5)?|{UNDER}|(?:a )?hundred(?: and)?(?: {UNDER})?)
-    (?![\w%$€£°/'-]|,\d{3}|\.\d)
-    """,
-    UNDER=_UNDER_100,
-)
-# What makes a number the name or count of something else: "room 12", "I am 15", "$ 40".
-_COUNTED_BEFORE = pattern(
-    r"""
-    (?:\b(?:i am|you are|he is|she is|who is|(?:daughter|son|child|boy|girl|baby|kid|wife|husband
-    |mother|father|sister|brother) is|team|squad|crew|engine|ladder|bed|block|gate|platform|stage
-    |apartment|suite|lane|exit|station|pier|ward|number|room|floor|step|level|grade|option|case
-    |phase|chapter|page|unit|line|section|article|tier|score|plan|sector|zone|highway|route
-    |channel|top|building|tunnel|shaft|version|year|what am i|those|these|both|all|other
-    |exam),? |\bscore: |[#:/.$-]|\d,)$
-    """
-)
-# What may follow a number that is no count: "40 works", but not "40 trucks".
-_AFTER_BARE = pattern(
-    r"""
-    \s*(?:$|[.,;:!?—]|to (?:\d|{TEN})|(?:is|are|was|were|would|will|it|that|then|if|and|or|but
-    |because|so|not|instead|at|for|to|from|with|works?|sounds|seems|max|maximum|tops|minimum|flat
-    |be|final|please|now|today|tonight|sharp|latest|on|in|by|as|which|since|while|though|rather
-    |versus|vs|than|no|you|i|we|may|might|should|must|has|does|do|suits?|fits?|total|too|here
-    |straight|down|up|maybe|perhaps|honestly|either)\b)
-    """,
-    TEN=_TEN,
-)
-# A number in words counts at the start of a clause or after one of these; "one" is a pronoun
-# almost everywhere else.
-_BEFORE_WORD = pattern(
-    r"""
-    (?:(?:^|[,.;:!?—])\s*|\b(?:roughly|approximately|maybe|perhaps|another|at|by|till|until|to
-    |past|before|after|about|around|for|than|not|it|say|do|accept|of|and|offer|propose|on|deal
-    |agreed|your|my|between|from|with|in|within|want|need|or|is|yes)(?: exactly| only| just)? )$
-    """
-)
-_BEFORE_ONE = re.compile(
-    r"(?:(?:^|[,.;:!?—])\s*|\b(?:at|by|till|until|past|before|after|around|about) )$"
-)
-_SPAN_FOLLOWS = pattern(r" (?:and|to|or) {NUMBER} {UNIT}\b", NUMBER=_NUMBER, UNIT=_UNIT)
-
 
 def _read_bare(text: str, start: int, domain: Domain) -> _Hit | None:
     """A number alone: a value in the domain's unit, or the hour of a bedtime."""
     is_clock = domain.clock_origin_h is not None
-    match, before = _BARE.match(text, start), text[:start]
-    if match is None or not _AFTER_BARE.match(text, match.end()) or _COUNTED_BEFORE.search(before):
+    match, before = _PATTERNS.bare.match(text, start), text[:start]
+    if (
+        match is None
+        or not _PATTERNS.after_bare.match(text, match.end())
+        or _PATTERNS.counted_before.search(before)
+    ):
         return None
     words = match[0]
     if not words[0].isdigit():
-        allowed = _BEFORE_ONE if words == "one" else _BEFORE_WORD
+        allowed = _PATTERNS.before_one if words == "one" else _PATTERNS.before_word
         if not allowed.search(before) or (words == "one" and not is_clock):
             return None
     value: float | None = number(words)
     if is_clock:
-        if value not in range(1, 13) or _SPAN_FOLLOWS.match(text, match.end()):
+        if value not in range(1, 13) or _PATTERNS.span_follows.match(text, match.end()):
             return None
         value = _past_nine(value, 0.0, None)
     return _Hit(Mention(value=value, is_bare=True), match.end())
 
 
 # The walk through a text -------------------------------------------------------------------------
-
-_Reader = Callable[[str, int, Domain], _Hit | None]
-_READERS: tuple[_Reader, ...] = (_read_other, _read_span, _read_clock, _read_bare)
-# Where bedtimes are negotiated, "ten to eleven" is a time before it is anything else.
-_CLOCK_READERS: tuple[_Reader, ...] = (_read_other, _read_clock, _read_span, _read_bare)
-_DIGITS = re.compile(r"\d+")
-_LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s")
-_STARTS = pattern(
-    r"""
-    (?<![\w'])(?:[\d$€£½]|(?:{NUMBER}|{MONTHS}|an?|the|another|half|quarter|hundred|dozen|day
-    |midnight|noon|midday|per|each|every|once|twice|aged?|turned|turning|usd|eur|gbp|may)\b)
-    """,
-    NUMBER=_any([*_ONES, *_TEENS, *_TENS]),
-    MONTHS=_MONTHS,
-)
 
 
 def scan(text: str, domain: str) -> Scanned:
@@ -447,18 +271,21 @@ def scan(text: str, domain: str) -> Scanned:
       InputError: the domain is none of the four.
     """
     spec = get_domain(domain)
-    readers = _READERS if spec.clock_origin_h is None else _CLOCK_READERS
-    text = _LIST_NUMBER.sub("\n", text)
+    timed = [_read_span, _read_clock]
+    if spec.clock_origin_h is not None:  # bedtimes: "ten to eleven" is a time before all else
+        timed.reverse()
+    readers = (_read_other, *timed, _read_bare)
+    text = _PATTERNS.list_number.sub("\n", text)
     out: list[str] = []
     mentions: list[Mention] = []
     position = 0
-    while start := _STARTS.search(text, position):
+    while start := _PATTERNS.starts.search(text, position):
         out.append(text[position : start.start()])
         position = start.start()
         hit = next(filter(None, (read(text, position, spec) for read in readers)), None)
         if hit is None:
             hit = _Hit(text[position], position + 1)
-        elif rest := _DIGITS.match(text, hit.end):  # "10:455 pm" is no time
+        elif rest := _PATTERNS.digits.match(text, hit.end):  # "10:455 pm" is no time
             hit = _Hit("number", rest.end())
         what, position = hit
         if isinstance(what, Mention):

@@ -16,7 +16,7 @@ from emodistill.prompts import offer_messages
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient
+    from emodistill.llm.client import ChatClient, Completion
 
 log = logging.getLogger("emodistill.negotiation")
 
@@ -27,13 +27,10 @@ _ANSWER = re.compile(r"(?i)^\W*OFFER:\W*(.+?)\W*$", re.MULTILINE)
 
 
 class Read(NamedTuple):
-    """What an utterance offers (None: nothing that can be read), and what reading it cost."""
+    """What an utterance offers (None: nothing that can be read), and the calls that it took."""
 
     offer: float | None
-    num_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
+    calls: Sequence[Completion] = ()
 
 
 class PatternReader:
@@ -72,7 +69,7 @@ class LlmReader:
         Raises:
           ApiError: as `ChatClient.chat`.
         """
-        read = Read(None)
+        calls: list[Completion] = []
         for attempt in range(NUM_ATTEMPTS):
             completion = await self.client.chat(
                 offer_messages(domain, text),
@@ -82,20 +79,14 @@ class LlmReader:
                 seed=derive(seed, "offer", text, attempt),
                 sticky=dialogue_id,
             )
-            read = Read(
-                None,
-                read.num_calls + 1,
-                read.prompt_tokens + completion.prompt_tokens,
-                read.completion_tokens + completion.completion_tokens,
-                read.cost_usd + completion.cost_usd,
-            )
+            calls.append(completion)
             try:
-                return read._replace(offer=parse_answer(completion.text, domain))
+                return Read(parse_answer(completion.text, domain), calls)
             except ValueError:
-                told = fields(event="no reading", dialogue=dialogue_id, attempt=read.num_calls)
+                told = fields(event="no reading", dialogue=dialogue_id, attempt=len(calls))
                 log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
         self.num_unread += 1
-        return read
+        return Read(None, calls)
 
 
 OfferReader = PatternReader | LlmReader

@@ -31,10 +31,6 @@ STALEMATE_CAP = 10
 """Both as in the reference implementation, whose features `upstream` has."""
 REPETITION_CAP = 5
 """A third of the focal turns that a dialogue can have."""
-UPSTREAM_STILL = 1.0
-UPSTREAM_DEAL_PROBABILITY = 0.5
-UPSTREAM_BREAKDOWN_RISK = 0.3
-"""Three of the reference implementation's constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +105,7 @@ def features(state: DialogueState, kind: str = "geometry") -> np.ndarray:
       InputError: unknown kind.
     """
     vector = np.array(list(_named_features(state, kind).values()), dtype=np.float64)
-    vector = np.nan_to_num(vector, nan=0.0, posinf=BOUND, neginf=-BOUND)
-    return np.clip(vector, -BOUND, BOUND).astype(np.float32)
+    return np.nan_to_num(np.clip(vector, -BOUND, BOUND)).astype(np.float32)
 
 
 def _named_features(state: DialogueState, kind: str) -> dict[str, float]:
@@ -144,10 +139,11 @@ def _geometry(state: DialogueState) -> dict[str, float]:
 def _upstream(state: DialogueState) -> dict[str, float]:
     focal = _positions(state, state.focal_offers, start=state.focal_target)
     counterparty = _positions(state, state.counterparty_offers, start=state.counterparty_anchor)
-    stated = [_position(state, x) for x in state.counterparty_offers if _is_offer(x)]
-    advances = [after - before for before, after in itertools.pairwise(stated)]
+    stated = list(filter(_is_offer, state.counterparty_offers))
+    _, *stood = _positions(state, stated, start=state.counterparty_anchor)
+    advances = [after - before for before, after in itertools.pairwise(stood)]
     offer = state.counterparty_anchor + counterparty[-1] * _unit(state)
-    still = _still(advances, below=UPSTREAM_STILL / abs(_unit(state)))
+    still = _still(advances, below=1.0 / abs(_unit(state)))  # less than one unit
     last = state.emotions[-1] if state.emotions else None
     return {
         "counterparty_concession": _clip(advances[-1] if advances else 0.0, -2.0),
@@ -159,8 +155,9 @@ def _upstream(state: DialogueState) -> dict[str, float]:
         "focal_retreat": _clip(focal[0] - focal[-1], 0.0),
         "counterparty_speed": _clip(_mean(advances[-SPEED_WINDOW:]), -2.0),
         "counterparty_stalemate": min(1.0, still / STALEMATE_CAP),
-        "deal_probability": UPSTREAM_DEAL_PROBABILITY,
-        "breakdown_risk": UPSTREAM_BREAKDOWN_RISK,
+        # The reference implementation's defaults: there is no observer to estimate them.
+        "deal_probability": 0.5,
+        "breakdown_risk": 0.3,
         "last_emotion_index": EMOTION_INDEX[last or "neutral"] / (len(EMOTIONS) - 1),
     }
 
@@ -181,18 +178,14 @@ def _is_offer(offer: float | None) -> TypeGuard[float]:
     return offer is not None and math.isfinite(offer)
 
 
-def _position(state: DialogueState, offer: float) -> float:
-    return (offer - state.counterparty_anchor) / _unit(state)
-
-
 def _positions(
     state: DialogueState, offers: Sequence[float | None], *, start: float
 ) -> list[float]:
     """Where one side stands on the line before its first turn and after each."""
-    positions = [_position(state, start)]
+    values = [start]
     for offer in offers:
-        positions.append(_position(state, offer) if _is_offer(offer) else positions[-1])
-    return positions
+        values.append(offer if _is_offer(offer) else values[-1])
+    return [(value - state.counterparty_anchor) / _unit(state) for value in values]
 
 
 def _still(moves: Sequence[float], below: float = 1e-9) -> int:

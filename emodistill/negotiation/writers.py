@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from emodistill.errors import ApiError
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient
+    from emodistill.llm.client import ChatClient, Completion
     from emodistill.prompts import Message
 
 NUM_ATTEMPTS = 3
@@ -19,16 +19,6 @@ NUM_ATTEMPTS = 3
 
 class EmptyReplyError(ApiError):
     """A writer had nothing to say, and nothing either when asked again."""
-
-
-class Reply(NamedTuple):
-    """An utterance and what it took; `cost_usd` is 0 for local models."""
-
-    text: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    latency_s: float = 0.0
-    cost_usd: float = 0.0
 
 
 class Writer(Protocol):
@@ -48,7 +38,11 @@ class Writer(Protocol):
         """Whether the prompt leaves room for a reply; if not, its oldest turns are dropped."""
         ...
 
-    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply: ...
+    async def reply(
+        self, messages: Sequence[Message], *, dialogue_id: str, seed: int
+    ) -> Completion:
+        """The next utterance and what it took; it costs nothing where the model is local."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +58,9 @@ class ApiWriter:
         """Always; a server refuses what is too long for it, and says so."""
         return True
 
-    async def reply(self, messages: Sequence[Message], *, dialogue_id: str, seed: int) -> Reply:
+    async def reply(
+        self, messages: Sequence[Message], *, dialogue_id: str, seed: int
+    ) -> Completion:
         """The model's next utterance, at the cost of all attempts that it took.
 
         Raises:
@@ -73,7 +69,7 @@ class ApiWriter:
         """
         costs = []
         for attempt in range(NUM_ATTEMPTS):
-            text, *cost = await self.client.chat(
+            completion = await self.client.chat(
                 messages,
                 model=self.model,
                 temperature=self.temperature,
@@ -81,9 +77,9 @@ class ApiWriter:
                 seed=derive(seed, "after an empty reply", attempt) if attempt else seed,
                 sticky=dialogue_id,
             )
-            costs.append(cost)
-            if text.strip():
-                return Reply(text, *map(sum, zip(*costs, strict=True)))
+            costs.append(completion[1:])
+            if completion.text.strip():
+                return completion._make([completion.text, *map(sum, zip(*costs, strict=True))])
         raise EmptyReplyError(
             f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
             "it thinks first, raise --max-reply-tokens, or switch its thinking off."

@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -23,28 +22,10 @@ from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
 
-_OFFERS = resources.files("emodistill.prompts") / "offers.toml"
+_BUILT_IN = Path(__file__).parent
+_OFFERS = _BUILT_IN / "offers.toml"
 _BLOCKS = ("rules", "role", "context")
-_TEMPLATES = {
-    "focal.toml": {
-        "": "system user emotion opening cue line",
-        "domain": "focal counterparty rules role context",
-    },
-    "counterparty.toml": {
-        "": "system user cue line",
-        "domain": "focal counterparty rules role context",
-    },
-    "judge.toml": {
-        "turn": "system user",
-        "dialogue": "system user",
-        "ending": "accepted breakdown ongoing",
-        "domain": "direction case",
-    },
-    "emotions.toml": {"": "template"},
-}
-"""The texts of each file by section; a pack may leave domains out that it is not used for."""
-FILES = tuple(_TEMPLATES)
-
+FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
 
 Message = dict[str, str]
 """One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
@@ -70,16 +51,7 @@ def load_pack(directory: Path | None = None) -> PromptPack:
         template has stray braces; the message names the file and the text. A placeholder that
         nothing is known about is an error where it is filled.
     """
-    return _builtin_pack() if directory is None else _read_pack(directory)
-
-
-@cache
-def _builtin_pack() -> PromptPack:
-    with resources.as_file(resources.files("emodistill.prompts")) as directory:
-        return _read_pack(directory)
-
-
-def _read_pack(directory: Path) -> PromptPack:
+    directory = directory or _BUILT_IN
     raw: dict[str, bytes] = {}
     parsed: dict[str, dict[str, Any]] = {}
     for name in FILES:
@@ -94,15 +66,14 @@ def _read_pack(directory: Path) -> PromptPack:
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid TOML: {error}.") from None
-        _check_texts(parsed[name], name, path)
+        built_in = tomllib.loads((_BUILT_IN / name).read_text("utf-8"))
+        _check_texts(parsed[name], built_in, path, str(path))
     emotions, path = parsed["emotions.toml"], directory / "emotions.toml"
     fillings = _table(emotions, "fillings", path)
     if missing := [label for label in EMOTIONS if label not in fillings]:
         raise InputError(f"{path}: no filling for {', '.join(missing)}.")
     return PromptPack(
-        focal=parsed["focal.toml"],
-        counterparty=parsed["counterparty.toml"],
-        judge=parsed["judge.toml"],
+        **{family: parsed[f"{family}.toml"] for family in ("focal", "counterparty", "judge")},
         emotion_blocks={
             label: _expand(emotions["template"], _table(fillings, label, path), f"{path} [{label}]")
             for label in EMOTIONS
@@ -112,21 +83,25 @@ def _read_pack(directory: Path) -> PromptPack:
     )
 
 
-def _check_texts(parsed: Mapping[str, Any], name: str, path: Path) -> None:
-    for section, keys in _TEMPLATES[name].items():
-        domains = [domain for domain in DOMAINS if domain in parsed]
-        for part in domains if section == "domain" else [section]:
-            where = f"{path} [{part}]" if part else str(path)
-            texts = _table(parsed, part, path) if part else parsed
-            for key in keys.split():
-                if not isinstance(texts.get(key), str):
-                    raise InputError(f"{where}: `{key}` must be there, and be a text.")
-                try:
-                    _parsed(texts[key])
-                except ValueError as error:
-                    raise InputError(
-                        f"{where}: {key}: {error}; write {{{{ and }}}} for plain braces."
-                    ) from None
+def _check_texts(
+    texts: Mapping[str, Any], model: Mapping[str, Any], path: Path, where: str
+) -> None:
+    """Refuse texts that lack one of the built-in pack's, or whose braces don't match.
+
+    A pack may leave domains out that it is not used for, and say of emotions what it wants.
+    """
+    for key, value in model.items():
+        if isinstance(value, str):
+            if not isinstance(texts.get(key), str):
+                raise InputError(f"{where}: `{key}` must be there, and be a text.")
+            try:
+                _parsed(texts[key])
+            except ValueError as error:
+                raise InputError(
+                    f"{where}: {key}: {error}; write {{{{ and }}}} for plain braces."
+                ) from None
+        elif key != "fillings" and (key in texts or key not in DOMAINS):
+            _check_texts(_table(texts, key, path), value, path, f"{path} [{key}]")
 
 
 def _table(parsed: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
@@ -184,7 +159,7 @@ def offer_prompt_sha256() -> str:
 
 @cache
 def _offer_texts() -> Mapping[str, Any]:
-    return tomllib.loads(_OFFERS.read_text())
+    return tomllib.loads(_OFFERS.read_text("utf-8"))
 
 
 def turn_judge_messages(

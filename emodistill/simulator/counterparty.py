@@ -42,7 +42,7 @@ def counterparty_reply(request: Request, type_name: str | None = None) -> str:
     """The next counterparty utterance for a chat request; `type_name` fixes the hidden type."""
     system, seed, brief = request.system, request.seed, read_brief(request.system)
     history = read_history(request.user, brief.role)
-    texts = rm.phrases()["counterparty"]
+    texts = rm.PHRASES["counterparty"]
     num_heard = sum(not speech.is_own for speech in history)
     # Its words depend on the seed at any temperature, as its character does.
     rng = stream(seed, "sim-counterparty-words", system, num_heard)
@@ -98,7 +98,7 @@ def react(
             + rm.MOVEMENT_GAIN * min(1.0, movement / 0.1)
             + noise
         )
-        rate = min(1.0, rm.type_traits()[kind.name].base_rate * float(np.exp(drive)))
+        rate = min(1.0, rm.TYPE_TRAITS[kind.name].base_rate * float(np.exp(drive)))
         irritation += rm.IRRITATION_PER_TURN + rm.IRRITATION_PER_BAD_TONE * max(0.0, -effect)
         if turn > 1:  # the first reply states the preference
             position += 0.0 if is_repeat else rate * max(0.0, kind.limit - position)
@@ -109,9 +109,8 @@ def react(
     if own:  # a figure once named is not taken back
         value = max(value, own[-1]) if span > 0 else min(value, own[-1])
     has_moved = bool(own) and abs(value - own[-1]) >= step(domain)
-    stance = Stance(position, irritation, effect, False, value, has_moved)
-    if own and accepts(focal[-1]) and asked[-1] == own[-1]:
-        return stance._replace(accepts_offer=True, value=own[-1])
-    if (asked[-1] - value) / span * abs(span) < step(domain) * 0.99:
-        return stance._replace(accepts_offer=True, value=asked[-1])
-    return stance
+    is_told_yes = bool(own) and accepts(focal[-1]) and asked[-1] == own[-1]
+    is_within_reach = (asked[-1] - value) / span * abs(span) < step(domain) * 0.99
+    if accepts_offer := is_told_yes or is_within_reach:
+        value = asked[-1]
+    return Stance(position, irritation, effect, accepts_offer, value, has_moved)

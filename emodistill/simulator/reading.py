@@ -16,7 +16,7 @@ import numpy as np
 
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
-from emodistill.simulator.response_model import affects, phrases
+from emodistill.simulator.response_model import AFFECTS, PHRASES
 
 # The first word that a system message holds tells the domain; without any, it is about a debt.
 _DOMAIN_OF_WORD = {
@@ -84,7 +84,7 @@ def read_brief(system: str) -> Brief:
                 own = last_figure(value, domain)
     facts = {
         name: match[1].strip()
-        for name, (key, stated) in phrases()["facts"][domain].items()
+        for name, (key, stated) in PHRASES["facts"][domain].items()
         if (match := re.search(stated, lines.get(key, "")))
     }
     role = re.search(r"[Yy]ou are the (\w+)", system)
@@ -118,7 +118,7 @@ def read_tone(user: str) -> str | None:
         tone = match[0] if match else ""
     first = tone.strip().split(".")[0].lower()
     words = [(label, label) for label in EMOTIONS]
-    words += [(affect.adjective, name) for name, affect in affects().items() if affect.adjective]
+    words += [(affect.adjective, name) for name, affect in AFFECTS.items() if affect.adjective]
     return next((label for word, label in words if re.search(rf"\b{word}\b", first)), None)
 
 

@@ -26,7 +26,6 @@ from emodistill.seeding import stream
 Phase = Literal["opening", "middle", "closing"]
 PHASES: tuple[Phase, ...] = ("opening", "middle", "closing")
 FAMILIES = ("pressure", "warmth", "appeal", "drive", "insight")
-TYPES = ("proud", "anxious", "practical")
 
 EMOTION_GAIN = 2.5  # a
 LEVERAGE_GAIN = 0.5  # b
@@ -52,20 +51,6 @@ class TypeTraits(NamedTuple):
     weights: Sequence[float]
 
 
-@cache
-def type_traits() -> dict[str, TypeTraits]:
-    """The traits of each of `TYPES`."""
-    return {
-        name: TypeTraits(**traits) for name, traits in _read_toml("response.toml")["types"].items()
-    }
-
-
-@cache
-def phase_weights(domain: str) -> dict[Phase, Sequence[float]]:
-    """By phase, how the average counterparty of the domain responds to each of `FAMILIES`."""
-    return _read_toml("response.toml")["weights"][domain]
-
-
 class Affect(NamedTuple):
     """An emotion in the model, the words that carry it and the word that asks for it."""
 
@@ -77,34 +62,29 @@ class Affect(NamedTuple):
     adjective: str = ""
 
 
-@cache
-def affects() -> dict[str, Affect]:
-    """The affect of each emotion, in the order of `EMOTIONS`."""
-    table = _read_toml("affect.toml")
-
-    def heard(stem: str) -> re.Pattern[str]:
-        return re.compile(rf"\b{re.escape(stem)}", re.IGNORECASE)
-
-    return {
-        label: Affect(**table[label] | {"markers": [*map(heard, table[label]["markers"])]})
-        for label in EMOTIONS
-    }
-
-
-@cache
-def phrases() -> dict[str, Any]:
-    """What the simulated models say, and the words by which they recognise facts and arguments."""
-    return _read_toml("phrases.toml")
-
-
 def _read_toml(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files("emodistill.simulator").joinpath(name).read_text())
+
+
+def _affect(markers: Sequence[str], **texts: Any) -> Affect:
+    heard = [re.compile(rf"\b{re.escape(stem)}", re.IGNORECASE) for stem in markers]
+    return Affect(markers=heard, **texts)
+
+
+_RESPONSE, _AFFECTS = _read_toml("response.toml"), _read_toml("affect.toml")
+PHASE_WEIGHTS: dict[str, dict[Phase, Sequence[float]]] = _RESPONSE["weights"]
+"""By domain and phase, how the average counterparty responds to each of `FAMILIES`."""
+TYPE_TRAITS = {name: TypeTraits(**traits) for name, traits in _RESPONSE["types"].items()}
+TYPES = tuple(TYPE_TRAITS)
+AFFECTS = {label: _affect(**_AFFECTS[label]) for label in EMOTIONS}
+PHRASES = _read_toml("phrases.toml")
+"""What the simulated models say, and the words by which they recognise facts and arguments."""
 
 
 def arguments(text: str, domain: str) -> set[str]:
     """The words of an utterance by which a listener recognises an argument from the facts."""
     lowered = text.lower()
-    return {word for word in phrases()["keywords"][domain] if word in lowered}
+    return {word for word in PHRASES["keywords"][domain] if word in lowered}
 
 
 class HiddenType(NamedTuple):
@@ -124,7 +104,7 @@ def hidden_type(scenario_text: str, seed: int, name: str | None = None) -> Hidde
     odds = stream(0, "sim-type-odds", scenario_text).dirichlet(np.full(len(TYPES), 2.0))
     rng = stream(seed, "sim-type", scenario_text)
     drawn = TYPES[int(rng.choice(len(TYPES), p=odds))]
-    traits = type_traits()[name or drawn]
+    traits = TYPE_TRAITS[name or drawn]
     limit, patience = (
         float(rng.uniform(low, high)) for low, high in (traits.limit, traits.patience)
     )
@@ -143,7 +123,7 @@ def expressed(text: str) -> Expression:
     """The emotion with the most distinct markers; a tie is a muddle and counts as fainter."""
     counts = {
         label: sum(bool(marker.search(text)) for marker in affect.markers)
-        for label, affect in affects().items()
+        for label, affect in AFFECTS.items()
     }
     best = max(counts.values())
     if best == 0:
@@ -159,12 +139,12 @@ def emotional_effect(
 
     `type_name=None` takes the weights of the domain's average counterparty.
     """
-    affect = affects()[emotion or NEUTRAL]
+    affect = AFFECTS[emotion or NEUTRAL]
     if affect.family not in FAMILIES:
         return 0.0
     index = FAMILIES.index(affect.family)
-    weight = phase_weights(domain)[phase][index]
-    weight += type_traits()[type_name].weights[index] if type_name is not None else 0.0
+    weight = PHASE_WEIGHTS[domain][phase][index]
+    weight += TYPE_TRAITS[type_name].weights[index] if type_name is not None else 0.0
     weight *= affect.strength
     # Only what pleases wears off; what grates keeps grating.
     fade = HABITUATION**run if weight > 0 else 1.0

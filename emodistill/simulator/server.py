@@ -109,23 +109,18 @@ def _check(body: bytes) -> dict[str, Any]:
             "a message holds half a surrogate pair, which is no text.",
         )
     require(not given.get("stream"), "answers are not streamed here; leave stream out.")
-    settings = {"seed": 0, "temperature": 1.0, "max_tokens": 256} | given
-    seed, temperature, max_tokens = (settings[n] for n in ("seed", "temperature", "max_tokens"))
+    seed, max_tokens = given.get("seed", 0), given.get("max_tokens", 1)
     require(
         isinstance(seed, int) and isinstance(max_tokens, int) and max_tokens >= 1,
         "seed and max_tokens must be integers, max_tokens at least 1.",
     )
+    temperature = given.get("temperature", 1.0)
     require(
         isinstance(temperature, (int, float)) and 0 <= temperature <= 2,
         "temperature must be a number in [0, 2].",
     )
-    return {
-        "model": model,
-        "messages": messages,
-        "seed": seed,
-        "temperature": float(temperature),
-        "max_tokens": max_tokens,
-    }
+    fields = ("model", "messages", "seed", "temperature", "max_tokens")
+    return {name: given[name] for name in fields if name in given}
 
 
 async def _chat_completions(request: web.Request) -> web.Response:

@@ -26,7 +26,7 @@ from emodistill.simulator.reading import (
     show_figure,
     step,
 )
-from emodistill.simulator.response_model import affects, phrases
+from emodistill.simulator.response_model import AFFECTS, PHRASES
 
 # How clearly the emotion is said: two markers, one, none; and where the argument comes from.
 CLARITY_ODDS = (0.35, 0.40, 0.25)
@@ -53,7 +53,7 @@ def teacher_reply(request: Request) -> str:
 
 
 def _affect(emotion: str | None, rng: np.random.Generator) -> list[str]:
-    affect = affects()[emotion or NEUTRAL]
+    affect = AFFECTS[emotion or NEUTRAL]
     if not affect.markers:
         return []
     kind = rng.choice(3, p=CLARITY_ODDS)
@@ -65,7 +65,7 @@ def _affect(emotion: str | None, rng: np.random.Generator) -> list[str]:
 
 
 def _argument(brief: Brief, rng: np.random.Generator) -> list[str]:
-    texts = phrases()[brief.domain]
+    texts = PHRASES[brief.domain]
     kind = rng.choice(3, p=ARGUMENT_ODDS)
     if kind == 2:
         return []
@@ -84,7 +84,7 @@ def _argument(brief: Brief, rng: np.random.Generator) -> list[str]:
 
 
 def _figure_sentence(brief: Brief, history: Sequence[Speech], rng: np.random.Generator) -> str:
-    domain, texts = brief.domain, phrases()[brief.domain]
+    domain, texts = brief.domain, PHRASES[brief.domain]
     own, theirs = read_figures(history, domain)
 
     def say(move: str, value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emodistill.negotiation.writers import Reply
+from emodistill.llm.client import Completion
 from emodistill.simulator.server import complete, count_tokens
 
 
@@ -21,6 +21,7 @@ class SimulatedWriter:
 
     async def reply(
         self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
-    ) -> Reply:
+    ) -> Completion:
         text, _ = complete(self.model, messages, seed=seed, temperature=self.temperature)
-        return Reply(text, sum(count_tokens(m["content"]) for m in messages), count_tokens(text))
+        num_prompt_tokens = sum(count_tokens(message["content"]) for message in messages)
+        return Completion(text, num_prompt_tokens, count_tokens(text), latency_s=0.0, cost_usd=0.0)
