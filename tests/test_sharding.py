@@ -277,16 +277,9 @@ def test_rows_that_stay_empty_are_worth_a_warning(batch_size, is_told, caplog):
     assert ("8 samples a step are few for 8 devices" in caplog.text) == is_told
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("8", "mesh='8' must be DATAxFSDPxTENSOR, such as 1x2x4"),
-        ("1x2", "must be DATAxFSDPxTENSOR"),
-        ("axbxc", "must be DATAxFSDPxTENSOR"),
-        ("1x0x8", "fsdp=0 must be at least 1"),
-    ],
-)
-def test_mesh_shapes_that_mean_nothing_are_refused(text, message):
+@pytest.mark.parametrize("text", ["8", "1x2", "axbxc", "1x0x8"])
+def test_mesh_shapes_that_mean_nothing_are_refused(text):
+    message = f"mesh='{text}' must be DATAxFSDPxTENSOR, each at least 1, such as 1x2x4"
     with pytest.raises(InputError, match=message):
         SFTConfig(mesh=text).check_devices()
 
