@@ -20,7 +20,7 @@ _EXPORTS = {
     "processes": "agree is_first joined to_host",
     "programs": "keep_programs",
     "qwen2": "Qwen2",
-    "sampling": "Generator generate",
+    "sampling": "generate",
     "sharding": "make_mesh num_row_shards",
     "tokenization": (
         "decode_reply encode_chat encode_reply end_of_turn_id load_tokenizer stop_ids "
