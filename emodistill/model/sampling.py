@@ -115,17 +115,8 @@ def generate(
                 lengths_B[row] = len(prompts[i])
                 tokens_BT[row, : lengths_B[row]] = prompts[i]
                 seeds_B[row] = seeds[i] & 0xFFFFFFFF
-            outputs = _program(
-                graphdef,
-                state,
-                tokens_BT=tokens_BT,
-                lengths_B=lengths_B,
-                seeds_B=seeds_B,
-                is_stop_V=is_stop_V,
-                temperature=jnp.float32(temperature),
-                base_key=seeding.jax_key(0, "generate"),
-                max_new_tokens=max_new_tokens,
-            )
+            arrays = tokens_BT, lengths_B, seeds_B, is_stop_V, np.float32(temperature)
+            outputs = _program(graphdef, state, *arrays, max_new_tokens)
             generated_BU, counts_B = jax.device_get(outputs)
             for i, tokens_U, count in zip(chosen, generated_BU, counts_B, strict=False):
                 results[i] = tokens_U[:count].tolist()
@@ -159,19 +150,18 @@ def _check_prompt(
 def _program(
     graphdef: Any,
     state: Any,
-    *,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
     seeds_B: jax.Array,
     is_stop_V: jax.Array,
     temperature: jax.Array,
-    base_key: jax.Array,
     max_new_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens [B, U] and how many of them count [B]; rows of length 0 are empty."""
     model: Qwen2 = nnx.merge(graphdef, state)
     B, T = tokens_BT.shape
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, base_key))(seeds_B)
+    key = seeding.jax_key(0, "generate")
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(seeds_B)
     positions_W = jnp.arange(T + max_new_tokens)
 
     def record(state: _Decoding, logits_BV: jax.Array) -> _Decoding:
@@ -295,7 +285,8 @@ def _decode(
             cache,
             tuple(new),
         )
-        attended_B1NH = cached_attention(q_B1NH, *(x[index] for x in cache), mask_BW)
+        k_LBKWH, v_LBKWH = cache
+        attended_B1NH = cached_attention(q_B1NH, k_LBKWH[index], v_LBKWH[index], mask_BW)
         return (layer.after_attention(x_B1D, attended_B1NH), cache), None
 
     carry = (model.embed_tokens(tokens_B[:, None]), cache)
