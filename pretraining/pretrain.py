@@ -111,7 +111,7 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig)
             encode_chat=partial(encode_chat, tokenizer),
             encode_reply=partial(encode_reply, tokenizer),
             max_tokens=MAX_TOKENS,
-        ).examples
+        )
         if examples:
             rows.append(
                 merge_samples(

@@ -1,12 +1,14 @@
 """Losses, gradients and short runs on meshes; a process of its own, since devices are counted once.
 
-python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [--at HOST:PORT NUM ID]
-python mesh_worker.py CELL train STAGE MESH NUM_STEPS [--at HOST:PORT NUM ID]
+python mesh_worker.py OUT.npz gradients '[["1x2x4", "many", "jpo"], …]' [FLAGS]
+python mesh_worker.py CELL train STAGE MESH NUM_STEPS [FLAGS]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
-python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS --at HOST:PORT NUM ID
-python mesh_worker.py OUT.json load FOLDER MESH [--at HOST:PORT NUM ID]
-python mesh_worker.py RUN refuse --at HOST:PORT NUM ID
-python mesh_worker.py OUT fail --at HOST:PORT NUM ID
+python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS FLAGS
+python mesh_worker.py OUT.json load FOLDER MESH [FLAGS]
+python mesh_worker.py CELL refuse FLAGS
+python mesh_worker.py OUT fail FLAGS
+
+FLAGS are `--coordinator HOST:PORT --num-processes NUM --process-id ID`, as for a training stage.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ from emodistill.model import (
     to_host,
     weights,
 )
-from emodistill.runs import begin_stage
+from emodistill.runs import Job, begin_stage
 from emodistill.seeding import jax_key, stream
+from emodistill.settings import Cell
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, add_metrics
@@ -207,8 +210,7 @@ def load(folder: str, mesh) -> dict[str, object]:
 
         return wrapped
 
-    readers = {name: counting(getattr(weights, name)) for name in ("_read_slice", "_read_layers")}
-    with mock.patch.multiple(weights, **readers):
+    with mock.patch.object(weights, "_read", counting(weights._read)):
         model = load_qwen2(folder, mesh, dtype=np.float32)
     logits = jax.jit(lambda model, tokens: sharding.everywhere(model(tokens), mesh))
     found = to_host(logits(model, np.arange(24, dtype=np.int32).reshape(2, 12)))
@@ -219,14 +221,19 @@ def load(folder: str, mesh) -> dict[str, object]:
     }
 
 
-def refuse(run_dir: Path) -> None:
-    """Begin a stage that was begun with another setting; only the first process looks."""
-
-    def begin() -> bool:
-        begin_stage(run_dir, stage="sft", config={"kappa": 1.0}, seed=0, inputs={})
-        return True
-
-    agree(begin)
+def job(cell_dir: Path, kappa: float) -> Job:
+    """A stage in `cell_dir`, where it has written its output."""
+    output = cell_dir / "metrics.jsonl"
+    output.write_text("{}\n")
+    return Job(
+        cell=Cell(JPOConfig()),
+        name="jpo",
+        directory=cell_dir,
+        output=output,
+        path=output,
+        inputs={},
+        identity={"kappa": kappa},
+    )
 
 
 def main(out: Path, command: str, *args: str) -> None:
@@ -238,8 +245,8 @@ def main(out: Path, command: str, *args: str) -> None:
         }
         if is_first():
             np.savez(out, **found)
-    elif command == "refuse":
-        refuse(out)
+    elif command == "refuse":  # the stage was begun with another setting; only the first looks
+        agree(lambda: begin_stage(job(out, kappa=1.0)))
     elif command == "fail":
         if is_first():
             raise InputError(f"{out} can't be written.")
@@ -257,15 +264,13 @@ def main(out: Path, command: str, *args: str) -> None:
 
 if __name__ == "__main__":
     qwen2.MLP_TOKENS, qwen2.MLP_PARTS = 0, 3  # although rows are short
-    arguments, settings = sys.argv[1:], {}
-    if "--at" in arguments:
-        *arguments, _, address, num, number = arguments
-        settings = {"coordinator": address, "num_processes": int(num), "process_id": int(number)}
-    if arguments[1] == "fail":
+    first_flag = sys.argv.index("--coordinator") if "--coordinator" in sys.argv else None
+    out, command, *args = sys.argv[1:first_flag]
+    if command == "fail":
         processes.LEAVING_S = 1  # in vain
 
-    def body() -> None:
-        with joined(SFTConfig(**settings)):
-            main(Path(arguments[0]), *arguments[1:])
+    def action(cell: Cell) -> None:
+        with joined(cell.config):
+            main(Path(out), command, *args)
 
-    cli.run(body)
+    cli.main(SFTConfig, __doc__, action, args=sys.argv[first_flag:] if first_flag else [])

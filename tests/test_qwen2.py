@@ -235,10 +235,12 @@ def test_config_reads_both_places_of_rope_theta():
     ],
     ids=str,
 )
-def test_config_refuses_by_name(changes, message):
+def test_config_refuses_by_name(changes, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**QWEN, **changes}))
     with pytest.raises(InputError, match=message) as caught:
-        Qwen2Config.from_hf({**QWEN, **changes}, where="here/config.json")
-    assert str(caught.value).startswith("here/config.json: ")
+        Qwen2Config.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_config_file_errors(tmp_path):

@@ -26,6 +26,7 @@ from emodistill.model import Qwen2, add_lora, processes, sharding
 from emodistill.model.config import PUBLISHED
 from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key
+from emodistill.train.adapter_training import mesh_shape
 from emodistill.train.loop import warn_of_empty_rows
 
 SHAPES = [
@@ -76,7 +77,8 @@ def free_port():
 def start_two(*args):
     """Two processes of four devices each."""
     address = f"127.0.0.1:{free_port()}"
-    return [start(*args, "--at", address, 2, number, num_devices=4) for number in range(2)]
+    flags = ("--coordinator", address, "--num-processes", 2, "--process-id")
+    return [start(*args, *flags, number, num_devices=4) for number in range(2)]
 
 
 def assert_as_on_one_device(path, cases):
@@ -147,7 +149,7 @@ def test_two_processes_each_read_their_part_of_a_checkpoint(tiny_checkpoint, tmp
 
 @pytest.mark.slow
 def test_a_refusal_of_the_first_process_is_said_by_all(tmp_path):
-    begin_stage(tmp_path, stage="sft", config={"kappa": 0.5}, seed=0, inputs={})
+    begin_stage(mesh_worker.job(tmp_path, kappa=0.5))
     for error in errors_of(*start_two(tmp_path, "refuse")):
         assert f"error: {tmp_path} was made with kappa=0.5, now kappa=1.0. Delete" in error
 
@@ -261,7 +263,7 @@ def test_what_an_axis_does_not_divide_stays_whole():
 def test_rows_are_split_no_further_than_samples_and_heads_allow(
     num_devices, batch_size, num_heads, shape
 ):
-    found = SFTConfig(batch_size=batch_size).mesh_shape(num_devices, num_heads)
+    found = mesh_shape(SFTConfig(batch_size=batch_size), num_devices, num_heads)
     assert str(found) == shape
 
 
@@ -275,18 +277,11 @@ def test_rows_that_stay_empty_are_worth_a_warning(batch_size, is_told, caplog):
     assert ("8 samples a step are few for 8 devices" in caplog.text) == is_told
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("8", "mesh='8' must be DATAxFSDPxTENSOR, such as 1x2x4"),
-        ("1x2", "must be DATAxFSDPxTENSOR"),
-        ("axbxc", "must be DATAxFSDPxTENSOR"),
-        ("1x0x8", "fsdp=0 must be at least 1"),
-    ],
-)
-def test_mesh_shapes_that_mean_nothing_are_refused(text, message):
+@pytest.mark.parametrize("text", ["8", "1x2", "axbxc", "1x0x8"])
+def test_mesh_shapes_that_mean_nothing_are_refused(text):
+    message = f"mesh='{text}' must be DATAxFSDPxTENSOR, each at least 1, such as 1x2x4"
     with pytest.raises(InputError, match=message):
-        SFTConfig(mesh=text)
+        SFTConfig(mesh=text).check_devices()
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused():
@@ -304,4 +299,4 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused():
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        SFTConfig(**settings)
+        SFTConfig(**settings).check_devices()

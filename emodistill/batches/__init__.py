@@ -2,14 +2,13 @@
 grouped into steps (`step_order`), packed into rows (`row_packing`) and handed out as micro-batches
 (`packed_batches`). The student's pretraining reads whole dialogues instead (`dialogue_rows`)."""
 
-from emodistill.batches.examples import Example, ExampleSet, build_examples
+from emodistill.batches.examples import Example, build_examples
 from emodistill.batches.packed_batches import Batch, PackedBatches, Step, Work
 from emodistill.batches.row_packing import RowShape
 
 __all__ = [
     "Batch",
     "Example",
-    "ExampleSet",
     "PackedBatches",
     "RowShape",
     "Step",

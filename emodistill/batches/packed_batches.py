@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from emodistill.batches.examples import Example
@@ -110,8 +111,7 @@ class PackedBatches:
       advantages: one per sample.
 
     Raises:
-      InputError: no samples, a sample without a reply, or advantages that don't match or are not
-        finite.
+      InputError: no samples, a sample without a reply, or an advantage that is not finite.
     """
 
     def __init__(
@@ -127,17 +127,13 @@ class PackedBatches:
         unit_size: int = 1,
         advantages: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        _check_examples(examples, unit_size)
+        _check_examples(examples)
         self.examples = tuple(examples)
         self.batch_size, self.seed, self.num_epochs = batch_size, seed, num_epochs
         self.packing: Packing = packing
         self.unit_size = unit_size
         self._advantages_N = None if advantages is None else np.asarray(advantages, np.float32)
         if self._advantages_N is not None:
-            if self._advantages_N.shape != (len(examples),):
-                raise InputError(
-                    f"advantages has shape {self._advantages_N.shape} for {len(examples)} samples."
-                )
             self._check_finite(
                 self._advantages_N,
                 "advantage {value} is not finite; leave out turns without a score.",
@@ -199,17 +195,13 @@ class PackedBatches:
 
     def set_reference(self, ref_logp_NU: np.ndarray) -> None:
         """Give every sample the reference log-probs of its reply, [N, num_reply_tokens]."""
-        expected = (len(self.examples), self.num_reply_tokens)
-        if ref_logp_NU.shape != expected:
-            raise InputError(
-                f"reference log-probs have shape {ref_logp_NU.shape}, these samples {expected}. "
-                "Delete the file; it is computed again."
-            )
+        chex.assert_shape(ref_logp_NU, (len(self.examples), self.num_reply_tokens))
         self._check_finite(
             ref_logp_NU,
             "a reference log-prob is not finite. Delete the file; it is computed again.",
         )
-        self._ref_logp_NU = ref_logp_NU
+        is_reply_NU = np.arange(self.num_reply_tokens)[None] < self._num_replied_N[:, None]
+        self._ref_logp_NU = np.where(is_reply_NU, ref_logp_NU, np.float32(0))
 
     def sample_ids(self, step: int) -> tuple[str, ...]:
         """The samples of `step` by name."""
@@ -296,15 +288,15 @@ class PackedBatches:
                 logp_index_SU[s, :length] = np.arange(b * M + first, b * M + after)
                 mask_SU[s, :length] = True
                 first = after
-        advantages_S = ref_logp_SU = None
-        members = list(micro.samples)
-        if self._advantages_N is not None:
-            advantages_S = np.zeros(S, np.float32)
-            advantages_S[: len(members)] = self._advantages_N[members]
-        if self._ref_logp_NU is not None:
-            ref_logp_SU = np.zeros((S, U), np.float32)
-            ref_logp_SU[: len(members)] = self._ref_logp_NU[members]
-            ref_logp_SU[~mask_SU] = 0.0
+
+        def given(values_N: np.ndarray | None) -> np.ndarray | None:
+            """What the samples were given, along S; zeros where there is no sample."""
+            if values_N is None:
+                return None
+            values_S = np.zeros((S, *values_N.shape[1:]), np.float32)
+            values_S[: len(micro.samples)] = values_N[list(micro.samples)]
+            return values_S
+
         return Batch(
             tokens_BT=tokens_BT,
             positions_BT=positions_BT,
@@ -315,8 +307,8 @@ class PackedBatches:
             mask_SU=mask_SU,
             num_samples=np.float32(len(samples)),
             num_tokens=np.float32(self._num_scored(samples)),
-            advantages_S=advantages_S,
-            ref_logp_SU=ref_logp_SU,
+            advantages_S=given(self._advantages_N),
+            ref_logp_SU=given(self._ref_logp_NU),
         )
 
     def _check_finite(self, values_N: np.ndarray, message: str) -> None:
@@ -326,11 +318,9 @@ class PackedBatches:
                 raise InputError(f"{example.sample_id}: {message.format(value=values)}")
 
 
-def _check_examples(examples: Sequence[Example], unit_size: int) -> None:
+def _check_examples(examples: Sequence[Example]) -> None:
     if not examples:
         raise InputError("there is no sample to train on; are there judged focal turns?")
-    if len(examples) % unit_size:
-        raise InputError(f"{len(examples)} samples can't be taken by {unit_size}.")
     for example in examples:
         if not len(example.response_ids) or not len(example.prompt_ids):
             raise InputError(

@@ -77,11 +77,8 @@ class StepSamples:
         # [i][j - i - 1]: leading tokens that the samples of ranks i < j have in common.
         self._shared = [np.minimum.accumulate(with_next[i:]).tolist() for i in range(len(order))]
         ranks = np.argsort(order).reshape(-1, unit_size)
-        in_order = np.argsort(ranks.min(axis=1))
-        self.ranks: list[list[int]] = np.sort(ranks[in_order]).tolist()
-        """The ranks of each unit, the units in the order of their first ranks."""
-        self.units: list[list[int]] = np.reshape(samples, (-1, unit_size))[in_order].tolist()
-        """The samples of each unit, in the same order of units."""
+        self.units: list[list[int]] = ranks[np.argsort(ranks.min(axis=1))].tolist()
+        """The ranks of the samples of each unit, the units in the order of their first ranks."""
 
     def num_positions(self, row: Sequence[int]) -> int:
         """Positions that the samples of these ranks, in their order, take in one row."""
@@ -92,7 +89,7 @@ class StepSamples:
         """Positions that the units from `start` to each later one take in one row, to a bound."""
         row: list[int] = []
         total, sizes = 0, []
-        for ranks in self.ranks[start:]:
+        for ranks in self.units[start:]:
             for rank in ranks:
                 i = bisect.bisect(row, rank)
                 # Only the neighbours of a sample in the row decide how much of it is merged.
@@ -115,21 +112,21 @@ class StepSamples:
         """
         if self.packing != "none":
             return start + bisect.bisect_right(sizes, num_positions)
-        return start + all(self.lengths[rank] <= num_positions for rank in self.ranks[start])
+        return start + all(self.lengths[rank] <= num_positions for rank in self.units[start])
 
     def rows(self, start: int, stop: int, num_positions: int) -> list[list[int]]:
         """The units from `start` to `stop` in rows of at most `num_positions`, as ranks."""
         rows = []
         while start < stop:
             end = self.row_end(start, num_positions, self.row_sizes(start, num_positions))
-            ranks = sorted(itertools.chain(*self.ranks[start : min(end, stop)]))
+            ranks = sorted(itertools.chain(*self.units[start : min(end, stop)]))
             rows += [[rank] for rank in ranks] if self.packing == "none" else [ranks]
             start = end
         return rows
 
     def reaches(self, shapes: Sequence[RowShape]) -> list[list[int]]:
         """[shape][unit]: the first unit after a micro-batch that begins with that unit."""
-        num_units = len(self.ranks)
+        num_units = len(self.units)
         longest = max(shape.num_positions for shape in shapes)
         sizes = [self.row_sizes(start, longest) for start in range(num_units)]
         reaches = []
@@ -229,10 +226,11 @@ def pack(step: StepSamples, shapes: Sequence[RowShape]) -> list[MicroBatch]:
     micro_batches = []
     for start, stop, shape in cheapest_cuts(step.reaches(shapes), shapes)[1]:
         rows = step.rows(start, stop, shape.num_positions)
+        units = itertools.chain(*step.units[start:stop])
         micro_batches.append(
             MicroBatch(
                 shape,
-                samples=tuple(itertools.chain(*step.units[start:stop])),
+                samples=tuple(step.samples[rank] for rank in units),
                 rows=tuple(tuple(step.samples[rank] for rank in row) for row in rows),
                 num_tokens=sum(map(step.num_positions, rows)),
             )

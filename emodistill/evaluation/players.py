@@ -142,7 +142,7 @@ class PlayerPool(AsyncExitStack):
         return self._students[key]
 
     def _load_student(self, adapter_dir: Path | None, temperature: float) -> StudentWriter:
-        from emodistill.model import Generator, adapted  # jax, which API models do without
+        from emodistill.model import adapted, generate  # jax, which API models do without
         from emodistill.train.student import load_student  # jax, which API models do without
 
         name = self.config.student
@@ -152,7 +152,7 @@ class PlayerPool(AsyncExitStack):
         if adapter_dir is not None:
             model = adapted(model, adapter_dir)
         return StudentWriter(
-            Generator(model),
+            functools.partial(generate, model),
             tokenizer,
             model=name,
             temperature=temperature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -17,7 +17,6 @@ from emodistill.seeding import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from emodistill.model import Generator
     from emodistill.prompts import Message
 
 GATHERING_S = 0.01
@@ -35,10 +34,11 @@ class StudentWriter:
     """A local model as a writer: prompts that wait at the same time are generated together.
 
     A reply depends on its own prompt and seed alone, never on which prompts it shares a batch
-    with (see `sampling.Generator`). Use as an async context manager.
+    with (see `model.generate`). Use as an async context manager.
     """
 
-    generator: Generator
+    generate: Callable[..., list[list[int]]]
+    """`model.generate` of the student."""
     tokenizer: PreTrainedTokenizerFast
     _: KW_ONLY
     model: str
@@ -109,7 +109,7 @@ class StudentWriter:
                     request.reply_ids.set_result(reply_ids)
 
     def _generate(self, batch: Sequence[_Request]) -> list[list[int]]:
-        return self.generator.generate(
+        return self.generate(
             [request.ids for request in batch],
             max_new_tokens=self.max_reply_tokens,
             temperature=self.temperature,

@@ -14,17 +14,16 @@ from emodistill.errors import InputError
 
 _EXPORTS = {
     "adapters": "adapted load_adapter save_adapter",
-    "config": "LoRAConfig Qwen2Config",
+    "config": "Qwen2Config",
     "fingerprint": "base_fingerprint lora_sha256",
     "lora": "LoRAParam add_lora",
     "processes": "agree is_first joined to_host",
     "programs": "keep_programs",
     "qwen2": "Qwen2",
-    "sampling": "Generator generate",
+    "sampling": "generate",
     "sharding": "make_mesh num_row_shards",
     "tokenization": (
-        "decode_reply encode_chat encode_reply end_of_turn_id load_tokenizer stop_ids "
-        "template_sha256"
+        "decode_reply encode_chat encode_reply load_tokenizer stop_ids template_sha256"
     ),
     "weights": "load_qwen2 save_qwen2",
 }

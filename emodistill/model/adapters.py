@@ -9,7 +9,6 @@ The safetensors metadata carry the base's fingerprint, and an adapter of another
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from flax import nnx
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
-from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig, read_json_object
+from emodistill.model.config import TARGETS, LoRAConfig, read_json_object
 from emodistill.model.fingerprint import base_fingerprint
 from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.processes import is_first, to_host
@@ -97,8 +96,7 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(f"{path} is missing; an adapter folder holds it beside {CONFIG_FILE}.")
-    with ExitStack() as stack:
-        file = open_safetensors(path, stack)
+    with open_safetensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         fingerprint = (file.metadata() or {}).get("base_fingerprint")
     if fingerprint is not None and fingerprint != base_fingerprint(model):
@@ -141,8 +139,8 @@ def _factors(model: Qwen2) -> Iterator[tuple[str, str, LoRAParam]]:
 
 
 def _name(layer: int, target: str, factor: str) -> str:
-    module = "self_attn" if target in ATTENTION_TARGETS else "mlp"
-    return f"base_model.model.model.layers.{layer}.{module}.{target}.lora_{factor}.weight"
+    path = f"layers.{layer}.{TARGETS[target]}.{target}.lora_{factor}"
+    return f"base_model.model.model.{path}.weight"
 
 
 def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
@@ -154,7 +152,8 @@ def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
                 "export a plain LoRA."
             )
     targets = fields.get("target_modules")
-    if not isinstance(targets, list) or not all(target in TARGETS for target in targets):
+    known = tuple(TARGETS)  # a tuple, since a target may be unhashable
+    if not isinstance(targets, list) or not all(target in known for target in targets):
         raise InputError(
             f"{path}: target_modules={targets!r} must be a list of {', '.join(TARGETS)}."
         )
@@ -170,30 +169,26 @@ def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
 
 
 def _stack(
-    tensors: Mapping[str, np.ndarray], model: Qwen2, config: LoRAConfig, path: Path
+    tensors: dict[str, np.ndarray], model: Qwen2, config: LoRAConfig, path: Path
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The factors [L, …] of each target, every name and shape checked."""
-    layers, num_layers = target_layers(model), model.config.num_layers
-    shapes: dict[tuple[str, str], tuple[int, int]] = {}
+    """The factors [L, …] of each target out of `tensors`, every name and shape checked."""
+    layers, stacked = target_layers(model), {}
     for target in config.targets:
-        _, O, I = layers[target].weight.shape  # noqa: E741
-        shapes[target, "A"], shapes[target, "B"] = (config.rank, I), (O, config.rank)
-    expected = {
-        _name(layer, *key): shape for key, shape in shapes.items() for layer in range(num_layers)
-    }
-    for name in [*expected, *tensors]:
-        if name not in tensors:
-            raise InputError(f"{path}: {name} is missing; the adapter is of another model or torn.")
-        if name not in expected:
-            raise InputError(f"{path}: {name} is unexpected; the model has no such adapted layer.")
-        if tensors[name].shape != expected[name]:
-            raise InputError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, but this model and "
-                f"rank {config.rank} ask for {list(expected[name])}."
-            )
-    return {
-        key: np.stack([tensors[_name(layer, *key)] for layer in range(num_layers)]).astype(
-            np.float32
-        )
-        for key in shapes
-    }
+        num_layers, O, I = layers[target].weight.shape  # noqa: E741
+        for factor, shape in (("A", (config.rank, I)), ("B", (O, config.rank))):
+            names = [_name(layer, target, factor) for layer in range(num_layers)]
+            for name in names:
+                if name not in tensors:
+                    raise InputError(
+                        f"{path}: {name} is missing; the adapter is of another model or torn."
+                    )
+                if tensors[name].shape != shape:
+                    raise InputError(
+                        f"{path}: {name} has shape {list(tensors[name].shape)}, but this model and "
+                        f"rank {config.rank} ask for {list(shape)}."
+                    )
+            values = np.stack([tensors.pop(name) for name in names])
+            stacked[target, factor] = values.astype(np.float32)
+    for name in tensors:
+        raise InputError(f"{path}: {name} is unexpected; the model has no such adapted layer.")
+    return stacked

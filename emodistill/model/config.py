@@ -21,11 +21,14 @@ ARCHITECTURES: Mapping[Architecture, str] = {
 }
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
-TARGETS = ATTENTION_TARGETS + MLP_TARGETS
+TARGETS: Mapping[str, str] = {
+    **dict.fromkeys(ATTENTION_TARGETS, "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+}
+"""The projections that an adapter can adapt, and the module of a layer that holds each."""
 
-ParamPath = tuple[str, ...]
-"""The path of a parameter, such as ("layers", "mlp", "up_proj", "weight")."""
+ParamPath = tuple[Any, ...]
+"""The names on the way to a parameter, such as ("layers", "mlp", "up_proj", "weight")."""
 
 # What older Llama-type configurations leave out, and the values that they then mean.
 _LLAMA_DEFAULTS = {"rope_theta": 10_000.0, "max_position_embeddings": 2_048}
@@ -139,18 +142,15 @@ class Qwen2Config:
             raise InputError(f"{folder} is no folder; name a folder with config.json and weights.")
         path = Path(folder) / "config.json"
         advice = "a model folder holds config.json beside its .safetensors"
-        return cls.from_hf(read_json_object(path, advice), where=str(path))
-
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], *, where: str = "config.json") -> Qwen2Config:
-        """The configuration that Hugging Face's `fields` describe; `where` is for messages."""
+        fields = read_json_object(path, advice)
         try:
-            return cls._from_hf(fields)
+            return cls.from_hf(fields)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_hf(cls, fields: Mapping[str, Any]) -> Qwen2Config:
+    def from_hf(cls, fields: Mapping[str, Any]) -> Qwen2Config:
+        """The configuration that Hugging Face's `fields` describe."""
         architecture: Any = fields.get("model_type")
         if architecture not in tuple(ARCHITECTURES):  # a tuple, since it may be unhashable
             raise InputError(
@@ -204,33 +204,34 @@ def _check_size(name: str, value: object) -> None:
         raise InputError(f"{name}={value!r} must be a positive integer.")
 
 
-def _qwen25(
-    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int
-) -> Qwen2Config:
-    is_small = hidden_size <= 2_048
-    return Qwen2Config(
-        vocab_size=151_936 if is_small else 152_064,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=hidden_size // num_heads,
+_QWEN25 = {
+    "0.5b": (896, 4_864, 24, 14, 2),
+    "1.5b": (1_536, 8_960, 28, 12, 2),
+    "3b": (2_048, 11_008, 36, 16, 2),
+    "7b": (3_584, 18_944, 28, 28, 4),
+    "14b": (5_120, 13_824, 48, 40, 8),
+    "32b": (5_120, 27_648, 64, 40, 8),
+    "72b": (8_192, 29_568, 80, 64, 8),
+}
+"""Width, width of the MLP, layers, query heads and key/value heads of each size."""
+MAX_TIED_WIDTH = 2_048
+"""Up to 3B, embedding and head are one matrix; from 7B on they are two, of more rows."""
+
+PUBLISHED: Mapping[str, Qwen2Config] = {
+    f"qwen2.5-{size}": Qwen2Config(
+        vocab_size=151_936 if D <= MAX_TIED_WIDTH else 152_064,
+        hidden_size=D,
+        intermediate_size=F,
+        num_layers=L,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=D // N,
         rope_theta=1e6,
         norm_eps=1e-6,
         max_positions=32_768,
-        is_tied=is_small,
+        is_tied=D <= MAX_TIED_WIDTH,
     )
-
-
-PUBLISHED: Mapping[str, Qwen2Config] = {
-    "qwen2.5-0.5b": _qwen25(896, 4_864, 24, 14, 2),
-    "qwen2.5-1.5b": _qwen25(1_536, 8_960, 28, 12, 2),
-    "qwen2.5-3b": _qwen25(2_048, 11_008, 36, 16, 2),
-    "qwen2.5-7b": _qwen25(3_584, 18_944, 28, 28, 4),
-    "qwen2.5-14b": _qwen25(5_120, 13_824, 48, 40, 8),
-    "qwen2.5-32b": _qwen25(5_120, 27_648, 64, 40, 8),
-    "qwen2.5-72b": _qwen25(8_192, 29_568, 80, 64, 8),
+    for size, (D, F, L, N, K) in _QWEN25.items()
 }
 """Sizes of the published family (arXiv 2412.15115), for planning without a checkpoint at hand."""
 

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.lora import LoRAParam
 from emodistill.model.processes import to_host
-from emodistill.model.qwen2 import Qwen2, flat_state
+from emodistill.model.qwen2 import Qwen2
 
 NUMBERS_AT_ONCE = 2**18
 """Numbers of a parameter whose checksums are computed together: 4 MB of intermediate values."""
@@ -38,10 +38,9 @@ def base_fingerprint(model: Qwen2) -> str:
     """
     if model.fingerprint is not None:
         return model.fingerprint
-    leaves = flat_state(nnx.state(model, nnx.Param))
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return fingerprint_of_sums(
-        model.config,
-        {path: (leaf.shape, [rounded_sums(leaf[...])]) for path, leaf in leaves.items()},
+        model.config, {path: (leaf.shape, [rounded_sums(leaf[...])]) for path, leaf in leaves}
     )
 
 
@@ -63,30 +62,21 @@ def fingerprint_of_sums(
 
 def rounded_sums(array: jax.Array, first: int = 0) -> np.ndarray:
     """Checksums [2, L] of the layers `first`, `first + 1`, … of a parameter; [2, 1] of a vector."""
-    mesh, spec = None, None
-    if isinstance(array.sharding, NamedSharding):
-        mesh, spec = array.sharding.mesh, array.sharding.spec
-    return to_host(rounded_sums_on(array, jnp.uint32(first), mesh, spec))
+    return to_host(rounded_sums_on(array, jnp.uint32(first), array.sharding))
 
 
 def bit_checksums(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     """A checksum (hex) of the bits of each array of 32-bit numbers."""
-    sums = _bit_sums(list(arrays.values()))
-    return {
-        name: to_host(checksum).astype(">u4").tobytes().hex()
-        for name, checksum in zip(arrays, sums, strict=True)
-    }
+    sums = _bit_sums(dict(arrays))
+    return {name: to_host(sums[name]).astype(">u4").tobytes().hex() for name in arrays}
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def rounded_sums_on(
-    x: jax.Array, first: jax.Array, mesh: Mesh | None, spec: PartitionSpec | None
-) -> jax.Array:
-    """`rounded_sums` of an array that lies on `mesh` by `spec`: each device sums up its own
-    part."""
-    if mesh is None or spec is None:
+@functools.partial(jax.jit, static_argnums=2)
+def rounded_sums_on(x: jax.Array, first: jax.Array, sharding: Sharding) -> jax.Array:
+    """`rounded_sums` of an array with that sharding; each device sums up its own part."""
+    if not isinstance(sharding, NamedSharding):
         return _local_sums(x, first, x.shape, ())
-    axes = (*spec, *(None,) * (x.ndim - len(spec)))
+    axes = (*sharding.spec, *(None,) * (x.ndim - len(sharding.spec)))
     is_stacked = x.ndim > 1
     names = jax.tree.leaves(axes[is_stacked:])  # of the mesh axes that split what is summed up
 
@@ -96,7 +86,7 @@ def rounded_sums_on(
 
     return jax.shard_map(
         local,
-        mesh=mesh,
+        mesh=sharding.mesh,
         in_specs=(PartitionSpec(*axes), PartitionSpec()),
         out_specs=PartitionSpec(None, axes[0] if is_stacked else None),
         check_vma=False,
@@ -114,7 +104,8 @@ def _local_sums(
     starts = [jnp.uint32(0)] * x.ndim
     for i, axis in enumerate(axes):
         if axis is not None:
-            starts[i] = jax.lax.axis_index(axis).astype(jnp.uint32) * jnp.uint32(x.shape[i])
+            starts[i] = jax.lax.axis_index(axis).astype(jnp.uint32) * x.shape[i]
+    starts[0] += first
     *leading, width = x.shape
     num_rows = math.prod(leading)
     size = min(num_rows, max(1, NUMBERS_AT_ONCE // width))
@@ -130,12 +121,9 @@ def _local_sums(
         rows = jnp.unravel_index(start + jnp.arange(size), leading) if leading else ()
         index = jnp.zeros((size,), jnp.uint32)
         for axis, row in enumerate(rows):
-            begin = starts[axis] + (first if axis == 0 else jnp.uint32(0))
-            index = index * jnp.uint32(shape[axis]) + begin + row.astype(jnp.uint32)
-        columns = jnp.arange(width, dtype=jnp.uint32) + starts[-1]
-        if not leading:
-            columns = columns + first
-        index = index[:, None] * jnp.uint32(shape[-1]) + columns[None]
+            index = index * shape[axis] + starts[axis] + row.astype(jnp.uint32)
+        columns = starts[-1] + jnp.arange(width, dtype=jnp.uint32)
+        index = index[:, None] * shape[-1] + columns[None]
         sums = _mixed_sums(bits.astype(jnp.uint32), index, (1,))
         return jax.lax.dynamic_update_slice_in_dim(sums_2X, sums, start, 1)
 
@@ -145,15 +133,15 @@ def _local_sums(
 
 
 @jax.jit
-def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [
-        _mixed_sums(
+def _bit_sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {
+        name: _mixed_sums(
             jax.lax.bitcast_convert_type(x, jnp.uint32),
             jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape),
             None,
         )
-        for x in arrays
-    ]
+        for name, x in arrays.items()
+    }
 
 
 def _mixed_sums(bits: jax.Array, index: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
@@ -171,8 +159,7 @@ def lora_sha256(model: Qwen2) -> str:
     digest = hashlib.sha256()
     if model.lora is not None:
         digest.update(json.dumps(dataclasses.asdict(model.lora), sort_keys=True).encode())
-    leaves = flat_state(nnx.state(model, LoRAParam))
-    for path, leaf in sorted(leaves.items()):
-        digest.update(".".join(path).encode())
+    for path, leaf in sorted(nnx.to_flat_state(nnx.state(model, LoRAParam))):
+        digest.update(".".join(map(str, path)).encode())
         digest.update(to_host(leaf[...]).astype(np.float32).tobytes())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from emodistill import seeding
 from emodistill.errors import InputError
-from emodistill.model.config import ATTENTION_TARGETS, MLP_TARGETS, TARGETS, LoRAConfig
+from emodistill.model.config import ATTENTION_TARGETS, TARGETS, LoRAConfig
 from emodistill.model.qwen2 import Linear, Qwen2
 from emodistill.model.sharding import param_sharding
 
@@ -43,11 +43,12 @@ class LoRA(nnx.Module):
         # PEFT's start: kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(I); B = 0 is identity.
         bound = I**-0.5
 
-        def start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            a_LRI = jax.random.uniform(key, (L, config.rank, I), jnp.float32, -bound, bound)
-            return a_LRI, jnp.zeros((L, O, config.rank), jnp.float32)
-
         shapes = {"a": (L, config.rank, I), "b": (L, O, config.rank)}
+
+        def start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            a_LRI = jax.random.uniform(key, shapes["a"], jnp.float32, -bound, bound)
+            return a_LRI, jnp.zeros(shapes["b"], jnp.float32)
+
         shardings = tuple(param_sharding((name, "lora", k), shapes[k], mesh) for k in shapes)
         a_LRI, b_LOR = jax.jit(start, out_shardings=shardings)(key)
         self.a, self.b = LoRAParam(a_LRI), LoRAParam(b_LOR)
@@ -65,11 +66,7 @@ class LoRA(nnx.Module):
 
 def target_layers(model: Qwen2) -> dict[str, Linear]:
     """The adaptable projections of `model` by name (each stacked over all layers)."""
-    layers = model.layers
-    return {
-        **{name: getattr(layers.self_attn, name) for name in ATTENTION_TARGETS},
-        **{name: getattr(layers.mlp, name) for name in MLP_TARGETS},
-    }
+    return {name: getattr(getattr(model.layers, module), name) for name, module in TARGETS.items()}
 
 
 def add_lora(
@@ -96,7 +93,7 @@ def add_lora(
     rng = seeding.jax_key(0, "lora") if rng is None else rng
     layers = target_layers(model)
     for name in config.targets:
-        key = jax.random.fold_in(rng, TARGETS.index(name))
+        key = jax.random.fold_in(rng, list(TARGETS).index(name))
         shape = layers[name].weight.shape
         layers[name].lora = LoRA(name, shape, config, key, model.mesh)
     model.lora = config

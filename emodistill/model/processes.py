@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from emodistill import errors
 from emodistill.configs import AUTO, AdapterConfig
-from emodistill.errors import EmodistillError, InputError, StaleInputError
+from emodistill.errors import EmodistillError, InputError
 
 LEAVING_S = 30
 """How long a process waits for the others at its end: one that failed alone would wait in vain."""
 MAX_MESSAGE = 4096
 """Characters of a message that other processes repeat."""
-_REFUSALS = (InputError, StaleInputError, EmodistillError)
 
 
 @contextlib.contextmanager
@@ -88,8 +88,8 @@ def agree(decide: Callable[[], bool]) -> bool:
     Where `decide` raises, all raise: one that stopped alone would leave the others waiting.
 
     Raises:
-      InputError, StaleInputError: as `decide` did in the first process.
-      EmodistillError: it raised something else there.
+      EmodistillError: of the same class as the error that `decide` raised in the first process, or
+        of the base class if that was none of ours.
     """
     import jax  # kept off --help
 
@@ -103,12 +103,10 @@ def agree(decide: Callable[[], bool]) -> bool:
         try:
             outcome = {"is_agreed": bool(decide())}
         except Exception as error:
-            failure = error
-            kinds = [number for number, kind in enumerate(_REFUSALS) if isinstance(error, kind)]
-            text = str(error)
-            if not kinds:
-                text = f"the first process stopped: {type(error).__name__}: {text}"
-            outcome = {"refusal": min(kinds, default=-1), "message": text[:MAX_MESSAGE]}
+            failure, kind, text = error, type(error).__name__, str(error)
+            if not isinstance(error, EmodistillError):
+                text = f"the first process stopped: {kind}: {text}"
+            outcome = {"refusal": kind, "message": text[:MAX_MESSAGE]}
     # All processes must hand over an array of one shape; JSON takes at most 12 bytes a character.
     text = json.dumps(outcome).ljust(12 * MAX_MESSAGE + 100)
     shared = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
@@ -116,7 +114,7 @@ def agree(decide: Callable[[], bool]) -> bool:
     if failure is not None:
         raise failure
     if "refusal" in outcome:
-        raise _REFUSALS[outcome["refusal"]](outcome["message"])
+        raise getattr(errors, outcome["refusal"], EmodistillError)(outcome["message"])
     return outcome["is_agreed"]
 
 

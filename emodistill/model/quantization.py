@@ -28,6 +28,7 @@ def is_quantizable(path: ParamPath) -> bool:
     return path[0] == "layers" and path[-2].endswith("_proj") and path[-1] == "weight"
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
     """A qwix.QArray of `weight_LOI`: same shape, a scale for every (up to) 64 inputs.
 
@@ -35,18 +36,11 @@ def quantized(weight_LOI: jax.Array, kind: Quantization) -> Any:
       InputError: the extra `quantize` is not installed.
     """
     try:
-        import qwix  # noqa: F401  # optional
+        import qwix  # optional
     except ModuleNotFoundError:
         raise InputError(
             f"quantize={kind!r} takes the extra `quantize`: pip install 'emodistill[quantize]'."
         ) from None
-    return _quantize(weight_LOI, kind)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _quantize(weight_LOI: jax.Array, kind: Quantization) -> Any:
-    import qwix  # optional
-
     return qwix.quantize(
         weight_LOI,
         kind,
@@ -58,7 +52,7 @@ def _quantize(weight_LOI: jax.Array, kind: Quantization) -> Any:
 def quantize_abstractly(model: Any, kind: Quantization) -> None:
     """Quantize the projections of a model that has shapes only (`nnx.eval_shape`), in place."""
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        if is_quantizable(tuple(map(str, path))):
+        if is_quantizable(path):
             variable.set_value(quantized(variable.get_value(), kind))
 
 

@@ -27,7 +27,7 @@ from emodistill.model.attention import (
     rotate,
     tree_attention,
 )
-from emodistill.model.config import LoRAConfig, ParamPath, Qwen2Config
+from emodistill.model.config import LoRAConfig, Qwen2Config
 from emodistill.model.quantization import dequantized
 from emodistill.model.sharding import constrain
 
@@ -92,7 +92,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """The four projections of grouped-query attention."""
+    """The four projections of grouped-query attention, and the norms of Qwen3's heads."""
 
     def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
         L, D = config.num_layers, config.hidden_size
@@ -107,19 +107,6 @@ class Attention(nnx.Module):
         self.q_norm = nnx.data(norm() if config.has_qk_norm else None)
         self.k_norm = nnx.data(norm() if config.has_qk_norm else None)
         self.head_dim = config.head_dim
-
-    def queries_keys_values(
-        self, x_BTD: jax.Array, rope: Rope
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q [B, T, N, H] (rotated and scaled), k [B, T, K, H] (rotated), v [B, T, K, H]."""
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTNH = self.q_proj(x_BTD).reshape(heads)
-        k_BTKH = self.k_proj(x_BTD).reshape(heads)
-        v_BTKH = self.v_proj(x_BTD).reshape(heads)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        q_BTNH = (rotate(q_BTNH, rope) * self.head_dim**-0.5).astype(x_BTD.dtype)
-        return q_BTNH, rotate(k_BTKH, rope).astype(x_BTD.dtype), v_BTKH
 
 
 class MLP(nnx.Module):
@@ -164,9 +151,17 @@ class DecoderLayer(nnx.Module):
     def before_attention(
         self, x_BTD: jax.Array, rope: Rope
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of the layer's input."""
+        """q [B, T, N, H] (rotated and scaled), k [B, T, K, H] (rotated), v [B, T, K, H]."""
+        attn = self.self_attn
         normed_BTD = constrain(self.input_layernorm(x_BTD), self.mesh, sharding.PROJECTED)
-        return self.self_attn.queries_keys_values(normed_BTD, rope)
+        q_BTNH, k_BTKH, v_BTKH = (
+            project(normed_BTD).reshape(*x_BTD.shape[:2], -1, attn.head_dim)
+            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        if attn.q_norm is not None and attn.k_norm is not None:
+            q_BTNH, k_BTKH = attn.q_norm(q_BTNH), attn.k_norm(k_BTKH)
+        q_BTNH = (rotate(q_BTNH, rope) * attn.head_dim**-0.5).astype(x_BTD.dtype)
+        return q_BTNH, rotate(k_BTKH, rope).astype(x_BTD.dtype), v_BTKH
 
     def after_attention(
         self, x_BTD: jax.Array, attended_BTNH: jax.Array, mlp_parts: int = 1
@@ -311,8 +306,3 @@ class Qwen2(nnx.Module):
             # `prevent_cse` guards against with barriers that would keep XLA from fusing.
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)
-
-
-def flat_state(state: nnx.State) -> dict[ParamPath, Any]:
-    """The variables of `state` by their parameter paths."""
-    return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}

@@ -11,6 +11,7 @@ An axis that does not divide a dimension leaves it whole: correct, only less spl
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
       InputError: there are too few devices, or some of another process would be left out.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = (shape.data, shape.fsdp, shape.tensor)
+    sizes = dataclasses.astuple(shape)
     num_devices = math.prod(sizes)
     is_short = len(devices) > num_devices and jax.process_count() > 1
     if len(devices) < num_devices or is_short:
@@ -128,13 +129,11 @@ def param_sharding(
 def state_sharding(state: nnx.State, mesh: Mesh | None) -> Any:
     """The shardings of a model's (or an adapter's) variables, in a tree of the form of `state`."""
 
-    def shardings(path: tuple[Any, ...], variable: Any) -> Any:
-        names = tuple(map(str, path))  # a quantized weight has several arrays of the same path
-        value = variable.get_value()
-        return variable.replace(jax.tree.map(lambda x: param_sharding(names, x.shape, mesh), value))
+    def shardings(path: ParamPath, variable: Any) -> Any:
+        value = variable.get_value()  # a tree of several arrays where the weight is quantized
+        return variable.replace(jax.tree.map(lambda x: param_sharding(path, x.shape, mesh), value))
 
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state([(path, shardings(path, variable)) for path, variable in flat])
+    return nnx.map_state(shardings, state)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

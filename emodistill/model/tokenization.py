@@ -8,6 +8,7 @@ that ordinary chats get the very ids of `tokenizer.apply_chat_template`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from emodistill.errors import InputError
 
@@ -39,9 +39,6 @@ class _Parts(NamedTuple):
     """Matches any added token, in a group, so that `split` keeps it."""
     ids: dict[str, int]
     """The id of each added token."""
-
-
-_parts: WeakKeyDictionary[Any, _Parts] = WeakKeyDictionary()
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
@@ -196,20 +193,17 @@ def _fill(pieces: Sequence[str], contents: Sequence[str]) -> str:
     return "".join(contents[int(p)] if i % 2 else p for i, p in enumerate(pieces))
 
 
+@functools.lru_cache(maxsize=8)  # a process has one tokenizer; the bound is for tests
 def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> _Parts:
-    if tokenizer not in _parts:
-        from tokenizers import Tokenizer  # kept off --help
+    from tokenizers import Tokenizer  # kept off --help
 
-        added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Special or not, no added token is for contents; truncation and padding belong to batches.
-        spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-        longest_first = sorted(added, key=len, reverse=True)
-        pattern = "|".join(re.escape(token) for token in longest_first) or r"(?!)"
-        _parts[tokenizer] = _Parts(
-            Tokenizer.from_str(json.dumps(spec)), re.compile(f"({pattern})"), added
-        )
-    return _parts[tokenizer]
+    added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Special or not, no added token is for contents; truncation and padding belong to batches.
+    spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    longest_first = sorted(added, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first) or r"(?!)"
+    return _Parts(Tokenizer.from_str(json.dumps(spec)), re.compile(f"({pattern})"), added)
 
 
 def _encode_text(parts: _Parts, text: str) -> list[int]:

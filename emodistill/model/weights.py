@@ -7,10 +7,10 @@ Parameter names map mechanically: `model.layers.3.self_attn.q_proj.weight` is sl
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import nnx
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -30,7 +31,7 @@ from emodistill.files import write_json
 from emodistill.model.config import ParamPath, Qwen2Config
 from emodistill.model.fingerprint import fingerprint_of_sums, rounded_sums
 from emodistill.model.quantization import is_quantizable, quantized
-from emodistill.model.qwen2 import Qwen2, flat_state
+from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import param_sharding
 from emodistill.tensor_files import write_tensors
 
@@ -77,25 +78,28 @@ def load_qwen2(
         lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat, mesh=mesh)
     )
     graphdef, state = nnx.split(abstract)
-    leaves = flat_state(state)
+    leaves = dict(nnx.to_flat_state(state))
     values: list[tuple[ParamPath, Any]] = []
-    sums: dict[ParamPath, list[np.ndarray]] = {}
+    sums: dict[ParamPath, list[np.ndarray]] = defaultdict(list)
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         shapes = {
             name: leaf.shape if layer is None else leaf.shape[1:]
             for param_path, leaf in leaves.items()
-            for name, layer in _tensors(param_path, leaf.shape)
+            for name, layer in _tensors(param_path, leaf.shape).items()
         }
         _check_tensors(folder, files, shapes)
         for param_path, leaf in leaves.items():
-            parts = _read_groups(param_path, leaf.shape, files, mesh, dtype)
-            if quantize is not None:
-                parts = _with_sums(parts, sums.setdefault(param_path, []))
-                if is_quantizable(param_path):
-                    parts = ((first, quantized(part, quantize)) for first, part in parts)
-            array = _stack_groups(param_path, leaf.shape, parts, mesh)
-            values.append((param_path, leaf.replace(array)))
+            whole = None
+            for first, part in _read_groups(param_path, leaf.shape, files, mesh, dtype):
+                layers: Any = part
+                if quantize is not None:
+                    # The fingerprint is that of the file's weights.
+                    sums[param_path].append(rounded_sums(part, first))
+                    if is_quantizable(param_path):
+                        layers = quantized(part, quantize)
+                whole = _filled(whole, layers, first, param_path, leaf.shape, mesh)
+            values.append((param_path, leaf.replace(whole)))
     model = nnx.merge(graphdef, nnx.from_flat_state(values))
     if quantize is not None:
         model.quantization = quantize
@@ -119,24 +123,20 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
         )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: (leaf[...], layer)
-        for param_path, leaf in flat_state(nnx.state(model, nnx.Param)).items()
-        for name, layer in _tensors(param_path, leaf.shape)
-    }
+    tensors = {}
+    for param_path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        array = np.asarray(leaf[...])
+        for name, layer in _tensors(param_path, leaf.shape).items():
+            tensors[name] = array if layer is None else array[layer]
     split = split_state_dict_into_shards_factory(
         # In the order of layers, numbers as numbers: layer 2 before layer 10.
         {name: tensors[name] for name in sorted(tensors, key=_natural_order)},
-        get_storage_size=_num_bytes,
+        get_storage_size=lambda array: array.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=MAX_SHARD_BYTES,
     )
     for file, names in split.filename_to_tensors.items():
-        stored = {
-            name: np.asarray(array if layer is None else array[layer])
-            for name, (array, layer) in ((name, tensors[name]) for name in names)
-        }
-        write_tensors(folder / file, stored, {"format": "pt"})
+        write_tensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX_FILE, index)
@@ -145,35 +145,25 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
     write_json(folder / "config.json", model.config.to_hf(dtype=jnp.dtype(model.dtype).name))
 
 
-def _num_bytes(tensor: tuple[jax.Array, int | None]) -> int:
-    array, layer = tensor
-    return array.nbytes if layer is None else array.nbytes // array.shape[0]
-
-
 def _natural_order(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def hf_name(path: ParamPath, layer: int | None = None) -> str:
-    """Hugging Face's name of the parameter with that path (of one layer, where it is stacked)."""
-    if path[0] == "lm_head":
-        return ".".join(path)
-    if path[0] == "layers":
-        path = ("layers", str(layer), *path[1:])
-    return ".".join(("model", *path))
-
-
-def _tensors(path: ParamPath, shape: Sequence[int]) -> list[tuple[str, int | None]]:
-    """The names under which a parameter is stored, each with its layer where it is stacked."""
+def _tensors(path: ParamPath, shape: Sequence[int]) -> dict[str, int | None]:
+    """Hugging Face's names of a parameter's tensors, each with its layer where it is stacked."""
     if path[0] != "layers":
-        return [(hf_name(path), None)]
-    return [(hf_name(path, layer), layer) for layer in range(shape[0])]
+        return {".".join(path if path[0] == "lm_head" else ("model", *path)): None}
+    return {".".join(("model.layers", str(i), *path[1:])): i for i in range(shape[0])}
 
 
-def open_safetensors(path: Path, stack: ExitStack) -> Any:
-    """A lazily read safetensors file, closed with `stack`; names a torn file."""
+def open_safetensors(path: Path) -> Any:
+    """A lazily read safetensors file, a context manager.
+
+    Raises:
+      InputError: the file is torn; names it.
+    """
     try:
-        return stack.enter_context(safe_open(path, framework="numpy"))
+        return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} can't be read as safetensors ({error}); it is truncated or of another "
@@ -196,22 +186,25 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing, but {INDEX_FILE} lists it; copy it too.")
-        file = open_safetensors(folder / name, stack)
+        file = stack.enter_context(open_safetensors(folder / name))
         files.update(dict.fromkeys(file.keys(), file))
     return files
 
 
+class _Index(msgspec.Struct):
+    """What is read of an index: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
 def _index_files(index_path: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index_path.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        index = msgspec.json.decode(index_path.read_bytes(), type=_Index)
+    except msgspec.DecodeError as error:
         raise InputError(f"{index_path} has no usable weight_map ({error!r}).") from None
+    names = sorted(set(index.weight_map.values()))
     for name in names:
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or not name.endswith(".safetensors")
-        ):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{index_path} lists {name!r}; only .safetensors beside it are read.")
     return names
 
@@ -257,29 +250,24 @@ def _some(names: list[str]) -> str:
     return f"{shown}{rest} {'is' if len(names) == 1 else 'are'}"
 
 
-Groups = Iterator[tuple[int, Any]]
-"""(first layer, arrays of it and the next ones)."""
-
-
 def _read_groups(
     path: ParamPath,
     shape: tuple[int, ...],
     files: Mapping[str, Any],
     mesh: Mesh | None,
     dtype: Any,
-) -> Groups:
-    """The parameter with that path, a few layers at a time, each on the devices that keep it."""
-    names = [name for name, _ in _tensors(path, shape)]
-    if path[0] != "layers":
-        read = functools.partial(_read_slice, files, names[0], dtype)
-        yield 0, _assembled(shape, param_sharding(path, shape, mesh), read)
-        return
+) -> Iterator[tuple[int, jax.Array]]:
+    """The parameter with that path, a few layers at a time, each on the devices that keep it.
+
+    Yields: the first layer, and the array of it and the next ones.
+    """
+    names = list(_tensors(path, shape))
     layer_bytes = math.prod(shape[1:]) * jnp.dtype(dtype).itemsize
     size = max(1, MAX_GROUP_BYTES // layer_bytes)
-    for first in range(0, shape[0], size):
+    for first in range(0, len(names), size):
         group = names[first : first + size]
-        part = (len(group), *shape[1:])
-        read = functools.partial(_read_layers, files, group, part, dtype)
+        part = (len(group), *shape[1:]) if path[0] == "layers" else shape
+        read = functools.partial(_read, files, group, part, dtype)
         yield first, _assembled(part, param_sharding(path, part, mesh), read)
 
 
@@ -301,48 +289,46 @@ def _assembled(
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _read_slice(files: Mapping[str, Any], name: str, dtype: Any, index: Any) -> np.ndarray:
-    return files[name].get_slice(name)[index].astype(dtype, copy=False)
-
-
-def _read_layers(
-    files: Mapping[str, Any], names: list[str], shape: tuple[int, ...], dtype: Any, index: Any
+def _read(
+    files: Mapping[str, Any], names: Sequence[str], shape: tuple[int, ...], dtype: Any, index: Any
 ) -> np.ndarray:
-    """What one device holds of some layers, read into the array that it becomes."""
+    """What one device holds of a parameter, or of some of its layers, stacked to `shape`."""
+    tensors = [files[name].get_slice(name) for name in names]
+    if len(tensors[0].get_shape()) == len(shape):
+        return tensors[0][index].astype(dtype, copy=False)
+    # Read into the array that they become, so that nothing is held twice.
     sizes = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
     out = np.empty(sizes, dtype)
-    for i, name in enumerate(names[index[0]]):
-        out[i] = files[name].get_slice(name)[index[1:]]
+    for i, tensor in enumerate(tensors[index[0]]):
+        out[i] = tensor[index[1:]]
     return out
 
 
-def _with_sums(parts: Groups, sums: list[np.ndarray]) -> Groups:
-    """`parts`, whose checksums are added to `sums`: a fingerprint is that of the file's weights."""
-    for first, part in parts:
-        sums.append(rounded_sums(part, first))
-        yield first, part
+def _filled(
+    whole: Any,
+    part: Any,
+    first: int,
+    path: ParamPath,
+    shape: tuple[int, ...],
+    mesh: Mesh | None,
+) -> Any:
+    """The array (or quantized array) of all layers with `part` of them, from `first` on.
 
-
-def _stack_groups(path: ParamPath, shape: tuple[int, ...], parts: Groups, mesh: Mesh | None) -> Any:
-    """One array (or quantized array) of all layers, filled group by group on its devices.
-
-    To concatenate the groups would take the parameter's memory twice.
+    It is filled group by group on its devices: to concatenate the groups would take the parameter's
+    memory twice.
     """
-    whole = None
-    for first, part in parts:
-        if path[0] != "layers" or part.shape[0] == shape[0]:
-            return part
-        if whole is None:
-            whole = jax.tree.map(
-                lambda x: jnp.zeros(
-                    (full := (shape[0], *x.shape[1:])),
-                    x.dtype,
-                    device=param_sharding(path, full, mesh),
-                ),
-                part,
-            )
-        whole = _fill(whole, part, jnp.int32(first))
-    return whole
+    if part.shape == shape:
+        return part
+    if whole is None:
+        whole = jax.tree.map(
+            lambda x: jnp.zeros(
+                (full := (shape[0], *x.shape[1:])),
+                x.dtype,
+                device=param_sharding(path, full, mesh),
+            ),
+            part,
+        )
+    return _fill(whole, part, jnp.int32(first))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -118,9 +118,9 @@ def train_adapter(
     )
     # A turn that does not fit takes its whole group with it.
     fits = np.zeros(groups.shape, bool)
-    fits.flat[[example.asked_index for example in samples.examples]] = True
+    fits.flat[[example.asked_index for example in samples]] = True
     is_whole = np.repeat(fits.all(axis=1), groups.shape[1])
-    examples = [example for example in samples.examples if is_whole[example.asked_index]]
+    examples = [example for example in samples if is_whole[example.asked_index]]
     micro_tokens = CPU_MICRO_TOKENS if jax.default_backend() == "cpu" else DEVICE_MICRO_TOKENS
     batches = PackedBatches(
         examples,
@@ -157,7 +157,7 @@ def train_adapter(
         reference=reference,
         num_steps=run.num_steps,
         num_samples=len(examples),
-        num_trimmed=samples.num_trimmed,
+        num_trimmed=sum(example.num_dropped_turns > 0 for example in samples),
         num_dropped=len(rows) - len(examples),
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
