@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
-from emodistill.evaluation.matches import run_matches
 from emodistill.evaluation.methods import METHODS, Method, get_method
-from emodistill.evaluation.players import PlayerPool, PlayerSpec
+from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
@@ -103,8 +102,6 @@ def _player(
     config: EvaluateConfig, name: str, language_model: str | None
 ) -> tuple[Any, list[Path]]:
     """Who plays a method, and the files that it is made of."""
-    from emodistill.evaluation.players import writing_temperature  # JAX
-
     method = get_method(name)
     source = config.trained_on or config.domain
     cells: dict[str, str] = {}
@@ -143,6 +140,10 @@ def _job(cell: Cell) -> Job:
     if is_pair:
         counterparty, more = _player(config, config.opponent, opposite)
         files += more
+        # The tournament names cells for all its methods; those of others make no difference here.
+        played = {*focal.cells, *counterparty.cells}
+        cells = {stage: name for stage, name in config.cells.items() if stage in played}
+        config = dataclasses.replace(config, cells=cells)
         if counterparty.language_model is not None:
             counterparty = dataclasses.replace(
                 counterparty, temperature=config.counterparty_temperature
@@ -194,12 +195,10 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             open_client(config, job.name) as client,
             PlayerPool(config, client, details.pack, loaded) as pool,
         ):
-            played = await run_matches(
-                config,
+            played = await pool.play(
                 details.focal,
                 details.counterparty,
-                pool,
-                scenarios=_held_out(config.run / config.domain / SCENARIOS, config.split),
+                _held_out(config.run / config.domain / SCENARIOS, config.split),
                 path=job.output,
                 label=job.name,
                 reader=offer_reader(client, details.reader),
