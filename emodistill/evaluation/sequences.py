@@ -112,13 +112,10 @@ def match_rates(
     matches = []
     for row in range(len(table)):
         trajectory = trajectories[table.trajectory_index[row]]
-        turn = trajectory.turns[table.turn_index[row]]
-        if turn.emotion is not None:
-            before = trajectory.turns[: turn.index]
+        if (emotion := table.emotions[row]) is not None:
+            before = trajectory.turns[: table.turn_index[row]]
             chosen = choose(DialogueState.from_turns(trajectory, before, max_turns))
-            matches.append(
-                (row, trajectory.outcome, trajectory.scenario_id, chosen == turn.emotion)
-            )
+            matches.append((row, trajectory.outcome, table.scenario_ids[row], chosen == emotion))
     turns = pd.DataFrame(matches, columns=["row", "outcome", "scenario_id", "is_match"])
     is_kept = turns.row.isin(top_fraction(sft_quality(table)))
     groups = {"all": turns, "kept": turns[is_kept]}

@@ -225,6 +225,6 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
         "difference": ci.mean,
         **interval("interval", ci),
         "reading": verdict,
-        "p": paired_p_value(*sides, *resampling),
+        "p": paired_p_value(deltas, *resampling),
         "num_needed": needed,
     }

@@ -217,15 +217,14 @@ def _train_chunk(
     Side by side on accelerators, which a single run leaves idle; one after the other on CPU, where
     it does not, and where products with a leading axis of runs are slower.
     """
+
+    def train(run: tuple[_State, _Settings, jax.Array]) -> tuple[_State, dict[str, jax.Array]]:
+        return _train_run(*run, num_steps_P, data)
+
+    runs = state, settings, index_KPLB
     if jax.default_backend() == "cpu":
-
-        def train(run: tuple) -> tuple[_State, dict[str, jax.Array]]:
-            state, settings, index_PLB = run
-            return _train_run(state, settings, index_PLB, num_steps_P, data)
-
-        return jax.lax.map(train, (state, settings, index_KPLB))
-    side_by_side = jax.vmap(_train_run, in_axes=(0, 0, 0, None, None))
-    return side_by_side(state, settings, index_KPLB, num_steps_P, data)
+        return jax.lax.map(train, runs)
+    return jax.vmap(train)(runs)
 
 
 class IQLRun(NamedTuple):
@@ -330,7 +329,7 @@ def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[st
         )
     runs: list[list[dict[str, float]]] = [
         [
-            {"step": end} | dict(zip(names, point, strict=True))
+            {"step": end, **dict(zip(names, point, strict=True))}
             for end, point in zip(ends, of_run, strict=True)
         ]
         for of_run in values.tolist()
