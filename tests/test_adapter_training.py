@@ -73,76 +73,92 @@ def pack(pack_dir):
 
 
 @pytest.fixture(scope="module")
-def sft_result(tiny_checkpoint, pack, tmp_path_factory):
-    return sft_stage(tmp_path_factory.mktemp("run") / "sft/default", tiny_checkpoint, pack)
+def sft_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("run") / "sft/default"
+
+
+@pytest.fixture(scope="module")
+def sft_result(tiny_checkpoint, pack, sft_dir):
+    return sft_stage(sft_dir, tiny_checkpoint, pack)
+
+
+@pytest.fixture(scope="module")
+def sft_adapter(sft_result, sft_dir):
+    return sft_dir / "adapter"
+
+
+def reference_files(cell_dir):
+    """The stored log-probs of the references, and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in (cell_dir.parent / "reference").iterdir()}
 
 
 class TestStages:
-    def test_sft_keeps_the_best_turns_and_leaves_a_peft_adapter(self, sft_result, tiny_checkpoint):
+    def test_sft_keeps_the_best_turns_and_leaves_a_peft_adapter(
+        self, sft_result, sft_adapter, tiny_checkpoint
+    ):
         assert (sft_result.num_samples, sft_result.num_steps) == (8, 4)
         assert (sft_result.num_dropped, sft_result.num_trimmed) == (0, 0)
-        fields = json.loads((sft_result.adapter_dir / "adapter_config.json").read_text())
+        fields = json.loads((sft_adapter / "adapter_config.json").read_text())
         assert (fields["peft_type"], fields["r"]) == ("LORA", 4)
         model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
-        load_adapter(model, sft_result.adapter_dir)
+        load_adapter(model, sft_adapter)
         assert any(np.any(leaf) for leaf in leaves(nnx.state(model, LoRAParam)))
 
     def test_jpo_starts_as_its_reference_and_shares_it_between_kappas(
-        self, sft_result, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
-        adapter = sft_result.adapter_dir
-        one = jpo_stage(tmp_path / "jpo/default", tiny_checkpoint, pack, adapter)
-        assert (one.num_samples, one.num_steps, one.reference.is_reused) == (16, 8, False)
+        one = jpo_stage(tmp_path / "jpo/default", tiny_checkpoint, pack, sft_adapter)
+        assert (one.num_samples, one.num_steps) == (16, 8)
+        written = reference_files(tmp_path / "jpo/default")
+        (path,) = written
         first, *_, last = lines(tmp_path / "jpo/default")
         np.testing.assert_allclose(first["policy/ratio_mean"], 1, rtol=1e-5)
         assert first["policy/kl_k3"] < 1e-9 < last["policy/kl_k3"]
         short = {"kappa": 0.5, "max_steps": 2}
-        kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, adapter, **short)
-        assert kappa.reference.is_reused
-        assert kappa.reference.path == one.reference.path
+        kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, sft_adapter, **short)
+        assert reference_files(tmp_path / "jpo/kappa") == written
         second = lines(tmp_path / "jpo/default")[1]
         assert kappa.metrics["policy/surrogate"] != second["policy/surrogate"]
 
-        logp = load_file(one.reference.path)["ref_logp"]
-        one.reference.path.write_bytes(one.reference.path.read_bytes()[:-40])
-        torn = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, **short)
-        assert not torn.reference.is_reused
-        np.testing.assert_array_equal(load_file(torn.reference.path)["ref_logp"], logp)
+        logp = load_file(path)["ref_logp"]
+        path.write_bytes(path.read_bytes()[:-40])
+        torn = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, sft_adapter, **short)
+        np.testing.assert_array_equal(load_file(path)["ref_logp"], logp)
         assert torn.metrics["policy/surrogate"] == kappa.metrics["policy/surrogate"]
 
-        with safe_open(one.reference.path, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
         for wrong, told in (
             (logp[:-1], metadata),
             (np.full_like(logp, np.nan), metadata),
             (logp, metadata | {"key": "0"}),
         ):
-            save_file({"ref_logp": wrong}, one.reference.path, metadata=told)
-            again = jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, adapter, **short)
-            assert not again.reference.is_reused
+            save_file({"ref_logp": wrong}, path, metadata=told)
+            jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, sft_adapter, **short)
+            np.testing.assert_array_equal(load_file(path)["ref_logp"], logp)
+            with safe_open(path, framework="numpy") as file:
+                assert file.metadata() == metadata
 
     def test_alol_learns_the_good_turns_without_a_reference(
-        self, sft_result, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
         cell = tmp_path / "alol/default"
-        adapter = sft_result.adapter_dir
         settings = {"learning_rate": 1e-2, "num_epochs": 6}
-        run = jpo_stage(cell, tiny_checkpoint, pack, adapter, kind=ALoLConfig, **settings)
-        assert run.reference is None
+        run = jpo_stage(cell, tiny_checkpoint, pack, sft_adapter, kind=ALoLConfig, **settings)
         assert 0 < run.num_samples < 16
         first, *_, last = lines(cell)
         assert last["alol/loss"] < first["alol/loss"]
         assert not (tmp_path / "alol/reference").exists()
 
-    def test_dpo_starts_as_its_reference(self, sft_result, tiny_checkpoint, pack, tmp_path):
+    def test_dpo_starts_as_its_reference(self, sft_adapter, tiny_checkpoint, pack, tmp_path):
         cell = tmp_path / "dpo/default"
-        run = jpo_stage(cell, tiny_checkpoint, pack, sft_result.adapter_dir, kind=DPOConfig)
+        run = jpo_stage(cell, tiny_checkpoint, pack, sft_adapter, kind=DPOConfig)
         assert run.num_samples == 16
         first, *_ = lines(cell)
         np.testing.assert_allclose(first["dpo/loss"], math.log(2), rtol=1e-5)
 
     def test_a_turn_that_does_not_fit_takes_its_pair_along(
-        self, sft_result, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
         first, *others = TRAJECTORIES
         long = msgspec.structs.replace(first.turns[0], text="Let us say 20 days. " * 40)
@@ -150,7 +166,7 @@ class TestStages:
             tmp_path / "dpo/default",
             tiny_checkpoint,
             pack,
-            sft_result.adapter_dir,
+            sft_adapter,
             trajectories=[msgspec.structs.replace(first, turns=(long, *first.turns[1:])), *others],
             kind=DPOConfig,
             max_tokens=300,
@@ -159,69 +175,55 @@ class TestStages:
         assert (run.num_samples, run.num_dropped) == (14, 2)
 
     def test_every_dependency_of_the_reference_makes_another_file(
-        self, sft_result, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
-        adapter = sft_result.adapter_dir
-        settings = {"max_steps": 1}
-        runs = [
-            jpo_stage(tmp_path / "jpo/a", tiny_checkpoint, pack, adapter, **settings),
+        for cell, adapter, changes in (
+            ("a", sft_adapter, {}),
+            ("b", None, {"reference": "base"}),
+            ("c", sft_adapter, {"emotion_free": True}),
+            ("d", sft_adapter, {"trajectories": TRAJECTORIES[:4]}),
+        ):
             jpo_stage(
-                tmp_path / "jpo/b", tiny_checkpoint, pack, None, reference="base", **settings
-            ),
-            jpo_stage(
-                tmp_path / "jpo/c", tiny_checkpoint, pack, adapter, emotion_free=True, **settings
-            ),
-            jpo_stage(
-                tmp_path / "jpo/d",
-                tiny_checkpoint,
-                pack,
-                adapter,
-                trajectories=TRAJECTORIES[:4],
-                **settings,
-            ),
-        ]
-        assert not any(run.reference.is_reused for run in runs)
-        assert len({run.reference.path for run in runs}) == 4
+                tmp_path / "jpo" / cell, tiny_checkpoint, pack, adapter, max_steps=1, **changes
+            )
+        assert len(reference_files(tmp_path / "jpo/a")) == 4
 
     def test_scenarios_with_too_few_scores_are_left_out_and_named(
-        self, sft_result, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
         run = jpo_stage(
             tmp_path / "jpo/few",
             tiny_checkpoint,
             pack,
-            sft_result.adapter_dir,
+            sft_adapter,
             trajectories=TRAJECTORIES[:5],
             max_steps=1,
         )
         assert run.left_out_scenarios == (SCENARIOS[1].scenario_id,)
         assert run.num_samples == 8
 
-    def test_what_cannot_be_started_is_refused(self, sft_result, tiny_checkpoint, pack, tmp_path):
+    def test_what_cannot_be_started_is_refused(self, sft_adapter, tiny_checkpoint, pack, tmp_path):
         with pytest.raises(InputError, match="jpo starts from an SFT adapter, and there is none"):
             jpo_stage(tmp_path / "jpo/x", tiny_checkpoint, pack, None)
         with pytest.raises(InputError, match=r"lora_rank=8, but the SFT adapter in .* has 4"):
-            jpo_stage(
-                tmp_path / "jpo/x", tiny_checkpoint, pack, sft_result.adapter_dir, lora_rank=8
-            )
+            jpo_stage(tmp_path / "jpo/x", tiny_checkpoint, pack, sft_adapter, lora_rank=8)
         held_out = [msgspec.structs.replace(t, split="test") for t in TRAJECTORIES]
         with pytest.raises(InputError, match="no dialogue belongs to a training scenario"):
             jpo_stage(
                 tmp_path / "jpo/x",
                 tiny_checkpoint,
                 pack,
-                sft_result.adapter_dir,
+                sft_adapter,
                 trajectories=held_out,
             )
 
     @pytest.mark.parametrize("stage", ["sft", "jpo"])
     def test_after_sigkill_the_result_is_that_of_the_uninterrupted_run(
-        self, stage, sft_result, tiny_checkpoint, pack, pack_dir, tmp_path
+        self, stage, sft_result, sft_adapter, tiny_checkpoint, pack, pack_dir, tmp_path
     ):
-        adapter = sft_result.adapter_dir
         start = {
             "sft": "sft_stage(cell, base, pack",
-            "jpo": f"jpo_stage(cell, base, pack, Path({str(adapter)!r})",
+            "jpo": f"jpo_stage(cell, base, pack, Path({str(sft_adapter)!r})",
         }
         code = (
             "import sys; from test_adapter_training import *\n"
@@ -242,12 +244,14 @@ class TestStages:
         assert done.returncode == -signal.SIGKILL, done.stderr
         steps = []
         if stage == "sft":
-            run, whole = sft_stage(cut, tiny_checkpoint, pack, steps.append), sft_result
+            sft_stage(cut, tiny_checkpoint, pack, steps.append)
+            whole, num_steps = sft_adapter.parent, sft_result.num_steps
         else:
-            run = jpo_stage(cut, tiny_checkpoint, pack, adapter, steps.append)
-            whole = jpo_stage(tmp_path / "run/jpo/whole", tiny_checkpoint, pack, adapter)
-        assert steps == list(range(3, whole.num_steps + 1))
-        assert without_times(lines(cut)) == without_times(lines(whole.adapter_dir.parent))
-        for name, tensor in load_file(whole.adapter_dir / "adapter_model.safetensors").items():
-            resumed = load_file(run.adapter_dir / "adapter_model.safetensors")[name]
+            jpo_stage(cut, tiny_checkpoint, pack, sft_adapter, steps.append)
+            whole = tmp_path / "run/jpo/whole"
+            num_steps = jpo_stage(whole, tiny_checkpoint, pack, sft_adapter).num_steps
+        assert steps == list(range(3, num_steps + 1))
+        assert without_times(lines(cut)) == without_times(lines(whole))
+        for name, tensor in load_file(whole / "adapter/adapter_model.safetensors").items():
+            resumed = load_file(cut / "adapter/adapter_model.safetensors")[name]
             np.testing.assert_array_equal(resumed, tensor)

@@ -119,7 +119,12 @@ def test_the_program_that_is_planned_is_the_one_that_trains():
     """`Trainer.lower` compiles what `Trainer.step` runs: nothing is compiled again."""
     graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
     chex.clear_trace_counter()
-    trainer = Trainer(graphdef, chex.assert_max_traces(sft, n=1), SFT, num_steps=1)
+
+    @chex.assert_max_traces(n=1)
+    def loss(logp_SU, batch):
+        return sft(logp_SU, batch)
+
+    trainer = Trainer(graphdef, loss, SFT, num_steps=1)
     batch = packed(batch_size=4).step(0).batches
     trainer.lower(lora, frozen, batch[0])
     trainer.step(trainer.init(lora), frozen, batch)

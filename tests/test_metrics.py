@@ -1,44 +1,19 @@
-"""Table figures worked out by hand on a handful of dialogues."""
+"""Figures of dialogues worked out by hand."""
 
-import math
-
-import numpy as np
 import pytest
 from builders import dialogue, trajectory, turns
 
 from emodistill.evaluation import metrics
 
 
-def test_summary_by_hand():
+def test_utility_by_hand():
     rows = [
-        dialogue("a", 60.0, num_turns=4),  # 0.5
-        dialogue("b", 20.0, num_turns=6),  # past the target: 1
-        dialogue("c", None, num_turns=8, scenario_id="debt_002"),
-        dialogue("d", None, num_turns=10, outcome="ongoing", scenario_id="debt_002"),
+        dialogue("a", 60.0),  # half of the way from 90 to 30
+        dialogue("b", 20.0),  # past the target
+        dialogue("c", None),
+        dialogue("d", None, outcome="ongoing"),
     ]
-    found = metrics.summarize(rows)
-    assert (found.num_dialogues, found.num_scenarios) == (4, 2)
-    assert found.success == 0.5
-    assert (found.outcomes, found.outcomes_std) == pytest.approx((0.75, 0.25))
-    assert found.utility == pytest.approx(0.375)
-    assert found.utility_std == pytest.approx(np.std([0.5, 1, 0, 0]))  # population, not n - 1
-    assert (found.rounds, found.rounds_std) == pytest.approx((7.0, math.sqrt(5)))
-
-
-def test_summary_without_a_success_or_a_dialogue():
-    failed = metrics.summarize([dialogue("a", None)])
-    assert math.isnan(failed.outcomes)
-    assert (failed.success, failed.utility, failed.utility_std) == (0.0, 0.0, 0.0)
-    empty = metrics.summarize([])
-    assert empty.num_dialogues == 0
-    assert math.isnan(empty.success) and math.isnan(empty.utility) and math.isnan(empty.rounds)
-
-
-def test_outcomes_carry_their_scenarios():
-    rows = [dialogue("a", None), dialogue("b", 45.0, scenario_id="debt_009")]
-    values, ids = metrics.dialogue_outcomes(rows)
-    np.testing.assert_allclose(values, [0.75])
-    assert ids == ["debt_009"]
+    assert [metrics.dialogue_utility(row) for row in rows] == [0.5, 1.0, 0.0, 0.0]
 
 
 def test_emotion_scores_count_scenarios_once():
@@ -89,9 +64,3 @@ def test_offers_in_bounds_by_hand(values, expected):
     assert (
         metrics.in_bounds(offers(*(v and 120 - v for v in values), target=90.0)) == expected
     )  # the other direction
-
-
-def test_the_share_in_bounds_is_over_all_offers():
-    both = [offers(30.0, 90.0, 40.0, 70.0, 70.0), offers(20.0)]
-    assert metrics.summarize(both).in_bounds == 0.75
-    assert math.isnan(metrics.summarize([offers(None)]).in_bounds)

@@ -53,14 +53,15 @@ def test_the_selector_is_worth_more_than_what_it_learned_from():
 def test_the_support_map_counts_and_finds_choices_without_data():
     (run,) = train_iql(DATA, [CONFIG])
     found = support_map(run.networks, DATA, seed=0)
-    assert found.data_CA.sum() == len(MDP)
-    assert found.policy_CA.sum() == pytest.approx(len(MDP))
-    assert (found.data_CA.max(axis=1) < MIN_SUPPORT).all()
-    assert found.unsupported == pytest.approx(1)
+    data, policy = np.array(found["data"]), np.array(found["policy"])
+    assert data.sum() == len(MDP)
+    assert policy.sum() == pytest.approx(len(MDP), abs=0.0005 * policy.size)  # rounded to 0.001
+    assert (data.max(axis=1) < MIN_SUPPORT).all()
+    assert found["unsupported"] == pytest.approx(1)
     many = transitions(MDP * MIN_SUPPORT, 3)
-    assert support_map(run.networks, many, seed=0).unsupported < 0.2
-    again = support_map(run.networks, many, seed=0)
-    np.testing.assert_array_equal(again.centers_CS, support_map(run.networks, many, seed=0)[0])
+    of_many = support_map(run.networks, many, seed=0)
+    assert of_many["unsupported"] < 0.2
+    assert support_map(run.networks, many, seed=0) == of_many
 
 
 def test_probabilities_sum_to_one():

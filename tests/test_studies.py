@@ -5,8 +5,6 @@ import dataclasses
 import json
 
 import pytest
-from emodistill.studies.planned_arms import plan_arms
-from emodistill.studies.arm_runner import run_study
 from tiny_run import ADAPTER, SECTIONS, SETTINGS, copy_of, run_stage
 
 from emodistill.configs import (
@@ -37,8 +35,10 @@ from emodistill.offline.store import read_trajectories
 from emodistill.reports import RECIPES, report_study
 from emodistill.reports.paper import numbers
 from emodistill.settings import Settings
-from emodistill.studies import planned_arms as planning
 from emodistill.studies import arm_runner as runner
+from emodistill.studies import planned_arms as planning
+from emodistill.studies.arm_runner import run_study
+from emodistill.studies.planned_arms import plan_arms
 
 
 @pytest.mark.parametrize("name", STUDIES)

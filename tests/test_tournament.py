@@ -1,7 +1,8 @@
-"""Methods against each other: both seats, paired dialogues, resuming, failures, and the matrix."""
+"""Methods against each other: both roles, paired dialogues, resuming, failures, and the matrix."""
 
 import asyncio
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -14,15 +15,15 @@ from emodistill.domains import load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import EmodistillError, InputError
 from emodistill.evaluation import methods
-from emodistill.evaluation.metrics import summarize
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
-from emodistill.evaluation.tournament import bouts, matrix_text
+from emodistill.evaluation.tournament import cell_text, matrix_text
 from emodistill.negotiation import DialogueState
 from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import plan_dialogues
 from emodistill.prompts import load_pack
-from emodistill.stages import pairings
+from emodistill.settings import Cell
+from emodistill.stages import evaluation
 from emodistill.train import student
 
 METHODS = ("vanilla-llm", "random")
@@ -33,50 +34,29 @@ SMALL = {"num_scenarios": 2, "num_seeds": 2, "max_turns": 6, "concurrency": 4}
 # The matrix
 
 
-DIALOGUES = {
-    ("a", "b"): [
-        dialogue("1", 60.0),  # half of the way from 90 to 30
-        dialogue("2", 20.0, scenario_id="debt_002"),  # past the target
-        dialogue("3", None),
-        dialogue("4", None, outcome="ongoing"),
-    ],
-    ("b", "a"): [dialogue("1", 75.0)],
-}
-
-
-MATRIX = {pair: summarize(dialogues) for pair, dialogues in DIALOGUES.items()}
+DIALOGUES = [
+    dialogue("1", 60.0),  # half of the way from 90 to 30
+    dialogue("2", 20.0, scenario_id="debt_002"),  # past the target
+    dialogue("3", None),
+    dialogue("4", None, outcome="ongoing"),
+]
 
 
 def test_a_cell_by_hand():
-    cell = MATRIX["a", "b"]
-    assert (cell.num_dialogues, cell.num_scenarios, cell.success) == (4, 2, 0.5)
-    assert cell.utility == pytest.approx(0.375)
-    assert cell.utility_std == pytest.approx(np.std([0.5, 1, 0, 0]))
-
-
-def test_bouts_are_what_the_focal_player_wins_and_a_failure_is_a_draw():
-    assert bouts(DIALOGUES) == [
-        ("a", "b", 0.5, "debt_001"),
-        ("a", "b", 1.0, "debt_002"),
-        ("a", "b", 0.5, "debt_001"),
-        ("a", "b", 0.5, "debt_001"),
-        ("b", "a", 0.25, "debt_001"),
-    ]
+    deviation = 100 * np.std([0.5, 1, 0, 0])  # the population's, not n - 1
+    assert cell_text(DIALOGUES) == f"50.0 / 37.5 ± {deviation:.1f}" == "50.0 / 37.5 ± 41.5"
+    assert cell_text([dialogue("1", 75.0)]) == "100.0 / 25.0 ± 0.0"
+    assert cell_text([dialogue("1", None)]) == "0.0 / 0.0 ± 0.0"
+    assert cell_text([]) == "-"
 
 
 def test_the_matrix_as_text():
-    text = matrix_text(MATRIX, ["a", "b"])
-    assert [line.split("  ")[0] for line in text.splitlines()] == [
-        "focal \\ counterparty",
-        "a",
-        "b",
+    cells = {("a", "b"): "50.0 / 37.5 ± 41.5", ("b", "a"): "100.0 / 25.0 ± 0.0"}
+    assert matrix_text(cells, ["a", "b"]).splitlines() == [
+        "focal \\ counterparty  a                   b",
+        "a                     -                   50.0 / 37.5 ± 41.5",
+        "b                     100.0 / 25.0 ± 0.0  -",
     ]
-    assert "50.0 / 37.5 ± 41.5" in text.splitlines()[1]
-    assert matrix_text({("a", "a"): summarize([])}, ["a"]).splitlines()[1].split() == [
-        "a",
-        "-",
-    ]
-    assert text.splitlines()[2].split() == ["b", "100.0", "/", "25.0", "±", "0.0", "-"]
 
 
 # Played through the simulator
@@ -86,8 +66,8 @@ def test_the_matrix_as_text():
 def run(tmp_path_factory):
     """A finished tournament, and the evaluation of one of its methods."""
     run = tmp_path_factory.mktemp("runs") / "tournament"
-    stages.sweep(SweepConfig(run=run, num_scenarios=1, num_seeds=1))
-    stages.evaluate(EvaluateConfig(run=run, method="random", **SMALL))
+    stages.run(Cell(SweepConfig(run=run, num_scenarios=1, num_seeds=1)))
+    stages.run(Cell(EvaluateConfig(run=run, method="random", **SMALL)))
     stages.tournament(TournamentConfig(run=run, methods=METHODS, **SMALL))
     return run
 
@@ -99,11 +79,11 @@ def played(run, pair):
 def test_every_pair_plays_the_same_dialogues(run):
     ids = {pair: sorted(t.trajectory_id for t in played(run, pair)) for pair in PAIRS}
     assert len(ids[PAIRS[0]]) == 4 and len({tuple(names) for names in ids.values()}) == 1
-    assert list(played_pairs(run, "crad")) == sorted(PAIRS)
+    assert list(played_pairs(run / "crad")) == sorted(PAIRS)
     assert {t.split for t in played(run, PAIRS[0])} == {"test"}
 
 
-def test_records_say_who_sat_where_and_what_was_chosen(run):
+def test_records_say_who_played_which_role_and_what_was_chosen(run):
     for pair in PAIRS:
         for trajectory in played(run, pair):
             assert (trajectory.focal.method, trajectory.counterparty.method) == pair
@@ -131,12 +111,12 @@ def test_against_the_vanilla_model_a_method_plays_as_in_its_evaluation(run):
     assert said(played(run, ("random", "vanilla-llm"))) == said(evaluated)
 
 
-def no_client(config):
+def no_client(*_):
     raise AssertionError("nothing is left to call for")
 
 
 def test_a_finished_tournament_makes_no_call(run, monkeypatch, capsys):
-    monkeypatch.setattr(pairings, "open_client", no_client)
+    monkeypatch.setattr(evaluation, "open_client", no_client)
     stages.tournament(TournamentConfig(run=run, methods=METHODS, **SMALL))
     stages.tournament(TournamentConfig(run=run, methods=METHODS, **(SMALL | {"num_seeds": 1})))
     shown = capsys.readouterr().out
@@ -199,8 +179,8 @@ def test_an_adapter_that_can_not_be_read_fails_its_pairs_alone(run, tmp_path, ca
         (copy / "crad/iql/mine").mkdir(parents=True, exist_ok=True)
         (copy / "crad/iql/mine" / name).write_text("torn")
     methods = ("vanilla-llm", "iql+sft")
-    cells = {"sft_cell": "mine", "iql_cell": "mine"}
-    config = TournamentConfig(run=copy, methods=methods, **cells, **SMALL)
+    cells = {"sft": "mine", "iql": "mine"}
+    config = TournamentConfig(run=copy, methods=methods, cells=cells, **SMALL)
     with pytest.raises(EmodistillError, match="3 of 4 pairs failed"):
         stages.tournament(config)
     assert "vanilla-llm@vanilla-llm: finished before" in capsys.readouterr().out
@@ -232,34 +212,50 @@ def test_a_method_is_named_once():
 def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
     config = TournamentConfig(run=tmp_path / "r", base_url="http://127.0.0.1:9/v1", model="m")
     config = dataclasses.replace(config, methods=("iql",))
-    with pytest.raises(InputError, match=r"(?s)lacks sweep. Run first:.*scripts/sweep\.py --run"):
+    with pytest.raises(
+        InputError, match=r"(?s)lacks sweep, iql\. Run first:.*scripts/sweep\.py --run"
+    ):
         stages.tournament(config)
     assert not (tmp_path / "r").exists()
 
 
-def test_the_evaluation_of_a_method_has_all_settings():
-    config = TournamentConfig(num_seeds=3, greedy=True, methods=("random",), iql_cell="mine")
-    one = config.evaluation("random")
-    assert (one.method, one.num_seeds, one.greedy, one.iql_cell) == ("random", 3, True, "mine")
+def test_a_pair_has_all_settings_of_the_tournament():
+    config = TournamentConfig(
+        num_seeds=3, greedy=True, methods=("random", "iql"), cells={"iql": "mine"}
+    )
+    pair = config.pair("random", "iql")
+    assert (pair.method, pair.opponent) == ("random", "iql")
+    assert (pair.num_seeds, pair.greedy, pair.cell("iql")) == (3, True, "mine")
 
 
-def test_a_language_model_is_the_same_in_both_seats_unless_it_is_told_otherwise():
-    def models(**settings):
-        return pairings._language_models(TournamentConfig(methods=METHODS, **settings))
+def test_a_language_model_is_the_same_in_both_roles_unless_it_is_told_otherwise():
+    def models(*pair, **settings):
+        return evaluation._language_models(TournamentConfig(**settings).pair(*pair))
 
     served = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
-    assert models(**served) == ("m", "m")
-    assert models(**served, counterparty="c") == ("m", "c")
-    assert models() == ("sim-teacher", "sim-counterparty")
-    assert models(counterparty="sim-teacher") == ("sim-teacher", "sim-teacher")
-    none = TournamentConfig(methods=("vanilla-slm",), base_url="http://127.0.0.1:9/v1")
-    assert pairings._language_models(none) == (None, None)
+    assert models(*METHODS, **served) == ("m", "m")
+    assert models(*METHODS, **served, counterparty="c") == ("m", "c")
+    assert models(*METHODS) == ("sim-teacher", "sim-counterparty")
+    assert models(*METHODS, counterparty="sim-teacher") == ("sim-teacher", "sim-teacher")
+    students = "vanilla-slm", "vanilla-slm"
+    assert models(*students, base_url="http://127.0.0.1:9/v1") == (None, None)
 
 
-def test_the_ceiling_is_the_whole_tournaments():
-    config = TournamentConfig(max_cost_usd=5.0)
-    assert pairings._within_budget(config, 3.5).max_cost_usd == 1.5
-    assert pairings._within_budget(TournamentConfig(), 3.5).max_cost_usd is None
+def test_the_ceiling_is_the_whole_tournaments(run, tmp_path, monkeypatch):
+    copy = copy_of(run, tmp_path)
+    for manifest in (copy / "crad/tournament").glob("*.manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"cost_usd": 1.5}))
+    module = importlib.import_module("emodistill.stages.tournament")
+    ceilings = []
+
+    def spied(cell, work):
+        ceilings.append(cell.config.max_cost_usd)
+        return stages.run(cell, work)
+
+    monkeypatch.setattr(module, "run", spied)
+    stages.tournament(TournamentConfig(run=copy, methods=METHODS, max_cost_usd=5.0, **SMALL))
+    stages.tournament(TournamentConfig(run=copy, methods=METHODS, **SMALL))
+    assert ceilings == [5.0, 3.5, 2.0, 0.5, *[None] * 4]
 
 
 def test_the_players_of_a_dialogue_draw_differently(monkeypatch):

@@ -62,35 +62,36 @@ def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[Em
       InputError: no turn under neutral has a score.
     """
     turns = scored_emotions(trajectories, scores)
-    neutral = turns[turns.emotion == NEUTRAL]
-    if neutral.empty:
+    means = turns.pivot_table("score", "scenario_id", "emotion")
+    if NEUTRAL not in means:
         raise InputError(
             f"{len(trajectories)} dialogues have no scored focal turn under {NEUTRAL!r}, to which "
             "every emotion is compared; play and judge some."
         )
     rows = []
-    for emotion, ours in turns[turns.emotion != NEUTRAL].groupby("emotion"):
-        ours = ours.loc[ours.scenario_id.isin(neutral.scenario_id), :]
-        if not ours.empty:
-            theirs = neutral.loc[neutral.scenario_id.isin(ours.scenario_id), :]
-            rows.append(_emotion_test(str(emotion), ours, theirs))
+    for emotion in means.columns.drop(NEUTRAL):
+        pairs = means.loc[:, [emotion, NEUTRAL]].dropna()
+        if not pairs.empty:
+            shared = turns.loc[turns.scenario_id.isin(pairs.index), :]
+            rows.append(_emotion_test(emotion, pairs, shared))
     return sorted(rows, key=lambda row: (-row.difference.mean, EMOTION_INDEX[row.emotion]))
 
 
-def _emotion_test(emotion: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> EmotionTest:
-    means, their_means = (
-        turns.groupby("scenario_id").score.mean().to_numpy() for turns in (ours, theirs)
-    )
-    delta = float((means - their_means).mean())
+def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> EmotionTest:
+    """An emotion against neutral: means of scenarios that have both, and the turns of these."""
+    ours, theirs = (turns.score[turns.emotion == name] for name in (emotion, NEUTRAL))
+    own, neutral = (means[name].to_numpy() for name in (emotion, NEUTRAL))
+    deltas = own - neutral
+    delta = float(deltas.mean())
     difference, t, p = Interval(delta, math.nan, math.nan), math.nan, math.nan
-    if _has_spread(means - their_means):
-        paired = stats.ttest_rel(means, their_means)
+    if _has_spread(deltas):
+        paired = stats.ttest_rel(own, neutral)
         t, p = float(paired.statistic), float(paired.pvalue)
         difference = Interval(delta, *map(float, paired.confidence_interval(CONFIDENCE)))
-    turn_delta = float(ours.score.mean() - theirs.score.mean())
+    turn_delta = float(ours.mean() - theirs.mean())
     welch = Interval(turn_delta, math.nan, math.nan)
-    if _has_spread(ours.score) and _has_spread(theirs.score):
-        unpaired = stats.ttest_ind(ours.score, theirs.score, equal_var=False)
+    if _has_spread(ours) and _has_spread(theirs):
+        unpaired = stats.ttest_ind(ours, theirs, equal_var=False)
         welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(CONFIDENCE)))
     # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
     p_bonferroni = float(np.minimum(1.0, NUM_TESTS * p))
@@ -133,12 +134,7 @@ def scenario_differences(
 
 
 def paired_p_value(
-    values: Values,
-    clusters: Clusters,
-    baseline_values: Values,
-    baseline_clusters: Clusters,
-    n_resamples: int = 10_000,
-    seed: int = 0,
+    differences_by_scenario: np.ndarray, n_resamples: int = 10_000, seed: int = 0
 ) -> float:
     """Two-sided p-value for no difference between a method and a baseline.
 
@@ -152,11 +148,10 @@ def paired_p_value(
     """
     if n_resamples < 1:
         raise InputError(f"n_resamples={n_resamples} must be at least 1; the default is 10,000.")
-    differences = scenario_differences(values, clusters, baseline_values, baseline_clusters)
-    if len(differences) < 2:
+    if len(differences_by_scenario) < 2:
         return math.nan
     test = stats.permutation_test(
-        (differences,),
+        (differences_by_scenario,),
         np.mean,
         permutation_type="samples",
         n_resamples=n_resamples,

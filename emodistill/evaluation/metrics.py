@@ -1,14 +1,9 @@
-"""What a set of dialogues amounts to: success, Outcomes, Utility, rounds (Appendix E.3–E.7).
-
-±, here and in every table, is the population standard deviation over dialogues.
-"""
+"""What a dialogue amounts to: its utility, its offers, its emotions' scores (Appendix E.3–E.7)."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,46 +14,6 @@ from emodistill.evaluation.bootstrap import bootstrap_ci
 from emodistill.negotiation.mediator import replay
 from emodistill.offline.rewards import Scores, savings
 from emodistill.records import Trajectory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodSummary:
-    """One method's row of a table: shares and savings in [0, 1], NaN where there is nothing."""
-
-    num_dialogues: int
-    num_scenarios: int
-    success: float
-    """Share of dialogues that end `accepted` (E.4)."""
-    outcomes: float
-    """Mean savings over successes (E.6)."""
-    outcomes_std: float
-    utility: float
-    """Mean savings with failures counted as 0 (Eq. 32)."""
-    utility_std: float
-    rounds: float
-    """Mean turns of both sides together (E.7)."""
-    rounds_std: float
-    in_bounds: float
-    """Share of focal offers that lie between the two positions on the table (`in_bounds`)."""
-
-
-def summarize(trajectories: Sequence[Trajectory]) -> MethodSummary:
-    """The figures of a table's row; rates and means are NaN where there are no dialogues."""
-    outcomes, outcomes_std = _mean_std(dialogue_outcomes(trajectories)[0])
-    utility, utility_std = _mean_std([dialogue_utility(t) for t in trajectories])
-    rounds, rounds_std = _mean_std([len(t.turns) for t in trajectories])
-    return MethodSummary(
-        num_dialogues=len(trajectories),
-        num_scenarios=len({trajectory.scenario_id for trajectory in trajectories}),
-        success=_mean_std([t.outcome == "accepted" for t in trajectories])[0],
-        outcomes=outcomes,
-        outcomes_std=outcomes_std,
-        utility=utility,
-        utility_std=utility_std,
-        rounds=rounds,
-        rounds_std=rounds_std,
-        in_bounds=_mean_std([is_in for t in trajectories for is_in in in_bounds(t)])[0],
-    )
 
 
 def in_bounds(trajectory: Trajectory) -> list[bool]:
@@ -83,32 +38,11 @@ def in_bounds(trajectory: Trajectory) -> list[bool]:
     return are_in
 
 
-def _mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    array = np.asarray(values, dtype=np.float64)
-    return (float(array.mean()), float(array.std())) if len(array) else (math.nan, math.nan)
-
-
 def dialogue_utility(trajectory: Trajectory) -> float:
     """Savings of a success (Eq. 30, clipped to [0, 1]), 0 for a failure (Eq. 32)."""
     if trajectory.final_value is None:
         return 0.0
     return savings(trajectory.final_value, trajectory.counterparty_anchor, trajectory.focal_target)
-
-
-class Outcomes(NamedTuple):
-    """Savings of the successes and the scenarios that they belong to."""
-
-    values: np.ndarray
-    scenario_ids: list[str]
-
-
-def dialogue_outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
-    """What the bootstrap of Appendix I resamples: savings over the dialogues that succeed."""
-    accepted = [trajectory for trajectory in trajectories if trajectory.outcome == "accepted"]
-    return Outcomes(
-        np.array([dialogue_utility(trajectory) for trajectory in accepted], dtype=np.float64),
-        [trajectory.scenario_id for trajectory in accepted],
-    )
 
 
 class EmotionScore(NamedTuple):

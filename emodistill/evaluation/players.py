@@ -1,4 +1,4 @@
-"""Players made from what was trained: a method with its cells, or a bare language model.
+"""Who plays held-out scenarios (paper, Appendix E.3): a method with its cells, or a bare model.
 
 Both roles are filled in the same way. A selector in the counterparty's role sees its own side as
 the focal one (`negotiation.states`), so that target, anchor and gap are where it learned them; its
@@ -8,19 +8,22 @@ first state is no opening, which it has never met, but the reply to one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
+from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
-from emodistill.negotiation.episode import ChooseEmotion, PlannedDialogue, Player
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player
+from emodistill.negotiation.readers import OfferReader
 from emodistill.negotiation.writers import ApiWriter, Writer
+from emodistill.offline.sweep import SweepResult, plan_dialogues, play_all
 from emodistill.prompts import PromptPack
 from emodistill.records import Role
 from emodistill.seeding import stream
@@ -89,6 +92,50 @@ class PlayerPool(AsyncExitStack):
         self.pack = pack
         self._loaded = {} if loaded is None else loaded
         self._students: dict[tuple[Path | None, float], StudentWriter] = {}
+
+    async def play(
+        self,
+        focal: PlayerSpec,
+        counterparty: PlayerSpec,
+        scenarios: Sequence[Scenario],
+        *,
+        path: Path,
+        label: str,
+        reader: OfferReader,
+    ) -> SweepResult:
+        """Play the dialogues of two players that `path` lacks, on held-out scenarios.
+
+        All methods meet the same counterparties: a dialogue's id, and with it each player's seed,
+        depends on scenario and number alone, so that methods can be compared in pairs.
+
+        Args:
+          focal: has a method.
+          label: names the job on the progress line.
+
+        Raises:
+          InputError: a selector or adapter that can't be used.
+          ApiError: as the sweep.
+        """
+        config = self.config
+        match = Match(
+            focal=await self.player(focal, "focal", opponent=counterparty),
+            counterparty=await self.player(counterparty, "counterparty", opponent=focal),
+            pack=self.pack,
+            seed=config.seed,
+            max_turns=config.max_turns,
+            agreement=config.agreement,
+            silence_ends=True,
+            reader=reader,
+        )
+        return await play_all(
+            plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
+            match,
+            path=path,
+            label=label,
+            client=self.client,
+            concurrency=config.concurrency,
+            max_cost_usd=config.max_cost_usd,
+        )
 
     async def player(self, spec: PlayerSpec, role: Role, *, opponent: PlayerSpec) -> Player:
         """The player of a spec in a role; only the oracle looks at the opponent.

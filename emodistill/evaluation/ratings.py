@@ -65,25 +65,23 @@ def bradley_terry(
     """
     if n_resamples < 1:
         raise InputError(f"n_resamples={n_resamples} must be at least 1; the default is 10,000.")
-    methods = sorted({name for bout in bouts for name in (bout.first, bout.second)})
-    scenarios = sorted({bout.scenario_id for bout in bouts})
     if not bouts:
         return []
-    column = {name: i for i, name in enumerate(methods)}
-    row = {name: i for i, name in enumerate(scenarios)}
-    won = np.zeros((len(scenarios), len(methods), len(methods)))
-    num_bouts = np.zeros(len(methods), dtype=np.int64)
     for number, bout in enumerate(bouts):
         if not 0 <= bout.score <= 1:
             raise InputError(
                 f"bouts[{number}]: score={bout.score} of {bout.first!r} against {bout.second!r} "
                 f"on {bout.scenario_id!r} must lie in [0, 1]."
             )
-        first, second = column[bout.first], column[bout.second]
-        if first != second:
-            won[row[bout.scenario_id], first, second] += bout.score
-            won[row[bout.scenario_id], second, first] += 1 - bout.score
-            num_bouts[[first, second]] += 1
+    first, second, score, scenario_ids = map(np.array, zip(*bouts, strict=True))
+    methods, player = np.unique([first, second], return_inverse=True)
+    scenarios, row = np.unique(scenario_ids, return_inverse=True)
+    player = player.reshape(2, -1)
+    won = np.zeros((len(scenarios), len(methods), len(methods)))
+    np.add.at(won, (row, *player), score)
+    np.add.at(won, (row, *player[::-1]), 1 - score)
+    won *= 1 - np.eye(len(methods))
+    num_bouts = np.bincount(player[:, first != second].ravel(), minlength=len(methods))
     prior = PRIOR_BOUTS / 2 * (1 - np.eye(len(methods)))
     strengths = _strengths(won.sum(axis=0) + prior)
     draws = stream(seed, "bootstrap", "ratings").multinomial(
@@ -91,7 +89,7 @@ def bradley_terry(
     )
     resampled = _strengths(np.einsum("bs,sij->bij", draws.astype(np.float64), won) + prior)
     ratings = [
-        Rating(name, float(strengths[i]), *percentiles(resampled[:, i]), int(num))
+        Rating(str(name), float(strengths[i]), *percentiles(resampled[:, i]), int(num))
         for i, (name, num) in enumerate(zip(methods, num_bouts, strict=True))
     ]
     return sorted(ratings, key=lambda rating: -rating.strength)

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emodistill.configs import StateKind
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval, clustered_ci
@@ -44,7 +43,7 @@ class EmotionSequence(NamedTuple):
 
 
 def top_sequences(
-    trajectories: Sequence[Trajectory], *, min_dialogues: int = 3, only_whole: bool = False
+    trajectories: Sequence[Trajectory], *, min_dialogues: int = 3
 ) -> list[EmotionSequence]:
     """Two-step emotion sequences by utility, then by number of dialogues (Table 16).
 
@@ -53,14 +52,10 @@ def top_sequences(
 
     Args:
       min_dialogues: rarer sequences are left out.
-      only_whole: count only dialogues whose two focal turns are the sequence, the other reading of
-        the table's caption.
     """
     utilities: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     for trajectory in trajectories:
         emotions = [turn.emotion for turn in trajectory.focal_turns]
-        if only_whole and len(emotions) != 2:
-            continue
         ending = dialogue_utility(trajectory), trajectory.outcome == "accepted"
         pairs = {(a, b) for a, b in itertools.pairwise(emotions) if a is not None and b is not None}
         for pair in pairs:
@@ -117,13 +112,10 @@ def match_rates(
     matches = []
     for row in range(len(table)):
         trajectory = trajectories[table.trajectory_index[row]]
-        turn = trajectory.turns[table.turn_index[row]]
-        if turn.emotion is not None:
-            before = trajectory.turns[: turn.index]
+        if (emotion := table.emotions[row]) is not None:
+            before = trajectory.turns[: table.turn_index[row]]
             chosen = choose(DialogueState.from_turns(trajectory, before, max_turns))
-            matches.append(
-                (row, trajectory.outcome, trajectory.scenario_id, chosen == turn.emotion)
-            )
+            matches.append((row, trajectory.outcome, table.scenario_ids[row], chosen == emotion))
     turns = pd.DataFrame(matches, columns=["row", "outcome", "scenario_id", "is_match"])
     is_kept = turns.row.isin(top_fraction(sft_quality(table)))
     groups = {"all": turns, "kept": turns[is_kept]}
@@ -153,7 +145,6 @@ def state_shift(
     sweep: Sequence[Trajectory],
     evaluation: Sequence[Trajectory],
     *,
-    kind: StateKind = "geometry",
     max_turns: int = 30,
 ) -> list[FeatureShift]:
     """How far the states met at evaluation are from the sweep's, feature by feature, widest first.
@@ -167,7 +158,7 @@ def state_shift(
     sides: list[np.ndarray] = []
     for name, trajectories in (("sweep", sweep), ("evaluation", evaluation)):
         states = [
-            features(DialogueState.from_turns(t, t.turns[: turn.index], max_turns), kind)
+            features(DialogueState.from_turns(t, t.turns[: turn.index], max_turns))
             for t in trajectories
             for turn in t.focal_turns
         ]
@@ -175,7 +166,7 @@ def state_shift(
             raise InputError(f"{name}: {len(trajectories)} dialogues without a focal turn.")
         sides.append(np.stack(states).astype(np.float64))
     rows = []
-    for name, ours, theirs in zip(feature_names(kind), sides[0].T, sides[1].T, strict=True):
+    for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True):
         test = stats.ks_2samp(ours, theirs, method="asymp")
         distance = float(test.statistic)  # type: ignore[attr-defined]
         rows.append(FeatureShift(name, distance, float(ours.mean()), float(theirs.mean())))

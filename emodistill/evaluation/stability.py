@@ -71,32 +71,29 @@ def stability_row(stage: str, metrics: Metrics) -> Stability:
                 f"the {stage} run has logged no {name!r}, which its row of Table 15 needs; it has "
                 f"{', '.join(sorted(metrics)) or 'nothing'}. Train the stage for at least one step."
             )
+    last_quarter = {
+        name: values[-max(1, len(values) // 4) :] for name, (_, values) in metrics.items()
+    }
     steps, signal = metrics[signal_name]
-    controls = {name: np.asarray(metrics[name][1], dtype=np.float64) for name in control_names}
-    row = Stability(
+    counts: dict[str, int] = {}
+    if stage == "jpo":
+        low, high = RATIO_BOUNDS
+        kl, ratio = metrics[KL][1], metrics[RATIO][1]
+        # Negated, so that NaN, which lies nowhere, counts as a violation.
+        counts["kl_spikes"] = int(np.sum(~(kl <= KL_SPIKE)))
+        counts["ratio_clips"] = int(np.sum(~((ratio >= low) & (ratio <= high))))
+    return Stability(
         num_points=len(signal),
         num_steps=int(steps[-1]),
         first=float(np.median(signal[: max(1, len(signal) // 4)])),
-        last=float(np.median(_last_quarter(signal))),
+        last=float(np.median(last_quarter[signal_name])),
         controls=tuple(
             Quarter(
                 name,
-                float(np.median(_last_quarter(values))),
-                float(stats.median_abs_deviation(_last_quarter(values))),
+                float(np.median(last_quarter[name])),
+                float(stats.median_abs_deviation(last_quarter[name])),
             )
-            for name, values in controls.items()
+            for name in control_names
         ),
+        **counts,
     )
-    if stage != "jpo":
-        return row
-    low, high = RATIO_BOUNDS
-    kl, ratio = controls[KL], controls[RATIO]
-    # Negated, so that NaN, which lies nowhere, counts as a violation.
-    return row._replace(
-        kl_spikes=int(np.sum(~(kl <= KL_SPIKE))),
-        ratio_clips=int(np.sum(~((ratio >= low) & (ratio <= high)))),
-    )
-
-
-def _last_quarter(values: np.ndarray) -> np.ndarray:
-    return values[-max(1, len(values) // 4) :]

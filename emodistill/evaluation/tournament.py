@@ -1,4 +1,4 @@
-"""What a tournament amounts to: one cell for each pair of methods (paper, Table 13), and its bouts.
+"""What a tournament amounts to: one cell for each pair of methods (paper, Table 13) as text.
 
 The row of a cell plays the focal role, the column the counterparty's. An agreement divides the gap:
 the focal player wins its savings (Eq. 30), the counterparty the rest; a failure gives neither
@@ -7,14 +7,12 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from emodistill.evaluation.metrics import MethodSummary, dialogue_utility
-from emodistill.evaluation.ratings import Bout
+import numpy as np
+
+from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.records import Trajectory
-
-Pair = tuple[str, str]
-"""The methods in the focal and in the counterparty's role."""
 
 EMBEDDED_OPPOSITE = (
     "The embedded student has learned the focal seat alone and misreads its figure in the other; "
@@ -23,29 +21,23 @@ EMBEDDED_OPPOSITE = (
 """What is to be said wherever such results are shown."""
 
 
-def bouts(dialogues_by_pair: Mapping[Pair, Sequence[Trajectory]]) -> list[Bout]:
-    """Every dialogue as a bout: what the focal player wins of an agreement, a draw in a failure."""
-    return [
-        Bout(*pair, dialogue_utility(t) if t.outcome == "accepted" else 0.5, t.scenario_id)
-        for pair, dialogues in dialogues_by_pair.items()
-        for t in dialogues
-    ]
-
-
-def cell_text(cell: MethodSummary | None) -> str:
-    """Success % / utility ± deviation, as Table 13 has it; a dash without dialogues."""
-    if cell is None or not cell.num_dialogues:
+def cell_text(dialogues: Sequence[Trajectory]) -> str:
+    """Success % / utility ± population deviation, as Table 13 has it; a dash without dialogues."""
+    if not dialogues:
         return "-"
-    spread = f"{100 * cell.utility:.1f} ± {100 * cell.utility_std:.1f}"
-    return f"{100 * cell.success:.1f} / {spread}"
+    success = np.mean([dialogue.outcome == "accepted" for dialogue in dialogues])
+    utility = np.array([dialogue_utility(dialogue) for dialogue in dialogues])
+    return f"{100 * success:.1f} / {100 * utility.mean():.1f} ± {100 * utility.std():.1f}"
 
 
-def matrix_text(matrix: Mapping[Pair, MethodSummary], methods: Iterable[str]) -> str:
-    """The matrix as plain text, each cell by `cell_text`; pairs that are missing get a dash."""
-    methods = list(methods)
+def matrix_text(cells: Mapping[tuple[str, str], str], methods: Sequence[str]) -> str:
+    """The matrix as plain text.
+
+    Args:
+      cells: (focal method, counterparty's) -> `cell_text`; pairs that are missing get a dash.
+    """
     rows = [["focal \\ counterparty", *methods]]
-    for focal in methods:
-        rows.append([focal, *(cell_text(matrix.get((focal, other))) for other in methods)])
+    rows += [[focal, *(cells.get((focal, other), "-") for other in methods)] for focal in methods]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

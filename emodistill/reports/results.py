@@ -185,7 +185,7 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
         "difference": ci.mean,
         **interval("interval", ci),
         "reading": "higher" if ci.low > 0 else "lower" if ci.high < 0 else "unclear",
-        "p": paired_p_value(*sides, *resampling),
+        "p": paired_p_value(deltas, *resampling),
         "num_needed": scenarios_needed(deltas, EFFECT_POINTS, POWER)
         if len(deltas) > 1
         else math.nan,

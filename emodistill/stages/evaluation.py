@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
-from emodistill.evaluation.matches import run_matches
 from emodistill.evaluation.methods import METHODS, Method, get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.offline.run_files import SCENARIOS
@@ -150,6 +149,10 @@ def _job(cell: Cell) -> Job:
             other_temperature = writing_temperature(config, config.opponent)
         counterparty, more = _player(config, config.opponent, opposite, other_temperature)
         files += more
+        # The tournament names cells for all its methods; those of others make no difference here.
+        played = {*focal.cells, *counterparty.cells}
+        cells = {stage: name for stage, name in config.cells.items() if stage in played}
+        config = dataclasses.replace(config, cells=cells)
         directory, name = home / "tournament", f"{config.method}@{config.opponent}"
         label = f"tournament {name}"
     else:
@@ -194,12 +197,10 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             open_client(config, job.name) as client,
             PlayerPool(config, client, details.pack, loaded) as pool,
         ):
-            played = await run_matches(
-                config,
+            played = await pool.play(
                 details.focal,
                 details.counterparty,
-                pool,
-                scenarios=_held_out(config.run / config.domain / SCENARIOS, config.split),
+                _held_out(config.run / config.domain / SCENARIOS, config.split),
                 path=job.output,
                 label=job.name,
                 reader=offer_reader(client, details.reader),

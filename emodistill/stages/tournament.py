@@ -16,7 +16,6 @@ import itertools
 from emodistill.configs import EMBEDDED, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.methods import get_method
-from emodistill.evaluation.metrics import summarize
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
 from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
@@ -69,9 +68,9 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         played[pair] = path
         manifest = read_manifest(path.parent, f"{name}.manifest.json")
         spent_usd += manifest.cost_usd if manifest is not None else 0.0
-        print(f"tournament {name}: {cell_text(summarize(read_trajectories(path)))}", flush=True)
-    matrix = {pair: summarize(read_trajectories(played[pair])) for pair in pairs if pair in played}
-    print(f"\n{matrix_text(matrix, config.methods)}\n", flush=True)
+        print(f"tournament {name}: {cell_text(read_trajectories(path))}", flush=True)
+    texts = {pair: cell_text(read_trajectories(played[pair])) for pair in pairs if pair in played}
+    print(f"\n{matrix_text(texts, config.methods)}\n", flush=True)
     if failed:
         raise EmodistillError(
             f"{len(failed)} of {len(pairs)} pairs failed, for the reasons above: "

@@ -142,14 +142,7 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     note = f", {left_out:,} scenarios left out for too few scores" if left_out else ""
     return Result(
         f"{trained.num_steps} steps on {trained.num_samples:,} turns{note}; adapter in {job.path}",
-        summary={
-            "num_steps": trained.num_steps,
-            "num_samples": trained.num_samples,
-            "num_trimmed": trained.num_trimmed,
-            "num_dropped": trained.num_dropped,
-            "left_out_scenarios": trained.left_out_scenarios,
-            "metrics": dict(trained.metrics),
-        },
+        summary=trained._asdict(),
     )
 
 

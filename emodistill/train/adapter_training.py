@@ -37,7 +37,7 @@ from emodistill.offline.rewards import FocalTurns, SweepData, left_out_scenarios
 from emodistill.seeding import jax_key, stream
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES, Objective
-from emodistill.train.reference import Reference, reference_logprobs
+from emodistill.train.reference import reference_logprobs
 from emodistill.train.student import load_student
 
 CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS = 2048, 8192
@@ -50,11 +50,8 @@ too little of their prompts for prefix trees to pay."""
 
 
 class AdapterResult(NamedTuple):
-    """Where the adapter is, and what it was made from."""
+    """What was trained, as the stage's manifest says it; the adapter is in `<cell>/adapter`."""
 
-    adapter_dir: Path
-    reference: Reference | None
-    """The reference's log-probs, where the objective needs them."""
     num_steps: int
     num_samples: int
     num_trimmed: int
@@ -139,22 +136,19 @@ def train_adapter(
         "chat_template": template_sha256(tokenizer),
         "samples": batches.sha256,
     }
-    reference = None
     if objective.needs_reference:
         directory = cell_dir.parent / "reference"
-        reference = reference_logprobs(model, batches, directory=directory, made_from=made_from)
-        batches.set_reference(reference.logp_NU)
+        batches.set_reference(
+            reference_logprobs(model, batches, directory=directory, made_from=made_from)
+        )
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
     run = train(
         model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
     )
-    adapter_dir = cell_dir / "adapter"
-    save_adapter(model, adapter_dir, config.model)
+    save_adapter(model, cell_dir / "adapter", config.model)
     return AdapterResult(
-        adapter_dir=adapter_dir,
-        reference=reference,
         num_steps=run.num_steps,
         num_samples=len(examples),
         num_trimmed=sum(example.num_dropped_turns > 0 for example in samples),

@@ -71,8 +71,8 @@ class Checkpoints:
         step: int,
         state: Any,
         *,
-        cursor: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
+        cursor: Mapping[str, Any],
+        metrics: Mapping[str, float],
     ) -> None:
         """Begin to write the state after `step` steps; `state` may be donated once this returns.
 
@@ -87,8 +87,8 @@ class Checkpoints:
         record = {
             "made_from": self._identity | {"arrays": _shapes(arrays)},
             "checksums": bit_checksums(arrays),
-            "data": dict(cursor or {}),
-            "metrics": dict(metrics or {}),
+            "data": dict(cursor),
+            "metrics": dict(metrics),
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)

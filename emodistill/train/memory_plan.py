@@ -86,7 +86,8 @@ def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> M
     )
     graphdef, lora, frozen = _abstract_student(config, mesh)
     batch = _abstract_batch(config, mesh)
-    loss_fn, settings = _stage(config)
+    settings = {"sft": SFTConfig, "jpo": JPOConfig}[config.objective]()
+    loss_fn = functools.partial(OBJECTIVES[config.objective].loss, settings)
     trainer = Trainer(graphdef, loss_fn, settings, num_steps=100, mesh=mesh)
     started = time.monotonic()
     accumulate, update = trainer.lower(lora, frozen, batch)
@@ -204,11 +205,6 @@ _NO_TPU_HERE = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 """Keeps libtpu from asking the cloud where it is, and from locking out others: it only compiles."""
-
-
-def _stage(config: MemoryConfig) -> tuple[LossFn, SFTConfig | JPOConfig]:
-    stage = SFTConfig() if config.objective == "sft" else JPOConfig()
-    return functools.partial(OBJECTIVES[stage.stage].loss, stage), stage
 
 
 def _abstract_student(

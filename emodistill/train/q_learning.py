@@ -217,15 +217,14 @@ def _train_chunk(
     Side by side on accelerators, which a single run leaves idle; one after the other on CPU, where
     it does not, and where products with a leading axis of runs are slower.
     """
+
+    def train(run: tuple[_State, _Settings, jax.Array]) -> tuple[_State, dict[str, jax.Array]]:
+        return _train_run(*run, num_steps_P, data)
+
+    runs = state, settings, index_KPLB
     if jax.default_backend() == "cpu":
-
-        def train(run: tuple) -> tuple[_State, dict[str, jax.Array]]:
-            state, settings, index_PLB = run
-            return _train_run(state, settings, index_PLB, num_steps_P, data)
-
-        return jax.lax.map(train, (state, settings, index_KPLB))
-    side_by_side = jax.vmap(_train_run, in_axes=(0, 0, 0, None, None))
-    return side_by_side(state, settings, index_KPLB, num_steps_P, data)
+        return jax.lax.map(train, runs)
+    return jax.vmap(train)(runs)
 
 
 class IQLRun(NamedTuple):
@@ -316,22 +315,11 @@ def device_data(transitions: Transitions) -> Data:
 
 def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[str, float]]]:
     """Metrics [K, P] as each run's points, which end at the steps `ends`; P may be longer."""
-    values: dict[str, list[list[float]]] = {
-        name: np.asarray(array).tolist() for name, array in metrics.items()
-    }
-    runs: list[list[dict[str, float]]] = [
-        [
-            {"step": end} | {name: of_runs[run][p] for name, of_runs in values.items()}
-            for p, end in enumerate(ends)
-        ]
-        for run in range(len(values["value/loss"]))
-    ]
+    names = list(metrics)
+    values = np.stack([np.asarray(metrics[name])[:, : len(ends)] for name in names], axis=2)
     bad = [
-        (point["step"], name, run, value)
-        for run, points in enumerate(runs)
-        for point in points
-        for name, value in point.items()
-        if not math.isfinite(value)
+        (ends[p], names[column], run, values[run, p, column])
+        for run, p, column in np.argwhere(~np.isfinite(values))
     ]
     if bad:
         step, name, run, value = min(bad)
@@ -339,6 +327,13 @@ def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[st
             f"IQL: {name} is {value} by step {step} (run {run}). Lower learning_rate, or look for "
             "extreme rewards in the data."
         )
+    runs: list[list[dict[str, float]]] = [
+        [
+            {"step": end, **dict(zip(names, point, strict=True))}
+            for end, point in zip(ends, of_run, strict=True)
+        ]
+        for of_run in values.tolist()
+    ]
     return runs
 
 

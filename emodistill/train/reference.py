@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +30,15 @@ from emodistill.train.trainer import response_logprobs
 ARRAY = "ref_logp"
 
 
-class Reference(NamedTuple):
-    """log π_ref of every sample's reply, float32 [N, U], zeros after its end."""
-
-    logp_NU: np.ndarray
-    path: Path
-    is_reused: bool
-
-
 def reference_logprobs(
     model: Qwen2, batches: PackedBatches, *, directory: Path, made_from: Mapping[str, str]
-) -> Reference:
-    """The log-probs of all samples under `model` as it is now, read from `directory` if stored.
+) -> np.ndarray:
+    """log π of every sample's reply under `model` as it is now, read from `directory` if stored.
 
     Samples stand in the rows in which training sees them. A file that can't be read, or does not
     hold what its name says, is written anew.
+
+    Returns: float32 [N, U], zeros after a reply's end.
 
     Args:
       made_from: hashes of what the values depend on beside shapes, dtype and device.
@@ -68,10 +61,10 @@ def reference_logprobs(
         logp_NU = _compute(model, batches, shape)
         if is_first():
             write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
-        return Reference(logp_NU, path, False)
+        return logp_NU
     if stored is None:
         raise InputError(f"{path} can't be read here; all processes must see the same files.")
-    return Reference(stored, path, True)
+    return stored
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,30 +48,15 @@ NO_SCALE = 1e-6
 """An advantage scale at which weighted regression is behaviour cloning."""
 
 
-class Support(NamedTuple):
-    """The support map."""
+def support_map(
+    networks: SelectorNetworks, transitions: Transitions, *, seed: int
+) -> dict[str, Any]:
+    """Cluster the data's states (k-means) and count emotions, the data's and the policy's.
 
-    centers_CS: np.ndarray
-    data_CA: np.ndarray
-    """Turns of the data."""
-    policy_CA: np.ndarray
-    """Turns that the policy would have spoken with each emotion, expected."""
-    unsupported: float
-    """Share of the policy's choices with fewer than `MIN_SUPPORT` turns behind them."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "emotions": list(EMOTIONS),
-            "centers": self.centers_CS.tolist(),
-            "data": self.data_CA.tolist(),
-            "policy": self.policy_CA.round(3).tolist(),
-            "min_support": MIN_SUPPORT,
-            "unsupported": self.unsupported,
-        }
-
-
-def support_map(networks: SelectorNetworks, transitions: Transitions, *, seed: int) -> Support:
-    """Cluster the data's states (k-means) and count emotions, the data's and the policy's."""
+    Returns: what support.json holds. `centers` [C, S]; `data` [C, A], turns of the data; `policy`
+    [C, A], how many of them the policy is expected to have spoken with each emotion; `unsupported`,
+    the share of the policy's choices with fewer than `min_support` turns of the data behind them.
+    """
     states_NS = transitions.observation_NS.astype(np.float64)
     num_clusters = min(NUM_CLUSTERS, len(np.unique(states_NS, axis=0)))
     centers_CS, label_N = kmeans2(
@@ -83,8 +68,14 @@ def support_map(networks: SelectorNetworks, transitions: Transitions, *, seed: i
     policy_NA = networks.probabilities(transitions.observation_NS).astype(np.float32)
     policy_CA = np.zeros(data_CA.shape)
     np.add.at(policy_CA, label_N, policy_NA)
-    unsupported = float(policy_CA[data_CA < MIN_SUPPORT].sum() / policy_CA.sum())
-    return Support(centers_CS, data_CA, policy_CA, unsupported)
+    return {
+        "emotions": list(EMOTIONS),
+        "centers": centers_CS.tolist(),
+        "data": data_CA.tolist(),
+        "policy": policy_CA.round(3).tolist(),
+        "min_support": MIN_SUPPORT,
+        "unsupported": float(policy_CA[data_CA < MIN_SUPPORT].sum() / policy_CA.sum()),
+    }
 
 
 def estimated_values(

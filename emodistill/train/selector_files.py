@@ -130,18 +130,16 @@ def load_selector(directory: Path) -> SelectorNetworks:
             f"{directory}: {error} is missing from the selector. Train it again."
         ) from None
     for name, layers in networks.items():
-        _check_shapes(name, layers, num_features, where=directory / ARRAYS)
-    return SelectorNetworks(**networks, **settings)
-
-
-def _check_shapes(name: str, layers: Layers, num_features: int, *, where: Path) -> None:
-    width = num_features
-    for layer, (kernel, bias) in enumerate(layers):
-        if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
+        width = num_features
+        for layer, (kernel, bias) in enumerate(layers):
+            if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
+                raise InputError(
+                    f"{directory / ARRAYS}: {name}/{layer} has kernel {kernel.shape} and bias "
+                    f"{bias.shape} where {width} inputs arrive. Train the selector again."
+                )
+            width = kernel.shape[1]
+        if width != HEADS[name]:
             raise InputError(
-                f"{where}: {name}/{layer} has kernel {kernel.shape} and bias {bias.shape} "
-                f"where {width} inputs arrive. Train the selector again."
+                f"{directory / ARRAYS}: {name} gives {width} numbers, not {HEADS[name]}."
             )
-        width = kernel.shape[1]
-    if width != HEADS[name]:
-        raise InputError(f"{where}: {name} gives {width} numbers, not {HEADS[name]}.")
+    return SelectorNetworks(**networks, **settings)

@@ -61,10 +61,10 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         (trained,) = train_iql(transitions, [config], report=report)
     save_selector(directory, trained.networks)
     support = support_map(trained.networks, transitions, seed=config.seed)
-    (directory / SUPPORT).write_text(json.dumps(support.as_json()) + "\n")
+    (directory / SUPPORT).write_text(json.dumps(support) + "\n")
     return SelectorResult(
         fitted_q=estimated_values(trained.networks, transitions, config),
-        unsupported=support.unsupported,
+        unsupported=support["unsupported"],
         num_transitions=len(transitions),
         num_dialogues=transitions.num_dialogues,
         num_truncated=transitions.num_truncated,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopRequest:
+class StopRequest(ExitStack):
     """Turns the first SIGINT or SIGTERM into a note; a second one acts as usual.
 
     A signal that this process was started to ignore stays ignored.
@@ -23,8 +24,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._is_asked = False
-        self._before: dict[int, Any] = {}
 
     def is_due(self, step: int) -> bool:
         """Whether to stop after `step`; of several processes, all ask at every step."""
@@ -34,17 +35,12 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            handled = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in handled}
+            for number in SIGNALS:
+                if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
+                    self.callback(signal.signal, number, before)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_asked = True
-        self._release()
-
-    def _release(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        self.close()  # from now on the signals act as they did before

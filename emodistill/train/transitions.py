@@ -75,11 +75,7 @@ def make_transitions(
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     rewards = iql_rewards(table, signal)
     is_cut = np.array([is_truncated(trajectory, max_turns) for trajectory in trajectories], bool)
-    turns = [
-        trajectories[dialogue].turns[index]
-        for dialogue, index in zip(table.trajectory_index, table.turn_index, strict=True)
-    ]
-    has_emotion = np.array([turn.emotion is not None for turn in turns], bool)
+    has_emotion = np.array([emotion is not None for emotion in table.emotions], bool)
     has_reward = ~np.isnan(rewards)
     is_whole = ~is_cut[table.trajectory_index]
     num_without_emotion = int(np.sum(is_whole & ~has_emotion))
@@ -102,7 +98,7 @@ def make_transitions(
 
     return Transitions(
         observation_NS=np.stack([observed(row, table.turn_index[row]) for row in rows]),
-        action_N=np.array([EMOTION_INDEX[turns[row].emotion] for row in rows], np.int32),
+        action_N=np.array([EMOTION_INDEX[emotion] for emotion in table.emotions[rows]], np.int32),
         reward_N=rewards[rows].astype(np.float32),
         next_observation_NS=np.stack([observed(row, next_turn(row)) for row in rows]),
         terminal_N=table.is_last[rows],
