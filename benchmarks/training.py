@@ -182,7 +182,7 @@ class Samples:
             "kept": config.kept,
             "samples_per_step": config.batch_size,
             "peer_samples_per_round": config.peer_samples * config.steps,
-            "row_lengths": [shape.num_tokens for shape in batches.shapes],
+            "row_lengths": [shape.num_positions for shape in batches.shapes],
             "tokens_per_computed_token": whole / batches.num_positions,
             "filled": batches.num_tokens / batches.num_positions,
         }
