@@ -14,10 +14,10 @@ from emodistill.train.memory_plan import plan_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TRAINING = {"size": "embedded", "kept": 0.02, "batch_size": 4, "max_micro_tokens": 512, "rounds": 1}
+TRAINING = {"size": "embedded", "kept": 0.004, "batch_size": 4, "max_micro_tokens": 512}
 TINY = {
     "sweep": (
-        {"in_flight": 4, "latency_s": 0.01, "calls": 20, "long_calls": 20, "rounds": 2},
+        {"in_flight": 4, "latency_s": 0.01, "calls": 20, "long_calls": 20},
         {"MANY_IN_FLIGHT": 8, "MANY_CALLS": 16},
     ),
     "sft": (TRAINING, {}),
@@ -25,15 +25,16 @@ TINY = {
     "mfu": (TRAINING, {"PEAK_SIZE": 64}),
     "packing": (
         {"num_samples": 60},
-        {"NUM_SAMPLES": (16,), "NUM_TURNS": (), "TIMED_STEPS": 1},
+        {"NUM_SAMPLES": (8,), "NUM_TURNS": (), "TIMED_STEPS": 1},
     ),
+    # 50 steps, as many as those of the grid: one program less to compile.
     "iql": (
-        {"num_steps": 5, "rounds": 1},
+        {"num_steps": 50},
         {"NUM_TRANSITIONS": 500, "GRID": [{"expectile": 0.7}, {"expectile": 0.9}]},
     ),
-    "load": ({"model": "embedded", "num_layers": 2, "rounds": 1}, {}),
+    "load": ({"model": "embedded", "num_layers": 2}, {}),
     "memory": (
-        {"model": "embedded"},
+        {},
         {
             "CASES": ((None, "1x1x1", 128),),
             "plan_memory": lambda config: plan_memory(config, jax.devices("cpu")[:1]),
@@ -44,19 +45,22 @@ TINY = {
 
 
 @pytest.mark.parametrize("name", configs.BENCHMARKS)
-def test_a_tiny_run_ends_with_the_json_that_is_kept(name, monkeypatch, capsys):
+def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monkeypatch, capsys):
     benchmark, (settings, smaller) = configs.BENCHMARKS[name], TINY[name]
     module = importlib.import_module(f"benchmarks.{benchmark.module}")
+    if hasattr(module, "embedded_path"):
+        smaller = smaller | {"embedded_path": lambda: tiny_checkpoint}
     for constant, value in smaller.items():
         monkeypatch.setattr(module, constant, value)
-    peers = {"peers": ()} if "peers" in benchmark.__dataclass_fields__ else {}
-    module.run(benchmark(**settings, **peers))
+    fields = benchmark.__dataclass_fields__
+    few = {"rounds": 1, "peers": (), "model": str(tiny_checkpoint)}
+    module.run(benchmark(**({key: few[key] for key in few if key in fields} | settings)))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     kept = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     assert list(result) == list(kept)
     assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
     assert result["ours"] > 0
-    assert result["rounds"] == settings.get("rounds", 1)
+    assert result["rounds"] == 1
 
 
 def test_contenders_alternate(capsys):
@@ -65,10 +69,10 @@ def test_contenders_alternate(capsys):
     def contender(name):
         return lambda number: calls.append((name, number)) or {"rate": 10.0 * number}
 
-    found = rounds.alternate({n: contender(n) for n in ("a", "b")}, 2, "{rate:.0f}/s")
+    measured = rounds.alternate({n: contender(n) for n in ("a", "b")}, 2, "{rate:.0f}/s")
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert found == {name: [{"rate": 0.0}, {"rate": 10.0}] for name in ("a", "b")}
-    assert rounds.medians(found, "rate") == {"a": 5.0, "b": 5.0}
+    assert measured == {name: [{"rate": 0.0}, {"rate": 10.0}] for name in ("a", "b")}
+    assert rounds.medians(measured, "rate") == {"a": 5.0, "b": 5.0}
     assert "round 2, b: 10/s" in capsys.readouterr().out
 
 
