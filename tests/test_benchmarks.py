@@ -5,16 +5,16 @@ import importlib
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from benchmarks import configs, rounds
 from emodistill.errors import InputError
-from emodistill.train.memory_plan import plan_memory
+from emodistill.train.memory_plan import DeviceMemory, MemoryPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TRAINING = {"size": "embedded", "kept": 0.004, "batch_size": 4, "max_micro_tokens": 512}
+# Two samples in one row: a single shape, and so one program of each kind to compile.
+TRAINING = {"size": "embedded", "kept": 0.001, "batch_size": 4, "max_micro_tokens": 2048}
 TINY = {
     "sweep": (
         {"in_flight": 4, "latency_s": 0.01, "calls": 20, "long_calls": 20},
@@ -27,18 +27,13 @@ TINY = {
         {"num_samples": 60},
         {"NUM_SAMPLES": (8,), "NUM_TURNS": (), "TIMED_STEPS": 1},
     ),
-    # 50 steps, as many as those of the grid: one program less to compile.
-    "iql": (
-        {"num_steps": 50},
-        {"NUM_TRANSITIONS": 500, "GRID": [{"expectile": 0.7}, {"expectile": 0.9}]},
-    ),
+    # 50 steps in a grid of one, so that all trainings run the same program.
+    "iql": ({"num_steps": 50}, {"NUM_TRANSITIONS": 500, "GRID": [{"expectile": 0.9}]}),
     "load": ({"model": "embedded", "num_layers": 2}, {}),
+    # What is compiled has its own tests (test_memory_plan); here it is what is said about it.
     "memory": (
         {},
-        {
-            "CASES": ((None, "1x1x1", 128),),
-            "plan_memory": lambda config: plan_memory(config, jax.devices("cpu")[:1]),
-        },
+        {"plan_memory": lambda config: MemoryPlan(config.tokens, DeviceMemory(*range(8)), 1, 2)},
     ),
 }
 """By name: settings, and what of the module is smaller here."""
