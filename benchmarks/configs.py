@@ -1,4 +1,8 @@
-"""The settings of every benchmark; free of jax, so that `--help` is quick."""
+"""The settings of every benchmark; free of jax, so that `--help` is quick.
+
+`module` is the module of this package whose `run` takes the settings. What is operational does not
+change what is measured: a result counts at the default values of the other settings.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,10 @@ from emodistill.configs import Config, Packing, require, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark(Config):
-    """What every benchmark has."""
-
-    module: ClassVar[str]
-    """The module of this package whose `run` takes the settings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepeatedBenchmark(Benchmark):
+class RepeatedBenchmark(Config):
     """A benchmark that measures all contenders several times, in alternation."""
 
-    rounds: int = setting(3, ge=1)
+    rounds: int = setting(3, ge=1, operational=True)
     """How often each contender is measured."""
 
 
@@ -31,7 +27,9 @@ class SweepBenchmark(RepeatedBenchmark):
 
     stage: ClassVar[str] = "bench-sweep"
     module: ClassVar[str] = "sweep"
-    peers: tuple[Literal["openai", "litellm"], ...] = ("openai", "litellm")
+    peers: tuple[Literal["openai", "litellm"], ...] = setting(
+        ("openai", "litellm"), operational=True
+    )
     """Libraries to compare with."""
     in_flight: int = 256
     """Calls that wait for their answers at the same time."""
@@ -78,7 +76,7 @@ class SFTBenchmark(TrainingBenchmark):
     """SFT: reply tokens per second on the same samples."""
 
     stage: ClassVar[str] = "bench-sft"
-    peers: tuple[Literal["peft", "trl"], ...] = ("peft", "trl")
+    peers: tuple[Literal["peft", "trl"], ...] = setting(("peft", "trl"), operational=True)
     """Libraries to compare with."""
     kept: float = setting(0.25, gt=0, le=1)
     """Share of a sweep's turns that are trained on; SFT keeps the best quarter."""
@@ -89,7 +87,9 @@ class JPOBenchmark(TrainingBenchmark):
     """JPO over two epochs, the reference pass included: reply tokens per second."""
 
     stage: ClassVar[str] = "bench-jpo"
-    peers: tuple[Literal["upstream-style", "peft-stored"], ...] = ("upstream-style", "peft-stored")
+    peers: tuple[Literal["upstream-style", "peft-stored"], ...] = setting(
+        ("upstream-style", "peft-stored"), operational=True
+    )
     """PEFT loops to compare with: two forward passes a sample, or stored reference log-probs."""
 
 
@@ -108,7 +108,7 @@ class IQLBenchmark(RepeatedBenchmark):
 
     stage: ClassVar[str] = "bench-iql"
     module: ClassVar[str] = "iql"
-    peers: tuple[Literal["torch"], ...] = ("torch",)
+    peers: tuple[Literal["torch"], ...] = setting(("torch",), operational=True)
     """Libraries to compare with."""
     num_steps: int = setting(1_000, ge=1)
     """Updates of a round."""
@@ -117,7 +117,7 @@ class IQLBenchmark(RepeatedBenchmark):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackingBenchmark(Benchmark):
+class PackingBenchmark(Config):
     """What packing costs and saves as samples and turns grow in number."""
 
     stage: ClassVar[str] = "bench-packing"
@@ -134,7 +134,7 @@ class LoadBenchmark(RepeatedBenchmark):
 
     stage: ClassVar[str] = "bench-load"
     module: ClassVar[str] = "load"
-    peers: tuple[Literal["transformers"], ...] = ("transformers",)
+    peers: tuple[Literal["transformers"], ...] = setting(("transformers",), operational=True)
     """Libraries to compare with."""
     model: str = "qwen2.5-7b"
     """The model whose shapes the checkpoint has (see `plan.py memory`)."""
@@ -145,7 +145,7 @@ class LoadBenchmark(RepeatedBenchmark):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryBenchmark(Benchmark):
+class MemoryBenchmark(Config):
     """Memory of a training step on one device and on eight, compiled ahead of time."""
 
     stage: ClassVar[str] = "bench-memory"
@@ -154,7 +154,7 @@ class MemoryBenchmark(Benchmark):
     """The model whose shapes are compiled (see `plan.py memory`)."""
 
 
-BENCHMARKS: dict[str, type[Benchmark]] = {
+BENCHMARKS: dict[str, type[Config]] = {
     cls.stage.removeprefix("bench-"): cls
     for cls in (
         SweepBenchmark,

@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -40,14 +39,19 @@ def run(config: IQLBenchmark) -> None:
     short = dataclasses.replace(settings, num_steps=max(50, settings.num_steps // 10))
     grid = [dataclasses.replace(short, **point) for point in GRID]
 
-    def ours(number: int) -> Figures:
-        return {"rate": config.num_steps / _seconds(partial(train_iql, transitions, [settings]))}
+    def seconds(*runs: Sequence[IQLConfig]) -> float:
+        """The time of these trainings one after another, each of some settings together."""
+        started = time.perf_counter()
+        for together in runs:
+            train_iql(transitions, together)
+        return time.perf_counter() - started
 
     def grid_gain(number: int) -> Figures:
-        together = _seconds(partial(train_iql, transitions, grid))
-        return {"gain": _seconds(partial(_one_by_one, transitions, grid)) / together}
+        together = seconds(grid)
+        return {"gain": seconds(*([one] for one in grid)) / together}
 
-    contenders = {OURS: ours}
+    contenders: dict[str, Callable[[int], Figures]]
+    contenders = {OURS: lambda number: {"rate": config.num_steps / seconds([settings])}}
     if config.peers:
         from benchmarks.torch_iql import updates_per_second  # takes the extra `bench`
 
@@ -55,10 +59,9 @@ def run(config: IQLBenchmark) -> None:
         contenders["torch"] = lambda number: {
             "rate": updates_per_second(transitions, settings, steps)
         }
-    ours(0)  # compiles, as the two below do
+    seconds([settings])  # compiles, as the two of the grid do below
     rounds = alternate(contenders, config.rounds, "{rate:,.0f} updates/s")
-    train_iql(transitions, grid)
-    train_iql(transitions, grid[:1])
+    seconds(grid, grid[:1])
     line = f"{{gain:.2f}} times as fast as {len(grid)} settings one by one"
     gains = alternate({"grid": grid_gain}, config.rounds, line)
     extra = {
@@ -84,19 +87,4 @@ def random_transitions(number: int) -> Transitions:
         dialogue_N=np.arange(number, dtype=np.int32) // TURNS_PER_DIALOGUE,
         state="geometry",
         num_dialogues=number // TURNS_PER_DIALOGUE,
-        num_truncated=0,
-        num_without_reward=0,
-        num_without_emotion=0,
-        left_out_scenarios=(),
     )
-
-
-def _one_by_one(transitions: Transitions, configs: Sequence[IQLConfig]) -> None:
-    for config in configs:
-        train_iql(transitions, [config])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

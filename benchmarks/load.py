@@ -23,15 +23,13 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.configs import LoadBenchmark
-from benchmarks.loaders import GB, file_sizes, kernel_bytes, load_figures
-from benchmarks.rounds import OURS, Figures, alternate, in_own_process, medians, report
+from benchmarks.loaders import file_sizes, kernel_bytes, load_figures
+from benchmarks.rounds import GB, OURS, Figures, alternate, in_own_process, medians, report
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, Qwen2Config, save_qwen2
 from emodistill.model.config import read_architecture
+from emodistill.model.weights import MAX_SHARD_BYTES
 from emodistill.seeding import stream
-
-FILE_BYTES = 4 * 10**9
-"""At most so many bytes are in a checkpoint's file, and so in memory while it is written."""
 
 
 def run(config: LoadBenchmark) -> None:
@@ -64,17 +62,14 @@ def run(config: LoadBenchmark) -> None:
     report(config, "host peak / largest file", rounds, "share", extra, is_more_better=False)
 
 
-def _abstract(architecture: Qwen2Config) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Qwen2(architecture, key=jax.random.key(0))))
-
-
 def write_checkpoint(folder: Path, architecture: Qwen2Config) -> None:
     """A random checkpoint in bfloat16.
 
     All weights are views of one block of noise, as large as the largest of them, and all layers
-    have the same: no more memory is needed than for the file that is being written.
+    have the same: no more memory is needed than for the file that is being written, which has at
+    most `MAX_SHARD_BYTES`.
     """
-    graphdef, state = _abstract(architecture)
+    graphdef, state = nnx.split(_abstract(architecture))
     largest = max(math.prod(leaf.shape[-2:]) for leaf in jax.tree.leaves(state))
     # Repeating a part of the block takes a second where drawing all of it would take many.
     noise = 0.02 * stream(0, "checkpoint").standard_normal(min(largest, 2**24), np.float32)
@@ -87,22 +82,29 @@ def write_checkpoint(folder: Path, architecture: Qwen2Config) -> None:
     save_qwen2(nnx.merge(graphdef, jax.tree.map(view, state)), folder)
 
 
+def _abstract(architecture: Qwen2Config) -> Qwen2:
+    """The model without its numbers."""
+    return nnx.eval_shape(lambda: Qwen2(architecture, key=jax.random.key(0)))
+
+
 def _layers_that_fit(whole: Qwen2Config, config: LoadBenchmark, folder: Path) -> int:
     """As many layers as the model has, or as disk and memory have room for.
 
     Raises:
       InputError: there is no room for two.
     """
-
-    def num_bytes(num_layers: int) -> int:
-        _, state = _abstract(dataclasses.replace(whole, num_layers=num_layers))
-        return 2 * sum(leaf.size for leaf in jax.tree.leaves(state))
-
-    one = num_bytes(1)
-    layer = num_bytes(2) - one
-    memory = kernel_bytes("/proc/meminfo", "MemAvailable")
-    room = min(0.9 * shutil.disk_usage(folder).free, 0.9 * memory - FILE_BYTES / 2)
-    num_layers = min(config.num_layers or whole.num_layers, 1 + int((room - one) // layer))
+    model = _abstract(whole)
+    all_bytes, in_layers = (
+        2 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(part)))
+        for part in (model, model.layers)
+    )
+    memory = 0.9 * kernel_bytes("/proc/meminfo", "MemAvailable")
+    room = min(0.9 * shutil.disk_usage(folder).free, memory - MAX_SHARD_BYTES / 2)
+    room_for_layers = room - (all_bytes - in_layers)
+    num_layers = min(
+        config.num_layers or whole.num_layers,
+        int(room_for_layers // (in_layers / whole.num_layers)),
+    )
     if num_layers < 2:
         raise InputError(
             f"{folder} or memory has no room for two layers of {config.model}; free some, name "

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-import threading
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import OURS, Figures
+from benchmarks.rounds import GB, OURS, Figures
 from emodistill.errors import EmodistillError
 
-GB = 1e9
 SAMPLE_EVERY_S = 0.002
 """Between two looks at the memory; a layer takes longer to read."""
 
@@ -47,41 +46,27 @@ def file_sizes(folder: Path) -> list[int]:
 def load_figures(name: str, folder: Path) -> Figures:
     """Load the checkpoint in this process and measure what that takes beside the weights."""
     sizes, load = file_sizes(folder), LOADERS[name](folder)
-    before = _private_bytes()
+    before = peak = _private_bytes()
     started = time.monotonic()
-    with _peak_memory() as peak:
-        weights = load()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        # The kernel keeps no peak of private memory, so this thread looks while that one loads.
+        while not loading.done():
+            peak = max(peak, _private_bytes())
+            wait([loading], SAMPLE_EVERY_S)
+    weights = loading.result()
     gc.collect()
     end = _private_bytes() - before
     for weight in weights:
         weight.max().item()  # what is only mapped into memory is read now
     seconds = time.monotonic() - started
-    beside = peak[0] - before - min(end, sum(sizes))
+    beside = peak - before - min(end, sum(sizes))
     return {
         "gb": beside / GB,
         "share": beside / max(sizes),
         "seconds": seconds,
         "end_gb": end / GB,
     }
-
-
-@contextmanager
-def _peak_memory() -> Iterator[list[int]]:
-    """The most private memory of this process so far (one number), until the block ends."""
-    peak = [_private_bytes()]
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(SAMPLE_EVERY_S):
-            peak[0] = max(peak[0], _private_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _private_bytes() -> int:
@@ -91,7 +76,7 @@ def _private_bytes() -> int:
 
 def kernel_bytes(path: str, name: str) -> int:
     """One of the kernel's figures, which are in KiB."""
-    for line in Path(path).read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise EmodistillError(f"{path} has no {name}; this benchmark takes Linux.")
+    figure = re.search(rf"^{name}:\s*(\d+)", Path(path).read_text(encoding="ascii"), re.MULTILINE)
+    if figure is None:
+        raise EmodistillError(f"{path} has no {name}; this benchmark takes Linux.")
+    return 1024 * int(figure[1])

@@ -5,16 +5,19 @@ One v6e chip stands in for a single GPU, for which nothing can be compiled witho
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Literal
 
 from benchmarks.configs import MemoryBenchmark
-from benchmarks.rounds import OURS, report
+from benchmarks.rounds import GB, OURS, report
 from emodistill.configs import MemoryConfig
 from emodistill.train.memory_plan import plan_memory
 
-GB = 1e9
-ONE, EIGHT = ("v6e:1x1", "1x1x1"), ("v5e:2x4", "1x2x4")
-CASES = ((*ONE, 4_096), (*ONE, 16_384), (*EIGHT, 4_096))
+CASES = (
+    ("v6e:1x1", "1x1x1", 4_096),
+    ("v6e:1x1", "1x1x1", 16_384),
+    ("v5e:2x4", "1x2x4", 4_096),
+)
 """(topology, mesh, tokens of a row); the first is the result."""
 UPSTREAM_GB = 19.5
 """Upstream's own estimate for JPO on rows of 2,048 tokens is 19 to 20 GB."""
@@ -23,17 +26,19 @@ UPSTREAM_GB = 19.5
 def run(config: MemoryBenchmark) -> None:
     """Compile every case for SFT and JPO, print a line each, then the result."""
     gb: dict[str, dict[str, float]] = {}
-    for stage in ("sft", "jpo"):
-        for topology, mesh, tokens in CASES:
-            case = f"{stage} {topology} {mesh} {tokens}"
-            settings: dict[str, Any] = {"topology": topology, "mesh": mesh, "tokens": tokens}
-            plan = plan_memory(MemoryConfig(model=config.model, objective=stage, **settings))
-            gb[case] = {kind: size / GB for kind, size in plan.memory._asdict().items()}
-            gb[case] |= {"all": plan.memory.total / GB, "compile_s": plan.compile_s}
-            print(f"{case}: {gb[case]['all']:.2f} GB a device", flush=True)
-    topology, mesh, tokens = CASES[0]
+    objectives: tuple[Literal["sft", "jpo"], ...] = ("sft", "jpo")
+    for objective, (topology, mesh, tokens) in itertools.product(objectives, CASES):
+        settings = MemoryConfig(
+            model=config.model, objective=objective, topology=topology, mesh=mesh, tokens=tokens
+        )
+        plan = plan_memory(settings)
+        figures = {kind: size / GB for kind, size in plan.memory._asdict().items()}
+        figures |= {"all": plan.memory.total / GB, "compile_s": plan.compile_s}
+        case = f"{objective} {topology} {mesh} {tokens}"
+        gb[case] = figures
+        print(f"{case}: {figures['all']:.2f} GB a device", flush=True)
     rounds = {
-        OURS: [gb[f"jpo {topology} {mesh} {tokens}"]],
+        OURS: [list(gb.values())[len(CASES)]],  # JPO's first case
         "upstream's estimate, rows of 2,048": [{"all": UPSTREAM_GB}],
     }
     extra = {"gb_per_device": gb, "is_estimate_for_gpus": True}

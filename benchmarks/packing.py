@@ -5,14 +5,13 @@ The samples are those of a synthetic sweep (`workload`), the steps those of the 
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
+from functools import partial
 
 import numpy as np
 
 from benchmarks.configs import PackingBenchmark
-from benchmarks.rounds import OURS, report
+from benchmarks.rounds import GB, OURS, peak_bytes, report
 from benchmarks.timed_steps import TimedSteps
 from benchmarks.workload import dialogue_examples, statistics
 from emodistill.batches import Example, PackedBatches
@@ -30,24 +29,25 @@ DIALOGUES_PER_SCENARIO = 20
 
 def run(config: PackingBenchmark) -> None:
     """Print a line per size, then the result."""
-    peak_before = _peak_bytes()
+    peak_before = peak_bytes()
     examples = _sweep(config.num_samples)
     started = time.perf_counter()
     batches = _packed(examples, config.packing, max_micro_tokens=4096)
     seconds = time.perf_counter() - started
-    share = sum(example.num_tokens - 1 for example in examples) / batches.num_positions
     print(
-        f"{len(examples):,} samples packed in {seconds:.1f} s; {share:.2f} tokens for each "
-        f"computed one, rows {batches.num_tokens / batches.num_positions:.1%} filled",
+        "{num_samples:,} samples packed in {seconds:.1f} s; {tokens_per_computed_token:.2f} tokens "
+        "for each computed one, rows {filled:.1%} filled".format(
+            seconds=seconds, **statistics(batches)
+        ),
         flush=True,
     )
+    peak = peak_bytes() - peak_before
+    costs = partial(_costs, packing=config.packing, ours=TimedSteps(embedded_path(), "sft"))
     extra = {
         "num_samples": len(examples),
-        "peak_gb_samples_included": (_peak_bytes() - peak_before) / 1e9,
-        "by_samples": {n: _costs(_sweep(n), config.packing) for n in NUM_SAMPLES},
-        "by_turns": {
-            n: _costs(_sweep(NUM_SAMPLES_BY_TURNS, num_turns=n), config.packing) for n in NUM_TURNS
-        },
+        "peak_gb_samples_included": peak / GB,
+        "by_samples": {n: costs(_sweep(n)) for n in NUM_SAMPLES},
+        "by_turns": {n: costs(_sweep(NUM_SAMPLES_BY_TURNS, num_turns=n)) for n in NUM_TURNS},
     }
     rounds = {OURS: [{"seconds": seconds}]}
     unit = f"s to pack {len(examples):,} samples"
@@ -76,18 +76,18 @@ def _packed(examples: list[Example], packing: Packing, *, max_micro_tokens: int)
     )
 
 
-def _costs(examples: list[Example], packing: Packing) -> dict[str, float]:
+def _costs(examples: list[Example], packing: Packing, ours: TimedSteps) -> dict[str, float]:
     """Computed tokens per sample and microseconds per computed token."""
     batches = _packed(examples, packing, max_micro_tokens=2048)
     steps = [batches.step(i) for i in range(min(TIMED_STEPS, batches.num_steps))]
-    ours = TimedSteps(embedded_path(), "sft")
     ours.seconds(steps)  # compiles
     times = [ours.seconds([step]) / step.work.num_positions for step in steps]
+    packed = statistics(batches)
     costs = {
-        "prompt_tokens": statistics(examples)["prompt_tokens"],
+        "prompt_tokens": packed["prompt_tokens"],
         "computed_tokens_per_sample": batches.num_positions / len(examples),
         "us_per_computed_token": 1e6 * float(np.median(times)),
-        "filled": batches.num_tokens / batches.num_positions,
+        "filled": packed["filled"],
     }
     print(
         "{:,} samples of {prompt_tokens:,.0f} prompt tokens: {computed_tokens_per_sample:,.0f} "
@@ -97,8 +97,3 @@ def _costs(examples: list[Example], packing: Packing) -> dict[str, float]:
         flush=True,
     )
     return costs
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -5,10 +5,12 @@ The last line on stdout is the result as one JSON object.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
+import re
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,8 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from emodistill.configs import Config
+
 Result = TypeVar("Result")
 OURS = "emodistill"
+GB = 1e9
 
 Figures = Mapping[str, float]
 """What is measured of one contender in one round, by name."""
@@ -49,7 +54,7 @@ def medians(rounds: Rounds, figure: str) -> dict[str, float]:
 
 
 def report(
-    config: Any,
+    config: Config,
     unit: str,
     rounds: Rounds,
     figure: str,
@@ -59,8 +64,9 @@ def report(
 ) -> None:
     """Print the median and the range of each contender's `figure`, then the result.
 
-    `ratio` is ours ÷ peer, or peer ÷ ours where less is better, so that more is always better. At
-    another size than the default it is in `extra`.
+    `ratio` is ours ÷ peer, or peer ÷ ours where less is better, so that more is always better. It
+    counts at the default size alone, whatever the peers and the number of rounds; at another size
+    it is in `extra`.
     """
     print(unit)
     values = medians(rounds, figure)
@@ -74,38 +80,32 @@ def report(
         return over / under if under else None
 
     ratios = {name: ratio(peer) for name, peer in values.items()}
-    is_default = is_default_size(config)
+    is_default_size = config.identity() == type(config)().identity()
     result = {
         "name": config.stage.removeprefix("bench-"),
         "unit": unit,
         "ours": ours,
         "peers": values,
-        "ratio": ratios if is_default else {},
-        "extra": {**extra, **({} if is_default or not values else {"ratio": ratios})},
+        "ratio": ratios if is_default_size else {},
+        "extra": extra if is_default_size or not values else {**extra, "ratio": ratios},
         "rounds": len(rounds[OURS]),
         "machine": machine(),
     }
     print(json.dumps(result))
 
 
-def is_default_size(config: Any) -> bool:
-    """Whether every setting but the number of rounds and the peers has its default."""
-    return all(
-        getattr(config, field.name) == field.default
-        for field in dataclasses.fields(config)
-        if field.name not in ("rounds", "peers")
-    )
-
-
 def machine() -> str:
     """The processor and how much of it this process may use."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    model = named[1] if named else platform.processor() or platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far, files that it mapped included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_own_process(function: Callable[..., Result], *args: object) -> Result:

@@ -15,16 +15,18 @@ from emodistill.train.transitions import Transitions
 
 def updates_per_second(transitions: Transitions, config: IQLConfig, num_steps: int) -> float:
     """Train V, Q and the policy for `num_steps` steps."""
-    observation = torch.from_numpy(transitions.observation_NS)
-    action = torch.from_numpy(transitions.action_N).long()
-    reward = torch.from_numpy(transitions.reward_N)
-    following = torch.from_numpy(transitions.next_observation_NS)
-    continues = torch.from_numpy(~transitions.terminal_N).float()
+    columns = (
+        torch.from_numpy(transitions.observation_NS),
+        torch.from_numpy(transitions.action_N).long()[:, None],
+        torch.from_numpy(transitions.reward_N),
+        torch.from_numpy(transitions.next_observation_NS),
+        torch.from_numpy(~transitions.terminal_N).float(),
+    )
 
     def network(num_outputs: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         width = config.hidden_width
         mlp = torch.nn.Sequential(
-            torch.nn.Linear(observation.shape[1], width),
+            torch.nn.Linear(columns[0].shape[1], width),
             torch.nn.ReLU(),
             torch.nn.Linear(width, width),
             torch.nn.ReLU(),
@@ -39,16 +41,16 @@ def updates_per_second(transitions: Transitions, config: IQLConfig, num_steps: i
     generator = torch.Generator().manual_seed(config.seed)
     started = time.perf_counter()
     for _ in range(num_steps):
-        rows = torch.randint(len(action), (config.batch_size,), generator=generator)
-        states, actions = observation[rows], action[rows][:, None]
+        rows = torch.randint(len(transitions), (config.batch_size,), generator=generator)
+        states, actions, rewards, next_states, continues = (column[rows] for column in columns)
         with torch.no_grad():
             target_q = target(states).gather(1, actions)[:, 0]
         error = target_q - value(states)[:, 0]
         weight = torch.where(error > 0, config.expectile, 1 - config.expectile)
         _step(value_optimizer, (weight * error**2).mean())
         with torch.no_grad():
-            next_value = value(following[rows])[:, 0]
-        bellman = reward[rows] + config.discount * continues[rows] * next_value
+            next_value = value(next_states)[:, 0]
+        bellman = rewards + config.discount * continues * next_value
         _step(critic_optimizer, mse_loss(critic(states).gather(1, actions)[:, 0], bellman))
         with torch.no_grad():
             advantage = target_q - value(states)[:, 0]

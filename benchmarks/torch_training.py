@@ -13,15 +13,18 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from benchmarks.timed_steps import JPO_EPOCHS
 from emodistill.batches import Example
 
-PADDED_BATCH = 4
 Tensors = Mapping[str, torch.Tensor]
+Loss = Callable[[Any, Tensors, Any], torch.Tensor]
+"""(model, batch, stored log-probs of the reference or None) -> the loss."""
+Seconds = Callable[[Sequence[Example]], float]
+"""The time that an optimiser step, or several, over the samples takes."""
 
 
 def _student(folder: Path) -> Any:
@@ -80,84 +83,69 @@ def _jpo_loss(model: Any, batch: Tensors, reference: torch.Tensor | None) -> tor
     return 0.04 * kl - surrogate
 
 
-class PEFTLoop:
-    """The plain loop over padded batches, samples of similar length together."""
+def _peft_loop(
+    folder: Path,
+    max_tokens: int,
+    *,
+    loss: Loss,
+    batch_size: int = 4,
+    stores_reference: bool = False,
+) -> Seconds:
+    """One optimiser step over padded batches, samples of similar length together.
 
-    def __init__(
-        self,
-        folder: Path,
-        max_tokens: int,
-        *,
-        loss: Callable[[Any, Tensors, Any], torch.Tensor],
-        batch_size: int = PADDED_BATCH,
-        stores_reference: bool = False,
-    ) -> None:
-        self._model, self._loss, self._batch_size = _student(folder), loss, batch_size
-        self._stores_reference = stores_reference
-        trained = [p for p in self._model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    Its time includes its share of the reference pass where that is stored.
+    """
+    model = _student(folder)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
 
-    def seconds(self, examples: Sequence[Example]) -> float:
-        """The time of one optimiser step, and of its share of the reference pass."""
-        size = self._batch_size
+    def seconds(examples: Sequence[Example]) -> float:
         by_length = sorted(examples, key=lambda example: example.num_tokens)
-        batches = [_padded(by_length[i : i + size]) for i in range(0, len(by_length), size)]
+        batches = [
+            _padded(by_length[i : i + batch_size]) for i in range(0, len(by_length), batch_size)
+        ]
         references: list[torch.Tensor | None] = [None] * len(batches)
-        reference_s = 0.0
-        if self._stores_reference:
-            started = time.perf_counter()
-            references = [_reference_logprobs(self._model, batch) for batch in batches]
-            reference_s = time.perf_counter() - started
+        started = time.perf_counter()
+        if stores_reference:
+            references = [_reference_logprobs(model, batch) for batch in batches]
+        reference_s = time.perf_counter() - started
         started = time.perf_counter()
         for batch, reference in zip(batches, references, strict=True):
-            (self._loss(self._model, batch, reference) / len(batches)).backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            (loss(model, batch, reference) / len(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
         return reference_s / JPO_EPOCHS + time.perf_counter() - started
 
-
-class _Clock(TrainerCallback):
-    """Runs from the first step's start to the last step's end."""
-
-    started = ended = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = self.started or time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ended = time.perf_counter()
+    return seconds
 
 
-class TRLTrainer:
-    """SFTTrainer with packing; the clock runs over its steps alone."""
+def _trl_trainer(folder: Path, max_tokens: int) -> Seconds:
+    """SFTTrainer with packing; its own clock runs over the steps alone."""
+    model = _student(folder)
+    # SFTTrainer asks for a tokenizer, although the samples are token ids already.
+    words = {f"<{i}>": i for i in range(model.config.vocab_size)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>")),
+        eos_token="<0>",
+        pad_token="<0>",
+        unk_token="<0>",
+    )
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        self._model, self._max_tokens = _student(folder), max_tokens
-        # SFTTrainer asks for a tokenizer, although the samples are token ids already.
-        words = {f"<{i}>": i for i in range(self._model.config.vocab_size)}
-        core = Tokenizer(models.WordLevel(words, unk_token="<0>"))
-        self._tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=core, eos_token="<0>", pad_token="<0>", unk_token="<0>"
-        )
-
-    def seconds(self, examples: Sequence[Example]) -> float:
-        """The time of the steps over these samples."""
+    def seconds(examples: Sequence[Example]) -> float:
         rows = [
             {
-                "input_ids": [*map(int, one.prompt_ids), *map(int, one.response_ids)],
+                "input_ids": [*one.prompt_ids.tolist(), *one.response_ids.tolist()],
                 "completion_mask": [0] * len(one.prompt_ids) + [1] * len(one.response_ids),
             }
             for one in examples
         ]
-        clock = _Clock()
         with tempfile.TemporaryDirectory() as name:
-            arguments = SFTConfig(
+            settings = SFTConfig(
                 output_dir=name,
                 packing=True,
                 completion_only_loss=True,
-                max_length=self._max_tokens,
+                max_length=max_tokens,
                 per_device_train_batch_size=1,
-                gradient_accumulation_steps=1,
                 num_train_epochs=1,
                 gradient_checkpointing=False,
                 use_cpu=True,
@@ -168,20 +156,20 @@ class TRLTrainer:
                 disable_tqdm=True,
             )
             trainer = SFTTrainer(
-                model=self._model,
-                args=arguments,
+                model=model,
+                args=settings,
                 train_dataset=Dataset.from_list(rows),
-                processing_class=self._tokenizer,
-                callbacks=[clock],
+                processing_class=tokenizer,
             )
-            trainer.train()
-        return clock.ended - clock.started
+            return trainer.train().metrics["train_runtime"]
+
+    return seconds
 
 
-PEERS: Mapping[str, Callable[[Path, int], PEFTLoop | TRLTrainer]] = {
-    "peft": partial(PEFTLoop, loss=_sft_loss),
-    "trl": TRLTrainer,
-    "upstream-style": partial(PEFTLoop, loss=_jpo_loss, batch_size=1),
-    "peft-stored": partial(PEFTLoop, loss=_jpo_loss, stores_reference=True),
+PEERS: Mapping[str, Callable[[Path, int], Seconds]] = {
+    "peft": partial(_peft_loop, loss=_sft_loss),
+    "trl": _trl_trainer,
+    "upstream-style": partial(_peft_loop, loss=_jpo_loss, batch_size=1),
+    "peft-stored": partial(_peft_loop, loss=_jpo_loss, stores_reference=True),
 }
 """By name, from a checkpoint and the longest row."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import cast
 
 _BODY = json.dumps(
     {
@@ -33,7 +32,7 @@ _RESPONSE = (
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 
-@contextmanager
+@contextlib.contextmanager
 def waiting_server(latency_s: float) -> Iterator[str]:
     """The base URL of a server that runs until the block ends, or its parent process does."""
     context = get_context("spawn")
@@ -52,33 +51,18 @@ def _serve(latency_s: float, pipe: Connection) -> None:
 
 
 async def _serve_until_closed(latency_s: float, pipe: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Waiting(latency_s), "127.0.0.1", 0, backlog=2048)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer each request of a connection `latency_s` after its last byte.
+
+        There is no framework, so that the server's own work stays small beside the clients'.
+        """
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                length = _LENGTH.search(await reader.readuntil(b"\r\n\r\n"))
+                await reader.readexactly(int(length[1]) if length else 0)
+                await asyncio.sleep(latency_s)
+                writer.write(_RESPONSE)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
     pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-    await loop.run_in_executor(None, pipe.poll, None)  # returns once the other end is closed
-
-
-class _Waiting(asyncio.Protocol):
-    """A connection of the server: every request is answered `latency_s` after its last byte.
-
-    There is no framework, so that the server's own work stays small beside the clients'.
-    """
-
-    def __init__(self, latency_s: float) -> None:
-        self._latency_s = latency_s
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if end and len(body) >= (int(length[1]) if length else 0):
-            self._received = b""
-            asyncio.get_running_loop().call_later(self._latency_s, self._answer)
-
-    def _answer(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(_RESPONSE)
+    await asyncio.to_thread(pipe.poll, None)  # returns once the other end is closed

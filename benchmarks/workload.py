@@ -6,11 +6,9 @@ have about 785 tokens and replies about 51, as measured on a CRAD sweep of real 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from emodistill.batches import Example
+from emodistill.batches import Example, PackedBatches
 from emodistill.seeding import stream
 
 
@@ -60,10 +58,14 @@ def dialogue_examples(
     return examples
 
 
-def statistics(examples: Sequence[Example]) -> dict[str, float]:
-    """How many samples there are, and their mean lengths."""
+def statistics(batches: PackedBatches) -> dict[str, float]:
+    """How many samples there are, their mean lengths, and what packing makes of them."""
+    examples = batches.examples
+    num_computed = batches.num_positions
     return {
         "num_samples": len(examples),
         "prompt_tokens": float(np.mean([len(example.prompt_ids) for example in examples])),
         "reply_tokens": float(np.mean([len(example.response_ids) for example in examples])),
+        "tokens_per_computed_token": sum(one.num_tokens - 1 for one in examples) / num_computed,
+        "filled": batches.num_tokens / num_computed,
     }

@@ -10,8 +10,10 @@ does in a sweep, in good turns and bad ones, on scenarios that no experiment use
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -72,7 +74,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         generate_scenarios(domain, NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS)[NUM_SCENARIOS:]
         for domain in DOMAINS
     )
-    scenarios = [one for quartet in zip(*by_domain, strict=True) for one in quartet]
+    scenarios = list(itertools.chain(*zip(*by_domain, strict=True)))
     teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
     counterparty = Player(writer=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
 
@@ -96,28 +98,28 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         planned = PlannedDialogue(scenario, number, f"pretrain/{name}")
         return Dialogue(scenario, await play(planned, match), pack)
 
-    async def play_all() -> list[Dialogue]:
+    with Progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
         dialogues = []
-        with Progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
-            for number in range(num_dialogues):
-                dialogues.append(await play_one(number))
-                bar.advance()
+        for number in range(num_dialogues):
+            dialogues.append(asyncio.run(play_one(number)))
+            bar.advance()
         return dialogues
-
-    return asyncio.run(play_all())
 
 
 def bare_pack(pack: PromptPack) -> PromptPack:
     """`pack` with the first sentence of its rules and role, and the last line of its context."""
 
-    def first_sentence(text: str) -> str:
-        return text.strip().split(". ")[0].split(";")[0].rstrip(".") + "."
+    def cut(name: str, text: str) -> str:
+        if name == "context":
+            return text.strip().splitlines()[-1]
+        if name in ("rules", "role"):
+            return re.split(r"\. |;", text.strip())[0].rstrip(".") + "."
+        return text
 
-    def cut(prompt: Mapping[str, str]) -> dict[str, str]:
-        first = {name: first_sentence(prompt[name]) for name in ("rules", "role")}
-        return {**prompt, **first, "context": prompt["context"].strip().splitlines()[-1]}
-
-    domains = {domain: cut(pack.focal[domain]) for domain in DOMAINS}
+    domains = {
+        domain: {name: cut(name, text) for name, text in pack.focal[domain].items()}
+        for domain in DOMAINS
+    }
     return replace(pack, focal={**pack.focal, **domains})
 
 

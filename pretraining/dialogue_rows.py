@@ -16,6 +16,7 @@ import numpy as np
 
 from emodistill.batches.examples import Example
 from emodistill.batches.prefix_trees import lay_out
+from emodistill.batches.row_packing import round_up
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 
@@ -26,21 +27,23 @@ ROW_MULTIPLE = 128
 """Row lengths are multiples of this, since each length compiles a program of its own."""
 
 
-class Rows(NamedTuple):
-    """Dialogues as rows of one length, padded on the right; padding has weight 0.
+NOTHING, PROMPT, REPLY, DIGIT = range(4)
+"""What a target is: padding, or the end of a sample; a token of a prompt; of a reply; a reply's
+digit."""
 
-    `weights_BT` weighs the prediction of `targets_BT`. Where two samples part, the next token of
-    the first one is predicted.
+
+class Rows(NamedTuple):
+    """Dialogues as rows of one length, padded on the right; all arrays are int32.
+
+    Where two samples part, the next token of the first one is predicted.
     """
 
     tokens_BT: Array
     positions_BT: Array
     ends_BT: Array
     targets_BT: Array
-    weights_BT: Array
-    is_reply_BT: Array
-    is_digit_BT: Array
-    """True at the digits of replies."""
+    kinds_BT: Array
+    """`NOTHING`, `PROMPT`, `REPLY` or `DIGIT`, by what is to be predicted."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,46 +51,30 @@ class Rows(NamedTuple):
         return self.tokens_BT.shape[1]
 
 
-def merge_samples(
-    examples: Sequence[Example],
-    *,
-    prompt_weight: float,
-    digit_ids: Collection[int] = (),
-    digit_weight: float = 1.0,
-) -> Rows:
-    """A dialogue's samples in one row (B = 1), each starting where it leaves the one before.
-
-    Args:
-      prompt_weight: weight of predicting a prompt token; a reply token has weight 1.
-      digit_weight: weight of predicting one of `digit_ids` in a reply.
-    """
+def merge_samples(examples: Sequence[Example], digit_ids: Collection[int] = ()) -> Rows:
+    """A dialogue's samples in one row (B = 1), each starting where it leaves the one before."""
     sequences = [np.concatenate([one.prompt_ids, one.response_ids]) for one in examples]
     # Samples share at most their prompts' tokens but the last, so that every reply token is
     # predicted at a position of its own.
     tree = lay_out(sequences, [len(one.prompt_ids) - 1 for one in examples])
-    T = len(tree.tokens_T)
-    targets_T, weights_T = np.zeros(T, np.int32), np.zeros(T, np.float32)
-    is_reply_T, is_digit_T = np.zeros(T, bool), np.zeros(T, bool)
-    digits = np.fromiter(digit_ids, np.int32)
+    targets_T, kinds_T = np.zeros((2, len(tree.tokens_T)), np.int32)
     # Backwards, so that at a shared position the first sample's target is the one that stays.
     for one, ids, path in reversed(list(zip(examples, sequences, tree.paths, strict=True))):
         first = len(one.prompt_ids) - 1
         targets_T[path[:-1]] = ids[1:]
-        weights_T[path[:first]] = prompt_weight
-        is_digit = np.isin(one.response_ids, digits)
-        weights_T[path[first:-1]] = np.where(is_digit, digit_weight, 1.0)
-        is_reply_T[path[first:-1]], is_digit_T[path[first:-1]] = True, is_digit
+        kinds_T[path[:first]] = PROMPT
+        kinds_T[path[first:-1]] = np.where(np.isin(ids[first + 1 :], list(digit_ids)), DIGIT, REPLY)
     in_tree = tree.tokens_T, tree.depths_T, tree.ends_T
-    return Rows(*(x[None] for x in (*in_tree, targets_T, weights_T, is_reply_T, is_digit_T)))
+    return Rows(*(array_T[None] for array_T in (*in_tree, targets_T, kinds_T)))
 
 
 def stack_rows(rows: Sequence[Rows], length: int) -> Rows:
     """All rows, of at most `length` tokens each, as one batch."""
-
-    def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in arrays])
-
-    return Rows(*map(stacked, zip(*rows, strict=True)))
+    padded = [
+        [np.pad(array_BT, ((0, 0), (0, length - row.num_tokens))) for array_BT in row]
+        for row in rows
+    ]
+    return Rows(*map(np.concatenate, zip(*padded, strict=True)))
 
 
 def endless_batches(rows: Sequence[Rows], *, tokens_per_step: int, seed: int) -> Iterator[Rows]:
@@ -101,7 +88,7 @@ def endless_batches(rows: Sequence[Rows], *, tokens_per_step: int, seed: int) ->
     """
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        length = -(-row.num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+        length = round_up(row.num_tokens, ROW_MULTIPLE)
         by_length.setdefault(length, []).append(index)
     groups: list[tuple[int, int, list[int]]] = []
     waiting: list[int] = []

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,9 @@ from pretraining.corpus import (
     play_dialogues,
     train_tokenizer,
 )
-from pretraining.dialogue_rows import Rows, endless_batches, merge_samples
+from pretraining.dialogue_rows import DIGIT, REPLY, Rows, endless_batches, merge_samples
+
+Metrics = dict[str, jax.Array]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_TOKENS = 1024
@@ -64,7 +66,7 @@ def make_embedded(config: PretrainConfig) -> Path:
             shutil.copyfile(config.start / name, config.out / name)
         model = load_qwen2(config.start, dtype=jnp.float32)
     tokenizer = load_tokenizer(config.out)
-    fit(model, _rows(bare, tokenizer, config), _rows(full, tokenizer, config), config)
+    fit(model, _rows(bare, tokenizer), _rows(full, tokenizer), config)
     return config.out
 
 
@@ -98,12 +100,11 @@ def _new_student(config: PretrainConfig) -> Qwen2:
     )
 
 
-def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:
+def _rows(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Rows]:
     """A row per dialogue; a dialogue whose very first prompt is too long has none."""
-    digit_ids = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
-    rows = []
-    for scenario, trajectory, pack in dialogues:
-        examples = build_examples(
+    digit_ids = tokenizer.convert_tokens_to_ids(list("0123456789"))
+    samples = (
+        build_examples(
             [trajectory],
             [scenario],
             [(0, turn.index) for turn in trajectory.focal_turns],
@@ -111,17 +112,10 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig)
             encode_chat=partial(encode_chat, tokenizer),
             encode_reply=partial(encode_reply, tokenizer),
             max_tokens=MAX_TOKENS,
-        )
-        if examples:
-            rows.append(
-                merge_samples(
-                    examples,
-                    prompt_weight=config.prompt_weight,
-                    digit_ids=digit_ids,
-                    digit_weight=config.digit_weight,
-                )
-            )
-    return rows
+        ).examples
+        for scenario, trajectory, pack in dialogues
+    )
+    return [merge_samples(examples, digit_ids) for examples in samples if examples]
 
 
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
@@ -152,15 +146,6 @@ def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
     )
 
 
-class PretrainMetrics(NamedTuple):
-    """What a step measures on the tokens of replies."""
-
-    reply_loss: jax.Array
-    """Mean cross-entropy."""
-    digit_accuracy: jax.Array
-    """Share of the digits that are predicted right; many are random draws and cannot be known."""
-
-
 def curriculum(
     bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig
 ) -> Iterator[Rows]:
@@ -178,19 +163,26 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 
-    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, PretrainMetrics]:
+    # By the kinds of `dialogue_rows`: nothing, a prompt's token, a reply's, a reply's digit.
+    weights = jnp.array([0.0, config.prompt_weight, 1.0, config.digit_weight])
+
+    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Metrics]:
+        """The loss; on replies, the mean cross-entropy and the share of digits predicted right.
+
+        Many digits are random draws and cannot be known.
+        """
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
         is_right_BT = jnp.argmax(logits_BTV, axis=-1) == rows.targets_BT
-        loss = jnp.sum(losses_BT * rows.weights_BT) / jnp.sum(rows.weights_BT)
-        return loss, PretrainMetrics(
-            jnp.mean(losses_BT, where=rows.is_reply_BT),
-            jnp.mean(is_right_BT, where=rows.is_digit_BT),
-        )
+        weights_BT = weights[rows.kinds_BT]
+        return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT), {
+            "reply_loss": jnp.mean(losses_BT, where=rows.kinds_BT >= REPLY),
+            "digit_accuracy": jnp.mean(is_right_BT, where=rows.kinds_BT == DIGIT),
+        }
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, opt_state: Any, rows: Rows) -> tuple[Any, Any, PretrainMetrics]:
+    def step(params: Any, opt_state: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, metrics
@@ -201,13 +193,13 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
             params, opt_state, metrics = step(params, opt_state, rows)
             note = None
             if number % 20 == 0:  # reading the metrics waits for the step
-                note = f"loss {metrics.reply_loss:.3f}, digits {metrics.digit_accuracy:.0%}"
+                note = "loss {reply_loss:.3f}, digits {digit_accuracy:.0%}".format(**metrics)
             bar.advance(1, note)
             if number % STEPS_PER_SAVE == 0 or number == config.num_steps:
-                if not jnp.isfinite(metrics.reply_loss):
+                if not jnp.isfinite(metrics["reply_loss"]):
                     raise DivergenceError(
-                        f"pretrain: the loss is {metrics.reply_loss} at step {number}. {config.out}"
-                        f" keeps the weights of step {number - STEPS_PER_SAVE}; lower "
+                        f"pretrain: the loss is {metrics['reply_loss']} at step {number}. "
+                        f"{config.out} keeps the weights of step {number - STEPS_PER_SAVE}; lower "
                         "--learning-rate."
                     )
                 half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

@@ -9,7 +9,16 @@ from emodistill.batches.prefix_trees import lay_out
 from emodistill.errors import InputError
 from emodistill.model import load_qwen2
 from emodistill.seeding import stream
-from pretraining.dialogue_rows import Rows, endless_batches, merge_samples, stack_rows
+from pretraining.dialogue_rows import (
+    DIGIT,
+    NOTHING,
+    PROMPT,
+    REPLY,
+    Rows,
+    endless_batches,
+    merge_samples,
+    stack_rows,
+)
 
 DIGITS = (10, 11)
 
@@ -35,7 +44,7 @@ PATHS = lay_out(
 
 
 def merged(samples=SAMPLES):
-    return merge_samples(samples, prompt_weight=0.3, digit_ids=DIGITS, digit_weight=4.0)
+    return merge_samples(samples, DIGITS)
 
 
 def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
@@ -53,19 +62,26 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
         np.testing.assert_allclose(logits_BTV[0, path], alone_BTV[0], rtol=1e-4, atol=1e-5)
 
 
-def test_every_reply_is_predicted_once_and_digits_weigh_more():
+def test_every_reply_is_predicted_once_and_its_digits_are_marked():
     row = Rows(*(array[0] for array in merged()))
     for sample, path in zip(SAMPLES, PATHS, strict=True):
         positions = path[len(sample.prompt_ids) - 1 : -1]
         assert row.targets_BT[positions].tolist() == sample.response_ids.tolist()
-        weights = [4.0 if token in DIGITS else 1.0 for token in sample.response_ids]
-        assert row.weights_BT[positions].tolist() == weights
-        assert row.weights_BT[path[-1]] == 0
-    assert row.is_reply_BT.sum() == sum(len(sample.response_ids) for sample in SAMPLES)
+        kinds = [DIGIT if token in DIGITS else REPLY for token in sample.response_ids]
+        assert row.kinds_BT[positions].tolist() == kinds
+        assert row.kinds_BT[path[-1]] == NOTHING
+    assert (row.kinds_BT >= REPLY).sum() == sum(len(sample.response_ids) for sample in SAMPLES)
     ends = {int(path[-1]) for path in PATHS}
-    others = [i for i in np.flatnonzero(~row.is_reply_BT) if i not in ends]
-    assert others and (row.weights_BT[others] == np.float32(0.3)).all()
-    assert row.is_digit_BT.sum() == sum(np.isin(s.response_ids, DIGITS).sum() for s in SAMPLES)
+    others = [i for i in np.flatnonzero(row.kinds_BT < REPLY) if i not in ends]
+    assert others and (row.kinds_BT[others] == PROMPT).all()
+
+
+def test_padding_predicts_nothing():
+    row = merged()
+    padded = stack_rows([row], row.num_tokens + 3)
+    assert padded.num_tokens == row.num_tokens + 3
+    for array_BT in padded:
+        assert (array_BT[:, row.num_tokens :] == 0).all()
 
 
 def test_batches_come_in_a_seeded_order_without_end():

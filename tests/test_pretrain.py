@@ -55,7 +55,7 @@ def test_pretraining_stays_off_the_scenarios_of_experiments():
 def row(token):
     ids = np.array([token, token], np.int32)
     example = Example(sample_id="a", prompt_ids=ids, response_ids=ids)
-    return merge_samples([example], prompt_weight=0.3)
+    return merge_samples([example])
 
 
 def test_bare_batches_grow_rare():

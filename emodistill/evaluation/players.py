@@ -23,7 +23,8 @@ from emodistill.llm.client import ChatClient
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player
 from emodistill.negotiation.readers import OfferReader
 from emodistill.negotiation.writers import ApiWriter, Writer
-from emodistill.offline.sweep import SweepResult, plan_dialogues, play_all
+from emodistill.offline.sweep import plan_dialogues, play_all
+from emodistill.offline.workers import JobsResult
 from emodistill.prompts import PromptPack
 from emodistill.records import Role
 from emodistill.seeding import stream
@@ -102,7 +103,7 @@ class PlayerPool(AsyncExitStack):
         path: Path,
         label: str,
         reader: OfferReader,
-    ) -> SweepResult:
+    ) -> JobsResult:
         """Play the dialogues of two players that `path` lacks, on held-out scenarios.
 
         All methods meet the same counterparties: a dialogue's id, and with it each player's seed,
@@ -130,11 +131,10 @@ class PlayerPool(AsyncExitStack):
         return await play_all(
             plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
             match,
+            config,
             path=path,
             label=label,
             client=self.client,
-            concurrency=config.concurrency,
-            max_cost_usd=config.max_cost_usd,
         )
 
     async def player(self, spec: PlayerSpec, role: Role, *, opponent: PlayerSpec) -> Player:
