@@ -46,8 +46,7 @@ def bootstrap_ci(values: Values, n_resamples: int = 10_000, seed: int = 0) -> In
     Raises:
       InputError: a value is NaN or infinite, or n_resamples under 1.
     """
-    array = _checked(values)
-    each = pd.DataFrame({"sum": array, "count": np.ones_like(array)})
+    each = pd.DataFrame({"sum": _checked(values), "count": 1})
     return _interval([each], n_resamples, stream(seed, "bootstrap"))
 
 
@@ -101,8 +100,7 @@ def cluster_totals(values: Values, clusters: Clusters) -> pd.DataFrame:
             f"{len(array)} values but clusters of shape {names.shape}; every value needs its "
             "cluster."
         )
-    by_name = pd.Series(array).groupby(names)
-    return pd.DataFrame({"sum": by_name.sum(), "count": by_name.count()})
+    return pd.DataFrame({"sum": array, "count": 1}).groupby(names).sum()
 
 
 def _checked(values: Values) -> np.ndarray:
