@@ -18,7 +18,7 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",  # an MLIR pipeline for each fused loop: 2/3 of the time
 )
 LONG_FILES = (
-    *("test_studies", "test_stages", "test_adapter_training", "test_trainer", "test_qwen2"),
+    *("test_studies", "test_adapter_training", "test_stages", "test_trainer", "test_qwen2"),
     *("test_loop", "test_embedded", "test_forecast", "test_checkpoints", "test_planted"),
     *("test_iql", "test_memory_plan", "test_sweep", "test_sampling", "test_attention"),
 )

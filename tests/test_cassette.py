@@ -67,10 +67,17 @@ async def uneven(call):
     return await negotiating(call)
 
 
-def test_a_replay_equals_its_recording_byte_for_byte(tmp_path):
-    recorded = record(tmp_path / "tape", tmp_path / "a", uneven)
-    again = replay(tmp_path / "tape", tmp_path / "b")
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+@pytest.fixture(scope="module")
+def tape(tmp_path_factory):
+    """A recording of `uneven`; the dialogues that were played meanwhile lie in `a` beside it."""
+    folder = tmp_path_factory.mktemp("recording")
+    return folder / "tape", folder / "a", record(folder / "tape", folder / "a", uneven)
+
+
+def test_a_replay_equals_its_recording_byte_for_byte(tape, tmp_path):
+    folder, out_dir, recorded = tape
+    again = replay(folder, tmp_path / "b")
+    assert content(out_dir) == content(tmp_path / "b")
     assert recorded.num_new == again.num_new == 20
     assert recorded.cost_usd == pytest.approx(again.cost_usd)
     assert recorded.cost_usd > 0
@@ -89,20 +96,19 @@ def test_failures_are_replayed_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 40])
-def test_at_another_concurrency_the_dialogues_are_the_same(tmp_path, concurrency):
-    record(tmp_path / "tape", tmp_path / "a", uneven)
-    replay(tmp_path / "tape", tmp_path / "b", concurrency=concurrency)
-    a, b = (sorted(content(tmp_path / name).splitlines()) for name in "ab")
+def test_at_another_concurrency_the_dialogues_are_the_same(tape, tmp_path, concurrency):
+    folder, out_dir, _ = tape
+    replay(folder, tmp_path / "b", concurrency=concurrency)
+    a, b = (sorted(content(path).splitlines()) for path in (out_dir, tmp_path / "b"))
     assert a == b
 
 
-def test_an_interrupted_replay_goes_on(tmp_path):
-    record(tmp_path / "tape", tmp_path / "a", uneven)
-    replay(tmp_path / "tape", tmp_path / "b", num_seeds=1)
-    replay(tmp_path / "tape", tmp_path / "b")
-    assert sorted(content(tmp_path / "a").splitlines()) == sorted(
-        content(tmp_path / "b").splitlines()
-    )
+def test_an_interrupted_replay_goes_on(tape, tmp_path):
+    folder, out_dir, _ = tape
+    replay(folder, tmp_path / "b", num_seeds=1)
+    replay(folder, tmp_path / "b")
+    a, b = (sorted(content(path).splitlines()) for path in (out_dir, tmp_path / "b"))
+    assert a == b
 
 
 def test_what_was_never_asked_is_said(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from emodistill.simulator.reading import (
 )
 from emodistill.simulator.server import complete
 from emodistill.simulator.teacher import CLARITY_ODDS
+
+FELT = [label for label in EMOTIONS if label != NEUTRAL]
 
 
 def spoken(domain: str, emotion: str | None, seed: int, *texts: str) -> str:
@@ -52,15 +55,18 @@ def test_later_offers_lie_between_the_positions_on_the_table(domain):
     assert num_later > 40
 
 
-@pytest.mark.parametrize("emotion", [label for label in EMOTIONS if label != NEUTRAL])
-def test_the_teacher_expresses_what_it_is_asked_for(emotion):
-    heard = [rm.expressed(spoken("disaster", emotion, seed)) for seed in range(60)]
-    clear = [one for one in heard if one.clarity > 0]
-    share = np.mean([one.emotion == emotion for one in clear])
-    # Facts have words of feeling in them; "thank you for your patience" also sounds of annoyance.
-    assert share >= (0.8 if emotion == "gratitude" else 0.92)
-    odds = np.array([np.mean([one.clarity == c for one in heard]) for c in (1.0, 0.6, 0.0)])
-    assert np.abs(odds - CLARITY_ODDS).max() < 0.25
+def test_the_teacher_expresses_what_it_is_asked_for():
+    wrong = {}
+    for emotion in FELT:
+        heard = [rm.expressed(spoken("disaster", emotion, seed)) for seed in range(60)]
+        clear = [one for one in heard if one.clarity > 0]
+        share = np.mean([one.emotion == emotion for one in clear])
+        # Facts have words of feeling; "thank you for your patience" also sounds of annoyance.
+        least = 0.8 if emotion == "gratitude" else 0.92
+        odds = np.array([np.mean([one.clarity == c for one in heard]) for c in (1.0, 0.6, 0.0)])
+        if share < least or np.abs(odds - CLARITY_ODDS).max() >= 0.25:
+            wrong[emotion] = share, odds
+    assert not wrong
 
 
 def test_a_quarter_of_the_utterances_says_nothing_of_the_emotion():
@@ -75,13 +81,15 @@ def test_without_an_emotion_the_teacher_sounds_of_none(emotion):
     assert np.mean([one.emotion is None for one in heard]) > 0.9
 
 
-@pytest.mark.parametrize("emotion", [label for label in EMOTIONS if label != NEUTRAL])
-def test_clauses_carry_their_own_markers(emotion):
-    affect = rm.affects()[emotion]
-    for first in affect.first:
-        for second in affect.second:
-            expression = rm.expressed(f"{first} {second}")
-            assert expression == (emotion, 1.0), (first, second, expression)
+def test_clauses_carry_their_own_markers():
+    wrong = []
+    for emotion in FELT:
+        affect = rm.affects()[emotion]
+        for clauses in itertools.product(affect.first, affect.second):
+            expression = rm.expressed(" ".join(clauses))
+            if expression != (emotion, 1.0):
+                wrong.append((emotion, clauses, expression))
+    assert not wrong
 
 
 def test_skill_has_nothing_to_do_with_the_emotion():

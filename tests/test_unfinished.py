@@ -27,9 +27,16 @@ def breaks_after(num_calls, seen):
     return respond
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The sweep as it is without a stop: its folder, and the calls that it made."""
+    folder = tmp_path_factory.mktemp("sweeps") / "whole"
+    return folder, sweep(folder, price=1.0)[1]
+
+
 @pytest.mark.parametrize("concurrency", [1, 6])
-def test_a_stop_loses_no_call_that_was_answered(tmp_path, concurrency):
-    _, calls = sweep(tmp_path / "whole", price=1.0)
+def test_a_stop_loses_no_call_that_was_answered(whole, tmp_path, concurrency):
+    whole_dir, calls = whole
     answered = []
     for more in (10, 17, 24):  # three stops, each in the middle of dialogues
         with pytest.raises(ApiError, match="404"):
@@ -38,7 +45,7 @@ def test_a_stop_loses_no_call_that_was_answered(tmp_path, concurrency):
     assert (tmp_path / "stopped/trajectories.unfinished").stat().st_size > 0
     result, rest = sweep(tmp_path / "stopped", price=1.0, concurrency=concurrency)
     assert len(answered) == 51 and len(answered) + len(rest) == len(calls)
-    assert content(tmp_path / "stopped") == content(tmp_path / "whole")
+    assert content(tmp_path / "stopped") == content(whole_dir)
     assert not (tmp_path / "stopped/trajectories.unfinished").exists()
     cost_usd = sum(t.cost_usd for t in read_trajectories(tmp_path / "stopped/trajectories.jsonl"))
     assert result.cost_usd == pytest.approx(cost_usd)
@@ -46,10 +53,10 @@ def test_a_stop_loses_no_call_that_was_answered(tmp_path, concurrency):
     assert usage.cost_usd == pytest.approx(cost_usd)
 
 
-def test_what_a_killed_process_had_heard_does_not_count_as_lost_money(tmp_path):
+def test_what_a_killed_process_had_heard_does_not_count_as_lost_money(whole, tmp_path):
     """The ceiling leaves room for exactly what is still to be asked."""
-    _, calls = sweep(tmp_path / "whole", price=1.0)
-    whole_usd = read_usage(tmp_path / "whole/trajectories.jsonl").cost_usd
+    whole_dir, calls = whole
+    whole_usd = read_usage(whole_dir / "trajectories.jsonl").cost_usd
     with pytest.raises(ApiError):
         sweep(tmp_path / "stopped", breaks_after(len(calls) - 3, []), price=1.0, concurrency=1)
     result, _ = sweep(tmp_path / "stopped", price=1.0, concurrency=1, max_cost_usd=1.2 * whole_usd)
