@@ -3,13 +3,15 @@
 import json
 import math
 
+import builders
 import numpy as np
+from builders import trajectory
 
 from emodistill.configs import METHODS, JPOConfig
 from emodistill.domains import format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.jsonl import JsonlAppender
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement, Trajectory, Turn
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Judgement
 from emodistill.reports import RunData
 from emodistill.reports.curves import read_curve
 from emodistill.reports.results import Resampling, dialogue_frame
@@ -43,39 +45,32 @@ def make_dialogue(domain="crad", number=1, seed=0, method="vanilla-slm", *, shar
     scenario_id = unit.scenario_id(number)
     rng = stream(seed, "test-reports", domain, scenario_id, method)
     num_turns = turns or int(rng.integers(2, 5)) * 2
-    said = []
+    offers, texts, emotions = [], [], []
     for index in range(num_turns):
         is_focal = index % 2 == 0
         progress = index / max(1, num_turns - 1)
         end = 0.5 if share is None else share
         position = 1 - (1 - end) * progress if is_focal else end * progress
-        is_last = share is not None and index == num_turns - 1
-        value = round((anchor + gap * position) * 4) / 4
+        offers.append(round((anchor + gap * position) * 4) / 4)
         phrases = SAY if is_focal else ANSWER
-        text = phrases[index // 2 % len(phrases)].format(value=format_value(domain, value))
-        said.append(
-            Turn(
-                index=index,
-                speaker="focal" if is_focal else "counterparty",
-                emotion=EMOTIONS[int(rng.integers(28))] if is_focal else None,
-                text="Agreed, let us put that in writing." if is_last else text,
-                offer=None if is_last else value,
-            )
-        )
-    return Trajectory(
-        trajectory_id=f"{domain}/{scenario_id}/seed_{seed:04d}",
+        shown = format_value(domain, offers[-1])
+        texts.append(phrases[index // 2 % len(phrases)].format(value=shown))
+        if is_focal:
+            emotions.append(EMOTIONS[int(rng.integers(28))])
+    if share is not None:
+        offers[-1], texts[-1] = None, "Agreed, let us put that in writing."
+    return trajectory(
+        f"{domain}/{scenario_id}/seed_{seed:04d}",
+        builders.turns(*offers, emotions=emotions, texts=texts),
         domain=domain,
         scenario_id=scenario_id,
         seed=seed,
-        split="test",
         focal_target=target,
         counterparty_anchor=anchor,
         unit=unit.unit,
         focal=FocalPlayer(method=method, model="embedded", temperature=0.7),
         counterparty=CounterpartyPlayer(model="sim-counterparty", temperature=0.7),
         prompt_pack_sha256="0" * 64,
-        agreement_rule="stand",
-        turns=tuple(said),
         outcome="ongoing" if share is None else "accepted",
         final_value=final_value,
     )

@@ -1,11 +1,12 @@
 """Dialogues and samples of chosen lengths for tests of batches and of training."""
 
 import numpy as np
+from builders import trajectory, turns
 
 from emodistill.batches import Example
 from emodistill.domains import load_scenarios
 from emodistill.prompts import load_pack
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
+from emodistill.records import FocalPlayer
 from emodistill.seeding import stream
 
 PACK = load_pack()
@@ -13,19 +14,11 @@ SCENARIO = load_scenarios("crad")[0]
 
 
 def dialogue(num_turns=6, scenario=SCENARIO, number=0):
-    turns = tuple(
-        Turn(
-            index=i,
-            speaker="focal" if i % 2 == 0 else "counterparty",
-            emotion="anger" if i % 2 == 0 else None,
-            text=f"Turn {i}: let us say {20 + i} days.",
-            offer=20.0 + i,
-        )
-        for i in range(num_turns)
-    )
-    return Trajectory(
-        trajectory_id=f"crad/{scenario.scenario_id}/seed_{number:04d}",
-        domain="crad",
+    offers = [20.0 + i for i in range(num_turns)]
+    texts = [f"Turn {i}: let us say {20 + i} days." for i in range(num_turns)]
+    return trajectory(
+        f"crad/{scenario.scenario_id}/seed_{number:04d}",
+        turns(*offers, emotions=("anger",), texts=texts),
         scenario_id=scenario.scenario_id,
         seed=number,
         split="train",
@@ -33,12 +26,7 @@ def dialogue(num_turns=6, scenario=SCENARIO, number=0):
         counterparty_anchor=scenario.counterparty_anchor,
         unit=scenario.unit,
         focal=FocalPlayer(method="sweep", model="m", temperature=0.7),
-        counterparty=CounterpartyPlayer(model="m", temperature=0.7),
         prompt_pack_sha256=PACK.sha256,
-        agreement_rule="stand",
-        turns=turns,
-        outcome="breakdown",
-        final_value=None,
     )
 
 

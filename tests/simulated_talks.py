@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import cache
 
+from builders import turns
+
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
@@ -31,19 +33,7 @@ SCENARIOS = {domain: load_scenarios(domain) for domain in DOMAINS}
 
 
 def turns_of(*texts: str) -> list[Turn]:
-    return [
-        Turn(
-            index=index,
-            speaker="focal" if index % 2 == 0 else "counterparty",
-            emotion=None,
-            text=text,
-            offer=None,
-            prompt_tokens=0,
-            completion_tokens=0,
-            latency_s=0.0,
-        )
-        for index, text in enumerate(texts)
-    ]
+    return list(turns(*[None] * len(texts), texts=texts))
 
 
 def toned(emotion: str, text: str, *, num_markers: int = 2) -> str:

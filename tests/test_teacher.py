@@ -21,6 +21,8 @@ from emodistill.simulator.reading import (
 from emodistill.simulator.server import complete
 from emodistill.simulator.teacher import CLARITY_ODDS
 
+FELT = [label for label in EMOTIONS if label != NEUTRAL]
+
 
 def spoken(domain: str, emotion: str | None, seed: int, *texts: str) -> str:
     scenario = SCENARIOS[domain][seed % 40]
@@ -55,7 +57,7 @@ def test_later_offers_lie_between_the_positions_on_the_table(domain):
 
 def test_the_teacher_expresses_what_it_is_asked_for():
     wrong = {}
-    for emotion in rm.affects():
+    for emotion in FELT:
         heard = [rm.expressed(spoken("disaster", emotion, seed)) for seed in range(60)]
         clear = [one for one in heard if one.clarity > 0]
         share = np.mean([one.emotion == emotion for one in clear])
@@ -80,9 +82,9 @@ def test_without_an_emotion_the_teacher_sounds_of_none(emotion):
 
 
 def test_clauses_carry_their_own_markers():
-    assert set(rm.AFFECTS) == set(EMOTIONS) - {NEUTRAL}
     wrong = []
-    for emotion, affect in rm.AFFECTS.items():
+    for emotion in FELT:
+        affect = rm.AFFECTS[emotion]
         for clauses in itertools.product(affect.first, affect.second):
             expression = rm.expressed(" ".join(clauses))
             if expression != (emotion, 1.0):
