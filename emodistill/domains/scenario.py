@@ -76,11 +76,15 @@ def split_scenarios(
             f"{len(ids)} given."
         )
     order = [ids[i] for i in stream(seed, "split").permutation(len(ids))]
-    names: dict[str, SplitName] = dict.fromkeys(order, "train")
-    names |= dict.fromkeys(order[:n_test], "test")
-    names |= dict.fromkeys(order[n_test : n_test + n_validation], "validation")
-    split = Split([], [], [])
-    for scenario in scenarios:
-        name = names[scenario.scenario_id]
-        getattr(split, name).append(dataclasses.replace(scenario, split=name))
-    return split
+    num_held_out = n_test + n_validation
+    ids_of = {
+        "train": order[num_held_out:],
+        "validation": order[n_test:num_held_out],
+        "test": order[:n_test],
+    }
+    return Split(
+        **{
+            name: [dataclasses.replace(s, split=name) for s in scenarios if s.scenario_id in chosen]
+            for name, chosen in ids_of.items()
+        }
+    )
