@@ -14,7 +14,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
 from emodistill.negotiation.episode import Match
-from emodistill.negotiation.readers import PATTERNS, OfferReader
+from emodistill.negotiation.readers import LlmReader
 from emodistill.offline.sweep import SweepResult, plan_dialogues, play_all
 
 
@@ -27,7 +27,7 @@ async def run_matches(
     scenarios: Sequence[Scenario],
     path: Path,
     label: str,
-    reader: OfferReader = PATTERNS,
+    reader: LlmReader | None = None,
 ) -> SweepResult:
     """Play the dialogues of two players that `path` lacks.
 
