@@ -112,7 +112,7 @@ def _rows(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Rows]:
             encode_chat=partial(encode_chat, tokenizer),
             encode_reply=partial(encode_reply, tokenizer),
             max_tokens=MAX_TOKENS,
-        ).examples
+        )
         for scenario, trajectory, pack in dialogues
     )
     return [merge_samples(examples, digit_ids) for examples in samples if examples]

@@ -196,7 +196,7 @@ def test_code_and_pattern_files_name_the_same_patterns():
     code = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     data = [path.read_text(encoding="utf-8") for path in folder.glob("*.toml")]
     defined = {name for text in data for name in tomllib.loads(text)}
-    in_code = set(re.findall(r"\b(?:PHRASES|_PATTERNS|_HEARD)\.(\w+)", code))
+    in_code = set(re.findall(r"\b(?:PHRASES|_PATTERNS)\.(\w+)", code))
     in_patterns = {name for text in data for name in re.findall(r"\{([a-z]\w*)\}", text)}
     assert in_code <= defined
     assert defined <= in_code | in_patterns

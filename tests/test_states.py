@@ -152,7 +152,6 @@ def test_from_turns_keeps_turns_without_offers():
     assert state.focal_offers == (35.0, None)
     assert state.counterparty_offers == (None,)
     assert state.emotions == ("fear", None)
-    assert state.num_turns == 3
     assert (state.focal_target, state.counterparty_anchor, state.max_turns) == (30.0, 90.0, 30)
 
 

@@ -172,14 +172,15 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
         return None
 
     @functools.cache
-    def best(column: int, start: int, is_pinned: bool) -> _RowReading | None:
-        """The reading of columns and tokens from `column` and `start` on.
+    def best(column: int, start: int, is_pinned: bool) -> list[tuple[int, tuple[str, ...]]]:
+        """The readings of columns and tokens from `column` and `start` on, best ones only.
 
-        `is_pinned`: whether the border before `start` is certain.
+        Each is its departures from the convention and its cells. Two are enough to know that there
+        is no single one. `is_pinned`: whether the border before `start` is certain.
         """
         if column == len(columns):
-            return _RowReading(0, 1, ()) if start == len(tokens) else None
-        readings = []
+            return [(0, ())] if start == len(tokens) else []
+        readings: list[tuple[int, tuple[str, ...]]] = []
         for stop in range(start + 1, len(tokens) - len(columns) + column + 2):
             of_cell = tokens[start:stop]
             is_quoted = any(token.is_quoted for token in of_cell)
@@ -192,22 +193,11 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
             departs = start > 0 and of_cell[0].is_continuation
             if departs and (text[:1].islower() or not (pins or is_pinned)):
                 continue
-            if rest := best(column + 1, stop, pins):
-                merged = sum(not token.is_continuation for token in of_cell[1:])
-                num_departures = departs + merged + rest.num_departures
-                readings.append(_RowReading(num_departures, rest.num_as_good, (text, *rest.cells)))
-        fewest = min((reading.num_departures for reading in readings), default=None)
-        equal = [reading for reading in readings if reading.num_departures == fewest]
-        num_as_good = sum(reading.num_as_good for reading in equal)
-        return equal[0]._replace(num_as_good=num_as_good) if equal else None
+            merged = sum(not token.is_continuation for token in of_cell[1:])
+            for num_departures, cells in best(column + 1, stop, pins):
+                readings.append((departs + merged + num_departures, (text, *cells)))
+        fewest = min(num_departures for num_departures, _ in readings) if readings else 0
+        return [reading for reading in readings if reading[0] == fewest][:2]
 
-    reading = best(0, 0, True)
-    return list(reading.cells) if reading and reading.num_as_good == 1 else None
-
-
-class _RowReading(NamedTuple):
-    """Cells with the fewest departures from the convention, and how many readings have so few."""
-
-    num_departures: int
-    num_as_good: int
-    cells: tuple[str, ...]
+    readings = best(0, 0, True)
+    return list(readings[0][1]) if len(readings) == 1 else None

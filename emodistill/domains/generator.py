@@ -53,11 +53,9 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
 
 
 def _scenario(spec: Domain, number: int, values: Mapping[str, Any]) -> Scenario:
-    target, anchor, gap = map(values.get, ("focal_target", "counterparty_anchor", "gap"))
-    if target is None:
-        target = anchor + spec.direction * gap
-    if anchor is None:
-        anchor = target - spec.direction * gap
+    pull = spec.direction * values.get("gap", 0)
+    target = values.get("focal_target", values.get("counterparty_anchor", 0) + pull)
+    anchor = values.get("counterparty_anchor", target - pull)
     return Scenario(
         scenario_id=spec.scenario_id(number),
         domain=spec.name,
@@ -69,7 +67,7 @@ def _scenario(spec: Domain, number: int, values: Mapping[str, Any]) -> Scenario:
 
 
 def _draw_all(spec: Domain, draws: Mapping[str, Draw], index: int, attempt: int) -> dict[str, Any]:
-    def draw(name: str) -> str | float:
+    def draw(name: str) -> Any:
         how = draws[name]
         if isinstance(how, Mapping) and "by" in how:
             how = how[draw(how["by"])]

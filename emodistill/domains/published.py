@@ -125,7 +125,7 @@ def _columns(path: Path, header: str, spec: Domain) -> list[CsvColumn]:
 
     if absent := missing(spec):
         for other in map(get_domain, DOMAINS):
-            if other is not spec and not missing(other):
+            if not missing(other):  # never of this domain, whose columns are absent
                 raise InputError(
                     f"{path} is {_table(other)}, not {_table(spec)}; its columns are "
                     f"{', '.join(names)}. Use --domain {other.name}, or give the other file."

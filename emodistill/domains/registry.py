@@ -10,6 +10,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import resources
 from typing import Any, Literal
 
@@ -28,7 +29,6 @@ class Domain:
       unit: the unit of x, as records carry it; `unit_singular` is the form for exactly one.
       direction: +1 if the focal agent's target lies above the counterparty's anchor, else -1.
       tolerance: two values this close, in `unit`, are the same value.
-      default_gap: a typical |target − anchor|, in `unit`, for use where no scenario is at hand.
       clock_origin_h: hour of the day at x = 0 where values are clock times, else None.
       fields: the keys of a scenario's `fields`, in the order in which prompts show them.
       scenario_prefix: `debt` in `debt_001`.
@@ -44,7 +44,6 @@ class Domain:
     quantity: str
     direction: Literal[1, -1]
     tolerance: float
-    default_gap: float
     scenario_prefix: str
     fields: tuple[str, ...]
     generator: Mapping[str, Any]
@@ -83,12 +82,8 @@ def format_value(domain: str, value: float) -> str:
     """A value as people say it: "35 days", "1 day", "90 minutes"; in student "10:45 PM"."""
     spec = get_domain(domain)
     if spec.clock_origin_h is not None:
-        return _clock(spec.clock_origin_h * 60 + value * 60)
+        minutes = round(spec.clock_origin_h * 60 + value * 60) % _DAY_MINUTES
+        return f"{datetime.min + timedelta(minutes=minutes):%I:%M %p}".lstrip("0")
     rounded = round(value, 2)
     number = f"{rounded:.2f}".rstrip("0").rstrip(".")
     return f"{number} {spec.unit_singular if rounded == 1 else spec.unit}"
-
-
-def _clock(minutes_past_midnight: float) -> str:
-    hour, minute = divmod(round(minutes_past_midnight) % _DAY_MINUTES, 60)
-    return f"{(hour - 1) % 12 + 1}:{minute:02d} {'AM' if hour < 12 else 'PM'}"

@@ -75,11 +75,18 @@ def split_scenarios(
             f"{len(ids)} given."
         )
     order = [ids[i] for i in stream(seed, "split").permutation(len(ids))]
-    names: dict[str, SplitName] = dict.fromkeys(order, "train")
-    names |= dict.fromkeys(order[:n_test], "test")
-    names |= dict.fromkeys(order[n_test : n_test + n_validation], "validation")
-    split = Split([], [], [])
-    for scenario in scenarios:
-        name = names[scenario.scenario_id]
-        getattr(split, name).append(msgspec.structs.replace(scenario, split=name))
-    return split
+    num_held_out = n_test + n_validation
+
+    def part(name: SplitName, ids: Sequence[str]) -> list[Scenario]:
+        chosen = set(ids)
+        return [
+            msgspec.structs.replace(scenario, split=name)
+            for scenario in scenarios
+            if scenario.scenario_id in chosen
+        ]
+
+    return Split(
+        train=part("train", order[num_held_out:]),
+        validation=part("validation", order[n_test:num_held_out]),
+        test=part("test", order[:n_test]),
+    )

@@ -100,7 +100,7 @@ def cluster_totals(values: Values, clusters: Clusters) -> pd.DataFrame:
             f"{len(array)} values but clusters of shape {names.shape}; every value needs its "
             "cluster."
         )
-    return pd.DataFrame({"sum": array, "count": 1}).groupby(names).sum()
+    return pd.DataFrame({"sum": array, "count": 1}).groupby(names)[["sum", "count"]].sum()
 
 
 def _checked(values: Values) -> np.ndarray:

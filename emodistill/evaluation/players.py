@@ -21,7 +21,7 @@ from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player
-from emodistill.negotiation.readers import OfferReader
+from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, Writer
 from emodistill.offline.sweep import plan_dialogues, play_all
 from emodistill.offline.workers import JobsResult
@@ -102,7 +102,7 @@ class PlayerPool(AsyncExitStack):
         *,
         path: Path,
         label: str,
-        reader: OfferReader,
+        reader: LlmReader | None,
     ) -> JobsResult:
         """Play the dialogues of two players that `path` lacks, on held-out scenarios.
 

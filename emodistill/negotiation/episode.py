@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
 from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, mediate
-from emodistill.negotiation.readers import PATTERNS, OfferReader
+from emodistill.negotiation.offers import read_offer
+from emodistill.negotiation.readers import LlmReader, Read
 from emodistill.negotiation.states import DialogueState
 from emodistill.negotiation.writers import EmptyReplyError, Writer
 from emodistill.prompts import counterparty_messages, focal_messages
@@ -67,7 +68,7 @@ class Match:
       max_turns: of both players together.
       silence_ends: a player with a method that has nothing to say has broken off the talks,
         instead of making the dialogue fail.
-      reader: reads the offers out of the utterances.
+      reader: reads the offers out of the utterances; without one, `read_offer` does.
     """
 
     focal: Player
@@ -77,7 +78,7 @@ class Match:
     max_turns: int = 30
     agreement: str = "stand"
     silence_ends: bool = False
-    reader: OfferReader = PATTERNS
+    reader: LlmReader | None = None
 
 
 async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
@@ -112,7 +113,10 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         text = " ".join(reply.text.split())  # as records keep it: one line, single spaces
         if not text:
             raise EmptyReplyError(f"turn {len(turns)} of {name} is empty.")
-        read = await match.reader.read(text, scenario.domain, dialogue_id=name, seed=match.seed)
+        if match.reader is None:
+            read = Read(read_offer(text, scenario.domain), calls=())
+        else:
+            read = await match.reader.read(text, scenario.domain, dialogue_id=name, seed=match.seed)
         turn = Turn(
             index=len(turns),
             speaker=role,

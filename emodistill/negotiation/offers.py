@@ -110,7 +110,7 @@ def _join(scanned: Scanned) -> Scanned:
         start = match.start()
         if is_range:
             value = a.value if a.value == b.value else None
-            mentions[second] = Mention(value=value, is_relative=b.is_relative)
+            mentions[second] = Mention(value, is_relative=b.is_relative)
             text = f"{before}Q{second}{text[match.end() :]}"
         else:
             start += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from emodistill.domains import get_domain
@@ -39,8 +38,7 @@ _SCALES = {"days": (DAY, DAY, 3 * YEAR), "minutes": (1.0, 0.0, DAY)}
 CLOCK_RANGE_H = (-5.0, 9.0)  # a bedtime, in hours past 9 PM: from 4 PM up to, but not at, 6 AM
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mention:
+class Mention(NamedTuple):
     """One quantity: its value in the domain's unit (None: none that is definite)."""
 
     value: float | None
@@ -149,7 +147,7 @@ def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
     """A duration, or the number of a day: a value where the domain counts in durations."""
     if match := _PATTERNS.day_number.match(text, start):
         is_value = domain.unit == "days"
-        return _Hit(Mention(value=float(match["amount"])) if is_value else "span", match.end())
+        return _Hit(Mention(float(match["amount"])) if is_value else "span", match.end())
     if (duration := _read_duration(text, start)) is None:
         return None
     minutes, unit, is_relative, end = duration
@@ -158,9 +156,9 @@ def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
     unit_min, shortest_min, longest_min = _SCALES[domain.unit]
     what: Mention | str = "span"
     if shortest_min <= minutes <= longest_min:
-        what = Mention(value=round(minutes / unit_min, 6), is_relative=is_relative)
+        what = Mention(round(minutes / unit_min, 6), is_relative=is_relative)
     elif math.isnan(minutes) and unit <= longest_min:
-        what = Mention(value=None)
+        what = Mention(None)
     return _Hit(what, end)
 
 
@@ -173,7 +171,7 @@ def _from_clock(text: str, duration: _Duration, domain: Domain) -> _Hit | None:
     if hit is None or not isinstance(hit.what, Mention) or hit.what.value is None:
         return None
     hours = duration.minutes / HOUR * (-1 if side[1] == "before" else 1)
-    return _Hit(Mention(value=hit.what.value + hours), hit.end)
+    return _Hit(Mention(hit.what.value + hours), hit.end)
 
 
 # Clock times -----------------------------------------------------------------------------------
@@ -214,7 +212,7 @@ def _read_clock(text: str, start: int, domain: Domain) -> _Hit | None:
         hit = _Hit("daytime", match.end())
     elif match := next(filter(None, (time.match(text, start) for time in _PATTERNS.clock)), None):
         value = _clock_hours(match)
-        hit = _Hit("daytime" if value is None else Mention(value=value), match.end())
+        hit = _Hit("daytime" if value is None else Mention(value), match.end())
     else:
         return None
     if is_value:
@@ -258,7 +256,7 @@ def _read_bare(text: str, start: int, domain: Domain) -> _Hit | None:
         if value not in range(1, 13) or _PATTERNS.span_follows.match(text, match.end()):
             return None
         value = _past_nine(value, 0.0, None)
-    return _Hit(Mention(value=value, is_bare=True), match.end())
+    return _Hit(Mention(value, is_bare=True), match.end())
 
 
 # The walk through a text -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Who reads the offers out of a dialogue's utterances: patterns, or a language model."""
+"""A language model that reads the offers out of a dialogue's utterances, in place of patterns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from emodistill.logs import fields
 from emodistill.negotiation.clauses import plain
-from emodistill.negotiation.offers import read_offer
 from emodistill.negotiation.quantities import scan
 from emodistill.prompts import offer_messages
 from emodistill.seeding import derive
@@ -30,38 +29,19 @@ class Read(NamedTuple):
     """What an utterance offers (None: nothing that can be read), and the calls that it took."""
 
     offer: float | None
-    calls: Sequence[Completion] = ()
-
-
-class PatternReader:
-    """`read_offer`: no calls, the same answer every time."""
-
-    paid_models: Sequence[str] = ()
-    """Models that are called for it."""
-    num_unread = 0
-    """Utterances that it has given up on."""
-
-    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
-        return Read(read_offer(text, domain))
-
-
-PATTERNS = PatternReader()
+    calls: Sequence[Completion]
 
 
 @dataclass(slots=True)
 class LlmReader:
     """A language model at temperature 0; an answer that can't be read is asked for once more.
 
-    What still can't be read then is None, as with the patterns, and counted.
+    What still can't be read then is None, as with `offers.read_offer`, and counted.
     """
 
     client: ChatClient
     model: str
     num_unread: int = 0
-
-    @property
-    def paid_models(self) -> Sequence[str]:
-        return (self.model,)
 
     async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
         """The model's reading.
@@ -87,9 +67,6 @@ class LlmReader:
                 log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
         self.num_unread += 1
         return Read(None, calls)
-
-
-OfferReader = PatternReader | LlmReader
 
 
 def parse_answer(text: str, domain: str) -> float | None:

@@ -66,19 +66,15 @@ class DialogueState:
         """
         ends = game.focal_target, game.counterparty_anchor
         target, anchor = ends if role == "focal" else ends[::-1]
+        own = [turn for turn in turns if turn.speaker == role]
         return cls(
             focal_target=target,
             counterparty_anchor=anchor,
             max_turns=max_turns,
-            focal_offers=tuple(turn.offer for turn in turns if turn.speaker == role),
+            focal_offers=tuple(turn.offer for turn in own),
             counterparty_offers=tuple(turn.offer for turn in turns if turn.speaker != role),
-            emotions=tuple(turn.emotion for turn in turns if turn.speaker == role),
+            emotions=tuple(turn.emotion for turn in own),
         )
-
-    @property
-    def num_turns(self) -> int:
-        """Turns of both sides so far."""
-        return len(self.focal_offers) + len(self.counterparty_offers)
 
 
 def feature_names(kind: str = "geometry") -> tuple[str, ...]:
@@ -119,6 +115,7 @@ def _geometry(state: DialogueState) -> dict[str, float]:
     counterparty = _positions(state, state.counterparty_offers, start=state.counterparty_anchor)
     retreats = [before - after for before, after in itertools.pairwise(focal)]
     advances = [after - before for before, after in itertools.pairwise(counterparty)]
+    num_turns = len(state.focal_offers) + len(state.counterparty_offers)
     last = state.emotions[-1] if state.emotions else None
     num_last = 0 if last is None else state.emotions.count(last)
     return {
@@ -130,7 +127,7 @@ def _geometry(state: DialogueState) -> dict[str, float]:
         "focal_speed": _mean(retreats[-SPEED_WINDOW:]),
         "counterparty_speed": _mean(advances[-SPEED_WINDOW:]),
         "stalemate": min(1.0, (_still(retreats) + _still(advances)) / STALEMATE_CAP),
-        "progress": min(1.0, state.num_turns / state.max_turns),
+        "progress": min(1.0, num_turns / state.max_turns),
         "repetition": min(1.0, num_last / REPETITION_CAP),
         **{f"last_emotion={label}": float(label == last) for label in EMOTIONS},
     }

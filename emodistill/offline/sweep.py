@@ -28,7 +28,7 @@ from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError, Usage
 from emodistill.logs import fields
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
-from emodistill.negotiation.readers import PATTERNS, OfferReader
+from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import (
@@ -87,7 +87,7 @@ async def run_sweep(
     out_dir: Path,
     client: ChatClient,
     pack: PromptPack,
-    reader: OfferReader = PATTERNS,
+    reader: LlmReader | None = None,
     num_dialogues: int | None = None,
 ) -> JobsResult:
     """Play all dialogues of the sweep's plan that `out_dir` lacks.
@@ -159,8 +159,10 @@ async def play_all(
       ApiError: the API can't work as it is set up, or failure follows failure.
       InputError: another process writes to `path`, or a cost cap without known prices.
     """
-    writers = match.focal.writer, match.counterparty.writer
-    paid_models = [s.model for s in writers if isinstance(s, ApiWriter)]
+    writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
+    paid_models = [
+        one.model for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)
+    ]
     outcomes: Counter[str] = Counter()
     with ExitStack() as stack:
         finished = stack.enter_context(JsonlAppender(path))
@@ -183,7 +185,7 @@ async def play_all(
             path,
             client,
             config.max_cost_usd,
-            models=[*paid_models, *match.reader.paid_models],
+            models=paid_models,
             finished_usd=costs_usd.values(),
             finished=used,
             unfinished=unfinished.usage,
@@ -212,7 +214,8 @@ async def play_all(
             failed_ids.add(name)
 
         def status() -> str:
-            num_new, num_unread = outcomes.total(), match.reader.num_unread
+            num_new = outcomes.total()
+            num_unread = match.reader.num_unread if match.reader else 0
             accepted = f"{outcomes['accepted'] / num_new:.0%} accepted" if num_new else ""
             unread = f"{num_unread:,} utterances unread" if num_unread else ""
             return ", ".join(filter(None, (accepted, unread)))

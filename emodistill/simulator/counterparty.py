@@ -35,7 +35,7 @@ class Stance(NamedTuple):
     effect: float  # emotional effect of the last utterance
     accepts_offer: bool
     value: float  # the figure it puts on the table
-    has_moved: bool
+    move: str  # how it does: "open", "move" or "hold"
 
 
 def counterparty_reply(request: Request, type_name: str | None = None) -> str:
@@ -56,9 +56,7 @@ def counterparty_reply(request: Request, type_name: str | None = None) -> str:
     if stance.irritation > kind.patience:
         return str(rng.choice(texts["walk"]))
     mood = "pleased" if stance.effect > 0.2 else "cross" if stance.effect < -0.2 else "flat"
-    own, _ = read_figures(history, brief.domain)
-    move = "open" if not own else "move" if stance.has_moved else "hold"
-    opening, figure = rng.choice(texts[mood]), rng.choice(texts[brief.domain][move])
+    opening, figure = rng.choice(texts[mood]), rng.choice(texts[brief.domain][stance.move])
     return f"{opening} {str(figure).format(v=shown)}".strip()
 
 
@@ -73,7 +71,7 @@ def react(
     """Replay the talks through the response model up to the last focal utterance."""
     own, asked = read_figures(history, domain)
     if not asked or asked[0] == preference:
-        return Stance(0.0, 0.0, 0.0, bool(asked), preference, False)
+        return Stance(0.0, 0.0, 0.0, bool(asked), preference, "hold" if own else "open")
     focal = [speech.text for speech in history if not speech.is_own]
     span = asked[0] - preference
     position, irritation, effect, stood = 0.0, 0.0, 0.0, 1.0
@@ -106,11 +104,12 @@ def react(
         irritation += rm.IRRITATION_PER_REPEATED_TEXT if is_repeat else 0.0
         stood = offered
     value = round_figure(preference + position * span, domain)
+    move = "open"
     if own:  # a figure once named is not taken back
         value = max(value, own[-1]) if span > 0 else min(value, own[-1])
-    has_moved = bool(own) and abs(value - own[-1]) >= step(domain)
+        move = "move" if abs(value - own[-1]) >= step(domain) else "hold"
     is_told_yes = bool(own) and accepts(focal[-1]) and asked[-1] == own[-1]
     is_within_reach = (asked[-1] - value) / span * abs(span) < step(domain) * 0.99
     if accepts_offer := is_told_yes or is_within_reach:
         value = asked[-1]
-    return Stance(position, irritation, effect, accepts_offer, value, has_moved)
+    return Stance(position, irritation, effect, accepts_offer, value, move)

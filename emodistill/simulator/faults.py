@@ -127,13 +127,12 @@ async def _misbehave(kind: str, key: str, request: web.Request) -> web.StreamRes
     quoted = f"{key[:8]}{'*' * 12}{key[-4:]} ({key})"  # real servers quote keys, masked and not
     refusals = {
         "429": (429, "Rate limit reached for requests."),
-        "429-bare": (429, "Rate limit reached for requests."),
         "500": (500, "The server had an error while processing your request."),
         "dead-key": (401, f"Incorrect API key provided: {quoted}."),
         "400": (400, "The messages were flagged."),
     }
-    if kind in refusals:
-        status, message = refusals[kind]
+    if refusal := refusals.get(kind.removesuffix("-bare")):
+        status, message = refusal
         headers = {"Retry-After": str(RETRY_AFTER_S)} if kind == "429" else None
         return web.json_response({"error": {"message": message}}, status=status, headers=headers)
     if kind == "cut":

@@ -17,26 +17,24 @@ def running_simulator() -> Iterator[str]:
     The child watches its standard input, which closes when this process ends in any way, SIGKILL
     included. Ctrl-C does not reach it: it is for this process to say when the simulator ends.
     """
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "emodistill.simulator"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
         text=True,
-    )
-    assert child.stdin is not None and child.stdout is not None
-    try:
-        url = child.stdout.readline().strip()
-        if not url:
-            raise ApiError(
-                "the simulator did not start; try `python -m emodistill.simulator` to see why."
-            )
-        yield url
-    finally:
-        child.stdin.close()
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
         try:
-            child.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            child.terminate()
-            child.wait()
-        child.stdout.close()
+            url = child.stdout.readline().strip()
+            if not url:
+                raise ApiError(
+                    "the simulator did not start; try `python -m emodistill.simulator` to see why."
+                )
+            yield url
+        finally:
+            child.stdin.close()
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:  # the end of the block waits on
+                child.terminate()

@@ -9,13 +9,13 @@ request gets the same answer. It binds to 127.0.0.1 unless told otherwise and bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
 import re
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -174,30 +174,14 @@ def make_app(faults: Faults | None = None) -> web.Application:
     return app
 
 
-async def serve(
-    host: str,
-    port: int,
-    *,
-    ready: Callable[[str], None],
-    until_stdin_closes: bool = False,
-    faults: Faults | None = None,
-) -> None:
-    """Serve until cancelled; `ready` gets the base URL once requests are taken.
-
-    With `until_stdin_closes` the server ends with whoever holds the other end of its standard
-    input, however that process ends.
-    """
+@contextlib.asynccontextmanager
+async def serving(host: str, port: int, faults: Faults | None = None) -> AsyncIterator[str]:
+    """Serve for the length of the block, which gets the base URL once requests are taken."""
     runner = web.AppRunner(make_app(faults), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    await web.TCPSite(runner, host, port).start()
     try:
-        bound = runner.addresses[0][1]
-        ready(f"http://{host}:{bound}/v1")
-        if until_stdin_closes:
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
-        else:
-            await asyncio.Event().wait()
+        yield f"http://{host}:{runner.addresses[0][1]}/v1"
     finally:
         await runner.cleanup()
 
@@ -209,11 +193,13 @@ def run_server(host: str, port: int, faults: Faults | None = None) -> None:
       InputError: the address can't be used; the message says why.
     """
 
-    def ready(url: str) -> None:
-        print(f"serving {', '.join(MODELS)} at {url}; stop with Ctrl-C.", flush=True)
+    async def serve() -> None:
+        async with serving(host, port, faults) as url:
+            print(f"serving {', '.join(MODELS)} at {url}; stop with Ctrl-C.", flush=True)
+            await asyncio.Event().wait()
 
     try:
-        asyncio.run(serve(host, port, ready=ready, faults=faults))
+        asyncio.run(serve())
     except OSError as error:
         raise InputError(
             f"--host {host} --port {port}: {error.strerror or error}. Take another port; 0 finds "

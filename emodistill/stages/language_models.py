@@ -10,7 +10,7 @@ from emodistill.errors import InputError
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
 from emodistill.llm.providers import get_provider
-from emodistill.negotiation.readers import PATTERNS, LlmReader, OfferReader
+from emodistill.negotiation.readers import LlmReader
 from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
@@ -47,8 +47,8 @@ def offer_model(config: DialogueConfig) -> str | None:
     return model_name(config, "reader", config.reader)
 
 
-def offer_reader(client: ChatClient, model: str | None) -> OfferReader:
-    return PATTERNS if model is None else LlmReader(client, model)
+def offer_reader(client: ChatClient, model: str | None) -> LlmReader | None:
+    return None if model is None else LlmReader(client, model)
 
 
 @asynccontextmanager
