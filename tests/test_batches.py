@@ -352,6 +352,8 @@ class TestPacking:
             PackedBatches([example], batch_size=2, seed=0, num_epochs=1)
         with pytest.raises(InputError, match=r"traj_0004#0: advantage nan is not finite"):
             self.batches(advantages=[np.nan if i == 4 else 0 for i in range(60)])
+        with pytest.raises(InputError, match=r"shape \(60, 1\), these samples \(60, 16\)"):
+            self.batches().set_reference(np.zeros((60, 1), np.float32))
         spoilt = np.zeros((60, 16), np.float32)
         spoilt[7, 3] = np.inf
         with pytest.raises(InputError, match=r"traj_0007#0: a reference log-prob is not finite"):

@@ -58,9 +58,9 @@ def finish(*processes):
 
 
 def errors_of(*processes):
-    """What those that are to fail say, which they do soon."""
+    """What those that are to fail say; each may wait `LEAVING_S` for the others at its end."""
     try:
-        errors = [process.communicate(timeout=60)[1] for process in processes]
+        errors = [process.communicate(timeout=180)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

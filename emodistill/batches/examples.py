@@ -6,7 +6,7 @@ template). One that is too long loses its oldest turns, never the reply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,14 @@ def build_examples(
     examples: list[Example] = []
     for asked_index, (index, turn_index) in enumerate(turns):
         trajectory = trajectories[index]
-        turn, scenario = trajectory.turns[turn_index], _scenario(trajectory, by_id)
+        scenario = by_id.get((trajectory.domain, trajectory.scenario_id))
+        if scenario is None:
+            raise InputError(
+                f"{trajectory.trajectory_id}: scenario {trajectory.scenario_id!r} of domain "
+                f"{trajectory.domain!r} is not among the {len(by_id)} scenarios given. Add its "
+                "line to sweep/scenarios.jsonl."
+            )
+        turn = trajectory.turns[turn_index]
         emotion = None if emotion_free else turn.emotion
         response_ids = encode_reply(turn.text)
         for first in range(turn_index + 1):  # most fit with their whole history
@@ -80,14 +87,3 @@ def build_examples(
                 examples.append(example)
                 break
     return examples
-
-
-def _scenario(trajectory: Trajectory, by_id: Mapping[tuple[str, str], Scenario]) -> Scenario:
-    try:
-        return by_id[trajectory.domain, trajectory.scenario_id]
-    except KeyError:
-        raise InputError(
-            f"{trajectory.trajectory_id}: scenario {trajectory.scenario_id!r} of domain "
-            f"{trajectory.domain!r} is not among the {len(by_id)} scenarios given. Add its line to "
-            "sweep/scenarios.jsonl."
-        ) from None

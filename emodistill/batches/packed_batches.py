@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import numpy as np
 
 from emodistill.batches.examples import Example
@@ -127,7 +126,14 @@ class PackedBatches:
         unit_size: int = 1,
         advantages: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        _check_examples(examples)
+        if not examples:
+            raise InputError("there is no sample to train on; are there judged focal turns?")
+        for example in examples:
+            if not len(example.response_ids) or not len(example.prompt_ids):
+                raise InputError(
+                    f"{example.sample_id}: the batch would be masked throughout, since prompt or "
+                    "reply has no token. Leave the turn out."
+                )
         self.examples = tuple(examples)
         self.batch_size, self.seed, self.num_epochs = batch_size, seed, num_epochs
         self.packing: Packing = packing
@@ -195,7 +201,12 @@ class PackedBatches:
 
     def set_reference(self, ref_logp_NU: np.ndarray) -> None:
         """Give every sample the reference log-probs of its reply, [N, num_reply_tokens]."""
-        chex.assert_shape(ref_logp_NU, (len(self.examples), self.num_reply_tokens))
+        expected = (len(self.examples), self.num_reply_tokens)
+        if ref_logp_NU.shape != expected:
+            raise InputError(
+                f"reference log-probs have shape {ref_logp_NU.shape}, these samples {expected}. "
+                "Delete the file; it is computed again."
+            )
         self._check_finite(
             ref_logp_NU,
             "a reference log-prob is not finite. Delete the file; it is computed again.",
@@ -316,14 +327,3 @@ class PackedBatches:
         for example, values in zip(self.examples, values_N, strict=True):
             if not np.isfinite(values).all():
                 raise InputError(f"{example.sample_id}: {message.format(value=values)}")
-
-
-def _check_examples(examples: Sequence[Example]) -> None:
-    if not examples:
-        raise InputError("there is no sample to train on; are there judged focal turns?")
-    for example in examples:
-        if not len(example.response_ids) or not len(example.prompt_ids):
-            raise InputError(
-                f"{example.sample_id}: the batch would be masked throughout, since prompt or reply "
-                "has no token. Leave the turn out."
-            )
