@@ -100,7 +100,8 @@ def cluster_totals(values: Values, clusters: Clusters) -> pd.DataFrame:
             f"{len(array)} values but clusters of shape {names.shape}; every value needs its "
             "cluster."
         )
-    return pd.DataFrame({"sum": array, "count": 1}).groupby(names)[["sum", "count"]].sum()
+    by_name = pd.Series(array).groupby(names)
+    return pd.DataFrame({"sum": by_name.sum(), "count": by_name.count()})
 
 
 def _checked(values: Values) -> np.ndarray:
