@@ -18,7 +18,7 @@ format:  ## put the code into shape
 	ruff check --fix .
 	ruff format .
 
-test:  ## the default suite, about six minutes on two cores
+test:  ## the default suite, about four minutes on two cores
 	$(PYTHON) -m pytest
 
 slow:  ## what the default suite leaves out

@@ -150,6 +150,7 @@ def quickstart(description: str | None = None) -> None:
     def action(cell: Cell) -> None:
         if cell.config.fast:
             cell = parse(QuickstartConfig, description, preset="fast")
+        assert cell.settings is not None  # the preset at least
         studies.quickstart(cell.config, cell.settings)
 
     main(QuickstartConfig, description or studies.__doc__, action, preset="quickstart")

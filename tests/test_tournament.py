@@ -193,7 +193,7 @@ def test_an_adapter_that_can_not_be_read_fails_its_pairs_alone(run, tmp_path, ca
     ("methods", "message"),
     [
         (("vanilla-llm", "iql+magic"), "iql\\+magic is not known; use one of"),
-        (("vanilla-llm", "oracle"), "oracle: it knows who sits in the counterparty's seat"),
+        (("vanilla-llm", "oracle"), "oracle: it knows who plays the counterparty"),
     ],
 )
 def test_who_can_not_play_is_refused_before_anything_is_made(tmp_path, methods, message):

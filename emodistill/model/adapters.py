@@ -80,8 +80,8 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
     write_json(folder / CONFIG_FILE, config)
 
 
-def load_adapter(model: Qwen2, folder: Path | str) -> None:
-    """Put the adapter in `folder` onto `model`, in place.
+def load_adapter(model: Qwen2, folder: Path | str) -> LoRAConfig:
+    """Put the adapter in `folder` onto `model`, in place, and give its form.
 
     A model without LoRA gets one of the adapter's rank, alpha and targets; a model whose LoRA is
     of that very form gets the adapter's values.
@@ -114,6 +114,7 @@ def load_adapter(model: Qwen2, folder: Path | str) -> None:
         )
     for target, factor, variable in _factors(model):
         variable.set_value(put_like(values[target, factor], variable[...]))
+    return config
 
 
 def adapted(model: Qwen2, folder: Path | str) -> Qwen2:

@@ -69,7 +69,7 @@ class TableColumn:
         return signed(number, self.digits) if self.is_signed else plain(number, self.digits)
 
 
-class Cell(NamedTuple):
+class FormattedValue(NamedTuple):
     """A cell of a table as text, and whether it is set in bold."""
 
     text: str
@@ -95,7 +95,7 @@ class ReportTable:
             blocks.setdefault(row.get("block", ""), []).append(row)
         return blocks
 
-    def cells(self, rows: Sequence[TableRow]) -> list[list[Cell]]:
+    def cells(self, rows: Sequence[TableRow]) -> list[list[FormattedValue]]:
         """The cells of a block's rows; its best values are marked, equal ones all.
 
         Values are compared as they are shown, since what looks equal must be set alike; a block
@@ -111,7 +111,7 @@ class ReportTable:
             top = {"max": max, "min": min}[column.best or "max"](values) if values else None
             columns.append(
                 [
-                    Cell(column.text(row), len(values) > 1 and number == top)
+                    FormattedValue(column.text(row), len(values) > 1 and number == top)
                     for row, number in zip(rows, shown, strict=True)
                 ]
             )

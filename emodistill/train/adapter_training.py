@@ -183,11 +183,11 @@ def _add_start(model: Qwen2, config: AdapterConfig, sft_adapter: Path | None) ->
             f"{config.stage} starts from an SFT adapter, and there is none; train one with "
             "scripts/train_sft.py."
         )
-    load_adapter(model, sft_adapter)
+    lora = load_adapter(model, sft_adapter)
     for name, loaded, asked in (
-        ("lora_rank", model.lora.rank, config.lora_rank),
-        ("lora_alpha", float(model.lora.alpha), float(config.lora_alpha)),
-        ("lora_targets", sorted(model.lora.targets), sorted(config.lora_targets)),
+        ("lora_rank", lora.rank, config.lora_rank),
+        ("lora_alpha", float(lora.alpha), float(config.lora_alpha)),
+        ("lora_targets", sorted(lora.targets), sorted(config.lora_targets)),
     ):
         if loaded != asked:
             raise InputError(

@@ -1,0 +1,3 @@
+from .bootstrap import bootstrap_ci as bootstrap_ci
+from .bootstrap import clustered_ci as clustered_ci
+from .bootstrap import paired_difference_ci as paired_difference_ci

@@ -1,0 +1,9 @@
+from .build import report as report
+from .build import report_study as report_study
+from .build import write_report as write_report
+from .catalogue import RECIPES as RECIPES
+from .recipe import Recipe as Recipe
+from .recipe import TableContent as TableContent
+from .report_table import TableColumn as TableColumn
+from .run_data import RunData as RunData
+from .run_data import read_run as read_run

@@ -1,0 +1,2 @@
+from .arm_runner import run_study as run_study
+from .pipeline import quickstart as quickstart
