@@ -23,7 +23,7 @@ from emodistill.simulator.faults import RETRY_AFTER_S, SHARES, Faults, open_log,
 from emodistill.simulator.server import make_app
 
 KEYS = tuple(f"sk-secret-{word}-{n}{n}{n}{n}" for n, word in enumerate(("a", "b", "c", "d")))
-UNDER_WAY_S = 0.15
+UNDER_WAY_S = 0.3
 SHARE = {"429": 0.3, "500": 0.03, "hang": 0.002, "cut": 0.02, "empty": 0.01}
 SHARE |= {"non-json": 0.02, "content-type": 0.02, "dead-key": 1.0}
 
