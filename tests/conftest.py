@@ -185,6 +185,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert files_of(run) == json.loads(finished.read_text()), "a test has changed the shared run"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_value_estimates() -> Iterator[None]:
+    """Selectors that tests train are valued in a few steps of fitted Q instead of thousands."""
+    from emodistill.train import selector_checks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selector_checks, "FQE_STEPS", 20)
+        yield
+
+
 HFMaker = Callable[..., tuple[Path, Any]]
 
 

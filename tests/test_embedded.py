@@ -41,7 +41,7 @@ def trajectories():
             focal=Player(writer=student, choose_for=lambda dialogue: choose, method="vanilla-slm"),
             counterparty=counterparty,
             pack=pack,
-            max_turns=9,
+            max_turns=7,
         )
         return await play(PlannedDialogue(scenario, 0, scenario.scenario_id), match)
 

@@ -170,10 +170,12 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
     assert capsys.readouterr().out.count("finished before") >= 6
 
 
-def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_from(tmp_path):
-    sweep = SweepConfig(run=tmp_path, num_scenarios=3, num_seeds=2, max_turns=4, concurrency=8)
-    run_stage(sweep)
-    iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=2, judge="sim-blind-judge")
+def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_from(
+    tiny_run, tmp_path
+):
+    for run in (tmp_path, tmp_path / "b"):
+        copy_of(tiny_run / "crad/sweep", run / "crad/sweep")
+    iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=20, judge="sim-blind-judge")
     run_stage(iql)
     assert [path.name for path in (tmp_path / "crad/judge").glob("*.jsonl")] == [
         "sim-blind-judge.jsonl"
@@ -183,7 +185,7 @@ def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_fr
         run_stage(dataclasses.replace(iql, judge=None))
     other = {"run": tmp_path / "b", "judge": "sim-blind-judge", "expectiles": (0.8,)}
     few = {"advantage_scales": (3.0,), "discounts": (0.99,)}
-    learning = Settings(SECTIONS | {"iql": {"num_steps": 2, "signal": "turn-judge"}})
+    learning = Settings(SECTIONS | {"iql": {"num_steps": 20, "signal": "turn-judge"}})
     run_study(IQLStudy(**other, **few), learning)
     assert [path.stem for path in (tmp_path / "b/crad/judge").glob("*.jsonl")] == [
         "sim-blind-judge"

@@ -95,7 +95,7 @@ def estimated_values(
         "behaviour-cloning": cloned.networks.probabilities,
         "random": uniform,
     }
-    return fitted_q_values(policies, transitions, config)
+    return fitted_q_values(policies, transitions, config, num_steps=FQE_STEPS)
 
 
 def fitted_q_values(
@@ -103,7 +103,7 @@ def fitted_q_values(
     transitions: Transitions,
     config: IQLConfig,
     *,
-    num_steps: int = FQE_STEPS,
+    num_steps: int,
 ) -> dict[str, float]:
     """Fitted Q-evaluation of several policies in one program.
 
