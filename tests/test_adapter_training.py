@@ -217,7 +217,7 @@ class TestStages:
                 trajectories=held_out,
             )
 
-    @pytest.mark.parametrize("stage", ["sft", "jpo"])
+    @pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "jpo"])
     def test_after_sigkill_the_result_is_that_of_the_uninterrupted_run(
         self, stage, sft_result, sft_adapter, tiny_checkpoint, pack, pack_dir, tmp_path
     ):

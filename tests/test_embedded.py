@@ -20,7 +20,7 @@ from emodistill.simulator.response_model import expressed
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
 
-NUM_DIALOGUES = 8
+NUM_DIALOGUES = 4
 MAX_REPLY_TOKENS = 100
 
 

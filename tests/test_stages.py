@@ -57,7 +57,7 @@ def test_stages_leave_what_the_next_ones_read(tiny_run):
     assert not {t.scenario_id for t in played} & {t.scenario_id for t in trajectories}
 
 
-@pytest.mark.parametrize("stage", ["alol", "dpo"])
+@pytest.mark.parametrize("stage", [pytest.param("alol", marks=pytest.mark.slow), "dpo"])
 def test_evaluation_trains_the_refinement_that_its_method_lacks(stage, run):
     method = f"iql+sft+{stage}"
     config = EvaluateConfig(run=run, method=method, num_scenarios=1, max_turns=2)
