@@ -163,8 +163,12 @@ def input_hashes(paths: Iterable[Path], run: Path) -> dict[str, str]:
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} is missing; run the stage that makes it first.")
-        inside = path.resolve().is_relative_to(run.resolve())
-        name = path.resolve().relative_to(run.resolve()) if inside else path
         with path.open("rb") as file:
-            hashes[str(name)] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[name_in_run(path, run)] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def name_in_run(path: Path, run: Path) -> str:
+    """A file as manifests name it: relative to the run, so that a run can be moved; else whole."""
+    inside = path.resolve().is_relative_to(run.resolve())
+    return str(path.resolve().relative_to(run.resolve()) if inside else path)

@@ -47,10 +47,8 @@ def pilot_of(size):
 
 
 def test_hours_are_what_the_slowest_bound_allows():
-    pilot, judged = (
-        pilot_of(4),
-        [msgspec.structs.replace(JUDGEMENT, trajectory_id="0", turn_index=0, repeat=0)] * 6,
-    )
+    pilot = pilot_of(4)
+    judged = [msgspec.structs.replace(JUDGEMENT, trajectory_id="0", turn_index=0, repeat=0)] * 6
     busy_s = sum(turn.latency_s for t in pilot for turn in t.turns)
     calls = sum(t.usage.calls for t in pilot)
     size = {"num_dialogues": 400, "concurrency": 2}

@@ -13,7 +13,7 @@ from emodistill.jsonl import read_lines
 from emodistill.model import student_folder
 from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level
-from emodistill.runs import MANIFEST, read_manifest
+from emodistill.runs import MANIFEST, name_in_run, read_manifest
 
 MEBIBYTE = 1 << 20
 
@@ -28,9 +28,7 @@ def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
         is_whole = not isinstance(line, dict) or line.get("turn_index") is None
         if is_whole == (level == "dialogue"):
             digest.update(canonical_json(line).encode() + b"\n")
-    inside = path.resolve().is_relative_to(run.resolve())
-    name = path.resolve().relative_to(run.resolve()) if inside else path
-    return {f"{name} ({level} scores)": digest.hexdigest()}
+    return {f"{name_in_run(path, run)} ({level} scores)": digest.hexdigest()}
 
 
 def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:
