@@ -8,7 +8,6 @@ asked for. What makes a turn good is left for SFT and JPO to teach.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,23 +23,21 @@ from emodistill.batches.examples import build_examples
 from emodistill.errors import DivergenceError, InputError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
-from emodistill.model.tokenization import encode_chat, encode_reply, load_tokenizer
+from emodistill.model.tokenization import (
+    encode_chat,
+    encode_reply,
+    end_of_turn_id,
+    load_tokenizer,
+)
 from emodistill.model.weights import load_qwen2, save_qwen2
 from emodistill.progress import Progress
 from emodistill.seeding import jax_key, stream
 from pretraining.config import PretrainConfig
-from pretraining.corpus import (
-    SPECIAL_TOKENS,
-    Dialogue,
-    last_texts,
-    play_dialogues,
-    train_tokenizer,
-)
+from pretraining.corpus import Dialogue, last_texts, play_dialogues, train_tokenizer
 from pretraining.dialogue_rows import DIGIT, REPLY, Rows, endless_batches, merge_samples
 
 Metrics = dict[str, jax.Array]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_TOKENS = 1024
 """The longest sample; longer histories lose their oldest turns."""
 STEPS_PER_SAVE = 100
@@ -54,32 +51,24 @@ def make_embedded(config: PretrainConfig) -> Path:
       InputError: `config.start` is no checkpoint with a tokenizer, or is the folder to write to.
       DivergenceError: the loss is no longer finite; the last good checkpoint stays.
     """
-    if config.start is not None:
-        _check_start(config.start, config.out)
+    if config.start is not None:  # looked at first, for the dialogues take minutes
+        Qwen2Config.from_pretrained(config.start)
+        load_tokenizer(config.start)
+        if config.start.resolve() == config.out.resolve():
+            raise InputError(f"--start and --out are both {config.start}; write to another folder.")
     full, bare = play_dialogues(config, "full"), play_dialogues(config, "bare")
-    config.out.mkdir(parents=True, exist_ok=True)
     if config.start is None:
-        train_tokenizer(last_texts(full), config.vocab_size, config.out)
-        model = _new_student(config)
+        tokenizer = train_tokenizer(last_texts(full), config.vocab_size)
+        model = _new_student(config, end_of_turn_id(tokenizer))
     else:
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(config.start / name, config.out / name)
+        tokenizer = load_tokenizer(config.start)
         model = load_qwen2(config.start, dtype=jnp.float32)
-    tokenizer = load_tokenizer(config.out)
+    tokenizer.save_pretrained(config.out, save_jinja_files=False)
     fit(model, _rows(bare, tokenizer), _rows(full, tokenizer), config)
     return config.out
 
 
-def _check_start(start: Path, out: Path) -> None:
-    Qwen2Config.from_pretrained(start)
-    for name in TOKENIZER_FILES:
-        if not (start / name).is_file():
-            raise InputError(f"--start {start} holds no {name}; name a student's folder.")
-    if start.resolve() == out.resolve():
-        raise InputError(f"--start and --out are both {start}; write to another folder.")
-
-
-def _new_student(config: PretrainConfig) -> Qwen2:
+def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
     """The student before its first step."""
     return Qwen2(
         Qwen2Config(
@@ -94,7 +83,7 @@ def _new_student(config: PretrainConfig) -> Qwen2:
             norm_eps=1e-6,
             max_positions=4096,
             is_tied=True,
-            eos_token_ids=(SPECIAL_TOKENS.index("<|im_end|>"),),
+            eos_token_ids=(eos_token_id,),
         ),
         key=jax_key(config.seed, "pretrain", "weights"),
     )
@@ -159,7 +148,7 @@ def curriculum(
 
 
 def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
-    """Train all weights, with one compiled step per row length, and save them in bfloat16."""
+    """Train all weights, with one compiled step per shape of a batch, and save them in bfloat16."""
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 

@@ -101,7 +101,7 @@ def test_what_to_start_from_is_looked_at_first(tmp_path):
     with pytest.raises(InputError, match="nowhere is no folder"):
         make_embedded(PretrainConfig(start=tmp_path / "nowhere", out=tmp_path / "out"))
     (tmp_path / "config.json").write_text((embedded_path() / "config.json").read_text())
-    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
         make_embedded(PretrainConfig(start=tmp_path, out=tmp_path / "out"))
     with pytest.raises(InputError, match="write to another folder"):
         make_embedded(PretrainConfig(start=embedded_path(), out=embedded_path()))
