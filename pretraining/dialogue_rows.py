@@ -80,37 +80,26 @@ def stack_rows(rows: Sequence[Rows], length: int) -> Rows:
 def endless_batches(rows: Sequence[Rows], *, tokens_per_step: int, seed: int) -> Iterator[Rows]:
     """Batches of rows of similar length, in a seeded order, epoch after epoch.
 
-    A length with too few rows for a step joins the next longer one; the few longest rows form a
-    batch of their own. An epoch leaves out what does not fill a batch, each epoch other rows.
+    The rows are cut into batches from the shortest to the longest; those of one length come in
+    another order in each epoch, so that all epochs have the same shapes. A row that is longer than
+    a step stands alone.
 
     Raises:
       InputError: all rows together do not fill a step.
     """
-    by_length: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        length = round_up(row.num_tokens, ROW_MULTIPLE)
-        by_length.setdefault(length, []).append(index)
-    groups: list[tuple[int, int, list[int]]] = []
-    waiting: list[int] = []
-    for length, members in sorted(by_length.items()):
-        waiting += members
-        size = max(1, tokens_per_step // length)
-        if len(waiting) >= size or (groups and length == max(by_length)):
-            groups.append((length, min(size, len(waiting)), waiting))
-            waiting = []
-    if not groups:
+    lengths = [round_up(row.num_tokens, ROW_MULTIPLE) for row in rows]
+    if (len(rows) + 1) * max(lengths, default=0) <= tokens_per_step:
         raise InputError(
             f"{len(rows)} dialogues do not fill a step of tokens_per_step={tokens_per_step}; "
             "play more, or lower it."
         )
     for epoch in itertools.count():
         rng = stream(seed, "dialogue rows", epoch)
-        batches = []
-        for length, size, members in groups:
-            order = rng.permutation(members)
-            batches += [
-                (length, order[i : i + size]) for i in range(0, len(order) - size + 1, size)
-            ]
-        for index in rng.permutation(len(batches)):
-            length, members = batches[index]
-            yield stack_rows([rows[int(i)] for i in members], length)
+        batches: list[list[int]] = [[]]
+        for index in sorted(rng.permutation(len(rows)).tolist(), key=lengths.__getitem__):
+            if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > tokens_per_step:
+                batches.append([])
+            batches[-1].append(index)
+        for number in rng.permutation(len(batches)):
+            members = batches[int(number)]
+            yield stack_rows([rows[index] for index in members], lengths[members[-1]])
