@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from benchmarks.timed_steps import JPO_EPOCHS
 from emodistill.batches import Example
+from emodistill.model import embedded_path, load_tokenizer
 
 Tensors = Mapping[str, torch.Tensor]
 Loss = Callable[[Any, Tensors, Any], torch.Tensor]
@@ -41,16 +41,15 @@ def _student(folder: Path) -> Any:
     return get_peft_model(model, lora)
 
 
-def _padded(examples: Sequence[Example]) -> Tensors:
-    """Right-padded input_ids, attention_mask and labels; only replies are labels."""
-    rows = [
+def _rows(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
+    """input_ids and labels of each sample; only replies are labels."""
+    return [
         {
-            "input_ids": [*one.prompt_ids, *one.response_ids],
-            "labels": [-100] * len(one.prompt_ids) + [*one.response_ids],
+            "input_ids": [*one.prompt_ids.tolist(), *one.response_ids.tolist()],
+            "labels": [-100] * len(one.prompt_ids) + one.response_ids.tolist(),
         }
         for one in examples
     ]
-    return DataCollatorForLanguageModeling(pad_token_id=0)(rows)
 
 
 def _sft_loss(model: Any, batch: Tensors, reference: None) -> torch.Tensor:
@@ -98,23 +97,22 @@ def _peft_loop(
     model = _student(folder)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    pad = DataCollatorForLanguageModeling(pad_token_id=0)
 
     def seconds(examples: Sequence[Example]) -> float:
         by_length = sorted(examples, key=lambda example: example.num_tokens)
-        batches = [
-            _padded(by_length[i : i + batch_size]) for i in range(0, len(by_length), batch_size)
+        rows = _rows(by_length)
+        batches = [pad(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+        started = time.perf_counter()
+        references = [
+            _reference_logprobs(model, batch) if stores_reference else None for batch in batches
         ]
-        references: list[torch.Tensor | None] = [None] * len(batches)
-        started = time.perf_counter()
-        if stores_reference:
-            references = [_reference_logprobs(model, batch) for batch in batches]
-        reference_s = time.perf_counter() - started
-        started = time.perf_counter()
+        stored = time.perf_counter()
         for batch, reference in zip(batches, references, strict=True):
             (loss(model, batch, reference) / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return reference_s / JPO_EPOCHS + time.perf_counter() - started
+        return (stored - started) / JPO_EPOCHS + time.perf_counter() - stored
 
     return seconds
 
@@ -122,28 +120,14 @@ def _peft_loop(
 def _trl_trainer(folder: Path, max_tokens: int) -> Seconds:
     """SFTTrainer with packing; its own clock runs over the steps alone."""
     model = _student(folder)
-    # SFTTrainer asks for a tokenizer, although the samples are token ids already.
-    words = {f"<{i}>": i for i in range(model.config.vocab_size)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>")),
-        eos_token="<0>",
-        pad_token="<0>",
-        unk_token="<0>",
-    )
+    # SFTTrainer asks for a tokenizer, although the samples are token ids already: any will do.
+    tokenizer = load_tokenizer(embedded_path())
 
     def seconds(examples: Sequence[Example]) -> float:
-        rows = [
-            {
-                "input_ids": [*one.prompt_ids.tolist(), *one.response_ids.tolist()],
-                "completion_mask": [0] * len(one.prompt_ids) + [1] * len(one.response_ids),
-            }
-            for one in examples
-        ]
         with tempfile.TemporaryDirectory() as name:
             settings = SFTConfig(
                 output_dir=name,
                 packing=True,
-                completion_only_loss=True,
                 max_length=max_tokens,
                 per_device_train_batch_size=1,
                 num_train_epochs=1,
@@ -158,7 +142,7 @@ def _trl_trainer(folder: Path, max_tokens: int) -> Seconds:
             trainer = SFTTrainer(
                 model=model,
                 args=settings,
-                train_dataset=Dataset.from_list(rows),
+                train_dataset=Dataset.from_list(_rows(examples)),
                 processing_class=tokenizer,
             )
             return trainer.train().metrics["train_runtime"]
