@@ -10,22 +10,9 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-_BODY = json.dumps(
-    {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "I can go to 40 days."},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 120, "completion_tokens": 8, "total_tokens": 128},
-    }
-).encode()
+from emodistill.simulator.server import completion
+
+_BODY = json.dumps(completion("m", "I can go to 40 days.", "stop", prompt_tokens=120)).encode()
 _RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
 ) + _BODY
@@ -47,10 +34,6 @@ def waiting_server(latency_s: float) -> Iterator[str]:
 
 
 def _serve(latency_s: float, pipe: Connection) -> None:
-    asyncio.run(_serve_until_closed(latency_s, pipe))
-
-
-async def _serve_until_closed(latency_s: float, pipe: Connection) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer each request of a connection `latency_s` after its last byte.
 
@@ -63,6 +46,9 @@ async def _serve_until_closed(latency_s: float, pipe: Connection) -> None:
                 await asyncio.sleep(latency_s)
                 writer.write(_RESPONSE)
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
-    pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-    await asyncio.to_thread(pipe.poll, None)  # returns once the other end is closed
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
+        pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        await asyncio.to_thread(pipe.poll, None)  # returns once the other end is closed
+
+    asyncio.run(serve())

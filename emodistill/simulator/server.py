@@ -123,16 +123,14 @@ def _check(body: bytes) -> dict[str, Any]:
     return {name: given[name] for name in fields if name in given}
 
 
-async def _chat_completions(request: web.Request) -> web.Response:
-    asked = _check(await request.read())
-    text, reason = complete(**asked)
-    prompt_tokens = sum(count_tokens(message["content"]) for message in asked["messages"])
+def completion(model: str, text: str, reason: str, prompt_tokens: int) -> dict[str, Any]:
+    """The JSON with which an OpenAI-compatible server answers."""
     completion_tokens = count_tokens(text)
-    answer = {
+    return {
         "id": "chatcmpl-sim",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": asked["model"],
+        "model": model,
         "choices": [
             {
                 "index": 0,
@@ -146,7 +144,12 @@ async def _chat_completions(request: web.Request) -> web.Response:
             "total_tokens": prompt_tokens + completion_tokens,
         },
     }
-    return web.json_response(answer)
+
+
+async def _chat_completions(request: web.Request) -> web.Response:
+    asked = _check(await request.read())
+    prompt_tokens = sum(count_tokens(message["content"]) for message in asked["messages"])
+    return web.json_response(completion(asked["model"], *complete(**asked), prompt_tokens))
 
 
 async def _models(request: web.Request) -> web.Response:
