@@ -130,7 +130,7 @@ class PackingBenchmark(Config):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBenchmark(RepeatedBenchmark):
-    """Loading a random checkpoint from files onto devices."""
+    """Loading a checkpoint from files onto devices."""
 
     stage: ClassVar[str] = "bench-load"
     module: ClassVar[str] = "load"

@@ -1,7 +1,7 @@
 """How much host memory loading a checkpoint takes beside the weights, and how long it lasts.
 
-A random checkpoint of the 7B model's shapes is read by each contender in a process of its own. The
-host's peak is what the process held at most beside the weights themselves, which on CPU have to be
+A checkpoint of the 7B model's shapes is read by each contender in a process of its own. The host's
+peak is what the process held at most beside the weights themselves, which on CPU have to be
 in the host's memory too. Pages of the memory-mapped files, which the system takes back when it
 needs them, are not counted; on CPU transformers leaves the weights there, unread, and so the clock
 stops only after a pass over all of them.
@@ -10,12 +10,10 @@ stops only after a pass over all of them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +21,21 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.configs import LoadBenchmark
-from benchmarks.loaders import file_sizes, kernel_bytes, load_figures
-from benchmarks.rounds import GB, OURS, Figures, alternate, in_own_process, medians, report
+from benchmarks.loaders import file_sizes, load_figures
+from benchmarks.rounds import (
+    GB,
+    OURS,
+    Figures,
+    alternate,
+    in_own_process,
+    kernel_bytes,
+    medians,
+    report,
+)
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, Qwen2Config, save_qwen2
 from emodistill.model.config import read_architecture
 from emodistill.model.weights import MAX_SHARD_BYTES
-from emodistill.seeding import stream
 
 
 def run(config: LoadBenchmark) -> None:
@@ -63,23 +69,15 @@ def run(config: LoadBenchmark) -> None:
 
 
 def write_checkpoint(folder: Path, architecture: Qwen2Config) -> None:
-    """A random checkpoint in bfloat16.
+    """Write a checkpoint in bfloat16 whose weights are all the same number.
 
-    All weights are views of one block of noise, as large as the largest of them, and all layers
-    have the same: no more memory is needed than for the file that is being written, which has at
-    most `MAX_SHARD_BYTES`.
+    They are views of that number, so that no more memory is needed than for the file that is being
+    written, which has at most `MAX_SHARD_BYTES`; what reading them takes does not depend on it.
     """
     graphdef, state = nnx.split(_abstract(architecture))
-    largest = max(math.prod(leaf.shape[-2:]) for leaf in jax.tree.leaves(state))
-    # Repeating a part of the block takes a second where drawing all of it would take many.
-    noise = 0.02 * stream(0, "checkpoint").standard_normal(min(largest, 2**24), np.float32)
-    block = np.resize(noise.astype(jnp.bfloat16), largest)
-
-    def view(leaf: Any) -> np.ndarray:
-        shape = leaf.shape[-2:]
-        return np.broadcast_to(block[: math.prod(shape)].reshape(shape), leaf.shape)
-
-    save_qwen2(nnx.merge(graphdef, jax.tree.map(view, state)), folder)
+    weight = jnp.bfloat16(0.02)
+    state = jax.tree.map(lambda leaf: np.broadcast_to(weight, leaf.shape), state)
+    save_qwen2(nnx.merge(graphdef, state), folder)
 
 
 def _abstract(architecture: Qwen2Config) -> Qwen2:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import GB, OURS, Figures
-from emodistill.errors import EmodistillError
+from benchmarks.rounds import GB, OURS, Figures, kernel_bytes
 
 SAMPLE_EVERY_S = 0.002
 """Between two looks at the memory; a layer takes longer to read."""
@@ -72,11 +70,3 @@ def load_figures(name: str, folder: Path) -> Figures:
 def _private_bytes() -> int:
     """Memory of this process that no file backs."""
     return kernel_bytes("/proc/self/status", "RssAnon")
-
-
-def kernel_bytes(path: str, name: str) -> int:
-    """One of the kernel's figures, which are in KiB."""
-    figure = re.search(rf"^{name}:\s*(\d+)", Path(path).read_text(encoding="ascii"), re.MULTILINE)
-    if figure is None:
-        raise EmodistillError(f"{path} has no {name}; this benchmark takes Linux.")
-    return 1024 * int(figure[1])

@@ -1,6 +1,6 @@
 """What all benchmarks share: rounds in which the contenders alternate, and the result.
 
-The last line on stdout is the result as one JSON object.
+The machine's own figures are Linux's. The last line on stdout is the result as one JSON object.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import os
 import platform
 import re
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +17,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from emodistill.configs import Config
+from emodistill.errors import EmodistillError
 
 Result = TypeVar("Result")
 OURS = "emodistill"
@@ -96,16 +95,22 @@ def report(
 
 def machine() -> str:
     """The processor and how much of it this process may use."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
-    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
-    model = named[1] if named else platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    model = named[1] if named else platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def kernel_bytes(path: str, name: str) -> int:
+    """One of the kernel's figures, which are in KiB."""
+    figure = re.search(rf"^{name}:\s*(\d+)", Path(path).read_text(encoding="ascii"), re.MULTILINE)
+    if figure is None:
+        raise EmodistillError(f"{path} has no {name}; this benchmark takes Linux.")
+    return 1024 * int(figure[1])
 
 
 def peak_bytes() -> int:
     """The most memory that this process has held so far, files that it mapped included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return kernel_bytes("/proc/self/status", "VmHWM")
 
 
 def in_own_process(function: Callable[..., Result], *args: object) -> Result:
