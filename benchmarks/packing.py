@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.configs import PackingBenchmark
 from benchmarks.rounds import GB, OURS, peak_bytes, report
 from benchmarks.timed_steps import TimedSteps
-from benchmarks.workload import dialogue_examples, statistics
-from emodistill.batches import Example, PackedBatches
+from benchmarks.workload import dialogue_examples, epoch, statistics
+from emodistill.batches import Example
 from emodistill.configs import Packing
 from emodistill.model import embedded_path
 
@@ -32,7 +32,7 @@ def run(config: PackingBenchmark) -> None:
     peak_before = peak_bytes()
     examples = _sweep(config.num_samples)
     started = time.perf_counter()
-    batches = _packed(examples, config.packing, max_micro_tokens=4096)
+    batches = epoch(examples, packing=config.packing, max_micro_tokens=4096)
     seconds = time.perf_counter() - started
     print(
         "{num_samples:,} samples packed in {seconds:.1f} s; {tokens_per_computed_token:.2f} tokens "
@@ -65,20 +65,9 @@ def _sweep(num_samples: int, *, num_turns: int = SAMPLES_PER_DIALOGUE) -> list[E
     return examples[:num_samples]
 
 
-def _packed(examples: list[Example], packing: Packing, *, max_micro_tokens: int) -> PackedBatches:
-    return PackedBatches(
-        examples,
-        batch_size=16,
-        seed=0,
-        num_epochs=1,
-        packing=packing,
-        max_micro_tokens=max_micro_tokens,
-    )
-
-
 def _costs(examples: list[Example], packing: Packing, ours: TimedSteps) -> dict[str, float]:
     """Computed tokens per sample and microseconds per computed token."""
-    batches = _packed(examples, packing, max_micro_tokens=2048)
+    batches = epoch(examples, packing=packing, max_micro_tokens=2048)
     steps = [batches.step(i) for i in range(min(TIMED_STEPS, batches.num_steps))]
     ours.seconds(steps)  # compiles
     times = [ours.seconds([step]) / step.work.num_positions for step in steps]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emodistill.batches import Step
+from emodistill.batches import Example, Step
 from emodistill.configs import CONFIGS, SFTConfig
 from emodistill.model import LoRAParam, add_lora, load_qwen2
 from emodistill.seeding import jax_key
 from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, response_logprobs
 
+Seconds = Callable[[Sequence[Example]], float]
+"""The time that a peer takes for an optimiser step over some samples, or for several."""
 JPO_EPOCHS = 2
 """Epochs of JPO, which share the cost of one reference pass."""
 
@@ -53,12 +56,12 @@ class TimedSteps:
         for batches in placed:
             self._state, metrics = self._trainer.step(self._state, self._frozen, batches)
         jax.block_until_ready((self._state, metrics))
-        seconds = time.perf_counter() - started
+        trained = time.perf_counter()
         if self._has_reference:
-            batches = [batch for step in steps for batch in step.batches]
-            started = time.perf_counter()
             jax.block_until_ready(
-                [self._logprobs(self._state.lora, self._frozen, batch) for batch in batches]
+                [
+                    self._logprobs(self._state.lora, self._frozen, batch)
+                    for batch in itertools.chain(*placed)
+                ]
             )
-            seconds += (time.perf_counter() - started) / JPO_EPOCHS
-        return seconds
+        return trained - started + (time.perf_counter() - trained) / JPO_EPOCHS

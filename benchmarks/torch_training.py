@@ -16,15 +16,13 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from benchmarks.timed_steps import JPO_EPOCHS
+from benchmarks.timed_steps import JPO_EPOCHS, Seconds
 from emodistill.batches import Example
 from emodistill.model import embedded_path, load_tokenizer
 
 Tensors = Mapping[str, torch.Tensor]
 Loss = Callable[[Any, Tensors, Any], torch.Tensor]
 """(model, batch, stored log-probs of the reference or None) -> the loss."""
-Seconds = Callable[[Sequence[Example]], float]
-"""The time that an optimiser step, or several, over the samples takes."""
 
 
 def _student(folder: Path) -> Any:

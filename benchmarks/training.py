@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.configs import JPOBenchmark, MFUBenchmark, SFTBenchmark, TrainingBenchmark
 from benchmarks.rounds import OURS, Figures, alternate, medians, report
-from benchmarks.timed_steps import TimedSteps
-from benchmarks.workload import dialogue_examples, statistics
+from benchmarks.timed_steps import Seconds, TimedSteps
+from benchmarks.workload import dialogue_examples, epoch, statistics
 from emodistill.batches import Example, PackedBatches, Step
 from emodistill.errors import InputError
 from emodistill.model import Qwen2, embedded_path, save_qwen2
@@ -33,8 +33,6 @@ from emodistill.model.config import Qwen2Config, read_architecture
 from emodistill.seeding import jax_key, stream
 from emodistill.train.flops import measured_peak, training_flops
 
-Seconds = Callable[[Sequence[Example]], float]
-"""The time that a peer takes for an optimiser step over some samples, or for several."""
 PEAK_SIZE = 3072
 """Size of the square matrices whose product measures the device's peak: large enough to reach it
 and small enough to take a second on two cores."""
@@ -131,11 +129,9 @@ def _packed_sweep(config: TrainingBenchmark, vocab_size: int) -> PackedBatches:
     sweep = dialogue_examples(num_scenarios=20, num_dialogues=20, vocab_size=vocab_size, **shape)
     order = stream(0, "bench", "kept").permutation(len(sweep))
     kept = np.sort(order[: round(config.kept * len(sweep))])
-    batches = PackedBatches(
+    batches = epoch(
         [sweep[i] for i in kept],
         batch_size=config.batch_size,
-        seed=0,
-        num_epochs=1,
         packing=config.packing,
         max_micro_tokens=config.max_micro_tokens,
         advantages=stream(0, "bench", "advantages").normal(size=len(kept)),
