@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import operator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, dataclass_transform
 
 from emodistill.errors import InputError
 
@@ -47,6 +47,14 @@ else:
 """The type of a setting whose default depends on the student (see `setting`)."""
 
 
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
+)
+def configuration(cls: type[T]) -> type[T]:
+    """Makes a class of settings: a dataclass that is frozen, has slots and takes keywords only."""
+    return dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+
 def setting(
     default: Any,
     *,
@@ -68,8 +76,9 @@ def setting(
       operational: the setting changes speed or storage, never results. It stays out of manifests
         and cell names.
     """
+    bounds = {operator.ge: ge, operator.gt: gt, operator.le: le, operator.lt: lt}
     metadata: dict[str, Any] = {
-        "bounds": (ge, gt, le, lt),
+        "bounds": {compare: bound for compare, bound in bounds.items() if bound is not None},
         "hint": hint,
         "operational": operational,
     }
@@ -85,7 +94,7 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class Config:
     """Settings whose fields are checked against their bounds."""
 
@@ -103,22 +112,19 @@ class Config:
             if value == AUTO and "by_student" in rule:
                 value = rule["by_student"][getattr(self, self.student_field or "") == EMBEDDED]
                 object.__setattr__(self, field.name, value)
-            ge, gt, le, lt = rule.get("bounds", (None,) * 4)
-            low, high = (gt if ge is None else ge), (lt if le is None else le)
-            if value is None or (low is None and high is None):
+            bounds = rule.get("bounds", {})
+            # NaN, which compares false with everything, is refused.
+            if value is None or all(compare(value, bound) for compare, bound in bounds.items()):
                 continue
-            # Written so that NaN, which compares false with everything, is refused.
-            is_inside = (low is None or (value >= low if gt is None else value > low)) and (
-                high is None or (value <= high if lt is None else value < high)
-            )
-            if high is not None:
-                opening, closing = "[" if gt is None else "(", "]" if lt is None else ")"
-                bounds = f"must lie in {opening}{low:g}, {high:g}{closing}"
+            is_open = operator.gt in bounds
+            low, *high = bounds.values()
+            if high:
+                closing = ")" if operator.lt in bounds else "]"
+                allowed = f"lie in {'(' if is_open else '['}{low:g}, {high[0]:g}{closing}"
             else:
-                bounds = f"must be {'at least' if gt is None else '>'} {low:g}"
-            hint = f"; {rule['hint']}" if rule.get("hint") else ""
-            if not is_inside:
-                raise InputError(f"{field.name}={value} {bounds}{hint}.")
+                allowed = f"be {'>' if is_open else 'at least'} {low:g}"
+            hint = f"; {rule['hint']}" if rule["hint"] else ""
+            raise InputError(f"{field.name}={value} must {allowed}{hint}.")
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the result, for manifests and cell names."""
@@ -129,7 +135,7 @@ class Config:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ExperimentConfig(Config):
     """What every stage of a run shares."""
 
@@ -150,7 +156,7 @@ class ExperimentConfig(Config):
         return self.provider in (None, "simulator") and self.base_url is None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ApiConfig(ExperimentConfig):
     """A stage that calls language models; with neither provider nor base URL, the simulator."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from emodistill.configs.base import (
     DEFAULT_RUN,
@@ -13,11 +12,12 @@ from emodistill.configs.base import (
     Config,
     DomainName,
     OfferReaderKind,
+    configuration,
     setting,
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class DialogueConfig(ApiConfig):
     """What every stage shares that plays dialogues."""
 
@@ -43,11 +43,11 @@ class DialogueConfig(ApiConfig):
     """A folder with your own prompt pack."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class SweepConfig(DialogueConfig):
     """Stage 1: dialogues under seeded random emotions (paper §3.1, Appendix E.2)."""
 
-    stage: ClassVar[str] = "sweep"
+    stage = "sweep"
     num_seeds: int = setting(100, ge=1)
     """Dialogues per scenario."""
     scenarios: Path | None = None
@@ -62,11 +62,11 @@ class SweepConfig(DialogueConfig):
     """Scenarios taken from the training ones for choosing settings."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ExportConfig(Config):
     """A run's sweep, scores and training turns as a Hugging Face dataset (docs/data.md)."""
 
-    stage: ClassVar[str] = "export"
+    stage = "export"
     run: Path = DEFAULT_RUN
     """The folder of the experiment."""
     domain: DomainName = "crad"
@@ -79,11 +79,11 @@ class ExportConfig(Config):
     """The dataset's folder, which must not exist; RUN/DOMAIN/dataset if left out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ImportConfig(Config):
     """The files of a run out of a dataset's dialogues, judgements and scenarios."""
 
-    stage: ClassVar[str] = "import"
+    stage = "import"
     source: str = ""
     """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
     run: Path = DEFAULT_RUN
@@ -92,7 +92,7 @@ class ImportConfig(Config):
     """Which of the four negotiation domains."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class PlanConfig(SweepConfig):
     """A forecast of the sweep with these settings, and of its judging."""
 
@@ -102,11 +102,11 @@ class PlanConfig(SweepConfig):
     """The judging model."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class JudgeConfig(ApiConfig):
     """Stage 2: a language model scores focal turns, or whole dialogues, from 1 to 10."""
 
-    stage: ClassVar[str] = "judge"
+    stage = "judge"
     judge: str | None = None
     """The judging model."""
     level: Literal["turn", "dialogue"] = "turn"

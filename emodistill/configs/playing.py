@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from emodistill.configs.base import (
     DEFAULT_RUN,
@@ -15,6 +14,7 @@ from emodistill.configs.base import (
     DomainName,
     Quantization,
     Split,
+    configuration,
     require,
     setting,
 )
@@ -28,12 +28,12 @@ TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
 """Sampling temperatures where none is asked for: the paper's, and the embedded student's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class MatchConfig(DialogueConfig):
     """What the stages share that play held-out scenarios."""
 
-    student_field: ClassVar[str | None] = "student"
-    outside_cell: ClassVar[frozenset[str]] = Config.outside_cell | {
+    student_field = "student"
+    outside_cell = Config.outside_cell | {
         *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
         *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
     }
@@ -48,7 +48,7 @@ class MatchConfig(DialogueConfig):
     """`embedded`, or the folder of the student's base checkpoint."""
     quantize: Quantization | None = None
     """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
-    cells: Mapping[str, str] = field(default_factory=dict)
+    cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """STAGE CELL pairs, such as `jpo kappa=0.5-e21b`: the cells to play; `default` if left out."""
     policy: Literal["network", "closed-form"] = "network"
     """The regressed policy network, or exp(β(Q−V)) itself."""
@@ -69,11 +69,11 @@ class MatchConfig(DialogueConfig):
         return rest | {f"{stage}_cell": cell for stage, cell in rest.pop("cells").items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class EvaluateConfig(MatchConfig):
     """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
 
-    stage: ClassVar[str] = "evaluate"
+    stage = "evaluate"
     method: str = "iql+sft+jpo"
     """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
     iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, free-sft, free-jpo, free-sft+jpo, oracle."""
@@ -96,20 +96,20 @@ class EvaluateConfig(MatchConfig):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class PairConfig(EvaluateConfig):
     """A pair of a tournament: a method in either role."""
 
-    stage: ClassVar[str] = "tournament"
+    stage = "tournament"
     opponent: str
     """The method in the counterparty's role."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class TournamentConfig(MatchConfig):
     """Methods play each other, each in both roles, on the held-out scenarios (Table 13)."""
 
-    stage: ClassVar[str] = "tournament"
+    stage = "tournament"
     methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft+jpo", "free-sft+jpo")
     """V, I, E and E0 of Table 13; any others (see `evaluate.py --method`), but not `oracle`."""
 
@@ -125,11 +125,11 @@ class TournamentConfig(MatchConfig):
         return PairConfig(method=focal, opponent=counterparty, **shared)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ReportConfig(Config):
     """Tables, figures and the page of a run."""
 
-    stage: ClassVar[str] = "report"
+    stage = "report"
     run: Path = DEFAULT_RUN
     """The folder of the experiment."""
     only: str | None = None
@@ -144,11 +144,11 @@ class ReportConfig(Config):
     """Names the random streams of the bootstrap."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class SimulatorConfig(Config):
     """Where the simulated models are served."""
 
-    stage: ClassVar[str] = "simulator"
+    stage = "simulator"
     host: str = "127.0.0.1"
     """The address to listen at; only this machine reaches the default."""
     port: int = 8000
@@ -161,11 +161,11 @@ class SimulatorConfig(Config):
     """Names the random stream of the faults."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class QuickstartConfig(Config):
     """All stages in order; their sizes come from the configuration file."""
 
-    stage: ClassVar[str] = "quickstart"
+    stage = "quickstart"
     run: Path = Path("runs/quickstart")
     """The folder of the experiment; started again, finished stages are kept."""
     domains: tuple[DomainName, ...] = ("crad",)

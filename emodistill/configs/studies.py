@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,6 +11,7 @@ from emodistill.configs.base import (
     DomainName,
     ExperimentConfig,
     Split,
+    configuration,
     require,
     setting,
 )
@@ -19,14 +19,14 @@ from emodistill.configs.base import (
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class StudyConfig(ExperimentConfig):
     """What every study shares. A setting that is left out takes its stage's default."""
 
-    student_field: ClassVar[str | None] = "student"
+    student_field = "student"
     study: ClassVar[str]
     """Names the study, its subcommand and its file of arms."""
-    has_choices: ClassVar[bool] = True
+    has_choices = True
     """Whether the study compares settings, which --split validation is for."""
     model: str | None = None
     """The language model in the focal role, for methods that one writes for."""
@@ -59,6 +59,9 @@ class StudyConfig(ExperimentConfig):
     ray_gpus: float = setting(0.0, ge=0, operational=True)
     """GPUs that each training and each arm holds under `--launcher ray`."""
 
+    def __init_subclass__(cls) -> None:
+        cls.stage = f"study-{cls.study}"
+
     def __post_init__(self) -> None:
         Config.__post_init__(self)
         for flag in ("max_cost_usd", "record"):
@@ -74,52 +77,47 @@ class StudyConfig(ExperimentConfig):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class SignalStudy(StudyConfig):
     """Which signal each stage learns from (Tables 2 and 11)."""
 
-    study: ClassVar[str] = "signal"
-    stage: ClassVar[str] = "study-signal"
+    study = "signal"
     stages: tuple[Literal["iql", "sft", "jpo"], ...] = ("iql", "sft", "jpo")
     """The stages whose signals are compared."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class KappaStudy(StudyConfig):
     """The weight of negative advantages in JPO (Table 6)."""
 
-    study: ClassVar[str] = "kappa"
-    stage: ClassVar[str] = "study-kappa"
+    study = "kappa"
     values: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The values of κ."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class KLStudy(StudyConfig):
     """The KL coefficient of JPO."""
 
-    study: ClassVar[str] = "kl"
-    stage: ClassVar[str] = "study-kl"
+    study = "kl"
     values: tuple[float, ...] = (0.01, 0.04, 0.1, 0.5)
     """The values of λ_KL."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class RankStudy(StudyConfig):
     """The rank of LoRA, of SFT and JPO alike."""
 
-    study: ClassVar[str] = "rank"
-    stage: ClassVar[str] = "study-rank"
+    study = "rank"
     values: tuple[int, ...] = (4, 16, 64)
     """The ranks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class IQLStudy(StudyConfig):
     """Expectile, advantage scale and discount of the selector, every combination."""
 
-    study: ClassVar[str] = "iql"
-    stage: ClassVar[str] = "study-iql"
+    study = "iql"
     expectiles: tuple[float, ...] = (0.7, 0.8, 0.9)
     """The values of τ."""
     advantage_scales: tuple[float, ...] = (1.0, 3.0, 10.0)
@@ -128,12 +126,11 @@ class IQLStudy(StudyConfig):
     """The values of γ."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class TransferStudy(StudyConfig):
     """Selector and adapter of each domain in each domain (Table 4)."""
 
-    study: ClassVar[str] = "transfer"
-    stage: ClassVar[str] = "study-transfer"
+    study = "transfer"
     sources: tuple[DomainName, ...] = ALL_DOMAINS
     """Domains to train in."""
     targets: tuple[DomainName, ...] = ALL_DOMAINS
@@ -142,25 +139,23 @@ class TransferStudy(StudyConfig):
     """`target` plays another domain's adapter with the selector of the domain that is played."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class CounterpartyStudy(StudyConfig):
     """Counterparties that nobody has trained against (Tables 5 and 10)."""
 
-    study: ClassVar[str] = "counterparty"
-    stage: ClassVar[str] = "study-counterparty"
+    study = "counterparty"
     counterparties: tuple[str, ...] = ()
     """Language models to negotiate with; if left out, the simulator's three types."""
     methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft", "iql+sft+jpo")
     """Methods to compare."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class EmotionFreeStudy(StudyConfig):
     """Training and playing without the emotion block (Tables 3, 12 and 15)."""
 
-    study: ClassVar[str] = "emotion-free"
-    stage: ClassVar[str] = "study-emotion-free"
-    has_choices: ClassVar[bool] = False
+    study = "emotion-free"
+    has_choices = False
     targets: tuple[DomainName, ...] = ALL_DOMAINS
     """Domains to play in."""
     methods: tuple[str, ...] = (
@@ -178,26 +173,24 @@ class EmotionFreeStudy(StudyConfig):
     """The domains of those runs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class RefinementStudy(StudyConfig):
     """A-LoL and DPO in place of JPO, from the same SFT snapshot (Table 14)."""
 
-    study: ClassVar[str] = "refinement"
-    stage: ClassVar[str] = "study-refinement"
-    has_choices: ClassVar[bool] = False
+    study = "refinement"
+    has_choices = False
     targets: tuple[DomainName, ...] = ALL_DOMAINS
     """Domains to play in."""
     methods: tuple[str, ...] = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
     """Methods to compare."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class EmotionStudy(StudyConfig):
     """Every emotion at every turn, judged (Figure 1, Appendix B)."""
 
-    study: ClassVar[str] = "emotions"
-    stage: ClassVar[str] = "study-emotions"
-    has_choices: ClassVar[bool] = False
+    study = "emotions"
+    has_choices = False
     num_scenarios: int | None = 20
     """Held-out scenarios that each emotion plays."""
     num_seeds: int | None = 20

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from emodistill.configs.base import (
     AUTO,
@@ -13,6 +12,7 @@ from emodistill.configs.base import (
     Config,
     ExperimentConfig,
     Quantization,
+    configuration,
     setting,
 )
 from emodistill.errors import InputError
@@ -26,11 +26,11 @@ Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class IQLConfig(ExperimentConfig):
     """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
 
-    stage: ClassVar[str] = "iql"
+    stage = "iql"
     signal: IQLSignal = "outcome"
     """The reward: the shaped return at the end, or the judge's scores of dialogues or turns."""
     judge: str | None = None
@@ -57,7 +57,7 @@ class IQLConfig(ExperimentConfig):
     """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class MeshShape:
     """How many devices each axis of the mesh has (docs/scale.md)."""
 
@@ -82,7 +82,7 @@ class MeshShape:
         return f"{self.data}x{self.fsdp}x{self.tensor}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class AdapterConfig(ExperimentConfig):
     """What all training of the student shares: the student, its LoRA, the optimiser (Appendix F).
 
@@ -90,7 +90,7 @@ class AdapterConfig(ExperimentConfig):
     two million parameters.
     """
 
-    student_field: ClassVar[str | None] = "model"
+    student_field = "model"
     model: str = EMBEDDED
     """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
     judge: str | None = None
@@ -176,18 +176,18 @@ class AdapterConfig(ExperimentConfig):
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class SFTConfig(AdapterConfig):
     """Stage 4a: supervised fine-tuning on the best quarter of the turns (Eqs. 16, 23)."""
 
-    stage: ClassVar[str] = "sft"
+    stage = "sft"
     signal: SFTSignal = "hybrid"  # type: ignore[assignment]
     """What ranks the turns: score and shaped return, or the judge's scores alone."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of a domain's scored turns that is kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class RefinementConfig(AdapterConfig):
     """What the stages share that go on from the SFT adapter."""
 
@@ -206,11 +206,11 @@ class RefinementConfig(AdapterConfig):
         return False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class JPOConfig(RefinementConfig):
     """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
 
-    stage: ClassVar[str] = "jpo"
+    stage = "jpo"
     reference: Literal["sft", "base"] = "sft"
     """Start from, and stay near, the SFT snapshot or the base model (`iql+jpo`)."""
     kappa: float = setting(1.0, ge=0, le=1, hint="the paper uses 1")
@@ -231,18 +231,18 @@ class JPOConfig(RefinementConfig):
         return self.reference == "base"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class ALoLConfig(RefinementConfig):
     """In place of JPO: A-LoL, the likelihood of turns with A > 0 weighted by A."""
 
-    stage: ClassVar[str] = "alol"
+    stage = "alol"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class DPOConfig(RefinementConfig):
     """In place of JPO: DPO on pairs of the same scenario, turn index and emotion."""
 
-    stage: ClassVar[str] = "dpo"
+    stage = "dpo"
     max_samples: ByStudent[int | None] = setting(
         None, embedded=384, ge=1, hint="None trains on all"
     )
@@ -252,11 +252,11 @@ class DPOConfig(RefinementConfig):
     """β: how much a reply's log-ratio to the reference counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@configuration
 class MemoryConfig(Config):
     """What a training step needs on each device, without weights and without the device."""
 
-    stage: ClassVar[str] = "memory"
+    stage = "memory"
     model: str = "qwen2.5-7b"
     """qwen2.5-0.5b, -1.5b, -3b, -7b, -14b, -32b, -72b, `embedded`, or a checkpoint folder."""
     objective: Literal["sft", "jpo"] = "jpo"
