@@ -10,18 +10,35 @@ import pytest
 from jax.test_util import check_grads
 
 from emodistill.seeding import stream
-from emodistill.train.losses import (
-    MAX_LOG_RATIO,
-    alol_loss,
-    dpo_loss,
-    jpo_loss,
-    sft_loss,
-    token_logprobs,
-)
+from emodistill.train import losses
+from emodistill.train.losses import MAX_LOG_RATIO, token_logprobs
 
-jpo_loss = functools.partial(
-    jax.jit(jpo_loss, static_argnames=("clip", "kl_coef", "kappa", "ratio")), kappa=1.0
-)
+
+def sft_loss(logp_BT, mask_BT):
+    """Of a step that consists of these samples; at least one token, so that none give 0."""
+    return losses.sft_loss(logp_BT, mask_BT, num_tokens=jnp.maximum(mask_BT.sum(), 1))
+
+
+def alol_loss(logp_BT, mask_BT, advantages_B):
+    return losses.alol_loss(logp_BT, mask_BT, advantages_B, num_tokens=mask_BT.sum())
+
+
+@functools.partial(jax.jit, static_argnames=("clip", "kl_coef", "kappa", "ratio"))
+def jpo_loss(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, kappa=1.0, **settings):
+    totals = {
+        "num_samples": jnp.maximum(mask_BT.any(axis=1).sum(), 1),
+        "num_tokens": jnp.maximum(mask_BT.sum(), 1),
+    }
+    settings = {"kappa": kappa} | totals | settings
+    return losses.jpo_loss(logp_BT, ref_logp_BT, mask_BT, advantages_B, **settings)
+
+
+def dpo_loss(logp_BT, ref_logp_BT, mask_BT, *, beta, num_pairs=None):
+    if num_pairs is None:
+        num_pairs = mask_BT.any(axis=1).reshape(-1, 2).all(axis=1).sum()
+    return losses.dpo_loss(logp_BT, ref_logp_BT, mask_BT, beta=beta, num_pairs=num_pairs)
+
+
 RATIOS = ("mean-token", "sequence", "token")
 
 

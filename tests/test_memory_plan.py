@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import chex
 import jax
@@ -21,7 +22,7 @@ from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, embedded_path, load_qwen2
 from emodistill.model.config import read_architecture
-from emodistill.train import memory_plan
+from emodistill.train import memory_plan, trainer
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan, longest_row, plan_memory
 from emodistill.train.trainer import Trainer, response_logprobs
 
@@ -31,7 +32,8 @@ SCRIPT = Path(__file__).parents[1] / "scripts/plan.py"
 
 @functools.cache
 def plan(**changes):
-    return plan_memory(dataclasses.replace(SMALL, **changes), jax.devices()[:1])
+    with mock.patch.object(memory_plan, "target_devices", lambda *_: jax.devices()[:1]):
+        return plan_memory(dataclasses.replace(SMALL, **changes))
 
 
 def test_what_is_kept_is_what_a_real_model_has():
@@ -100,16 +102,17 @@ def shapes_in(jaxpr):
             yield from shapes_in(inner)
 
 
-def test_no_array_of_all_tokens_by_all_words_exists():
+def test_no_array_of_all_tokens_by_all_words_exists(monkeypatch):
     """Neither forwards nor backwards; the largest logits are those of one chunk."""
     graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
     batch = packed(batch_size=8).step(0).batches[0]
     B, M = batch.targets_BM.shape
     V, per_chunk = CONFIG.vocab_size, 2 * B * CONFIG.vocab_size
+    monkeypatch.setattr(trainer, "LOGITS_PER_CHUNK", per_chunk)
 
     def loss(lora):
         model = nnx.merge(graphdef, lora, frozen)
-        return response_logprobs(model, batch, logits_per_chunk=per_chunk).sum()
+        return response_logprobs(model, batch).sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(lora).jaxpr
     logits = [shape for shape in shapes_in(jaxpr) if len(shape) > 2 and shape[-1] == V]
@@ -126,10 +129,10 @@ def test_the_program_that_is_planned_is_the_one_that_trains():
     def loss(logp_SU, batch):
         return sft(logp_SU, batch)
 
-    trainer = Trainer(graphdef, loss, SFT, num_steps=1)
+    steps = Trainer(graphdef, loss, SFT, num_steps=1)
     batch = packed(batch_size=4).step(0).batches
-    trainer.lower(lora, frozen, batch[0])
-    trainer.step(trainer.init(lora), frozen, batch)
+    steps.lower(lora, frozen, batch[0])
+    steps.step(steps.init(lora), frozen, batch)
 
 
 def run(*args):

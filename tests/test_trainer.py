@@ -26,6 +26,7 @@ from tiny_training import (
 from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig
 from emodistill.model import LoRAParam
 from emodistill.seeding import stream
+from emodistill.train import trainer as trainer_module
 from emodistill.train.trainer import (
     Trainer,
     add_metrics,
@@ -124,19 +125,22 @@ class TestGradients:
         assert counts[0] > 2 * counts[1]
         assert_trees_close(*found, rtol=1e-5)
 
-    def test_the_head_in_chunks_is_the_head_at_once(self):
+    def test_the_head_in_chunks_is_the_head_at_once(self, monkeypatch):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         batch = packed(batch_size=4).step(0).batches[-1]
 
-        def mean_logp(lora, logits_per_chunk):
-            model = nnx.merge(graphdef, lora, frozen)
-            logp_SU = response_logprobs(model, batch, logits_per_chunk=logits_per_chunk)
-            return jnp.where(batch.mask_SU, logp_SU, 0).sum() / 100
+        def value_and_grad(logits_per_chunk):
+            monkeypatch.setattr(trainer_module, "LOGITS_PER_CHUNK", logits_per_chunk)
 
-        value_and_grad = jax.jit(jax.value_and_grad(mean_logp), static_argnums=1)
-        at_once = value_and_grad(lora, 10**9)
-        in_chunks = value_and_grad(lora, 7 * CONFIG.vocab_size)
+            def mean_logp(lora):
+                logp_SU = response_logprobs(nnx.merge(graphdef, lora, frozen), batch)
+                return jnp.where(batch.mask_SU, logp_SU, 0).sum() / 100
+
+            return jax.jit(jax.value_and_grad(mean_logp))(lora)
+
+        at_once = value_and_grad(10**9)
+        in_chunks = value_and_grad(7 * CONFIG.vocab_size)
         np.testing.assert_allclose(in_chunks[0], at_once[0], rtol=1e-6)
         assert_trees_close(in_chunks[1], at_once[1], rtol=1e-5)
 

@@ -3,7 +3,7 @@ grouped into steps (`step_order`), packed into rows (`row_packing`) and handed o
 (`packed_batches`). The student's pretraining reads whole dialogues instead (`dialogue_rows`)."""
 
 from emodistill.batches.examples import Example, build_examples
-from emodistill.batches.packed_batches import Batch, PackedBatches, Step, Work
+from emodistill.batches.packed_batches import Batch, PackedBatches, Step, Work, empty_batch
 from emodistill.batches.row_packing import RowShape
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "Step",
     "Work",
     "build_examples",
+    "empty_batch",
 ]

@@ -22,6 +22,7 @@ from emodistill.batches.examples import Example
 from emodistill.batches.prefix_trees import lay_out
 from emodistill.batches.row_packing import (
     MicroBatch,
+    RowShape,
     StepSamples,
     candidate_shapes,
     choose_shapes,
@@ -69,6 +70,29 @@ class Batch(NamedTuple):
     """float32; None for losses without advantages."""
     ref_logp_SU: Array = None
     """float32, the reference's log-probs of the targets; None without a reference."""
+
+
+def empty_batch(shape: RowShape, num_scored: int, num_samples: int, num_reply_tokens: int) -> Batch:
+    """The arrays of a micro-batch before any sample is written into them.
+
+    Args:
+      num_scored, num_samples, num_reply_tokens: M, S and U.
+    """
+    in_row, scored = (*shape,), (shape.num_rows, num_scored)
+    replies = num_samples, num_reply_tokens
+    return Batch(
+        tokens_BT=np.zeros(in_row, np.int32),
+        positions_BT=np.zeros(in_row, np.int32),
+        ends_BT=np.tile(np.arange(1, shape.num_positions + 1, dtype=np.int32), (in_row[0], 1)),
+        parents_BM=np.zeros(scored, np.int32),
+        targets_BM=np.zeros(scored, np.int32),
+        logp_index_SU=np.zeros(replies, np.int32),
+        mask_SU=np.zeros(replies, bool),
+        num_samples=np.float32(0),
+        num_tokens=np.float32(0),
+        advantages_S=np.zeros(num_samples, np.float32),
+        ref_logp_SU=np.zeros(replies, np.float32),
+    )
 
 
 class Work(NamedTuple):
@@ -278,48 +302,38 @@ class PackedBatches:
 
     def _filled(self, micro: MicroBatch, samples: np.ndarray) -> Batch:
         """The arrays of a micro-batch of the step that has these samples."""
-        B, T = micro.shape
         M = round_up(self._row_scores[micro.shape], REPLY_MULTIPLE)
-        S, U = self.batch_size * self.unit_size, self.num_reply_tokens
-        tokens_BT, positions_BT = np.zeros((2, B, T), np.int32)
-        ends_BT = np.tile(np.arange(1, T + 1, dtype=np.int32), (B, 1))
-        parents_BM, targets_BM = np.zeros((2, B, M), np.int32)
-        logp_index_SU, mask_SU = np.zeros((S, U), np.int32), np.zeros((S, U), bool)
+        S = self.batch_size * self.unit_size
+        batch = empty_batch(micro.shape, M, S, self.num_reply_tokens)
         for b, row in enumerate(micro.rows):
             limits = None if self.packing == "tree" else [0] * len(row)
             tree = lay_out([self._inputs[i] for i in row], limits)
             size = len(tree.tokens_T)
-            tokens_BT[b, :size], positions_BT[b, :size] = tree.tokens_T, tree.depths_T
-            ends_BT[b, :size] = tree.ends_T
+            batch.tokens_BT[b, :size] = tree.tokens_T
+            batch.positions_BT[b, :size] = tree.depths_T
+            batch.ends_BT[b, :size] = tree.ends_T
             first = 0
             for sample, path in zip(row, tree.paths, strict=True):
                 response, s = self.examples[sample].response_ids, micro.samples.index(sample)
                 length, after = len(response), first + len(response)
-                parents_BM[b, first:after], targets_BM[b, first:after] = path[-length:], response
-                logp_index_SU[s, :length] = np.arange(b * M + first, b * M + after)
-                mask_SU[s, :length] = True
+                batch.parents_BM[b, first:after] = path[-length:]
+                batch.targets_BM[b, first:after] = response
+                batch.logp_index_SU[s, :length] = np.arange(b * M + first, b * M + after)
+                batch.mask_SU[s, :length] = True
                 first = after
 
-        def given(values_N: np.ndarray | None) -> np.ndarray | None:
+        def given(values_S: np.ndarray, values_N: np.ndarray | None) -> np.ndarray | None:
             """What the samples were given, along S; zeros where there is no sample."""
             if values_N is None:
                 return None
-            values_S = np.zeros((S, *values_N.shape[1:]), np.float32)
             values_S[: len(micro.samples)] = values_N[list(micro.samples)]
             return values_S
 
-        return Batch(
-            tokens_BT=tokens_BT,
-            positions_BT=positions_BT,
-            ends_BT=ends_BT,
-            parents_BM=parents_BM,
-            targets_BM=targets_BM,
-            logp_index_SU=logp_index_SU,
-            mask_SU=mask_SU,
+        return batch._replace(
             num_samples=np.float32(len(samples)),
             num_tokens=np.float32(self._num_scored(samples)),
-            advantages_S=given(self._advantages_N),
-            ref_logp_SU=given(self._ref_logp_NU),
+            advantages_S=given(batch.advantages_S, self._advantages_N),
+            ref_logp_SU=given(batch.ref_logp_SU, self._ref_logp_NU),
         )
 
     def _check_finite(self, values_N: np.ndarray, message: str) -> None:

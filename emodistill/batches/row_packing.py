@@ -196,7 +196,7 @@ def choose_shapes(steps: Sequence[StepSamples], candidates: Sequence[RowShape]) 
 
 
 def candidate_shapes(
-    longest: int, max_positions: int, row_multiple: int, packing: Packing, unit_size: int = 1
+    longest: int, max_positions: int, row_multiple: int, packing: Packing, unit_size: int
 ) -> list[RowShape]:
     """Shapes to choose from, in the order of their row lengths.
 

@@ -47,16 +47,16 @@ def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 
 
 def sft_loss(
-    logp_BT: jax.Array, mask_BT: jax.Array, *, num_tokens: jax.Array | float | None = None
+    logp_BT: jax.Array, mask_BT: jax.Array, *, num_tokens: jax.Array | float
 ) -> tuple[jax.Array, Metrics]:
     """Mean negative log-likelihood per response token, in nats (Eq. 16); metric `sft/loss`.
 
     Args:
       logp_BT: log-probs of the reply's tokens.
       mask_BT: True where the token belongs to a reply.
-      num_tokens: response tokens of the whole optimiser step; those of `mask_BT` without it.
+      num_tokens: response tokens of the whole optimiser step.
     """
-    loss = -_masked(logp_BT, mask_BT).sum() / _total(num_tokens, mask_BT)
+    loss = -_masked(logp_BT, mask_BT).sum() / num_tokens
     return loss, {"sft/loss": loss}
 
 
@@ -70,8 +70,8 @@ def jpo_loss(
     kl_coef: float,
     kappa: float,
     ratio: str,
-    num_samples: jax.Array | float | None = None,
-    num_tokens: jax.Array | float | None = None,
+    num_samples: jax.Array | float,
+    num_tokens: jax.Array | float,
 ) -> tuple[jax.Array, Metrics]:
     """Judge Policy Optimization (Eq. 19).
 
@@ -87,8 +87,7 @@ def jpo_loss(
       kl_coef: λ_KL.
       kappa: κ of Eq. 18, the weight of advantages that are not positive.
       ratio: `mean-token`, `sequence` or `token`.
-      num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step;
-        those of `mask_BT` without them.
+      num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step.
 
     Returns:
       The loss and `policy/loss`, `policy/surrogate` (to be maximised), `policy/kl_k3` (nats per
@@ -100,16 +99,14 @@ def jpo_loss(
     chex.assert_shape(advantages_B, mask_BT.shape[:1])
     log_ratio_BT = _masked_log_ratio(logp_BT, ref_logp_BT, mask_BT)
     lengths_B = mask_BT.sum(axis=1)
-    total_tokens = _total(num_tokens, mask_BT)
     advantages = jnp.asarray(advantages_B, jnp.float32)
     advantages = jnp.where(advantages > 0, advantages, kappa * advantages)
 
     if ratio == "token":
-        log_ratio, counts, total = log_ratio_BT, mask_BT, total_tokens
+        log_ratio, counts, total = log_ratio_BT, mask_BT, num_tokens
         advantages = advantages[:, None]
     elif ratio in ("mean-token", "sequence"):
-        log_ratio, counts = log_ratio_BT.sum(axis=1), lengths_B > 0
-        total = _total(num_samples, counts)
+        log_ratio, counts, total = log_ratio_BT.sum(axis=1), lengths_B > 0, num_samples
         if ratio == "mean-token":
             log_ratio = log_ratio / jnp.maximum(lengths_B, 1)
     else:
@@ -123,7 +120,7 @@ def jpo_loss(
     surrogate = mean(jnp.minimum(rho * advantages, clipped * advantages))
     delta_BT = _clamp(-log_ratio_BT)
     # expm1, since near Δ = 0, where training starts, exp(Δ) - 1 would lose all digits of Δ² / 2.
-    kl_k3 = _masked(jnp.expm1(delta_BT) - delta_BT, mask_BT).sum() / total_tokens
+    kl_k3 = _masked(jnp.expm1(delta_BT) - delta_BT, mask_BT).sum() / num_tokens
     loss = kl_coef * kl_k3 - surrogate
     return loss, {
         "policy/loss": loss,
@@ -139,7 +136,7 @@ def alol_loss(
     mask_BT: jax.Array,
     advantages_B: jax.Array,
     *,
-    num_tokens: jax.Array | float | None = None,
+    num_tokens: jax.Array | float,
 ) -> tuple[jax.Array, Metrics]:
     """Advantage-leftover-lunch RL, reference-free (Baheti et al., 2024): A · NLL per reply token.
 
@@ -151,10 +148,9 @@ def alol_loss(
       The loss, and `alol/loss`, `sft/loss` (the same without A).
     """
     chex.assert_shape(advantages_B, mask_BT.shape[:1])
-    total = _total(num_tokens, mask_BT)
     nll_B = -_masked(logp_BT, mask_BT).sum(axis=1)
-    loss = (jnp.maximum(jnp.asarray(advantages_B, jnp.float32), 0.0) * nll_B).sum() / total
-    return loss, {"alol/loss": loss, "sft/loss": nll_B.sum() / total}
+    loss = (jnp.maximum(jnp.asarray(advantages_B, jnp.float32), 0.0) * nll_B).sum() / num_tokens
+    return loss, {"alol/loss": loss, "sft/loss": nll_B.sum() / num_tokens}
 
 
 def dpo_loss(
@@ -163,7 +159,7 @@ def dpo_loss(
     mask_BT: jax.Array,
     *,
     beta: float,
-    num_pairs: jax.Array | float | None = None,
+    num_pairs: jax.Array | float,
 ) -> tuple[jax.Array, Metrics]:
     """Direct preference optimisation (Rafailov et al., 2023, Eq. 7) on consecutive pairs of rows.
 
@@ -181,10 +177,9 @@ def dpo_loss(
     margins = rewards_B[0::2] - rewards_B[1::2]
     has_reply_B = mask_BT.astype(bool).any(axis=1)
     is_pair = has_reply_B[0::2] & has_reply_B[1::2]
-    total = _total(num_pairs, is_pair)
 
     def mean(values: jax.Array) -> jax.Array:
-        return _masked(values, is_pair).sum() / total
+        return _masked(values, is_pair).sum() / num_pairs
 
     loss = mean(-jax.nn.log_sigmoid(margins))
     return loss, {
@@ -207,8 +202,3 @@ def _masked_log_ratio(logp_BT: jax.Array, ref_logp_BT: jax.Array, mask_BT: jax.A
 
 def _clamp(log_ratio: jax.Array) -> jax.Array:
     return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-def _total(given: jax.Array | float | None, mask: jax.Array) -> jax.Array:
-    """The step's total, or this batch's; at least 1, so that an empty micro-batch adds 0."""
-    return jnp.maximum(jnp.asarray(mask.sum() if given is None else given, jnp.float32), 1.0)

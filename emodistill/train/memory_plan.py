@@ -22,14 +22,14 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from emodistill.batches import Batch
-from emodistill.configs import JPOConfig, MemoryConfig, MeshShape, SFTConfig
+from emodistill.batches import Batch, RowShape, empty_batch
+from emodistill.configs import CONFIGS, MemoryConfig, MeshShape
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, Qwen2, add_lora, sharding
 from emodistill.model.config import read_architecture
 from emodistill.model.quantization import quantize_abstractly
 from emodistill.train.objectives import OBJECTIVES
-from emodistill.train.trainer import LossFn, Trainer, response_logprobs
+from emodistill.train.trainer import Trainer
 
 REPLY_SHARE = 4
 """One token in so many is part of a reply, as in rows of turns that share their prompts."""
@@ -71,22 +71,20 @@ class MemoryPlan(NamedTuple):
     compile_s: float
 
 
-def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> MemoryPlan:
+def plan_memory(config: MemoryConfig) -> MemoryPlan:
     """Compile the step of `config.objective` for its mesh and read what it needs.
 
-    Args:
-      devices: what to compile for; those of `config.topology`, or CPUs, without it.
+    It is compiled for `config.topology`, or for CPUs without one.
 
     Raises:
       InputError: the model, mesh or topology is unknown.
     """
     shape = MeshShape.parse(config.mesh)
-    mesh = sharding.make_mesh(
-        shape, devices or target_devices(config.topology, math.prod(dataclasses.astuple(shape)))
-    )
+    num_devices = math.prod(dataclasses.astuple(shape))
+    mesh = sharding.make_mesh(shape, target_devices(config.topology, num_devices))
     graphdef, lora, frozen = _abstract_student(config, mesh)
     batch = _abstract_batch(config, mesh)
-    settings = {"sft": SFTConfig, "jpo": JPOConfig}[config.objective]()
+    settings: Any = CONFIGS[config.objective]()
     loss_fn = functools.partial(OBJECTIVES[config.objective].loss, settings)
     trainer = Trainer(graphdef, loss_fn, settings, num_steps=100, mesh=mesh)
     started = time.monotonic()
@@ -101,7 +99,7 @@ def plan_memory(config: MemoryConfig, devices: Sequence[Any] | None = None) -> M
     # optimiser's are LoRA, optimiser state and gradients.
     weights = step.argument_size_in_bytes - 2 * adapter - batch_bytes
     optimizer = end.argument_size_in_bytes - 2 * adapter
-    residuals = _residual_bytes(graphdef, loss_fn, lora, frozen, batch)
+    residuals = _residual_bytes(trainer, lora, frozen, batch)
     activations = min(residuals, step.temp_size_in_bytes)
     memory = DeviceMemory(
         weights=weights,
@@ -235,19 +233,11 @@ def _abstract_batch(config: MemoryConfig, mesh: Mesh) -> Batch:
     B, T = sharding.num_row_shards(mesh), config.tokens
     M = max(1, T // REPLY_SHARE)
     S, U = B * max(1, M // REPLY_TOKENS), min(M, REPLY_TOKENS)
-
-    sizes = {"B": B, "T": T, "M": M, "S": S, "U": U}
-    dtypes = {"mask_SU": jnp.bool_}
-    floats = ("num_samples", "num_tokens", "advantages_S", "ref_logp_SU")
-
-    def array(name: str) -> jax.ShapeDtypeStruct:
-        axes = name.rpartition("_")[2]  # the names of arrays end in the letters of their axes
-        shape = tuple(sizes[axis] for axis in axes) if axes.isupper() else ()
-        dtype = jnp.float32 if name in floats else dtypes.get(name, jnp.int32)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(shape, mesh))
-
-    unused = () if config.objective == "jpo" else ("advantages_S", "ref_logp_SU")
-    return Batch(**{name: array(name) for name in Batch._fields if name not in unused})
+    batch = empty_batch(RowShape(B, T), M, S, U)
+    if config.objective == "sft":
+        batch = batch._replace(advantages_S=None, ref_logp_SU=None)
+    shardings = jax.tree.map(lambda x: sharding.batch_sharding(x.shape, mesh), batch)
+    return sharding.abstract(batch, shardings)
 
 
 def _bytes(tree: Any) -> int:
@@ -264,9 +254,7 @@ def _analysis(compiled: jax.stages.Compiled) -> Any:
     return analysis
 
 
-def _residual_bytes(
-    graphdef: nnx.GraphDef, loss_fn: LossFn, lora: nnx.State, frozen: nnx.State, batch: Batch
-) -> int:
+def _residual_bytes(trainer: Trainer, lora: nnx.State, frozen: nnx.State, batch: Batch) -> int:
     """What the forward pass leaves for the backward pass beside its own arguments, per device.
 
     All of it has the tokens of rows, which the mesh splits over all its axes. The compiler doesn't
@@ -276,11 +264,7 @@ def _residual_bytes(
     sizes = []
 
     def forward(lora: nnx.State, frozen: nnx.State, batch: Batch) -> jax.Array:
-        def loss(lora: nnx.State) -> jax.Array:
-            model = nnx.merge(graphdef, lora, frozen)
-            return loss_fn(response_logprobs(model, batch), batch)[0]
-
-        value, pull_back = jax.vjp(loss, lora)
+        value, pull_back = jax.vjp(lambda lora: trainer.loss(lora, frozen, batch)[0], lora)
         given = {id(x) for x in jax.tree.leaves((lora, frozen, batch))}
         residuals = [x for x in jax.tree.leaves(pull_back) if id(x) not in given]
         sizes.append(sum(x.size * x.dtype.itemsize for x in residuals))

@@ -39,13 +39,11 @@ class TrainState(NamedTuple):
     """int32, optimiser steps taken."""
 
 
-def response_logprobs(
-    model: Qwen2, batch: Batch, *, logits_per_chunk: int = LOGITS_PER_CHUNK
-) -> jax.Array:
+def response_logprobs(model: Qwen2, batch: Batch) -> jax.Array:
     """log π of the replies' tokens, float32 [S, U]; values outside `mask_SU` mean nothing.
 
     The head runs at the replies' positions alone, in chunks whose logits the backward pass computes
-    again: no more than `logits_per_chunk` of them (or those of one position of each row) are alive
+    again: no more than `LOGITS_PER_CHUNK` of them (or those of one position of each row) are alive
     on a device.
     """
     chex.assert_equal_shape((batch.tokens_BT, batch.positions_BT, batch.ends_BT))
@@ -56,22 +54,19 @@ def response_logprobs(
     )
     hidden_BMD = jnp.take_along_axis(hidden_BTD, batch.parents_BM[..., None], axis=1)
     hidden_BMD = sharding.constrain(hidden_BMD, model.mesh, sharding.SCORED)
-    logp_BM = _scored(model, hidden_BMD, batch.targets_BM, logits_per_chunk)
+    logp_BM = _scored(model, hidden_BMD, batch.targets_BM)
     return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.logp_index_SU]
 
 
-def _scored(
-    model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array, logits_per_chunk: int
-) -> jax.Array:
+def _scored(model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array) -> jax.Array:
     """log π of the targets [B, M]."""
 
     def score(hidden_BMD: jax.Array, targets_BM: jax.Array) -> jax.Array:
         return token_logprobs(model.logits(hidden_BMD), targets_BM)
 
     B, M = targets_BM.shape
-    if model.mesh is not None:
-        logits_per_chunk *= model.mesh.size
-    num_chunks = -(-M // max(1, logits_per_chunk // (model.config.vocab_size * B)))
+    num_logits = LOGITS_PER_CHUNK * (1 if model.mesh is None else model.mesh.size)
+    num_chunks = -(-M // max(1, num_logits // (model.config.vocab_size * B)))
     if num_chunks <= 1:
         return score(hidden_BMD, targets_BM)
     width = -(-M // num_chunks)
@@ -134,6 +129,11 @@ class Trainer:
         self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self._update = jax.jit(self._update_fn, donate_argnums=0)
 
+    def loss(self, lora: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """A micro-batch's share of the step's loss, and of its metrics."""
+        model = nnx.merge(self._graphdef, lora, frozen)
+        return self._loss_fn(response_logprobs(model, batch), batch)
+
     def put(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step on the devices, as a step wants them."""
         return [sharding.put_batch(batch, self._mesh) for batch in batches]
@@ -181,11 +181,7 @@ class Trainer:
     def _accumulate_fn(
         self, lora: nnx.State, frozen: nnx.State, grads: nnx.State, batch: Batch
     ) -> tuple[nnx.State, Metrics]:
-        def loss(lora: nnx.State) -> tuple[jax.Array, Metrics]:
-            model = nnx.merge(self._graphdef, lora, frozen)
-            return self._loss_fn(response_logprobs(model, batch), batch)
-
-        own, metrics = jax.grad(loss, has_aux=True)(lora)
+        own, metrics = jax.grad(self.loss, has_aux=True)(lora, frozen, batch)
         metrics = jax.tree.map(self._on_every_device, metrics)
         return self._like_lora(jax.tree.map(jnp.add, grads, own)), metrics
 
