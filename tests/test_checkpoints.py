@@ -22,16 +22,17 @@ from emodistill.seeding import stream
 from emodistill.train.checkpoints import Checkpoints
 
 STATE = {"lora": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(4)}
+KEPT = {"keep": 2, "keep_every": None}
 
 
 def save(directory, *steps, identity=None, state=STATE, **settings):
-    with Checkpoints(directory, identity or {}, **settings) as checkpoints:
+    with Checkpoints(directory, identity or {}, **(KEPT | settings)) as checkpoints:
         for step in steps:
             checkpoints.save(step, state, cursor={"next_samples": [f"s{step}"]}, metrics={"x": 1.0})
 
 
 def restore(directory, identity=None, shape=(2, 3)):
-    with Checkpoints(directory, identity or {}) as checkpoints:
+    with Checkpoints(directory, identity or {}, **KEPT) as checkpoints:
         return checkpoints.restore({"lora": jnp.zeros(shape), "step": jnp.int32(0)})
 
 

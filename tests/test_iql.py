@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,7 +17,7 @@ from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import scenario_advantages, trajectory_return
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 from emodistill.train import q_learning
-from emodistill.train.selector_files import forward, load_selector, save_selector
+from emodistill.train.selector_files import SelectorNetworks, forward, load_selector, save_selector
 from emodistill.train.transitions import make_transitions
 
 
@@ -42,6 +43,23 @@ def solve(rows, num_states, config):
             for s in range(num_states)
         ]
     return {row[:2]: q_i for q_i, row in zip(q, rows, strict=True)}, value
+
+
+class Run(NamedTuple):
+    """A trained selector and its logged points."""
+
+    networks: SelectorNetworks
+    metrics: list
+
+
+def train_iql(data, configs):
+    metrics = [[] for _ in configs]
+
+    def keep(points):
+        for of_run, added in zip(metrics, points, strict=True):
+            of_run += added
+
+    return list(map(Run, q_learning.train_iql(data, configs, report=keep), metrics))
 
 
 def outputs(run, num_states):
@@ -74,8 +92,7 @@ def solved_runs():
     )
     params = jax.device_get(state.params)
     return configs, [
-        q_learning.IQLRun(q_learning._networks(params, run, config), [])
-        for run, config in enumerate(configs)
+        Run(q_learning._networks(params, run, config), []) for run, config in enumerate(configs)
     ]
 
 
@@ -101,7 +118,7 @@ ARMS = [(0, 3, 0.0, None), (0, 9, 1.0, None), (0, 20, 0.4, None)] * 3 + [(1, 0, 
 
 
 def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
-    mild, keen = q_learning.train_iql(
+    mild, keen = train_iql(
         transitions(ARMS, 3),
         [dataclasses.replace(CONFIG, advantage_scale=scale) for scale in (1.0, 5.0)],
     )
@@ -114,7 +131,7 @@ def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
 def test_weights_are_capped():
     rows = [(0, 1, 50.0, None), (0, 2, 0.0, None)] * 5
     config = dataclasses.replace(CONFIG, learning_rate=1e-2, weight_cap=7.0)
-    (run,) = q_learning.train_iql(transitions(rows, 3), [config])
+    (run,) = train_iql(transitions(rows, 3), [config])
     assert max(row["policy/weight_mean"] for row in run.metrics) <= 7.0
     assert run.metrics[-1]["policy/capped_fraction"] == pytest.approx(0.5, abs=0.25)
 
@@ -172,13 +189,13 @@ def leaves_equal(run, other):
 def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
     data = transitions(MDP, 3)
     configs = [dataclasses.replace(CONFIG, seed=seed) for seed in (3, 4)]
-    together, again = q_learning.train_iql(data, configs), q_learning.train_iql(data, configs)
+    together, again = train_iql(data, configs), train_iql(data, configs)
     for run, same in zip(together, again, strict=True):
         assert leaves_equal(run, same)
         assert run.metrics == same.metrics
     assert not leaves_equal(*together)
     for run, config in zip(together, configs, strict=True):
-        (alone,) = q_learning.train_iql(data, [config])
+        (alone,) = train_iql(data, [config])
         assert run.networks.settings["seed"] == alone.networks.settings["seed"] == config.seed
         for row, row_alone in zip(run.metrics[:50], alone.metrics[:50], strict=True):
             assert row == pytest.approx(row_alone, rel=1e-3, abs=1e-4)
@@ -189,22 +206,23 @@ def test_metrics_progress_and_one_compilation(monkeypatch):
     traced_once = chex.assert_max_traces(q_learning._train_chunk.__wrapped__, n=1)
     monkeypatch.setattr(q_learning, "_train_chunk", jax.jit(traced_once, donate_argnames="state"))
     seen = []
-    (run,) = q_learning.train_iql(data, [config], report=seen.append)
-    q_learning.train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
-    q_learning.train_iql(data, [dataclasses.replace(config, num_steps=1_000)])
+    q_learning.train_iql(data, [config], report=seen.append)
+    run = Run(None, [point for points in seen for point in points[0]])
+    train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
+    train_iql(data, [dataclasses.replace(config, num_steps=1_000)])
     assert [row["step"] for row in run.metrics] == list(range(1, 991))
     assert [points[0][-1]["step"] for points in seen] == [*range(20, 990, 20), 990]
-    assert [point for points in seen for point in points[0]] == run.metrics
+    assert train_iql(data, [config])[0].metrics == run.metrics
     assert run.metrics[0]["policy/entropy"] == pytest.approx(math.log(28), abs=0.01)
     assert run.metrics[-1]["policy/entropy"] < 1.5
 
 
 def test_chunking_changes_nothing(monkeypatch):
     data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
-    (run,) = q_learning.train_iql(data, [config])
+    (run,) = train_iql(data, [config])
     monkeypatch.setattr(q_learning, "NUM_CHUNKS", 2)
     monkeypatch.setattr(q_learning, "MAX_POINTS", 7)
-    (coarse,) = q_learning.train_iql(data, [config])
+    (coarse,) = train_iql(data, [config])
     assert [row["step"] for row in coarse.metrics] == [142, 284, 426, 568, 710, 852, 990]
     for index, row in enumerate(coarse.metrics):
         window = run.metrics[142 * index : 142 * (index + 1)]
@@ -213,9 +231,7 @@ def test_chunking_changes_nothing(monkeypatch):
 
 
 def test_a_trained_selector_survives_its_folder(tmp_path):
-    (run,) = q_learning.train_iql(
-        transitions(MDP, 3), [dataclasses.replace(CONFIG, advantage_scale=2.0)]
-    )
+    (run,) = train_iql(transitions(MDP, 3), [dataclasses.replace(CONFIG, advantage_scale=2.0)])
     save_selector(tmp_path, run.networks)
     back = load_selector(tmp_path)
     x = np.eye(3, dtype=np.float32)
@@ -237,17 +253,17 @@ def test_numpy_and_jax_agree_on_the_networks():
 def test_divergence_names_metric_and_step():
     rows = [(0, 1, 3e38, None)] * 10
     with pytest.raises(DivergenceError, match=r"IQL: critic/loss is inf by step 1 \(run 0\)"):
-        q_learning.train_iql(transitions(rows, 3), [CONFIG])
+        train_iql(transitions(rows, 3), [CONFIG])
 
 
 def test_bad_requests():
     data = transitions(MDP, 3)
     with pytest.raises(InputError, match="num_steps=5 beside 1000"):
-        q_learning.train_iql(data, [CONFIG, dataclasses.replace(CONFIG, num_steps=5)])
+        train_iql(data, [CONFIG, dataclasses.replace(CONFIG, num_steps=5)])
     with pytest.raises(InputError, match="transitions hold 'geometry' features"):
-        q_learning.train_iql(data, [dataclasses.replace(CONFIG, state="upstream")])
+        train_iql(data, [dataclasses.replace(CONFIG, state="upstream")])
     with pytest.raises(InputError, match="configs is empty"):
-        q_learning.train_iql(data, [])
+        train_iql(data, [])
 
 
 def dialogue(name, offers, outcome, *, scenario_id="debt_001", emotions=("anger", "joy", "fear")):

@@ -45,6 +45,11 @@ def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, 
     return run, model
 
 
+def newest(cell_dir):
+    """The step of the newest checkpoint."""
+    return Checkpoints(cell_dir / "checkpoints", {}, keep=2, keep_every=None).newest
+
+
 class KilledError(Exception):
     """Stands for whatever ends a process in the middle of a run."""
 
@@ -158,7 +163,7 @@ class TestLoop:
         assert f"the checkpoint of step {step - 1} is kept" in message
         for sample_id in packed(SHORT, batch_size=4, num_epochs=40).sample_ids(step - 1):
             assert sample_id in message
-        assert Checkpoints(tmp_path / "checkpoints", {}).newest == step - 1
+        assert newest(tmp_path) == step - 1
 
     @pytest.mark.parametrize("spoilt", [2, 5])
     def test_a_nan_in_one_sample_names_that_sample_alone(self, spoilt, tmp_path):
@@ -180,7 +185,7 @@ class TestLoop:
         message = str(caught.value)
         assert f"sft step {first_bad + 1}: " in message
         assert f"It comes from {examples[spoilt].sample_id};" in message
-        assert (Checkpoints(tmp_path / "checkpoints", {}).newest or 0) == first_bad
+        assert (newest(tmp_path) or 0) == first_bad
 
     def test_a_checkpoint_of_something_else_is_refused_by_name(self, tmp_path):
         config = dataclasses.replace(SFT, max_steps=2)

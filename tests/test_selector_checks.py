@@ -27,13 +27,13 @@ def deterministic(choices):
     return lambda states_NS: states_NS @ policy_SA
 
 
-def test_fitted_q_is_the_value_of_the_policy():
+def test_fitted_q_is_the_value_of_the_policy(monkeypatch):
+    monkeypatch.setattr(selector_checks, "FQE_STEPS", 4_000)
     config = dataclasses.replace(CONFIG, discount=0.9)
     found = fitted_q_values(
         {"good": deterministic((0, 0, 5)), "bad": deterministic((5, 5, 0))},
         DATA,
         config,
-        num_steps=4_000,
     )
     # Q of the policy by hand, in the states that begin DATA's five dialogues.
     good = [0.9 * 1.0, 1.0, 0.8]
@@ -45,29 +45,29 @@ def test_fitted_q_is_the_value_of_the_policy():
 
 def test_the_selector_is_worth_more_than_what_it_learned_from(monkeypatch):
     monkeypatch.setattr(selector_checks, "FQE_STEPS", 2_000)  # as outside of tests
-    (run,) = train_iql(DATA, [CONFIG])
-    values = estimated_values(run.networks, DATA, CONFIG)
+    (networks,) = train_iql(DATA, [CONFIG])
+    values = estimated_values(networks, DATA, CONFIG)
     assert values["iql"] > values["behaviour-cloning"]
     assert set(values) == {"iql", "behaviour-cloning", "random"}
-    assert values == estimated_values(run.networks, DATA, CONFIG)
+    assert values == estimated_values(networks, DATA, CONFIG)
 
 
 def test_the_support_map_counts_and_finds_choices_without_data():
-    (run,) = train_iql(DATA, [CONFIG])
-    found = support_map(run.networks, DATA, seed=0)
+    (networks,) = train_iql(DATA, [CONFIG])
+    found = support_map(networks, DATA, seed=0)
     data, policy = np.array(found["data"]), np.array(found["policy"])
     assert data.sum() == len(MDP)
     assert policy.sum() == pytest.approx(len(MDP), abs=0.0005 * policy.size)  # rounded to 0.001
     assert (data.max(axis=1) < MIN_SUPPORT).all()
     assert found["unsupported"] == pytest.approx(1)
     many = transitions(MDP * MIN_SUPPORT, 3)
-    of_many = support_map(run.networks, many, seed=0)
+    of_many = support_map(networks, many, seed=0)
     assert of_many["unsupported"] < 0.2
-    assert support_map(run.networks, many, seed=0) == of_many
+    assert support_map(networks, many, seed=0) == of_many
 
 
 def test_probabilities_sum_to_one():
-    (run,) = train_iql(DATA, [CONFIG])
-    probabilities = run.networks.probabilities(DATA.observation_NS)
+    (networks,) = train_iql(DATA, [CONFIG])
+    probabilities = networks.probabilities(DATA.observation_NS)
     assert probabilities.sum(axis=1).tolist() == pytest.approx([1] * len(MDP))
     assert math.isfinite(probabilities.min())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         d for arm in planned for d in (arm.domain, arm.playing.get("trained_on", arm.domain))
     ]
     for domain in dict.fromkeys(domains):
-        home = settings.config(EvaluateConfig, **_shared(config, domain))
+        home = settings.config(EvaluateConfig, domain=domain, **_given(config, SHARED))
         prepare(Cell(home, None, settings), only=("sweep",))
     spent_usd = 0.0
 
@@ -145,14 +146,13 @@ def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
 
 def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
-    sizes = {n: getattr(config, n) for n in PLAYING if getattr(config, n) is not None}
-    shared = _shared(config, arm.domain)
-    base = settings.config(EvaluateConfig, **shared | sizes)
+    shared = _given(config, SHARED) | {"domain": arm.domain}
+    judge = _given(config, ("judge",))
+    base = settings.config(EvaluateConfig, **shared, **_given(config, PLAYING))
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
     playing = dataclasses.replace(
         base, method=arm.method or base.method, split=config.split, **arm.playing
     )
-    judge = {} if config.judge is None else {"judge": config.judge}
     trainings: dict[str, Cell] = {}
     for stage, need in trainings_of(playing, method, arm.training).items():
         changes = dict(need.changes)
@@ -174,7 +174,6 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     return Task(cells, Cell(playing, base, settings), judging)
 
 
-def _shared(config: StudyConfig, domain: str) -> dict[str, Any]:
-    """The settings of a stage that the study's command line gives."""
-    given = {n: getattr(config, n) for n in SHARED if getattr(config, n) is not None}
-    return given | {"domain": domain}
+def _given(config: StudyConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the settings that the study's command line gives."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}

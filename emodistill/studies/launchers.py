@@ -61,11 +61,11 @@ def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
     def run(start: Start) -> Path:
         task = start()
         for cell in task.trainings:
-            run_stage(cell)
+            _train(cell)
         return task.play()
 
     for number, start in enumerate(starts):
-        yield number, _attempt(lambda start=start: run(start))
+        yield number, _attempt(run, start)
 
 
 def run_on_ray(
@@ -83,8 +83,7 @@ def run_on_ray(
       InputError: Ray is not installed or not reached, or no machine has so many cores and GPUs.
     """
     ray = _connected(cpus, gpus)
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)
-    train, play = remote(_train), remote(_play)
+    on_worker = ray.remote(num_cpus=cpus, num_gpus=gpus)(_attempt_after)
     tasks: dict[int, Task] = {}
     for number, start in enumerate(starts):
         task = _attempt(start)
@@ -100,12 +99,13 @@ def run_on_ray(
             if _directory(cell) not in trained:
                 ahead = first_of.get(_reference_group(cell))
                 needs = [trained[path] for path in _needs(cell, task)]
-                trained[_directory(cell)] = train.remote(cell, ahead, *needs)
+                trained[_directory(cell)] = on_worker.remote(_train, cell, ahead, *needs)
                 first_of.setdefault(_reference_group(cell), trained[_directory(cell)])
-        running[play.remote(task, *(trained[_directory(cell)] for cell in task.trainings))] = number
+        needs = [trained[_directory(cell)] for cell in task.trainings]
+        running[on_worker.remote(Task.play, task, None, *needs)] = number
     while running:
         (ended,), _ = ray.wait(list(running))
-        yield running.pop(ended), _attempt(lambda ended=ended: ray.get(ended))
+        yield running.pop(ended), _attempt(ray.get, ended)
 
 
 def _connected(cpus: float, gpus: float) -> Any:
@@ -149,25 +149,23 @@ def _needs(cell: Cell, task: Task) -> list[Path]:
     return [_directory(other) for other in task.trainings if other.config.stage == "sft"]
 
 
-def _train(cell: Cell, ahead: Outcome | None, *needs: Outcome) -> Outcome:
-    """Train once `needs` have succeeded and `ahead` has ended, however it did."""
+def _train(cell: Cell) -> Path:
+    return run_stage(cell).path
+
+
+def _attempt_after(
+    do: Callable[[Any], Path], item: Any, ahead: Outcome | None, *needs: Outcome
+) -> Outcome:
+    """On a worker: `do(item)` once `needs` have succeeded and `ahead` has ended, however it did."""
     log_to_terminal()
-    return _first_failure(needs) or _attempt(lambda: run_stage(cell).path)
+    failed = next((one for one in needs if isinstance(one, EmodistillError)), None)
+    return failed or _attempt(do, item)
 
 
-def _play(task: Task, *needs: Outcome) -> Outcome:
-    log_to_terminal()
-    return _first_failure(needs) or _attempt(task.play)
-
-
-def _first_failure(outcomes: Sequence[Outcome]) -> EmodistillError | None:
-    return next((one for one in outcomes if isinstance(one, EmodistillError)), None)
-
-
-def _attempt(do: Callable[[], Any]) -> Any:
+def _attempt(do: Callable[..., Any], *args: Any) -> Any:
     """What `do` returns, or its failure: one arm's, whatever it is, is no other's."""
     try:
-        return do()
+        return do(*args)
     except EmodistillError as error:
         return error
     except Exception as error:

@@ -43,8 +43,8 @@ class Checkpoints:
         directory: Path,
         identity: Mapping[str, Any],
         *,
-        keep: int = 2,
-        keep_every: int | None = None,
+        keep: int,
+        keep_every: int | None,
     ) -> None:
         logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file
         self.directory = directory

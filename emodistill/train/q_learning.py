@@ -227,23 +227,17 @@ def _train_chunk(
     return jax.vmap(train)(runs)
 
 
-class IQLRun(NamedTuple):
-    """A trained selector and its metrics, one dictionary (with its `step`) a logged point."""
-
-    networks: SelectorNetworks
-    metrics: list[dict[str, float]]
-
-
 def train_iql(
     transitions: Transitions,
     configs: Sequence[IQLConfig],
     *,
     report: Callable[[list[list[dict[str, float]]]], None] = lambda points: None,
-) -> list[IQLRun]:
+) -> list[SelectorNetworks]:
     """Train one selector per configuration, all in one program.
 
     Args:
-      report: called after each chunk with the points that it adds to every run's metrics.
+      report: called after each chunk with each run's metrics, one dictionary (with its `step`) a
+        logged point.
 
     Raises:
       InputError: the configurations differ in what shapes the program (steps, batch, width), or
@@ -273,7 +267,6 @@ def train_iql(
     steps_per_point = math.ceil(num_steps / MAX_POINTS)
     points_per_chunk = math.ceil(math.ceil(num_steps / steps_per_point) / NUM_CHUNKS)
     shape = points_per_chunk, steps_per_point, shared.batch_size
-    runs: list[list[dict[str, float]]] = [[] for _ in configs]
     for first_step in range(0, num_steps, points_per_chunk * steps_per_point):
         start_P = first_step + steps_per_point * np.arange(points_per_chunk)
         num_steps_P = np.clip(num_steps - start_P, 0, steps_per_point)
@@ -281,15 +274,9 @@ def train_iql(
             [rng.integers(len(transitions), size=shape, dtype=np.int32) for rng in rngs]
         )
         state, metrics = _train_chunk(state, data, settings, index_KPLB, num_steps_P)
-        points = _points(metrics, (start_P + num_steps_P)[num_steps_P > 0].tolist())
-        for run, added in zip(runs, points, strict=True):
-            run += added
-        report(points)
+        report(_points(metrics, (start_P + num_steps_P)[num_steps_P > 0].tolist()))
     params = jax.device_get(state.params)
-    return [
-        IQLRun(_networks(params, run, config), points)
-        for run, (config, points) in enumerate(zip(configs, runs, strict=True))
-    ]
+    return [_networks(params, run, config) for run, config in enumerate(configs)]
 
 
 def _settings(configs: Sequence[IQLConfig]) -> _Settings:
@@ -327,14 +314,13 @@ def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[st
             f"IQL: {name} is {value} by step {step} (run {run}). Lower learning_rate, or look for "
             "extreme rewards in the data."
         )
-    runs: list[list[dict[str, float]]] = [
+    return [
         [
             {"step": end, **dict(zip(names, point, strict=True))}
             for end, point in zip(ends, of_run, strict=True)
         ]
         for of_run in values.tolist()
     ]
-    return runs
 
 
 def _networks(params: Params, run: int, config: IQLConfig) -> SelectorNetworks:

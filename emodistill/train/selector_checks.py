@@ -92,18 +92,16 @@ def estimated_values(
 
     policies = {
         "iql": networks.probabilities,
-        "behaviour-cloning": cloned.networks.probabilities,
+        "behaviour-cloning": cloned.probabilities,
         "random": uniform,
     }
-    return fitted_q_values(policies, transitions, config, num_steps=FQE_STEPS)
+    return fitted_q_values(policies, transitions, config)
 
 
 def fitted_q_values(
     policies: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     transitions: Transitions,
     config: IQLConfig,
-    *,
-    num_steps: int,
 ) -> dict[str, float]:
     """Fitted Q-evaluation of several policies in one program.
 
@@ -144,7 +142,7 @@ def fitted_q_values(
         q_KNA = jax.vmap(forward, in_axes=(0, None))(trained_K, data.observation)
         return jnp.sum(policy_KNA * q_KNA, axis=2)
 
-    shape = (num_steps, min(config.batch_size, len(transitions)))
+    shape = (FQE_STEPS, min(config.batch_size, len(transitions)))
     index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
     policy_KNA, next_policy_KNA = (
         np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)

@@ -58,12 +58,12 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
             last = points[0][-1]
             bar.advance(int(last["step"]) - bar.done, f"critic loss {last['critic/loss']:.3f}")
 
-        (trained,) = train_iql(transitions, [config], report=report)
-    save_selector(directory, trained.networks)
-    support = support_map(trained.networks, transitions, seed=config.seed)
+        (networks,) = train_iql(transitions, [config], report=report)
+    save_selector(directory, networks)
+    support = support_map(networks, transitions, seed=config.seed)
     (directory / SUPPORT).write_text(json.dumps(support) + "\n")
     return SelectorResult(
-        fitted_q=estimated_values(trained.networks, transitions, config),
+        fitted_q=estimated_values(networks, transitions, config),
         unsupported=support["unsupported"],
         num_transitions=len(transitions),
         num_dialogues=transitions.num_dialogues,
