@@ -56,6 +56,9 @@ class Turn(Record, frozen=True, kw_only=True):
     emotion: str | None
     text: str
     offer: float | None
+    finish_reason: Literal["stop", "length"] = "stop"
+    """`length`: the utterance was cut at its limit of tokens, twice. It offers nothing, agrees to
+    nothing and ends nothing, and no student learns from it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = 0.0

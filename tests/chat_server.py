@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -53,19 +54,26 @@ class ChatServer:
         call = Call(len(self.calls), time.monotonic(), key, json.loads(await request.read()))
         self.calls.append(call)
         response = await self.respond(call)
-        return await cut(request) if response is CUT else response
-
-
-CUT = object()
-"""Respond with this to send half a body and hang up."""
+        return await response(request) if response in (cut, endless) else response
 
 
 async def cut(request):
+    """Respond with this to send half a body and hang up."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.content_length = 1000
     await response.prepare(request)
     await response.write(b'{"choices": [{"message": {"content": "Hal')
     request.transport.close()
+    return response
+
+
+async def endless(request):
+    """Respond with this to send a body that never ends."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b" " * 65_536)
     return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, dataclass_transform
@@ -112,8 +113,9 @@ class Config:
             if value == AUTO and "by_student" in rule:
                 value = rule["by_student"][getattr(self, self.student_field or "") == EMBEDDED]
                 object.__setattr__(self, field.name, value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name}={value} must be a finite number.")
             bounds = rule.get("bounds", {})
-            # NaN, which compares false with everything, is refused.
             if value is None or all(compare(value, bound) for compare, bound in bounds.items()):
                 continue
             is_open = operator.gt in bounds
@@ -162,7 +164,7 @@ class ApiConfig(ExperimentConfig):
 
     concurrency: int = setting(6, ge=1, operational=True)
     """Dialogues (or judge calls) in flight at once."""
-    max_cost_usd: float | None = setting(None, operational=True)
+    max_cost_usd: float | None = setting(None, ge=0, operational=True)
     """Stop cleanly once this much has been spent."""
     timeout_s: float = setting(120.0, gt=0, operational=True)
     """Seconds for one attempt at a call, which is then tried again."""

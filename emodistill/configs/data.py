@@ -29,8 +29,9 @@ class DialogueConfig(ApiConfig):
     """The language model in the counterparty's role."""
     counterparty_temperature: float = setting(0.7, ge=0, le=2)
     """Sampling temperature in the counterparty's role."""
-    max_reply_tokens: int = 160
-    """Tokens of one utterance at most."""
+    max_reply_tokens: int = setting(160, ge=1)
+    """Tokens of one utterance at most; one that is cut is asked for once more with twice as many.
+    A model that thinks first needs room for its thoughts."""
     max_turns: int = setting(30, ge=2)
     """Turns of a dialogue at most, both sides together."""
     agreement: AgreementRule = "stand"
@@ -39,6 +40,8 @@ class DialogueConfig(ApiConfig):
     """`llm` asks a language model which figure each utterance puts forward."""
     reader: str | None = None
     """The language model that reads offers, with --offer-reader llm."""
+    reader_max_tokens: int = setting(24, ge=1)
+    """Tokens of its answer at most; one that thinks first needs more."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
 
@@ -109,6 +112,9 @@ class JudgeConfig(ApiConfig):
     stage = "judge"
     judge: str | None = None
     """The judging model."""
+    judge_max_tokens: int = setting(64, ge=1)
+    """Tokens of its answer at most (the paper's 64), twice as many when asked again; one that
+    thinks first needs more."""
     level: Literal["turn", "dialogue"] = "turn"
     """Score every focal turn, or each dialogue as a whole."""
     repeats: int = setting(1, ge=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from emodistill.errors import InputError
 from emodistill.llm.client import Completion
+from emodistill.llm.replies import spoken
 from emodistill.model import decode_reply, encode_chat, stop_ids
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.seeding import derive
@@ -26,6 +27,7 @@ GATHERING_S = 0.01
 class _Request(NamedTuple):
     ids: list[int]
     seed: int
+    max_tokens: int
     reply_ids: asyncio.Future[list[int]]
 
 
@@ -66,6 +68,9 @@ class StudentWriter:
     ) -> Completion:
         """The student's next utterance; an empty one is asked for again, once.
 
+        One that is cut is generated once more with double room, as far as the window has that, and
+        begins with the same words; what is cut again stays, with the finish reason `length`.
+
         Raises:
           InputError: the prompt doesn't fit the window.
           EmptyReplyError: two empty replies.
@@ -79,15 +84,26 @@ class StudentWriter:
         started_s = time.monotonic()
         turn_seed = derive(seed, "turn", messages[-1]["content"])
         num_tokens = 0
+        stops = stop_ids(self.tokenizer)
+        rooms = [self.max_reply_tokens]
+        if len(ids) + self.max_reply_tokens <= self.max_prompt_tokens:
+            rooms.append(2 * self.max_reply_tokens)
         for next_seed in (turn_seed, derive(turn_seed, "after an empty reply")):
-            request = _Request(ids, next_seed, asyncio.get_running_loop().create_future())
-            self._requests.put_nowait(request)
-            reply_ids = await request.reply_ids
-            num_tokens += len(reply_ids)
-            text = decode_reply(self.tokenizer, reply_ids)
+            is_cut = False
+            reply_ids: list[int] = []
+            for room in rooms:
+                future = asyncio.get_running_loop().create_future()
+                self._requests.put_nowait(_Request(ids, next_seed, room, future))
+                reply_ids = await future
+                num_tokens += len(reply_ids)
+                is_cut = len(reply_ids) == room and reply_ids[-1] not in stops
+                if not is_cut:
+                    break
+            text = spoken(decode_reply(self.tokenizer, reply_ids))
             if text.strip():
                 elapsed_s = time.monotonic() - started_s
-                return Completion(text, len(ids), num_tokens, elapsed_s, cost_usd=0.0)
+                reason = "length" if is_cut else "stop"
+                return Completion(text, len(ids), num_tokens, elapsed_s, 0.0, reason)
         raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
 
     async def _serve(self) -> None:
@@ -98,14 +114,7 @@ class StudentWriter:
                 batch.append(self._requests.get_nowait())
             try:
                 # In a thread: dialogues with API models go on while the device generates.
-                replies = await asyncio.to_thread(
-                    self.generate,
-                    [request.ids for request in batch],
-                    max_new_tokens=self.max_reply_tokens,
-                    temperature=self.temperature,
-                    seeds=[request.seed for request in batch],
-                    eos_ids=stop_ids(self.tokenizer),
-                )
+                replies = await asyncio.to_thread(self._generate, batch)
             except Exception as error:  # handed to those who wait, who raise it
                 for request in batch:
                     if not request.reply_ids.done():
@@ -114,3 +123,18 @@ class StudentWriter:
             for request, reply_ids in zip(batch, replies, strict=True):
                 if not request.reply_ids.done():  # whoever waited may have been cancelled
                     request.reply_ids.set_result(reply_ids)
+
+    def _generate(self, batch: Sequence[_Request]) -> list[list[int]]:
+        replies: list[list[int]] = [[] for _ in batch]
+        for max_tokens in sorted({request.max_tokens for request in batch}):
+            chosen = [i for i, request in enumerate(batch) if request.max_tokens == max_tokens]
+            generated = self.generate(
+                [batch[i].ids for i in chosen],
+                max_new_tokens=max_tokens,
+                temperature=self.temperature,
+                seeds=[batch[i].seed for i in chosen],
+                eos_ids=stop_ids(self.tokenizer),
+            )
+            for i, reply_ids in zip(chosen, generated, strict=True):
+                replies[i] = reply_ids
+        return replies

@@ -2,9 +2,13 @@
 
 What a server does wrong falls into four kinds. A refusal (400 and most other 4xx) concerns this
 request alone and is never repeated. A trouble (429, 5xx, a time-out, a cut or alien body) is
-tried again with jittered backoff up to a ceiling. A key may be bad (401, 402: dropped) or not
-allowed what is asked (403: the other keys are tried). A wrong setting (404, redirects, no live
-key, nobody listening) would meet every other request too, so it ends the job.
+tried again with jittered backoff up to a ceiling. A key may be bad (401, 402, or a rest of more
+than MAX_REST_S: dropped) or not allowed what is asked (403: the other keys are tried). A wrong
+setting (404, redirects, no live key, nobody listening) would meet every other request too, so it
+ends the job. An error inside an HTTP 200 is what it says it is.
+
+Nothing that a server sends is believed: answers are bounded in bytes, depth and digits (`replies`,
+`untrusted`), and an answer without usable token counts costs what its length suggests.
 """
 
 from __future__ import annotations
@@ -14,13 +18,15 @@ import json
 import logging
 import math
 import operator
-import re
 import time
+import urllib.request
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import stamina
@@ -30,7 +36,17 @@ from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Provider
+from emodistill.llm.replies import (
+    FaultError,
+    FinishReason,
+    Reply,
+    ServerError,
+    kind_of,
+    read_reply,
+    server_error,
+)
 from emodistill.logs import fields
+from emodistill.untrusted import parse_json, printable
 
 log = logging.getLogger("emodistill.llm")
 
@@ -39,27 +55,18 @@ logging.getLogger("stamina").addHandler(logging.NullHandler())  # we say ourselv
 NUM_DETAIL_CHARS = 200
 """Of a server's own words in an error: a line or two of a terminal."""
 BYTES_PER_TOKEN = 4
-"""About, in English; a request's size in tokens is only needed for the limits of its key."""
-FIRST_BYTE_S = 90.0
-"""For a connected server to begin its answer, and between two parts of it."""
+"""About, in English; for the limits of a key, and for costs where a server states no usage."""
 CONNECT_S = 10.0
 """For a connection: a server that is there accepts one at once, however busy it is."""
+MAX_REST_S = 900.0
+"""The longest rest that a key is kept for; one that is told to rest for longer is out."""
+MAX_ANSWER_BYTES = 4 << 20
+"""Far above the longest chain of thought with its log-probs."""
+CHARS_PER_TOKEN = 24
+"""More than any text has: what goes beyond it, a server that ignores `max_tokens` has sent."""
 NUM_FIRST_CONTACTS = 3
 """Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
-KIND_OF_STATUS = {
-    401: "dead",
-    402: "dead",
-    403: "forbidden",
-    404: "misplaced",
-    405: "misplaced",
-    408: "broken",
-    429: "limited",
-}
-"""All others go by their first digit."""
-FINAL_KINDS = ("refused", "forbidden", "misplaced")
-
-_MASKED = re.compile(r"\S*\*{3,}\S*")
-"""A key with its middle blotted out, as OpenAI's own messages quote it."""
+FINAL_KINDS = ("refused", "filtered", "forbidden", "misplaced")
 
 Message = Mapping[str, object]
 
@@ -90,6 +97,31 @@ class Usage(NamedTuple):
     cost_usd: float = 0.0
     latency_s: float = 0.0
     """Of all answers together, however many came at once."""
+    num_cut: int = 0
+    """Answers cut at their limit of tokens."""
+    num_filtered: int = 0
+    """Answers withheld by a filter."""
+    num_thinking: int = 0
+    """Answers with thoughts in their text, which were cut off it."""
+    num_in_parts: int = 0
+    """Answers whose text came as a list of parts."""
+    num_errors_in_200: int = 0
+    """Errors inside an HTTP 200."""
+    num_estimated: int = 0
+    """Answers whose tokens the server does not state, or that could not be read; estimated."""
+
+    @property
+    def unusual(self) -> dict[str, int]:
+        """How many answers there were of each kind that is not simply whole."""
+        kinds = {
+            "cut at their limit": self.num_cut,
+            "withheld by a filter": self.num_filtered,
+            "with thoughts cut off": self.num_thinking,
+            "in parts": self.num_in_parts,
+            "an error inside HTTP 200": self.num_errors_in_200,
+            "with estimated tokens": self.num_estimated,
+        }
+        return {kind: count for kind, count in kinds.items() if count}
 
     def plus(self, other: Usage) -> Usage:
         return Usage._make(map(operator.add, self, other))
@@ -113,12 +145,22 @@ class Completion(NamedTuple):
     completion_tokens: int
     latency_s: float
     cost_usd: float
+    finish_reason: FinishReason = "stop"
 
     @property
     def usage(self) -> Usage:
         """What the answer used, without the call."""
         used = (self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
         return Usage(0, 0, *used)
+
+    def after(self, earlier: Completion) -> Completion:
+        """This answer, at the cost of an earlier one as well that was of no use."""
+        return self._replace(
+            prompt_tokens=self.prompt_tokens + earlier.prompt_tokens,
+            completion_tokens=self.completion_tokens + earlier.completion_tokens,
+            latency_s=self.latency_s + earlier.latency_s,
+            cost_usd=self.cost_usd + earlier.cost_usd,
+        )
 
 
 class AnswerCache(Protocol):
@@ -134,7 +176,8 @@ class RetryPolicy:
     """How long an attempt at a request may take, and how often it is repeated."""
 
     timeout_s: float = 120.0
-    """For one attempt, from connecting to the last byte."""
+    """For one attempt, from connecting to the last byte; a server that thinks first may stay silent
+    all that time."""
     max_attempts: int = 8
     """At one request, the first included."""
     backoff_s: float = 0.5
@@ -143,16 +186,18 @@ class RetryPolicy:
     """Bound of a pause."""
 
 
-@dataclass(eq=False)  # errors are hashed by identity
-class _FaultError(Exception):
-    """What went wrong with an attempt."""
+class _Call(NamedTuple):
+    """One call: its body, and what is known of it without reading that."""
 
-    kind: str
-    detail: str
-    status: int = 0
-    retry_after_s: float | None = None
-    attempt: int = 0
-    """Which attempt at its request it ended, from 1."""
+    data: bytes
+    model: str
+    max_tokens: int
+    sticky: str
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """About."""
+        return len(self.data) // BYTES_PER_TOKEN
 
 
 _ADVICE = {
@@ -206,12 +251,12 @@ class ChatClient:
         self.ceiling_usd = math.inf
         self.url = f"{provider.base_url}/chat/completions"
         self._retry = retry
-        self._silence_s = min(FIRST_BYTE_S, retry.timeout_s)
         self._tape = tape
         self._session: aiohttp.ClientSession | None = None
         self._first_call_s: float | None = None
         self._was_reached = False
         self._has_answered = False
+        self._proxy = proxy_of(self.url)
 
     @property
     def health(self) -> str:
@@ -235,17 +280,16 @@ class ChatClient:
         return f"ChatClient({self.url}, {self.keys!r})"
 
     async def __aenter__(self) -> Self:
-        is_local = re.match(r"https?://(127\.|localhost|\[::1\])", self.url) is not None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=2 * self.gate.ceiling, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(
                 total=self._retry.timeout_s,
                 sock_connect=min(CONNECT_S, self._retry.timeout_s),
-                sock_read=self._silence_s,
             ),
             headers={"Content-Type": "application/json", "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=not is_local,
+            auto_decompress=False,  # `_body` does it, within bounds
+            proxy=self._proxy,  # not trust_env, which would send passwords out of ~/.netrc
         )
         return self
 
@@ -275,6 +319,7 @@ class ChatClient:
             "model": model,
             "messages": messages,
             "temperature": temperature,
+            "stream": False,
             self.provider.max_tokens_field: max_tokens,
         }
         if seed is not None:
@@ -283,15 +328,15 @@ class ChatClient:
         data = json.dumps(body).encode()
         completion = self.cache.get(sticky, data) if self.cache else None
         if completion is None:
-            completion = await self._answer(data, model, max_tokens, sticky)
+            completion = await self._answer(_Call(data, model, max_tokens, sticky))
             if self.cache:
                 self.cache.add(sticky, data, completion)
         return completion
 
-    async def _answer(self, data: bytes, model: str, max_tokens: int, sticky: str) -> Completion:
+    async def _answer(self, request: _Call) -> Completion:
         """From a recording, or from the server and into one."""
         if isinstance(self._tape, Replayer):
-            call = await self._tape.play(sticky, data)
+            call = await self._tape.play(request.sticky, request.data)
             self._count(Usage(num_calls=1))
             if "error" in call:
                 message, status = call["error"]["message"], call["error"]["status"]
@@ -301,26 +346,25 @@ class ChatClient:
             return completion
         if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
-        num_tokens = len(data) / BYTES_PER_TOKEN + max_tokens
         try:
-            completion = await self._call(data, model, sticky, num_tokens)
+            completion = await self._call(request)
         except (RefusedError, ExhaustedError) as error:
             if self._tape is not None:
                 status = error.status if isinstance(error, RefusedError) else None
                 call = {"error": {"message": str(error), "status": status}}
-                self._tape.add(sticky, data, call)
+                self._tape.add(request.sticky, request.data, call)
             raise
         if self._tape is not None:
-            self._tape.add(sticky, data, {"answer": completion._asdict()})
+            self._tape.add(request.sticky, request.data, {"answer": completion._asdict()})
         return completion
 
     def _count(self, used: Usage) -> None:
         self.usage = self.usage.plus(used)
 
-    async def _call(self, data: bytes, model: str, sticky: str, num_tokens: float) -> Completion:
+    async def _call(self, request: _Call) -> Completion:
         try:
-            return await self._with_some_key(data, model, sticky, num_tokens, 1)
-        except _FaultError as fault:
+            return await self._with_some_key(request, 1)
+        except FaultError as fault:
             first = fault  # only now is the machinery of retries worth its time
         attempts = stamina.retry_context(
             on=self._pause_after,
@@ -335,23 +379,23 @@ class ChatClient:
                 with attempt:
                     if attempt.num == 1:
                         raise first
-                    return await self._with_some_key(data, model, sticky, num_tokens, attempt.num)
-        except _FaultError as fault:
+                    return await self._with_some_key(request, attempt.num)
+        except FaultError as fault:
             last = fault
-        raise self._error(last, model)  # out here, so that the error has no context to show
+        raise self._error(last, request.model)  # out here, so that the error has no context to show
 
-    async def _with_some_key(
-        self, data: bytes, model: str, sticky: str, num_tokens: float, number: int
-    ) -> Completion:
+    async def _with_some_key(self, request: _Call, number: int) -> Completion:
         """The `number`-th attempt; it goes on to another key where one is dead or may not."""
-        forbidden: dict[ApiKey, _FaultError] = {}
+        forbidden: dict[ApiKey, FaultError] = {}
+        num_tokens = request.num_prompt_tokens + request.max_tokens
+        sticky = request.sticky
         while (key := await self.keys.acquire(sticky, num_tokens, without=forbidden)) is not None:
             try:
                 async with self.gate:
                     if not key.is_ready:  # limited while this call waited for its turn
                         continue
-                    completion = await self._attempt(key, data, model)
-            except _FaultError as fault:
+                    completion = await self._attempt(key, request)
+            except FaultError as fault:
                 fault.attempt = number
                 self._log_fault(fault, key, sticky)
                 if fault.kind == "dead":
@@ -367,7 +411,7 @@ class ChatClient:
                 return completion
         raise next(reversed(forbidden.values()))
 
-    def _log_fault(self, fault: _FaultError, key: ApiKey, sticky: str) -> None:
+    def _log_fault(self, fault: FaultError, key: ApiKey, sticky: str) -> None:
         log.debug(
             "%s: %s.",
             self.url,
@@ -383,7 +427,7 @@ class ChatClient:
             ),
         )
 
-    def _slow_down(self, key: ApiKey, fault: _FaultError) -> None:
+    def _slow_down(self, key: ApiKey, fault: FaultError) -> None:
         """Cool the key where the server limits it, and let fewer calls into a server in trouble."""
         if fault.retry_after_s:
             self.keys.cool(key, fault.retry_after_s)
@@ -395,7 +439,7 @@ class ChatClient:
 
     def _pause_after(self, error: Exception) -> bool | float:
         """For stamina: whether to try again, or after how many seconds where that is known."""
-        if not isinstance(error, _FaultError) or error.kind in FINAL_KINDS:
+        if not isinstance(error, FaultError) or error.kind in FINAL_KINDS:
             return False
         is_new = error.kind == "unreachable" and not self._was_reached
         if is_new and error.attempt >= NUM_FIRST_CONTACTS:  # most likely a wrong address
@@ -405,96 +449,146 @@ class ChatClient:
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
-    async def _attempt(self, key: ApiKey, data: bytes, model: str) -> Completion:
+    async def _attempt(self, key: ApiKey, request: _Call) -> Completion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
         self._count(Usage(num_calls=1))
         if self._first_call_s is None:
             self._first_call_s = time.monotonic()
         started_s = time.perf_counter()
+        status = 0
         try:
             async with self._session.post(
-                self.url, data=data, headers=key.headers, allow_redirects=False
+                self.url, data=request.data, headers=key.headers, allow_redirects=False
             ) as response:
                 status, headers = response.status, response.headers
-                content = await response.read()
+                content = await _body(response)
+            latency_s = time.perf_counter() - started_s
+            self._was_reached = True
+            if status != 200:
+                raise self._fault(status, _stated_error(content), content, headers)
+            content_type = headers.get("Content-Type", "")
+            if "json" not in content_type.lower():
+                raise FaultError("alien", f"content type {content_type[:60]!r} instead of JSON")
+            reply = self._read(content, headers)
         except aiohttp.ConnectionTimeoutError:
-            raise _FaultError("unreachable", "no connection in time") from None
+            fault = FaultError("unreachable", "no connection in time")
         except TimeoutError:
-            raise _FaultError("silent", f"no answer within {self._silence_s:g} s") from None
+            fault = FaultError("silent", f"no answer within {self._retry.timeout_s:g} s")
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
-            reason = self.keys.scrub(str(error.strerror or type(error).__name__))
-            raise _FaultError("unreachable", f"no connection ({reason})") from None
+            reason = str(error.strerror or type(error).__name__)
+            fault = FaultError("unreachable", f"no connection ({reason})")
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-            detail = "the connection broke off before the answer was complete"
-            raise _FaultError("cut", detail) from None
+            fault = FaultError("cut", "the connection broke off before the answer was complete")
         except aiohttp.ClientError as error:
-            detail = f"no valid HTTP answer ({type(error).__name__})"
-            raise _FaultError("cut", detail) from None
-        latency_s = time.perf_counter() - started_s
-        self._was_reached = True
-        if status != 200:
-            raise self._fault(status, content, headers)
-        completion = self._read(content, headers, latency_s, model)
-        self.gate.went_well()
-        return completion
-
-    def _read(
-        self, content: bytes, headers: Mapping[str, str], latency_s: float, model: str
-    ) -> Completion:
-        content_type = headers.get("Content-Type", "")
-        if "json" not in content_type.lower():
-            raise _FaultError("alien", f"content type {content_type[:60]!r} instead of JSON")
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            raise _FaultError("cut", f"broken JSON ({len(content)} bytes)") from None
-        try:
-            text = answer["choices"][0]["message"].get("content") or ""
-            if not isinstance(text, str):
-                raise TypeError
-            usage = answer.get("usage") or {}
-            prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            completion_tokens = int(usage.get("completion_tokens") or 0)
-        except (LookupError, TypeError, AttributeError, ValueError):
-            detail = f"JSON without choices[0].message: {self._detail(content)}"
-            raise _FaultError("alien", detail) from None
-        if not text.isascii():  # half a surrogate pair, as of an emoji cut by max_tokens
-            text = text.encode("utf-8", "replace").decode("utf-8")
-        cost_usd = 0.0
-        if price := self.provider.price(model):
-            cached_tokens = min(prompt_tokens, _cached_tokens(usage))
-            cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
-        completion = Completion(text, prompt_tokens, completion_tokens, latency_s, cost_usd)
-        self._count(completion.usage)
-        self._has_answered = True
-        return completion
-
-    def _fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> _FaultError:
-        detail = f"HTTP {status}"
-        if words := self._detail(content):
-            detail += f": {words}"
-        error = _error_in(content)
-        code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else None
-        by_digit = "broken" if status >= 500 else "misplaced" if 300 <= status < 400 else "refused"
-        kind = KIND_OF_STATUS.get(status, by_digit)
-        if code in self.provider.dead_codes:
-            kind = "dead"
-        pause_s = retry_after_s(headers) if kind in ("limited", "broken") else None
-        return _FaultError(kind, detail, status, pause_s)
-
-    def _detail(self, content: bytes) -> str:
-        """The server's own words, in a line, without any key that they may quote."""
-        error = _error_in(content)
-        if error is None:
-            text = content[:4_000].decode("utf-8", "replace")
+            fault = FaultError("cut", f"no valid HTTP answer ({type(error).__name__})")
+        except FaultError as error:
+            fault = error
         else:
-            text = str(error.get("message") if isinstance(error, dict) else error)
-        text = " ".join(_MASKED.sub("…", self.keys.scrub(text)).split())
+            completion = self._completion(reply, request, latency_s)
+            self.gate.went_well()
+            return completion
+        if status == 200 and fault.kind in ("cut", "silent", "broken") and not fault.status:
+            self._count(self._used(request, None))  # a model worked for it, so it will be billed
+        fault.detail = self._shown(fault.detail)
+        raise fault
+
+    def _read(self, content: bytes, headers: Mapping[str, str]) -> Reply:
+        """The reply in an answer; an error that it states is taken as if HTTP had said so."""
+        try:
+            return read_reply(content)
+        except FaultError as fault:
+            if (error := fault.stated) is not None:
+                self._count(Usage(num_errors_in_200=1))
+                raise self._fault(error.status or 500, error, content, headers) from None
+            if fault.kind == "alien":
+                fault.detail += f": {self._words(None, content)}"
+            raise
+
+    def _completion(self, reply: Reply, request: _Call, latency_s: float) -> Completion:
+        """What a reply means, and costs.
+
+        Raises:
+          FaultError: a filter has withheld it.
+        """
+        text = reply.text[: CHARS_PER_TOKEN * request.max_tokens]
+        is_cut = reply.finish_reason == "length" or text != reply.text
+        used = self._used(request, reply)
+        if used.num_estimated and not self.usage.num_estimated:
+            log.warning("%s states no tokens; they, and costs, are estimated.", self.url)
+        self._count(
+            used._replace(
+                latency_s=latency_s,
+                num_cut=int(is_cut),
+                num_filtered=int(reply.is_filtered),
+                num_thinking=int(reply.is_thinking),
+                num_in_parts=int(reply.is_in_parts),
+            )
+        )
+        self._has_answered = True
+        if reply.is_filtered:
+            raise FaultError("filtered", "a filter withheld the answer", 200)
+        return Completion(
+            text,
+            used.prompt_tokens,
+            used.completion_tokens,
+            latency_s,
+            used.cost_usd,
+            "length" if is_cut else "stop",
+        )
+
+    def _used(self, request: _Call, reply: Reply | None) -> Usage:
+        """The tokens and the cost of an answer, estimated where it states none; where it could not
+        be read at all, it is taken to be as long as it was allowed to be."""
+        prompt_tokens = reply.prompt_tokens if reply else None
+        completion_tokens = reply.completion_tokens if reply else None
+        is_estimated = prompt_tokens is None or completion_tokens is None
+        if prompt_tokens is None:
+            prompt_tokens = request.num_prompt_tokens
+        if completion_tokens is None:
+            completion_tokens = (
+                math.ceil(reply.num_written / BYTES_PER_TOKEN) if reply else request.max_tokens
+            )
+        cost_usd = 0.0
+        if price := self.provider.price(request.model):
+            cached_tokens = min(prompt_tokens, reply.cached_tokens if reply else 0)
+            cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=cost_usd,
+            num_estimated=int(is_estimated),
+        )
+
+    def _fault(
+        self, status: int, error: ServerError | None, content: bytes, headers: Mapping[str, str]
+    ) -> FaultError:
+        detail = f"HTTP {status}"
+        if words := self._words(error, content):
+            detail += f": {words}"
+        is_dead = error is not None and error.code in self.provider.dead_codes
+        kind = "dead" if is_dead else kind_of(status)
+        pause_s = retry_after_s(headers) if kind in ("limited", "broken") else None
+        if pause_s is not None and pause_s > MAX_REST_S:
+            detail += f" (asks for a rest of {pause_s / 3600:,.1f} hours)"
+            kind, pause_s = "dead", None
+        return FaultError(kind, detail, status, pause_s)
+
+    def _words(self, error: ServerError | None, content: bytes) -> str:
+        """The server's own words, in a line, without any key that they may quote."""
+        stated = content[:4_000].decode("utf-8", "replace") if error is None else error.message
+        text = self._shown(stated[:4_000])
         return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
 
-    def _error(self, fault: _FaultError, model: str) -> ApiError:
-        if fault.kind == "refused" or (fault.kind == "forbidden" and self._has_answered):
+    def _shown(self, text: str) -> str:
+        """A server's words as they may be shown: in a line, printable, without any key, one with
+        its middle blotted out included, as OpenAI's own messages quote it."""
+        words = self.keys.scrub(printable(text)).split()
+        return " ".join("…" if "***" in word else word for word in words)
+
+    def _error(self, fault: FaultError, model: str) -> ApiError:
+        is_refused = fault.kind in ("refused", "filtered")
+        if is_refused or (fault.kind == "forbidden" and self._has_answered):
             return RefusedError(
                 f"{self.url} refused a request to {model}: {fault.detail}", fault.status
             )
@@ -509,20 +603,42 @@ class ChatClient:
         return ExhaustedError(message)
 
 
-def _cached_tokens(usage: Mapping[str, Any]) -> int:
-    """Prompt tokens out of the provider's cache, by OpenAI's or DeepSeek's name for them."""
-    details = usage.get("prompt_tokens_details")
-    count = details.get("cached_tokens") if isinstance(details, dict) else None
-    count = usage.get("prompt_cache_hit_tokens") if count is None else count
-    return count if isinstance(count, int) and count > 0 else 0
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The body of an answer, unpacked.
+
+    Raises:
+      FaultError: it is longer than MAX_ANSWER_BYTES, or packed so that it can't be read.
+    """
+    is_packed = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, as its header says
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        try:
+            room = MAX_ANSWER_BYTES + 1 - len(content)
+            content += unpacker.decompress(chunk, room) if is_packed else chunk
+        except zlib.error as error:
+            raise FaultError("cut", f"a packed body that can't be read ({error})") from None
+        if len(content) > MAX_ANSWER_BYTES:
+            raise FaultError("cut", f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
+    return bytes(content)
 
 
-def _error_in(content: bytes) -> Any:
-    """What an answer holds under `error`: an object, or words; None for anything else."""
+def _stated_error(content: bytes) -> ServerError | None:
+    """The error that a body states, if it is JSON that states one."""
     try:
-        return json.loads(content)["error"]
-    except (ValueError, LookupError, TypeError):
+        return server_error(parse_json(content))
+    except ValueError:
         return None
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address; none for one on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    is_local = host in ("localhost", "::1") or host.startswith("127.")
+    if is_local or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -113,7 +113,9 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         text = " ".join(reply.text.split())  # as records keep it: one line, single spaces
         if not text:
             raise EmptyReplyError(f"turn {len(turns)} of {name} is empty.")
-        if match.reader is None:
+        if reply.finish_reason == "length":  # "I could pay within 4": nobody knows what it offers
+            read = Read(None, calls=())
+        elif match.reader is None:
             read = Read(read_offer(text, scenario.domain), calls=())
         else:
             read = await match.reader.read(text, scenario.domain, dialogue_id=name, seed=match.seed)
@@ -123,6 +125,7 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             emotion=emotion,
             text=text,
             offer=read.offer,
+            finish_reason=reply.finish_reason,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
             latency_s=round(reply.latency_s, 4),

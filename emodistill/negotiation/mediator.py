@@ -7,7 +7,9 @@ Rule `stand` accepts where
 - the last speaker says yes to the other side's standing offer; that value counts. A yes with a
   condition, a question, a figure of speech or another value is no yes.
 
-It reports a breakdown where the last speaker ends the talks; threatening to is not ending them.
+It reports a breakdown where the last speaker ends the talks; threatening to is not ending them. An
+utterance that was cut at its limit of tokens neither agrees nor ends: what it would have said next
+is not known.
 
 Rule `upstream` accepts where the last offers differ by 5 units or less, whatever the unit (in the
 student domain that is five hours), at the midpoint rounded half to even, as the reference
@@ -59,6 +61,8 @@ def mediate(turns: Sequence[Turn], game: Scenario | Trajectory, rule: str = "sta
     if not turns:
         return ONGOING
     *before, last = turns
+    if last.finish_reason == "length":
+        return ONGOING
     standing = {turn.speaker: (turn.offer, turn.text) for turn in before if turn.offer is not None}
     own_before, _ = standing.pop(last.speaker, (None, ""))
     ((theirs, their_text),) = standing.values() or ((None, ""),)

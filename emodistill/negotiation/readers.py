@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("emodistill.negotiation")
 
-MAX_TOKENS = 24
 NUM_ATTEMPTS = 2
 
 _ANSWER = re.compile(r"(?i)^\W*OFFER:\W*(.+?)\W*$", re.MULTILINE)
@@ -41,6 +40,8 @@ class LlmReader:
 
     client: ChatClient
     model: str
+    max_tokens: int = 24
+    """Of an answer; one that thinks first needs more. The second attempt gets twice as many."""
     num_unread: int = 0
 
     async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
@@ -55,13 +56,16 @@ class LlmReader:
                 offer_messages(domain, text),
                 model=self.model,
                 temperature=0.0,
-                max_tokens=MAX_TOKENS,
+                max_tokens=self.max_tokens << attempt,
                 seed=derive(seed, "offer", text, attempt),
                 sticky=dialogue_id,
             )
             calls.append(completion)
             try:
-                return Read(parse_answer(completion.text, domain), calls)
+                answer = completion.text
+                if completion.finish_reason == "length":  # its last line may go on
+                    answer = answer.rpartition("\n")[0]
+                return Read(parse_answer(answer, domain), calls)
             except ValueError:
                 told = fields(event="no reading", dialogue=dialogue_id, attempt=len(calls))
                 log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)

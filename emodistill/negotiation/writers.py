@@ -41,7 +41,10 @@ class Writer(Protocol):
     async def reply(
         self, messages: Sequence[Message], *, dialogue_id: str, seed: int
     ) -> Completion:
-        """The next utterance and what it took; it costs nothing where the model is local."""
+        """The next utterance and what it took; it costs nothing where the model is local.
+
+        It has the finish reason `length` where twice the room that it may take was too little.
+        """
         ...
 
 
@@ -63,23 +66,33 @@ class ApiWriter:
     ) -> Completion:
         """The model's next utterance, at the cost of all attempts that it took.
 
+        One that is cut at its limit of tokens is asked for once more with double room; what is cut
+        again stays, and says so by its finish reason.
+
         Raises:
           EmptyReplyError: NUM_ATTEMPTS empty answers in a row.
           ApiError: as `ChatClient.chat`.
         """
-        costs = []
-        for attempt in range(NUM_ATTEMPTS):
+        earlier: Completion | None = None
+        max_tokens, num_empty = self.max_tokens, 0
+        while num_empty < NUM_ATTEMPTS:
             completion = await self.client.chat(
                 messages,
                 model=self.model,
                 temperature=self.temperature,
-                max_tokens=self.max_tokens,
-                seed=derive(seed, "after an empty reply", attempt) if attempt else seed,
+                max_tokens=max_tokens,
+                seed=derive(seed, "after an empty reply", num_empty) if num_empty else seed,
                 sticky=dialogue_id,
             )
-            costs.append(completion[1:])
-            if completion.text.strip():
-                return completion._make([completion.text, *map(sum, zip(*costs, strict=True))])
+            if earlier is not None:
+                completion = completion.after(earlier)
+            earlier = completion
+            if completion.finish_reason == "length" and max_tokens == self.max_tokens:
+                max_tokens *= 2
+            elif completion.text.strip():
+                return completion
+            else:
+                num_empty += 1
         raise EmptyReplyError(
             f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
             "it thinks first, raise --max-reply-tokens, or switch its thinking off."

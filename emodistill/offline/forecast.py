@@ -102,7 +102,7 @@ def forecast(
     ]
 
     def need(stage: str, usages: Sequence[Usage]) -> Need:
-        calls, _, prompt, completion, usd, busy_s = total_usage(usages)
+        calls, _, prompt, completion, usd, busy_s, *_ = total_usage(usages)
         rates = (limits.requests_per_minute, limits.tokens_per_minute)
         per_minute = zip((calls, prompt + completion), rates, strict=True)
         minutes = [amount / (rate * num_keys) for amount, rate in per_minute if rate is not None]

@@ -189,7 +189,7 @@ def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
     scenario_of = scenarios_by_dialogue(sweep.trajectories, sweep.scenarios)
     turns = FocalTurns.from_trajectories(
         sweep.trajectories, sweep.scores, max_turns=sweep.max_turns
-    )
+    ).whole()
     columns = {
         "score": turns.scores,
         "dialogue_score": turns.dialogue_scores,

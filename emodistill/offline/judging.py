@@ -30,8 +30,6 @@ from emodistill.seeding import derive
 
 log = logging.getLogger("emodistill.offline")
 
-MAX_TOKENS = 64
-"""Room for the score, which the rubric asks for first, and a sentence."""
 LAST_ATTEMPT = 1
 """Attempts count from 0: what can't be read is asked for once more."""
 NO_ANSWER = "[no answer: "
@@ -45,7 +43,7 @@ _SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d|[.,]\d|\s*[-–]\s*\d)")
 _LONE = re.compile(r"^\s*(\d{1,2})\s*$")
 
 
-def parse_score(text: str) -> int | None:
+def parse_score(text: str, *, is_cut: bool = False) -> int | None:
     """The score in a judge's answer, 1 to 10; None where there is none to be had.
 
     `SCORE: n` anywhere, else an integer that is the whole answer or its whole first line;
@@ -91,7 +89,7 @@ async def run_judging(
     client: ChatClient,
     pack: PromptPack,
 ) -> JobsResult:
-    """Score every item that `path` doesn't hold yet, at temperature 0 and 64 tokens.
+    """Score every item that `path` doesn't hold yet, at temperature 0.
 
     Both levels share the file. An item is done with a scored line, or once both attempts failed.
     The API seed of a call derives from the configuration's seed, the item and the attempt.
@@ -136,7 +134,8 @@ async def run_judging(
 
         def keep(item: JudgeItem, attempt: int, answer: Completion) -> None:
             nonlocal num_new
-            score = parse_score(answer.text)
+            is_cut = answer.finish_reason == "length"
+            score = parse_score(answer.text, is_cut=is_cut)
             line = Judgement(
                 **item._asdict(),
                 judge=judge,
@@ -167,7 +166,7 @@ async def run_judging(
                     messages,
                     model=judge,
                     temperature=0.0,
-                    max_tokens=MAX_TOKENS,
+                    max_tokens=config.judge_max_tokens << attempt,  # it may have been cut
                     seed=derive(config.seed, "judge", *map(str, item), attempt),
                     sticky=name,
                 )
@@ -175,7 +174,9 @@ async def run_judging(
                 keep(item, attempt, completion)
 
         def give_up(item: JudgeItem, error: ApiError) -> None:
-            status = f"HTTP {error.status}" if isinstance(error, RefusedError) else "no HTTP 200"
+            status = "no HTTP 200"
+            if isinstance(error, RefusedError):
+                status = "filtered" if error.status == 200 else f"HTTP {error.status}"
             log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
             keep(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
 
@@ -209,6 +210,7 @@ async def run_judging(
         num_failed=len(failed),
         num_new=num_new,
         cost_usd=budget.spent_usd,
+        usage=budget.usage,
         stopped=stopped,
         path=path,
         finished="items scored",

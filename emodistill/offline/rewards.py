@@ -10,6 +10,7 @@ Departures from the paper: |A| is clipped at 10, and a scenario with fewer than 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -236,9 +237,16 @@ class FocalTurns:
     """[N] judge score of the whole dialogue, NaN if none."""
     returns: np.ndarray
     """[N] R(τ) of the dialogue."""
+    is_cut: np.ndarray
+    """[N] whether the utterance was cut at its limit of tokens."""
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def whole(self) -> Self:
+        """Without the turns that were cut, whose text nobody should learn from."""
+        columns = {f.name: getattr(self, f.name)[~self.is_cut] for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **columns)
 
     @classmethod
     def from_trajectories(
@@ -264,8 +272,8 @@ class FocalTurns:
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
                 key = index, turn.index, trajectory.scenario_id, turn.emotion
-                rows.append((*key, is_last, score, *of_dialogue))
-        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float)
+                rows.append((*key, is_last, score, *of_dialogue, turn.finish_reason == "length"))
+        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, bool)
         columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 

@@ -238,6 +238,7 @@ async def play_all(
         num_failed=len(ids & failed_ids),
         num_new=outcomes.total(),
         cost_usd=budget.spent_usd,
+        usage=budget.usage,
         stopped=stopped,
         path=path,
         finished="dialogues finished",

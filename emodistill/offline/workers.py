@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emodistill.errors import ApiError
-from emodistill.llm.client import CeilingError, ChatClient, ExhaustedError, RefusedError
+from emodistill.llm.client import (
+    CeilingError,
+    ChatClient,
+    ExhaustedError,
+    RefusedError,
+    Usage,
+)
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.offline.budget import Budget
 from emodistill.progress import Progress
@@ -56,6 +62,8 @@ class JobsResult:
     finished: str
     failed: str
     on_interrupt: str
+    usage: Usage
+    """Of this run and of earlier ones."""
     failure_rates: Mapping[str, float] = field(default_factory=dict)
     """Of a judging: failed over judged items, by focal method."""
 
@@ -71,6 +79,9 @@ class JobsResult:
             text += f", {self.num_failed:,} {self.failed}"
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
+        if unusual := self.usage.unusual:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in unusual.items())
+            text += f" (answers: {kinds})"
         if self.stopped == "interrupted":
             text += f". Stopped as asked: {self.on_interrupt}"
         elif self.stopped == "cost":

@@ -203,9 +203,14 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
                 _held_out(config.run / config.domain / SCENARIOS, config.split),
                 path=job.output,
                 label=job.name,
-                reader=offer_reader(client, details.reader),
+                reader=offer_reader(client, details.reader, config),
             )
-        return Result(played.summary, played.cost_usd, is_complete=played.is_complete)
+        return Result(
+            played.summary,
+            played.cost_usd,
+            {"unusual_answers": played.usage.unusual},
+            is_complete=played.is_complete,
+        )
 
     return asyncio.run(work())
 

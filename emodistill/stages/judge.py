@@ -59,7 +59,13 @@ def _job(cell: Cell) -> Job:
         path=path,
         inputs={"rubric": pack.rubric_sha256, **input_hashes([home / SCENARIOS], config.run)},
         identity=config.identity() | {"judge": name, "num_dialogues": num_dialogues} | judged,
-        growing=("repeats", "num_dialogues", "dialogues_bytes", "dialogues_sha256"),
+        growing=(
+            "repeats",
+            "judge_max_tokens",
+            "num_dialogues",
+            "dialogues_bytes",
+            "dialogues_sha256",
+        ),
         is_repeated=config.retry_unanswered,
         manifest=manifest,
         config_file=f"{path.stem}.{config.level}.config.yaml",
@@ -94,7 +100,10 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     trajectories = sweep.trajectories
     chosen = [t for t in trajectories if only is None or t.trajectory_id in only]
     judging = _score(config, sweep._replace(trajectories=chosen), job.output)
-    summary: dict[str, Any] = {"failure_rates": dict(judging.failure_rates)}
+    summary: dict[str, Any] = {
+        "failure_rates": dict(judging.failure_rates),
+        "unusual_answers": judging.usage.unusual,
+    }
     if config.repeats > 1 and only is None:
         ids = {trajectory.trajectory_id for trajectory in trajectories}
         is_whole = config.level == "dialogue"

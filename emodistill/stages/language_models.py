@@ -47,8 +47,8 @@ def offer_model(config: DialogueConfig) -> str | None:
     return model_name(config, "reader", config.reader)
 
 
-def offer_reader(client: ChatClient, model: str | None) -> LlmReader | None:
-    return None if model is None else LlmReader(client, model)
+def offer_reader(client: ChatClient, model: str | None, config: DialogueConfig) -> LlmReader | None:
+    return None if model is None else LlmReader(client, model, config.reader_max_tokens)
 
 
 @asynccontextmanager

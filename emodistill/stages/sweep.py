@@ -78,12 +78,13 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 out_dir=job.directory,
                 client=client,
                 pack=details.pack,
-                reader=offer_reader(client, details.reader),
+                reader=offer_reader(client, details.reader, config),
                 num_dialogues=num_dialogues,
             )
         return Result(
             swept.summary,
             swept.cost_usd,
+            {"unusual_answers": swept.usage.unusual},
             is_complete=swept.is_complete,
             is_part=num_dialogues is not None,
         )

@@ -140,6 +140,8 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     )
     left_out = len(trained.left_out_scenarios)
     note = f", {left_out:,} scenarios left out for too few scores" if left_out else ""
+    if trained.num_cut:
+        note += f", {trained.num_cut:,} turns left out that were cut at their limit of tokens"
     return Result(
         f"{trained.num_steps} steps on {trained.num_samples:,} turns{note}; adapter in {job.path}",
         summary=trained._asdict(),

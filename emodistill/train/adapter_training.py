@@ -58,6 +58,8 @@ class AdapterResult(NamedTuple):
     """Samples whose prompt lost its oldest turns."""
     num_dropped: int
     """Turns left out: they do not fit even without history, or a turn of their group does not."""
+    num_cut: int
+    """Turns left out because they were cut at their limit of tokens."""
     left_out_scenarios: tuple[str, ...]
     """Scenarios with too few scores to be normalised, where advantages are learnt from."""
     metrics: Mapping[str, float]
@@ -91,7 +93,8 @@ def train_adapter(
     trajectories = [t for t in data.trajectories if t.split == "train"]
     if not trajectories:
         raise InputError("no dialogue belongs to a training scenario; is the sweep finished?")
-    turns = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.max_turns)
+    played = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.max_turns)
+    turns = played.whole()
     groups, advantages = objective.select(config, turns)
     order = stream(config.seed, "max-samples").permutation(len(groups))
     groups = groups[np.sort(order[: config.max_samples])]
@@ -153,6 +156,7 @@ def train_adapter(
         num_samples=len(examples),
         num_trimmed=sum(example.num_dropped_turns > 0 for example in samples),
         num_dropped=len(rows) - len(examples),
+        num_cut=len(played) - len(turns),
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
     )
