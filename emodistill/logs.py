@@ -65,7 +65,8 @@ class _QuietHandler(logging.FileHandler):
 def log_to_file(path: Path) -> Iterator[None]:
     """Append what the package logs, debug level included, to `path`; no file before there is a
     line."""
-    handler = _QuietHandler(path, encoding="utf-8", delay=True)
+    # Half a surrogate pair in a message is no reason to lose what comes after it.
+    handler = _QuietHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(_JsonFormatter())
     before = _ROOT.level

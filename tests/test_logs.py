@@ -43,3 +43,11 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     with log_to_file(tmp_path / "nowhere" / "stage.log"):
         log.warning("lost")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_does_not_silence_what_comes_after(tmp_path):
+    path = tmp_path / "stage.log"
+    with log_to_file(path):
+        log.warning("half \ud83d")
+        log.warning("whole")
+    assert [line["message"] for line in lines_of(path)] == ["half \ud83d", "whole"]
