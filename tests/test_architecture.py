@@ -9,8 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "emodistill"
 
 LAYERS = (
-    *("errors", "emotions", "seeding", "records", "jsonl", "logs", "progress", "files"),
-    *("tensor_files", "configs", "settings", "runs"),
+    *("errors", "emotions", "untrusted", "seeding", "records", "jsonl", "logs", "progress"),
+    *("files", "tensor_files", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors"),
     *("evaluation", "reports", "stages", "studies", "cli"),
