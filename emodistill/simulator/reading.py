@@ -31,6 +31,7 @@ _AMOUNT = r"(\$\s?)?\b(\d{1,9}(?:\.\d+)?)\b(?=\s+UNIT)(?!\s+\w+\s+overdue)"
 _FOREIGN = re.compile(
     r"\b((?<!accept )your|can't (?:wait|make|agree to)|instead of|than|not)\s*$", re.I
 )
+_REACH = 40  # characters before a figure that can tell whose it is
 _LINE = re.compile(r"^([A-Z][\w ]{1,30}): (.*)$")
 _ACCEPT = re.compile(r"^[^.!?]*\b(agreed|deal|accept)\b", re.IGNORECASE)
 _NO_ACCEPT = re.compile(r"\b(no deal|can't|not|could accept|would accept|if|unless)\b", re.I)
@@ -128,7 +129,7 @@ def last_figure(text: str, domain: str) -> float | None:
     figure = None
     amount = _AMOUNT.replace("UNIT", get_domain(domain).unit_singular)
     for match in re.finditer(_CLOCK if _is_clock(domain) else re.compile(amount, re.I), text):
-        if _FOREIGN.search(text[: match.start()]):
+        if _FOREIGN.search(text, max(0, match.start() - _REACH), match.start()):
             continue
         if _is_clock(domain):
             hour = int(match[1]) % 12 + (12 if match[3].lower() == "p" else 0)
