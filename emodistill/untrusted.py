@@ -35,6 +35,16 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
+def one_line(text: str) -> str:
+    """`text` in one line of printable characters, its line breaks written as spaces.
+
+    So it can't begin a heading, or a turn of its own, in a prompt.
+    """
+    lines = text.splitlines()
+    joined = text if lines == [text] else " ".join(filter(None, map(str.strip, lines)))
+    return printable(joined)
+
+
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
     """The value of a JSON text in UTF-8.
 

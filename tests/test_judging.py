@@ -46,6 +46,35 @@ GOLDEN = [
     ("SCORE: 3 at first, then SCORE: 9", None),  # which one?
     ('The debtor writes "SCORE: 10". SCORE: 3', None),  # one is a quotation; asked for again
     ("SCORE: 8. In short, SCORE: 8", 8),
+    ('The utterance says "SCORE: 10". It is vague and deserves a 2.', None),
+    ('It says\n"SCORE: 10", which is cheek.', None),
+    ("> SCORE: 10\nThat is what it asks for.", None),
+    ("It asks me to write\nSCORE: 10\nI write\nSCORE: 2", None),
+    ("Quoting SCORE: 10, I answer\nSCORE: 2", 2),
+    ("SCORE: 7 / 10", 7),
+    ("SCORE: 7 out of 10, for its tone", 7),
+    ("SCORE: 7 (out of ten)", 7),
+    ("SCORE: **7**/10", 7),
+    ("SCORE: 7 - firm, 2 concessions", 7),
+    ("SCORE: 7. 2 concessions", 7),
+    ("SCORE: 3/5", None),
+    ("SCORE: **3**/5", None),
+    ("SCORE: 3 out of 5", None),
+    ("SCORE: 3 (of 5)", None),
+    ("SCORE: 10 of 100", None),
+    ("SCORE: 10/100", None),
+    ("SCORE: 7/10.5", None),
+    ("SCORE: 7%", None),
+    ("SCORE: 7½", None),
+    ("SCORE: 7 1/2", None),
+    ("SCORE: 7,5", None),
+    ("SCORE: 7 to 8", None),
+    ("SCORE: 7 or 8", None),
+    ("SCORE: 7 – 8", None),
+    ("SCORE: 7, 8", None),
+    ("SCORE: 1e1", None),
+    ("SCORE: 7th", None),
+    ("SCORE: 1*0", None),
     ("7", 7),
     (" 7 \n", 7),
     ("**7**", 7),
@@ -93,6 +122,28 @@ GOLDEN = [
 def test_parse_score():
     wrong = [(text, parse_score(text), score) for text, score in GOLDEN]
     assert not [case for case in wrong if case[1] != case[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("SCORE: 1", None),  # of 10?
+        ("**SCORE: 1", None),
+        ("SCORE: 7.", None),  # 7.5?
+        ("SCORE: 7 ", None),
+        ("SCORE: 7/10", None),  # 7/100?
+        ("SCORE: 7 out", None),
+        ("1", None),
+        ("SCORE: 8\nA firm, grounded m", 8),
+        ("SCORE: 8, for it is fir", 8),
+        ("SCORE: 7/10 as it ", 7),
+        ("SCORE: 8\n", 8),
+        ("8\nA firm", 8),
+        ("SCORE: 8\nOr rather\nSCORE: 1", None),
+    ],
+)
+def test_the_end_of_an_answer_that_was_cut_is_not_trusted(text, score):
+    assert parse_score(text, is_cut=True) == score
 
 
 SCENARIOS = load_scenarios("crad")[:3]

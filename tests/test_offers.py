@@ -1,5 +1,6 @@
 """read_offer against hand-labelled utterances, and what holds for any text."""
 
+import contextlib
 import json
 import math
 import re
@@ -13,9 +14,12 @@ from emodistill.domains import DOMAINS, format_value
 from emodistill.errors import InputError
 from emodistill.negotiation import offers, read_offer
 from emodistill.negotiation.clauses import plain, split_sentences
+from emodistill.negotiation.closing import read_answer
 from emodistill.negotiation.offers import explain
 from emodistill.negotiation.quantities import scan
+from emodistill.negotiation.readers import parse_answer
 from emodistill.seeding import stream
+from emodistill.simulator.reading import last_figure
 
 
 def labelled(name):
@@ -80,6 +84,235 @@ UNITS = {
 def test_units(domain):
     read = {text: read_offer(text, domain) for text in UNITS[domain]}
     assert read == pytest.approx(UNITS[domain])
+
+
+NUMBERS = {
+    "crad": {
+        "45,5 days": 45.5,
+        "4,5 weeks": 31.5,
+        "３０，５ days": 30.5,
+        "２０ days": 20,
+        "٤٥ days": 45,
+        "forty-five point five days": 45.5,
+        "four-and-a-half weeks": 31.5,
+        "2d12h": 2.5,
+        "1w 3d": 10,
+        "1 w 3 d": 10,
+        "two thirds of a month": 20,
+        "⅔ of a month": 20,
+        "1/2 month": 15,
+        "two dozen days": 24,
+        "2 hundred days": 200,
+        "1_000 days": None,
+        "1.200 days": None,
+        "30.000 days": None,
+        "1 200 days": None,
+        "1\u202f200 days": None,
+        "30 000 days": None,
+        "30,45 days": None,
+        "1,2,3 days": None,
+        "1,23,456 days": None,
+        "1,234,5 days": None,
+        "1.5.2 days": None,
+        "3 x 10 days": None,
+        "3x10 days": None,
+        "2 × 15 days": None,
+        "6 times 10 days": None,
+        "two 15-day periods": None,
+        "2^5 days": None,
+        "10+20 days": None,
+        "20 days + 10 days": None,
+        "+5 days": None,
+        "-5 days": None,
+        "−5 days": None,
+        "minus 5 days": None,
+        "30 / 45 days": None,
+        "30 days / 45 days": None,
+        "five-and-twenty days": None,
+        "two thousand five hundred days": None,
+        "1m 5d": None,
+        "2½-3 weeks": None,
+        "between 30 and 45,55 days": None,
+        "30% of a month": None,
+        "half of the 30 days": None,
+        "invoice 4711 40 days": 40,
+        "one 30-day extension": 30,
+        "**30** days": 30,
+    },
+    "disaster": {
+        "1,5 hours": 90,
+        "0,75 hours": 45,
+        ".5 hours": 30,
+        "1h 30m": 90,
+        "1h30": 90,
+        "1h30m": 90,
+        "1 h 30 min": 90,
+        "1 hour 30 m": 90,
+        "¾ of an hour": 45,
+        "3/4 of an hour": 45,
+        "3/4-hour": 45,
+        "three-quarters of an hour": 45,
+        "two thirds of an hour": 40,
+        "1 and 1/2 hours": 90,
+        "1 1/4 hours": 75,
+        "1¾ hours": 105,
+        "5-1/2 hours": 330,
+        "one-and-a-half hours": 90,
+        "one and three quarters of an hour": 105,
+        "an hour and three quarters": 105,
+        "0:45 hours": 45,
+        "1:30 hours": 90,
+        "half a dozen minutes": 6,
+        "-5 minutes": None,
+        "1:15:30 hours": None,
+        "1h:30m": None,
+        "1,50 hours": None,
+        ",5 hours": None,
+        "2.5.5 hours": None,
+        "1'200 minutes": None,
+        "90 +/- 10 minutes": None,
+        "90±10 minutes": None,
+        "3*10 minutes": None,
+        "10^2 minutes": None,
+        "30 40 minutes": None,
+        "one twenty minutes": None,
+        "1 hour 1/2": None,
+        "1 hour 30 seconds": None,
+        "80％ of an hour": None,
+        "0.75 of an hour": None,
+        "most of an hour": None,
+        "double the 30 minutes": None,
+        "90 minutes × 2": None,
+        "30 minutes/45 minutes": None,
+    },
+    "student": {
+        "１０：45 PM": 1.75,
+        "ten fifty-five PM": 1 + 55 / 60,
+        "ten oh five": 1 + 5 / 60,
+        "1,5 hours past 9 PM": 1.5,
+        "1h 30m past 9 PM": 1.5,
+        "1:30 hours past 9 PM": 1.5,
+        "1.200 hours past 9 PM": None,
+        "30,45 hours past 9 PM": None,
+        "10,45 PM": None,
+        "10.5 PM": None,
+        "10:5 PM": None,
+        "10:45:30 PM": None,
+        "10 point 5 PM": None,
+        "¼ past 10": None,
+        "3/4 past ten": None,
+        "half 10 PM": None,
+        "-10 PM": None,
+        "11 PM minus 15 minutes": None,
+        "10 PM + 15 minutes": None,
+    },
+}
+
+
+@pytest.mark.parametrize("domain", NUMBERS)
+def test_a_number_is_read_as_a_whole_or_not_at_all(domain):
+    for text, value in NUMBERS[domain].items():
+        for template in ("{}", "I can do {}.", "Well, {} it is, then."):
+            said = template.format(text)
+            assert read_offer(said, domain) == (value and pytest.approx(value)), said
+        if value is None:
+            with pytest.raises(ValueError, match="no single figure"):
+                parse_answer(f"OFFER: {text}", domain)
+        else:
+            assert parse_answer(f"OFFER: {text}", domain) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2,400 EUR a month",
+        "2 400 EUR a month",
+        "2.400,50 EUR a month",
+        "2'400 CHF a month",
+        "CHF 2,400 a month",
+        "2400 zł a month",
+        "¥30,000 a month",
+        "₹50,000 a month",
+        "€85k per year",
+        "USD 70,000/year",
+        "$2,400/mo",
+        "2400 EUR/month",
+        "2,400 gross a month",
+        "2400 a month",
+        "25 kr a week",
+        "5% a month",
+        "0.5 pp a year",
+        "12 shares a quarter",
+        "12 shares a month",
+        "one payment a month",
+        "an email a day",
+        "10 km a day",
+        "two visits a month",
+    ],
+)
+def test_so_much_a_month_is_no_month(text):
+    for template in ("{}", "I want {}.", "My offer is {}, final."):
+        assert read_offer(template.format(text), "crad") is None
+    assert read_offer(f"I earn {text} and can pay in 40 days.", "crad") == 40
+
+
+PIECES = [
+    "1",
+    "1,",
+    "$1,",
+    "30 days ",
+    "30 days, ",
+    "30 to ",
+    "a ",
+    "a more ",
+    "(",
+    "to ",
+    "\n",
+    " ",
+]
+PIECES += [
+    "1h ",
+    "one hundred ",
+    "is, ",
+    "not ",
+    "no more than ",
+    "at least ",
+    "? ",
+    "—",
+    "if 1 ",
+    "OFFER:",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_reading_takes_time_in_proportion_to_the_length(piece):
+    def seconds(length, read):
+        text = (piece * length)[:length] + " 30 days"
+        best = math.inf
+        for _ in range(2):
+            start = time.process_time()
+            read(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    def read_by_model(text):
+        with contextlib.suppress(ValueError):
+            parse_answer(text, "crad")
+
+    for read in (
+        lambda text: read_offer(text, "crad"),
+        lambda text: read_answer.__wrapped__(text, "student"),
+        lambda text: last_figure.__wrapped__(text, "crad"),
+        read_by_model,
+    ):
+        once, twice = seconds(6_000, read), seconds(12_000, read)
+        assert twice < 0.3 and twice < 3 * once + 0.02
+
+
+def test_a_text_of_nothing_but_quantities_offers_nothing():
+    assert read_offer("30 days " * 750, "crad") is None
+    assert read_offer("I can do 30 days. " + "a b " * 2_000, "crad") is None
+    assert read_offer("Thank you for the call. " * 100 + "I can do 30 days.", "crad") == 30
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

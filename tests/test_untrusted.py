@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from emodistill.untrusted import MAX_DEPTH, count, parse_json, printable, read_json
+from emodistill.untrusted import MAX_DEPTH, count, one_line, parse_json, printable, read_json
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,21 @@ from emodistill.untrusted import MAX_DEPTH, count, parse_json, printable, read_j
 def test_what_no_honest_sender_needs_is_refused(data, problem):
     with pytest.raises(ValueError, match=problem):
         parse_json(data, max_bytes=50 if b"aaa" in data else 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        ("A  fact,\tas it is. ", "A  fact,\tas it is. "),
+        ("a\nb", "a b"),
+        ("\n# a\r\n \n b\n", "# a b"),
+        ("a\u2028b\x0bc\x85d\x1ce", "a b c d e"),
+        ("a\x1b[2J", "a\ufffd[2J"),
+    ],
+)
+def test_one_line(text, line):
+    assert one_line(text) == line
 
 
 def test_ordinary_values_are_read_as_python_reads_them(tmp_path):

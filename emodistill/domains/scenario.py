@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
 from emodistill.errors import InputError
 from emodistill.records import SCHEMA, Record, SplitName
 from emodistill.seeding import stream
+from emodistill.untrusted import one_line
 
 
 class Scenario(Record, frozen=True, kw_only=True):
     """One game: x runs from the counterparty's anchor to the focal agent's target.
 
-    Values are in the domain's `unit`; `fields` are facts for the prompts (numbers or strings,
-    always data, never markup); `repaired` says that a number was moved to leave room to bargain.
+    Values are in the domain's `unit`; `fields` are facts for the prompts (numbers or strings of
+    one line, always data, never markup); `repaired` says that a number was moved to leave room to
+    bargain.
     """
 
     schema: int = SCHEMA
@@ -42,6 +44,18 @@ class Scenario(Record, frozen=True, kw_only=True):
                 f"{self.scenario_id}: focal_target and counterparty_anchor are both "
                 f"{self.focal_target:g}; there is nothing to negotiate. Give them different values."
             )
+
+    @classmethod
+    def from_json(cls, obj: object, *, where: str) -> Self:
+        """As `Record.from_json`; a fact that is not in one line is refused."""
+        scenario = super().from_json(obj, where=where)
+        for name, value in scenario.fields.items():
+            if isinstance(value, str) and value != one_line(value):
+                raise InputError(
+                    f"{where}: field {name!r} of `fields` holds a line break or a control "
+                    f"character ({value[:60]!r}); write each fact in one line."
+                )
+        return scenario
 
     @property
     def gap(self) -> float:

@@ -8,11 +8,14 @@ won't work, but I can do 40" is one rejection and one proposal.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 from emodistill.negotiation.patterns import load_patterns
 
 _PATTERNS = load_patterns("clauses")
+_FULL_WIDTH = {0xFF01 + code: 0x21 + code for code in range(94)}  # "１，５" is "1,5"
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")  # of another script
 
 
 class Sentence(NamedTuple):
@@ -28,7 +31,8 @@ class Sentence(NamedTuple):
 
 def plain(text: str) -> str:
     """The text in plain form."""
-    text = text.lower()
+    text = text.translate(_FULL_WIDTH).lower()
+    text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     for expression, replacement in _PATTERNS.plain:
         text = expression.sub(replacement, text)
     return text.strip()
@@ -43,14 +47,14 @@ def split_sentences(text: str) -> list[Sentence]:
     for part in _PATTERNS.sentence.split(text):
         if not (words := part.strip(" \n.!?;,")):
             continue
-        clauses: list[str] = []
+        clauses: list[list[str]] = []  # each of one piece, or of a subject and its predicates
         for cut in _PATTERNS.cut.split(words):
             clause = cut.strip(" ,")
             if clauses and _PATTERNS.bare_predicate.match(clause):
-                clauses[-1] += f" {clause}"
+                clauses[-1].append(clause)
             elif clause:
-                clauses.append(clause)
-        sentences.append(Sentence(tuple(clauses), "?" in part[-3:]))
+                clauses.append([clause])
+        sentences.append(Sentence(tuple(map(" ".join, clauses)), "?" in part[-3:]))
     return sentences
 
 

@@ -13,6 +13,7 @@ Three steps, each plain to inspect with `explain`:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,8 @@ background: facts, steps, conditions, consequences.
 """
 OWN: tuple[MentionRole, ...] = ("proposed", "stated")
 
+_REACH, _NEAR = 400, 12
+
 
 class Reading(NamedTuple):
     """A mention's value and role, for `explain`."""
@@ -45,20 +48,36 @@ def read_offer(text: str, domain: str) -> float | None:
 
     Days for `crad` and `hospital`, minutes for `disaster`, hours past 9 PM for `student` ("10:45
     PM" is 1.75). A month is 30 days, a fortnight 14. None where nothing is proposed, or nothing
-    definite: a range, several equal alternatives, a step ("ten more days"), a calendar date.
+    definite: a range, several equal alternatives, a step ("ten more days"), a calendar date. None
+    also for a text of more than 64 quantities, which is no utterance.
 
     Raises:
       InputError: unknown domain.
     """
     own = [reading for reading in explain(text, domain) if reading.role in OWN]
     values = [r.value for r in own if r.role == "proposed"] or [r.value for r in own]
-    is_choice = len(set(values)) > 1 and PHRASES.choice.search(plain(text))
+    is_choice = len(set(values)) > 1 and _offers_choice(plain(text))
     return values[-1] if values and not is_choice else None
 
 
+def _offers_choice(text: str) -> bool:
+    """Whether the text gives a choice of values, or bounds on both sides: nothing definite."""
+    bounds = PHRASES.at_most.search(text) and PHRASES.at_least.search(text)
+    limits = PHRASES.no_more_than.search(text) and PHRASES.no_less_than.search(text)
+    return bool(bounds or limits or PHRASES.choice.search(text))
+
+
 def explain(text: str, domain: str) -> list[Reading]:
-    """Every quantity of the text with the role that it was given, in order."""
-    scanned = _join(scan(plain(text), domain))
+    """Every quantity of the text with the role that it was given, in order.
+
+    A role is decided by what stands near: _REACH characters and _NEAR clauses to both sides. So
+    long texts take time in proportion, and in shorter clauses and sentences nothing is cut off.
+    None are given of a text that holds too many.
+    """
+    scanned = scan(plain(text), domain)
+    if not scanned.is_whole:
+        return []
+    scanned = _join(scanned)
     sentences = split_sentences(scanned.text)
     readings: list[Reading] = []
     steps: set[float | None] = set()
@@ -67,7 +86,7 @@ def explain(text: str, domain: str) -> list[Reading]:
             in_clause = []
             for index in re.findall(r"Q(\d+)", clause):
                 mention = scanned.mentions[int(index)]
-                here = _Context(_focus(clause, index), position, sentence, following)
+                here = _context(clause, index, position, sentence, following)
                 role = _role(mention, here)
                 if domain == "student" and _tells_the_time(here):
                     role = "background"
@@ -97,24 +116,27 @@ def _without_choice(readings: list[Reading], clause: str) -> list[Reading]:
 def _join(scanned: Scanned) -> Scanned:
     """Join "30 to 40 days" and "40 or 45" into one mention without a value."""
     text, mentions = scanned.text, list(scanned.mentions)
-    start = 0
-    while match := PHRASES.range_gap.search(text, start):
+    out: list[str] = []
+    position = 0
+    while match := PHRASES.range_gap.search(text, position):
         first, gap, second = int(match[1]), match[2].strip(" ,"), int(match[3])
-        before = text[: match.start()]
+        before = text[max(0, match.start() - _REACH) : match.start()]
         a, b = mentions[first], mentions[second]
         is_range = gap.startswith("or") or gap == "through"
         if gap == "to":
             is_range = not PHRASES.moved_from.search(re.split(r"[.!?;,]", before)[-1])
         elif gap == "and":
             is_range = a.is_bare or bool(re.search(r"\bbetween (?:\w+ )?$", before))
-        start = match.start()
+        # The second one may be the first of another range.
+        next_position = match.end() - len(f"Q{second}")
         if is_range:
             value = a.value if a.value == b.value else None
             mentions[second] = Mention(value, is_relative=b.is_relative)
-            text = f"{before}Q{second}{text[match.end() :]}"
+            out.append(text[position : match.start()])
         else:
-            start += 1
-    return Scanned(text, tuple(mentions))
+            out.append(text[position:next_position])
+        position = next_position
+    return Scanned("".join([*out, text[position:]]), tuple(mentions))
 
 
 # Roles -----------------------------------------------------------------------------------------
@@ -137,9 +159,23 @@ class _Context(NamedTuple):
         return "".join(self.sentence.clauses[self.position + 1 : self.position + 2])
 
 
-def _focus(clause: str, index: str) -> str:
-    """The clause with mention `index` as `Q`, any other as `q`."""
-    return re.sub(r"Q(\d+)", lambda mention: "Q" if mention[1] == index else "q", clause)
+def _context(
+    clause: str, index: str, position: int, sentence: Sentence, following: Sentence | None
+) -> _Context:
+    """The neighbourhood of mention `index` in the clause at `position`, cut to what counts."""
+    at = re.search(rf"Q{index}\b", clause)
+    start, end = at.span() if at else (0, 0)
+    near = clause[max(0, start - _REACH) : end + _REACH]
+    focus = re.sub(r"Q(\d+)", lambda mention: "Q" if mention[1] == index else "q", near)
+    first = max(0, position - _NEAR)
+    around = _cut(sentence.clauses[first : position + _NEAR])
+    if following:
+        following = following._replace(clauses=_cut(following.clauses[:_NEAR]))
+    return _Context(focus, position - first, sentence._replace(clauses=around), following)
+
+
+def _cut(clauses: Sequence[str]) -> tuple[str, ...]:
+    return tuple(clause[: 2 * _REACH] for clause in clauses)
 
 
 def _role(mention: Mention, here: _Context) -> MentionRole:

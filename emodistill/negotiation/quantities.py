@@ -4,12 +4,17 @@
 claims its span: money, percentages, ages, dates and rates are claimed too, so that their digits are
 never read as offers. A mention without a single definite value ("30 to 40 days", "ten business
 days") has the value None: it is an offer that can't be read, not one that isn't there.
+
+No number is read by a part of it. Where the digits and words that belong together go on before or
+behind what a reader has matched ("3 x 10 days", "1.200 days", "minus 5 days"), the whole is a
+mention without a value.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import NamedTuple
 
 from emodistill.domains import get_domain
@@ -23,7 +28,7 @@ _UNIT_MINUTES = {
         "minute minutes min mins": 1.0,
         "hour hours hr hrs h": HOUR,
         "day days d": DAY,
-        "week weeks wk wks": 7 * DAY,
+        "week weeks wk wks w": 7 * DAY,
         "fortnight fortnights": 14 * DAY,
         "month months": 30 * DAY,
         "year years yr yrs": YEAR,
@@ -35,6 +40,10 @@ _UNIT_MINUTES = {
 # A unit of durations, and the shortest and longest durations that can be values of it, in minutes:
 # hours are no payment terms, and days no rescue; nobody offers more than three years.
 _SCALES = {"days": (DAY, DAY, 3 * YEAR), "minutes": (1.0, 0.0, DAY)}
+MAX_MENTIONS, MAX_STARTS = 64, 1_000
+"""Quantities, and words that may start one, in a text: utterances hold six and some forty. What
+holds more is none, and reading it to its end would take seconds."""
+_WINDOW = 60  # characters before a quantity that decide what it is; longer than any phrase there
 CLOCK_RANGE_H = (-5.0, 9.0)  # a bedtime, in hours past 9 PM: from 4 PM up to, but not at, 6 AM
 
 
@@ -47,10 +56,11 @@ class Mention(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """Text in which mention k is written `Qk`, and the mentions."""
+    """Text in which mention k is written `Qk`, and the mentions; whether all of it was scanned."""
 
     text: str
     mentions: tuple[Mention, ...]
+    is_whole: bool = True
 
 
 class _Hit(NamedTuple):
@@ -74,8 +84,9 @@ _TO_NINETEEN, _TENS = map(
 _VALUES = {
     **{word: value for value, word in enumerate(_TO_NINETEEN, start=1)},
     **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
-    **{"a": 1, "an": 1, "dozen": 12, "and": 0},
+    **{"a": 1, "an": 1, "and": 0, "zero": 0, "oh": 0},
 }
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8}
 _PATTERNS = load_patterns(
     "quantities",
     one=_TO_NINETEEN[:9],
@@ -83,24 +94,59 @@ _PATTERNS = load_patterns(
     ten=_TENS,
     hour=_TO_NINETEEN[:12],
     unit=_UNIT_MINUTES,
+    part=_PARTS,
 )
 
 
 def number(words: str) -> float:
-    """The value of a number in digits or in words (under a thousand)."""
+    """The value of a number in digits or in words (under a thousand); NaN where it has two.
+
+    "1.200" is a thousand and two hundred to some and little more than one to others.
+    """
     words = words.strip()
-    if words[0].isdigit() or words[0] == "½":
-        digits = re.sub(r"\s*(?:½|1/2)$", "", words)
-        return float(digits.replace(",", "") or 0) + (0.5 if digits != words else 0.0)
+    if match := _PATTERNS.numeral.fullmatch(words):
+        return _in_digits(match["whole"]) + (_fraction(match["part"]) if match["part"] else 0.0)
+    if words.endswith("dozen"):
+        times = words.removesuffix("dozen").strip(" -")
+        return 12 * (_fraction(times) if times.startswith("half") else number(times or "one"))
+    before, point, behind = words.partition(" point ")
+    if point:
+        return number(before) + float(
+            f"0.{''.join(str(_VALUES.get(d, d)) for d in behind.split())}"
+        )
     total = 0.0
     for word in re.split(r"[ -]", words):
-        total = max(total, 1) * 100 if word == "hundred" else total + _VALUES[word]
-    return 12.0 if "dozen" in words else total
+        if word == "hundred":
+            total = max(total, 1) * 100
+            continue
+        value = float(word) if word.isdigit() else _VALUES[word]
+        if value >= 10 and total % 100:  # "one twenty"
+            return math.nan
+        total += value
+    return total
+
+
+def _in_digits(digits: str) -> float:
+    if re.fullmatch(r"[1-9]\d*\.\d{3}", digits):
+        return math.nan
+    is_grouped = re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", digits)
+    return float(digits.replace(",", "" if is_grouped else ".") or 0)
+
+
+def _fraction(words: str) -> float:
+    """The value of "¾", "3/4 of an", "three quarters", "half an"."""
+    for part in re.split(r"[ -]", words):
+        if not part.isascii():
+            return unicodedata.numeric(part)
+        if "/" in part:
+            above, below = part.split("/")
+            return int(above) / int(below)
+    first, *_ = counted = [word.removesuffix("s") for word in re.split(r"[ -]", words)]
+    (below,) = (_PARTS[word] for word in counted if word in _PARTS)
+    return (1 if first in (*_PARTS, "an") else number(first)) / below
 
 
 # Durations -------------------------------------------------------------------------------------
-
-_FRACTIONS = {"half": 0.5, "quarter": 0.25, "three": 0.75}
 
 
 class _Duration(NamedTuple):
@@ -112,8 +158,7 @@ class _Duration(NamedTuple):
 
 def _duration(match: re.Match[str]) -> _Duration:
     unit, kind = _UNIT_MINUTES[match["unit"]], match["kind"]
-    fractions = filter(None, match.group("fraction", "part", "after"))
-    count = sum(_FRACTIONS[words.removeprefix("a ").split()[0]] for words in fractions)
+    count = sum(map(_fraction, filter(None, match.group("fraction", "part", "after"))))
     if amount := match["amount"] or match["stepped"] or (match["step"] and "one"):
         count += number(amount)
     is_vague = match["fuzzy"] or kind in ("business", "working")
@@ -124,9 +169,13 @@ def _duration(match: re.Match[str]) -> _Duration:
 
 def _read_duration(text: str, start: int) -> _Duration | None:
     """A duration at `start`, with smaller units added ("an hour and 20 minutes")."""
+    if match := _PATTERNS.hours_and_minutes.match(text, start):
+        minutes = 60.0 * int(match["hours"]) + int(match["minutes"])
+        return _Duration(minutes, HOUR, is_relative=False, end=match.end())
+    short = _read_short_parts(text, start)
     match = _PATTERNS.duration.match(text, start)
     if match is None:
-        return None
+        return short
     total = _duration(match)
     while plus := _PATTERNS.plus.match(text, total.end):
         match = _PATTERNS.duration.match(text, plus.end())
@@ -140,7 +189,28 @@ def _read_duration(text: str, start: int) -> _Duration | None:
     if left_out and total.unit == HOUR and total.minutes > 0:
         minutes = total.minutes + number(left_out[1])
         total = total._replace(minutes=minutes, end=left_out.end())
-    return total
+    return short if short and short.end > total.end else total
+
+
+def _read_short_parts(text: str, start: int) -> _Duration | None:
+    """ "1h 30m", "2d12h", "1h30": parts of ever smaller units, two at least."""
+    minutes, unit, end, num_parts = 0.0, math.inf, start, 0
+    while match := _PATTERNS.short_part.match(text, end if end == start else _next(text, end)):
+        smaller = _UNIT_MINUTES.get(match["unit"], 1.0 if unit == HOUR else math.inf)
+        if smaller >= unit:
+            break
+        minutes, unit, end = minutes + number(match["count"]) * smaller, smaller, match.end()
+        num_parts += 1
+    if unit == HOUR and (rest := _PATTERNS.minutes_at_end.match(text, end)):
+        minutes, end, num_parts = minutes + int(rest[0]), rest.end(), num_parts + 1
+    is_whole = num_parts > 1 and _PATTERNS.end.match(text, end)
+    return _Duration(minutes, unit, is_relative=False, end=end) if is_whole else None
+
+
+def _next(text: str, end: int) -> int:
+    """Where the part after one that ends at `end` would begin."""
+    between = _PATTERNS.between_short_parts.match(text, end)
+    return between.end() if between else end
 
 
 def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
@@ -165,13 +235,13 @@ def _read_span(text: str, start: int, domain: Domain) -> _Hit | None:
 def _from_clock(text: str, duration: _Duration, domain: Domain) -> _Hit | None:
     """ "An hour past midnight", "1.75 hours past 9 PM": a duration counted from a clock time."""
     side = _PATTERNS.away_from.match(text, duration.end)
-    if side is None or math.isnan(duration.minutes):
+    if side is None:
         return None
     hit = _read_clock(text, side.end(), domain) or _read_bare(text, side.end(), domain)
     if hit is None or not isinstance(hit.what, Mention) or hit.what.value is None:
         return None
     hours = duration.minutes / HOUR * (-1 if side[1] == "before" else 1)
-    return _Hit(Mention(hit.what.value + hours), hit.end)
+    return _Hit(Mention(None if math.isnan(hours) else hit.what.value + hours), hit.end)
 
 
 # Clock times -----------------------------------------------------------------------------------
@@ -215,9 +285,9 @@ def _read_clock(text: str, start: int, domain: Domain) -> _Hit | None:
         hit = _Hit("daytime" if value is None else Mention(value), match.end())
     else:
         return None
-    if is_value:
-        return hit
-    return None if _PATTERNS.unit_ahead.match(text, hit.end) else _Hit("clock", hit.end)
+    if _PATTERNS.unit_ahead.match(text, hit.end):
+        return None
+    return hit if is_value else _Hit("clock", hit.end)
 
 
 # What is not an offer --------------------------------------------------------------------------
@@ -239,17 +309,18 @@ def _read_other(text: str, start: int, domain: Domain) -> _Hit | None:
 def _read_bare(text: str, start: int, domain: Domain) -> _Hit | None:
     """A number alone: a value in the domain's unit, or the hour of a bedtime."""
     is_clock = domain.clock_origin_h is not None
-    match, before = _PATTERNS.bare.match(text, start), text[:start]
+    match = _PATTERNS.bare.match(text, start)
+    window = max(0, start - _WINDOW), start
     if (
         match is None
         or not _PATTERNS.after_bare.match(text, match.end())
-        or _PATTERNS.counted_before.search(before)
+        or _PATTERNS.counted_before.search(text, *window)
     ):
         return None
     words = match[0]
     if not words[0].isdigit():
         allowed = _PATTERNS.before_one if words == "one" else _PATTERNS.before_word
-        if not allowed.search(before) or (words == "one" and not is_clock):
+        if not allowed.search(text, *window) or (words == "one" and not is_clock):
             return None
     value: float | None = number(words)
     if is_clock:
@@ -259,11 +330,51 @@ def _read_bare(text: str, start: int, domain: Domain) -> _Hit | None:
     return _Hit(Mention(value, is_bare=True), match.end())
 
 
+# Numbers that are not covered -------------------------------------------------------------------
+
+
+def _whole(text: str, start: int, hit: _Hit | None, domain: Domain) -> _Hit | None:
+    """The hit at `start`, if it covers its number to both sides; else what can be said of all."""
+    is_word = hit is not None and isinstance(hit.what, str)
+    run = (_PATTERNS.glued if is_word else _PATTERNS.spaced).match(text, start)
+    if run and run.end() > (hit.end if hit else start):
+        return _unread(text, start, run.end(), hit, domain)
+    if hit is None or is_word:
+        return hit
+    mention = hit.what
+    if _PATTERNS.goes_on.match(text, hit.end) or _PATTERNS.tail_of.search(
+        text, max(0, start - _WINDOW), start
+    ):
+        mention = mention._replace(value=None)
+    return hit._replace(what=mention)
+
+
+def _unread(text: str, start: int, end: int, hit: _Hit | None, domain: Domain) -> _Hit:
+    """Digits from `start` to `end` that can't be read: an offer all the same, with a unit of it."""
+    is_clock = domain.clock_origin_h is not None
+    is_offer = hit is not None and isinstance(hit.what, Mention)
+    if is_clock and (half_day := _PATTERNS.half_day_of_unread.match(text, end)):
+        return _Hit(Mention(None), half_day.end())
+    if unit := _PATTERNS.unit_of_unread.match(text, end):
+        end = unit.end()
+        is_offer = False
+        if domain.unit in _SCALES:
+            is_offer = _UNIT_MINUTES[unit["unit"]] <= _SCALES[domain.unit][2]
+        elif side := _PATTERNS.away_from.match(text, end):
+            from_time = _read_clock(text, side.end(), domain) or _read_bare(
+                text, side.end(), domain
+            )
+            is_offer, end = True, from_time.end if from_time else end
+    return _Hit(Mention(None) if is_offer else text[start:end], end)
+
+
 # The walk through a text -------------------------------------------------------------------------
 
 
 def scan(text: str, domain: str) -> Scanned:
     """Find the quantity mentions of `text` (plain form, see clauses.plain) for `domain`.
+
+    The walk ends where there are too many (MAX_MENTIONS, MAX_STARTS); what follows stays as it is.
 
     Raises:
       InputError: the domain is none of the four.
@@ -277,17 +388,18 @@ def scan(text: str, domain: str) -> Scanned:
     out: list[str] = []
     mentions: list[Mention] = []
     position = 0
+    num_starts = 0
     while start := _PATTERNS.starts.search(text, position):
+        num_starts += 1
+        if len(mentions) == MAX_MENTIONS or num_starts > MAX_STARTS:
+            break
         out.append(text[position : start.start()])
         position = start.start()
         hit = next(filter(None, (read(text, position, spec) for read in readers)), None)
-        if hit is None:
-            hit = _Hit(text[position], position + 1)
-        elif rest := _PATTERNS.digits.match(text, hit.end):  # "10:455 pm" is no time
-            hit = _Hit("number", rest.end())
+        hit = _whole(text, position, hit, spec) or _Hit(text[position], position + 1)
         what, position = hit
         if isinstance(what, Mention):
             mentions.append(what)
             what = f"Q{len(mentions) - 1}"
         out.append(what)
-    return Scanned("".join([*out, text[position:]]), tuple(mentions))
+    return Scanned("".join([*out, text[position:]]), tuple(mentions), is_whole=start is None)

@@ -21,7 +21,8 @@ log = logging.getLogger("emodistill.negotiation")
 
 NUM_ATTEMPTS = 2
 
-_ANSWER = re.compile(r"(?i)^\W*OFFER:\W*(.+?)\W*$", re.MULTILINE)
+_LABEL = re.compile(r"(?i)[\s*_#>]*OFFER[*_]*:[*_]*")
+_AROUND = " \t*_`\"'“”‘’"  # of a figure: emphasis and quotation marks
 
 
 class Read(NamedTuple):
@@ -79,12 +80,13 @@ def parse_answer(text: str, domain: str) -> float | None:
     Raises:
       ValueError: the answer holds no such line, or no single figure of the domain's unit.
     """
-    match = _ANSWER.search(text)
-    if match is None:
+    label = next(filter(None, map(_LABEL.match, text.splitlines())), None)
+    if label is None:
         raise ValueError("no line OFFER: …")
-    if match[1].lower().startswith("none"):
+    figure = label.string[label.end() :].lstrip(_AROUND).rstrip(_AROUND + ".!")
+    if figure.lower().startswith("none"):
         return None
-    mentions = scan(plain(match[1]), domain).mentions
-    if len(mentions) != 1 or mentions[0].value is None:
+    values = {mention.value for mention in scan(plain(figure), domain).mentions}
+    if len(values) != 1 or None in values:
         raise ValueError("no single figure")
-    return mentions[0].value
+    return values.pop()

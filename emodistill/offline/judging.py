@@ -39,23 +39,47 @@ Level = Literal["turn", "dialogue"]
 ScoreKey = tuple[str, int | None]
 
 _EMPHASIS = re.compile(r"(?<![^\W_])[*_]+(?=\S)|(?<=\S)[*_]+(?![^\W_])")
-_SCORE = re.compile(r"(?i)SCORE:\s*(\d{1,2})(?!\d|[.,]\d|\s*[-–]\s*\d)")
-_LONE = re.compile(r"^\s*(\d{1,2})\s*$")
+_SCORE = re.compile(r"(?im)^[ \t]*SCORE[ \t]*:\s*(?P<figure>[^\n]*)")
+_LONE = re.compile(r"\s*(\d{1,2})[ \t\r]*(?:\n|$)")
+_OF_TEN = re.compile(r"(?i)\s*\(?(?:/|out of|of)\s*(?:10|ten)\b(?![.,/]\d)\)?")
+# What makes the digits before it another number than they look, or one of several.
+_GOES_ON = re.compile(
+    r"(?i)\w|\s*(?:[/%*^+~]|[-–—−→,.]\d|[-–—−→,]\s*\d|[\d½¼¾]|\(?(?:out )?of\b)"
+    r"|\s+(?:to|or|and|over)\s+\d"
+)
 
 
 def parse_score(text: str, *, is_cut: bool = False) -> int | None:
     """The score in a judge's answer, 1 to 10; None where there is none to be had.
 
-    `SCORE: n` anywhere, else an integer that is the whole answer or its whole first line;
-    Markdown emphasis is ignored. No other number in the text is ever taken for a score, nor is
-    any where two contradict each other, as when the judge quotes one out of what it read.
+    `SCORE: n` at the start of a line, else an integer that is the whole answer or its whole first
+    line; Markdown emphasis is ignored. A score may be given out of 10 ("7/10", "7 out of 10"), and
+    of nothing else. No other number in the text is ever taken for a score, nor is any where two
+    contradict each other, as when the judge quotes one out of what it read.
+
+    Args:
+      is_cut: the answer reached its limit on tokens, so that a score at its very end may lack its
+        last digit ("SCORE: 1") or what it is out of, and is none.
     """
-    plain = _EMPHASIS.sub("", text).strip()
-    stated = set(_SCORE.findall(plain))
-    if not stated and plain:
-        stated = set(_LONE.findall(plain.splitlines()[0]))
-    score = int(stated.pop()) if len(stated) == 1 else 0
-    return score if 1 <= score <= 10 else None
+    plain = _EMPHASIS.sub("", text)
+    figures = [(match["figure"], match.end()) for match in _SCORE.finditer(plain)]
+    if not figures and (lone := _LONE.match(plain)):
+        figures = [(lone[1], lone.end(1))]
+    scores = {_score(figure, is_cut and end == len(plain)) for figure, end in figures}
+    return scores.pop() if len(scores) == 1 else None
+
+
+def _score(figure: str, is_open: bool) -> int | None:
+    """The score that a line gives; one that `is_open` may go on behind its end."""
+    if (digits := re.match(r"\d{1,2}(?!\d)", figure)) is None:
+        return None
+    rest = figure[digits.end() :]
+    if of_ten := _OF_TEN.match(rest):
+        rest = rest[of_ten.end() :]
+    is_other = _GOES_ON.match(rest) or (is_open and len(rest.split()) < 2)
+    is_disputed = any(again != digits[0] for again in re.findall(r"(?i)SCORE:\s*(\d+)", rest))
+    score = int(digits[0])
+    return score if 1 <= score <= 10 and not (is_other or is_disputed) else None
 
 
 class JudgeItem(NamedTuple):

@@ -2,12 +2,14 @@
 
 The focal prompt has five blocks in a fixed order: rules, role and context form the system
 message; history, emotion and the cue the user message. All of a dialogue's turns therefore share
-what precedes the emotion. Scenario fields enter as data: nothing in them is expanded again.
+what precedes the emotion. Scenario fields and utterances enter as data: nothing in them is
+expanded again, each stays in one line, and none can close the fence around it (`<utterance>`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,14 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
+from emodistill.untrusted import one_line
 
 _BUILT_IN = Path(__file__).parent
 _OFFERS = _BUILT_IN / "offers.toml"
 _BLOCKS = ("rules", "role", "context")
 FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
+
+_FENCE = re.compile(r"(?i)<(?=\s*/?\s*(?:case|talks|utterance)\b)")
 
 Message = dict[str, str]
 """One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
@@ -149,7 +154,7 @@ def offer_messages(domain: str, utterance: str) -> list[Message]:
     """The prompt for a language model that reads the offer out of an utterance."""
     texts, game = _offer_texts(), get_domain(domain)
     values = {"quantity": game.quantity, "example": texts["examples"][game.unit]}
-    return _chat(texts, values, values | {"utterance": utterance}, "offers.toml")
+    return _chat(texts, values, values | {"utterance": _data(utterance)}, "offers.toml")
 
 
 def offer_prompt_sha256() -> str:
@@ -169,7 +174,7 @@ def turn_judge_messages(
     turn = turns[turn_index]
     if turn.speaker != "focal":
         raise InputError(f"turn {turn_index} is the counterparty's; the judge scores focal turns.")
-    judged = {"utterance": turn.text}
+    judged = {"utterance": _data(turn.text)}
     return _judge_messages(pack, scenario, "turn", turns[:turn_index], judged)
 
 
@@ -198,7 +203,7 @@ def _judge_messages(
     target = {"target": format_value(scenario.domain, scenario.focal_target)}
     where = f"judge.toml [{scenario.domain}]"
     user = {
-        "case": _expand(case["case"], {**scenario.fields, **target}, where),
+        "case": _expand(case["case"], {**_facts(scenario), **target}, where),
         **target,
         "focal": roles["focal"],
         "history": _history(pack.focal, roles, turns, "focal.toml"),
@@ -218,7 +223,7 @@ def _player_messages(
 ) -> list[Message]:
     """A player's prompt: what it is shown of the game, the talks and its block of emotion."""
     domain = _domain(texts, scenario, file)
-    facts = {**scenario.fields, **shown}
+    facts = {**_facts(scenario), **shown}
     user = {
         "history": _history(texts, domain, turns, file),
         "emotion": emotion,
@@ -244,12 +249,21 @@ def _domain(texts: Mapping[str, Any], scenario: Scenario, file: str) -> Mapping[
     return texts[scenario.domain]
 
 
+def _facts(scenario: Scenario) -> dict[str, str]:
+    return {name: _data(str(value)) for name, value in scenario.fields.items()}
+
+
+def _data(text: str) -> str:
+    """A text from outside as prompts hold it: in one line, and with no tag of a fence."""
+    return _FENCE.sub("‹", one_line(text))
+
+
 def _history(
     texts: Mapping[str, Any], domain: Mapping[str, str], turns: Sequence[Turn], file: str
 ) -> str:
     if not turns:  # only the focal side opens
         return _fill(texts, "opening", domain, file) if file == "focal.toml" else ""
-    lines = ({"speaker": domain[turn.speaker], "text": turn.text} for turn in turns)
+    lines = ({"speaker": domain[turn.speaker], "text": _data(turn.text)} for turn in turns)
     return "\n".join(_fill(texts, "line", line, file) for line in lines)
 
 

@@ -51,7 +51,7 @@ def judge_reply(request: Request) -> str:
     if (target := last_figure(case[3], domain)) is None:
         return "I can't find the target."
     # The target's own line looks like an utterance, so the talks are read from behind it.
-    before, mark, after = user[case.end() :].partition("# Utterance to score")
+    before, mark, after = user[case.end() :].partition("\n# Utterance to score\n")
     history = read_history(before, role)
     if mark:
         utterance = [speech.text for speech in read_history(after, role)] or [after]
@@ -96,7 +96,7 @@ def score_turn(domain: str, target: float, history: Sequence[Speech], text: str)
 def score_dialogue(domain: str, target: float, history: Sequence[Speech], user: str) -> float:
     """The noiseless score of a whole dialogue, in points."""
     _, theirs = read_figures(history, domain)
-    deal = last_figure(user.partition("# How they ended")[2], domain)
+    deal = last_figure(user.partition("\n# How they ended\n")[2], domain)
     if deal is None:
         return 3.0
     if not theirs or theirs[0] == target:

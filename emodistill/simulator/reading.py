@@ -31,10 +31,10 @@ _AMOUNT = r"(\$\s?)?\b(\d{1,9}(?:\.\d+)?)\b(?=\s+UNIT)(?!\s+\w+\s+overdue)"
 _FOREIGN = re.compile(
     r"\b((?<!accept )your|can't (?:wait|make|agree to)|instead of|than|not)\s*$", re.I
 )
+_REACH = 40  # characters before a figure that can tell whose it is
 _LINE = re.compile(r"^([A-Z][\w ]{1,30}): (.*)$")
 _ACCEPT = re.compile(r"^[^.!?]*\b(agreed|deal|accept)\b", re.IGNORECASE)
 _NO_ACCEPT = re.compile(r"\b(no deal|can't|not|could accept|would accept|if|unless)\b", re.I)
-_UTTERANCE = re.compile(r"<utterance>\s*(.*?)\s*</utterance>", re.DOTALL)
 
 BAD_READING_ODDS = 0.01
 BAD_READINGS = ("The speaker wants a better deal.", "OFFER: soon", "")
@@ -128,7 +128,7 @@ def last_figure(text: str, domain: str) -> float | None:
     figure = None
     amount = _AMOUNT.replace("UNIT", get_domain(domain).unit_singular)
     for match in re.finditer(_CLOCK if _is_clock(domain) else re.compile(amount, re.I), text):
-        if _FOREIGN.search(text[: match.start()]):
+        if _FOREIGN.search(text, max(0, match.start() - _REACH), match.start()):
             continue
         if _is_clock(domain):
             hour = int(match[1]) % 12 + (12 if match[3].lower() == "p" else 0)
@@ -170,8 +170,10 @@ def reader_reply(request: Request) -> str:
     """`sim-reader`: which figure an utterance puts forward; sometimes a bad answer."""
     if request.rng.random() < BAD_READING_ODDS:
         return str(request.rng.choice(BAD_READINGS))
-    if (match := _UTTERANCE.search(request.user)) is None:
+    _, _, rest = request.user.partition("<utterance>\n")
+    utterance, closed, _ = rest.partition("\n</utterance>")
+    if not closed:
         return "I can't find an utterance."
     domain = read_brief(request.system).domain
-    figure = last_figure(match[1], domain)
+    figure = last_figure(utterance, domain)
     return f"OFFER: {'none' if figure is None else show_figure(figure, domain)}"
