@@ -97,7 +97,9 @@ def report(
 def machine() -> str:
     """The processor and how much of it this process may use."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
-    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    named = re.search(
+        r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    )
     model = named[1] if named else platform.processor() or platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 

@@ -179,4 +179,6 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
         "model_max_length": 4096,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )

@@ -10,14 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "emodistill"
 
 LAYERS = (
     *("errors", "emotions", "untrusted", "seeding", "records", "jsonl", "logs", "progress"),
-    *("files", "tensor_files", "configs", "settings", "runs"),
+    *("files", "tensor_files", "operating_system", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors"),
     *("evaluation", "reports", "stages", "studies", "cli"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 
-LIGHT = ("errors", "emotions", "logs", "configs", "settings", "files", "studies", "cli")
+LIGHT = ("errors", "emotions", "logs", "operating_system", "configs", "settings", "files")
+LIGHT += ("studies", "cli")
 """What the command line loads before it has answered `--help`."""
 HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax", "pandas", "aiohttp")
 

@@ -19,6 +19,7 @@ from emodistill.configs.base import (
     OfferReaderKind,
     Quantization,
     Split,
+    home_expanded,
     require,
     setting,
 )

@@ -11,6 +11,7 @@ from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
 from emodistill.llm.providers import get_provider
 from emodistill.negotiation.readers import LlmReader
+from emodistill.operating_system import num_connections
 from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
@@ -80,10 +81,16 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
             tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+        room = num_connections()
+        if config.concurrency > room:
+            print(
+                f"{name}: --concurrency {config.concurrency} takes more open files than this "
+                f"process may have; {room} calls are in flight at once. ulimit -n 1024 allows more."
+            )
         client = ChatClient(
             get_provider(provider, base_url=base_url),
             keys,
-            max_in_flight=config.concurrency,
+            max_in_flight=min(config.concurrency, room),
             retry=RetryPolicy(timeout_s=config.timeout_s),
             tape=tape,
         )
