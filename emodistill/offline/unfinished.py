@@ -56,7 +56,9 @@ class UnfinishedAnswers(JsonlAppender):
 
     def __exit__(self, *exc_info: object) -> None:
         if not self._answers and not is_gone(self._fd, self.path):
-            self.path.unlink(missing_ok=True)  # while it is locked, so that nobody else has begun it
+            self.path.unlink(
+                missing_ok=True
+            )  # while it is locked, so that nobody else has begun it
         self.close()
 
     @property

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
+from emodistill.configs import (
+    SIMULATED,
+    SIMULATED_MODELS,
+    ApiConfig,
+    DialogueConfig,
+    ExperimentConfig,
+)
 from emodistill.errors import InputError
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
@@ -37,6 +43,13 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     if config.replay is None:
         provider.read_keys()
     return provider.default_model(role) if named is None else named
+
+
+def default_model(config: ExperimentConfig, role: str) -> str | None:
+    """The model that has a role where none is named; None where one has to be named."""
+    if config.is_simulated:
+        return SIMULATED_MODELS[role]
+    return get_provider(config.provider, base_url=config.base_url).models.get(role)
 
 
 def offer_model(config: DialogueConfig) -> str | None:
