@@ -100,6 +100,9 @@ def test_a_quickstart_in_a_locale_without_the_characters(name, environment_of, t
     done = in_locale(name, environment_of, (), *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "±" in (tmp_path / "report/table-1.md").read_text(encoding="utf-8")
+    shown = done.stdout.decode(LOCALES[name][1], "replace")
+    plus_minus = "±".encode(LOCALES[name][1], "backslashreplace").decode(LOCALES[name][1])
+    assert re.search(rf"\| vanilla-slm .* {re.escape(plus_minus)} ", shown)
 
 
 def shell(command):
@@ -326,9 +329,9 @@ def test_a_server_that_is_process_1_ends_when_asked():
 def test_a_training_that_is_process_1_ends_when_asked(tiny_run, tmp_path):
     run = copy_of(tiny_run, tmp_path / "run")
     shutil.rmtree(run / "crad/iql")
-    words = ("scripts/train_iql.py", "--run", run, "--num-steps", "2000000")
+    words = ("scripts/train_iql.py", "--run", run, "--num-steps", "20000")
     with as_process_1(*words) as started:
-        printed = ask_to_end(started, "iql: 20 of")
+        printed = ask_to_end(started, "20,000 steps")
     assert started.returncode == 143, printed
     assert "Traceback" not in printed
 
