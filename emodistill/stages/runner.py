@@ -146,15 +146,16 @@ def cells_elsewhere(cell: Cell) -> dict[str, str]:
     """Stage -> the finished cell that the command for it has made, where the one that the stage of
     `cell` looks for is lacking."""
     found: dict[str, str] = {}
+    file = named_file(cell)  # a user's commands have not started from the quickstart's sizes
     try:
-        lacking = _lacking(cell)
+        lacking = _lacking(cell._replace(settings=file))
     except InputError:  # whoever runs the stage is told
         return found
     for one in lacking:
         config = one.config
         if isinstance(config, RefinementConfig) and "sft" in found:
             config = dataclasses.replace(config, sft_cell=found["sft"])
-        name = pasted(config, named_file(cell)).name
+        name = pasted(config, file).name
         folder = config.run / config.domain / config.stage
         if _is_cell(config.stage) and name != one.name and name in finished_cells(folder):
             found[config.stage] = name
