@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,19 @@ from typing import Any, TypeVar
 import tyro
 
 from emodistill import studies
-from emodistill.configs import EMBEDDED, Config, QuickstartConfig
+from emodistill.configs import EMBEDDED, Config, QuickstartConfig, home_expanded
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.logs import log_to_terminal
+from emodistill.operating_system import (
+    BROKEN_PIPE_CODE,
+    TerminatedError,
+    ended_by_signals,
+    finish_output,
+    is_output_closed,
+    open_streams,
+    raise_file_limit,
+    tell,
+)
 from emodistill.settings import BASE, Cell, Settings
 
 C = TypeVar("C", bound=Config)
@@ -26,6 +37,12 @@ C = TypeVar("C", bound=Config)
 ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then start again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "get the rights to it, then start again"),
+    errno.EROFS: "name a folder that can be written to, then start again",
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        "let the program open more files (ulimit -n 1024), or lower --concurrency, then start "
+        "again",
+    ),
 }
 """What to do about an error of the system."""
 CONFIG_HELP = "--config FILE.yaml is the base for all flags; flags override it."
@@ -55,7 +72,7 @@ def parse(
         _, _, value = rest.pop(i).partition("=")
         if not value and i == len(rest):
             raise InputError("--config needs the path of a YAML file.")
-        settings = Settings.read(Path(value or rest.pop(i)))
+        settings = Settings.read(Path(home_expanded("--config", value or rest.pop(i))))
     file = settings or Settings()
     classes = {"": commands} if isinstance(commands, type) else commands
     # Flags are laid over drafts, which are unchecked and have `auto` where the student decides: a
@@ -97,7 +114,8 @@ def main(
 ) -> None:
     """Run a script: read its command line, then do what it asks for.
 
-    User errors become one message and exit code 2, Ctrl-C exit code 130.
+    User errors become one message and exit code 2, Ctrl-C exit code 130, SIGTERM 143; where nobody
+    reads the output any more, the end is silent and the exit code 141.
 
     Args:
       action: what to do; if None, run the stage and say what to run next.
@@ -105,34 +123,41 @@ def main(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    open_streams()
+    raise_file_limit()
     log_to_terminal()
     try:
-        cell = parse(commands, description, args, preset=preset)
-        if action is not None:
-            action(cell)
-        else:
-            from emodistill import stages  # --help must not wait for what the stages import
+        with ended_by_signals():
+            cell = parse(commands, description, args, preset=preset)
+            if action is not None:
+                action(cell)
+            else:
+                from emodistill import stages  # --help must not wait for what the stages import
 
-            print(f"next: {stages.run(cell).next_command}")
+                print(f"next: {stages.run(cell).next_command}")
+        code = 0
+    except SystemExit as stop:  # of --help, or of a flag that is unknown
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except StoppedError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(130) from None
+        tell(str(error))
+        code = 130
     except EmodistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever read our output has had enough, as in `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        tell(f"error: {error}")
+        code = 2
+    except KeyboardInterrupt as error:
+        tell("stopped; finished work is kept, start again to go on.")
+        code = 128 + (error.signal_number if isinstance(error, TerminatedError) else signal.SIGINT)
     except OSError as error:
         if error.errno is None:
             raise
-        name = f" ({error.filename})" if error.filename else ""
-        advice = ADVICE.get(error.errno, "start again once that is mended")
-        print(f"error: {error.strerror}{name}; {advice}; finished work is kept.", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; finished work is kept, start again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
+        is_of_output = error.errno == errno.EPIPE and is_output_closed()
+        if not is_of_output:  # as in `… | head`, whose reader has had enough
+            name = f" ({error.filename})" if error.filename else ""
+            advice = ADVICE.get(error.errno, "start again once that is mended")
+            tell(f"error: {error.strerror}{name}; {advice}; finished work is kept.")
+        code = BROKEN_PIPE_CODE if is_of_output else 2
+    if code := finish_output(code):
+        raise SystemExit(code)
 
 
 def run_study(cell: Cell) -> None:

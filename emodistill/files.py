@@ -38,4 +38,4 @@ def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")

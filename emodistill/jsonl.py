@@ -6,6 +6,7 @@ when the file is next opened for writing, and only one process writes at a time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -28,6 +29,10 @@ SYNC_EVERY_S = 1.0
 """A power cut costs a second of work at most; syncing every line would slow a sweep down."""
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""How a file system says that it has no locks, as some network file systems don't."""
+
+
 class Line(NamedTuple):
     """A parsed line; `where` is `file:number`."""
 
@@ -38,24 +43,25 @@ class Line(NamedTuple):
 class JsonlAppender:
     """Appends records to a file of JSON lines; a context manager, also usable with `close`.
 
-    Opening takes a lock (held until close, or until the process dies) and repairs a torn last
+    Opening locks the file itself (until close, or until the process dies) and repairs a torn last
     line. Every line is handed to the kernel whole, at once; the disk is synchronised every second
     and at the end.
 
     Raises:
-      InputError: another process writes to the file, or the disk is full (nothing torn remains).
+      InputError: another process writes to the file, the disk is full (nothing torn remains), or
+        the file was deleted, moved or changed while it is open here.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.callback(os.close, _lock(self.path))
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self._fd = _open_locked(self.path)
             stack.callback(os.close, self._fd)
             stack.callback(os.fsync, self._fd)
             self._size = _repair(self._fd, self.path)
             self._on_close = stack.pop_all()
+        self._num_lines = 0
         self._synced_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -69,6 +75,8 @@ class JsonlAppender:
         value = record.to_json() if isinstance(record, Record) else record
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         data = text.encode("utf-8", "replace") + b"\n"
+        is_sync_due = time.monotonic() - self._synced_s >= SYNC_EVERY_S
+        self._check_in_place(is_path_asked=is_sync_due)
         try:
             written = os.write(self._fd, data)
             if written < len(data):
@@ -82,9 +90,25 @@ class JsonlAppender:
                 ) from None
             raise
         self._size += len(data)
-        if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
+        self._num_lines += 1
+        if is_sync_due:
             os.fsync(self._fd)
             self._synced_s = time.monotonic()
+
+    def _check_in_place(self, *, is_path_asked: bool) -> None:
+        """Refuse to write where nobody would find it, or between another writer's lines."""
+        if is_gone(self._fd, self.path, is_path_asked=is_path_asked):
+            raise InputError(
+                f"{self.path} was deleted or moved while this job was writing to it, and with it "
+                f"{self._size:,} bytes, among them the {self._num_lines:,} lines that the job had "
+                "added. Put it back if it was moved; start again to make what is missing."
+            )
+        if os.fstat(self._fd).st_size != self._size:
+            raise InputError(
+                f"{self.path} was changed by something else while this job was writing to it. Look "
+                "for another job with the same --run; then check the end of the file, and start "
+                "again."
+            )
 
     def clear(self) -> None:
         """Drop all lines."""
@@ -127,20 +151,65 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number; use null")
 
 
-def _lock(path: Path) -> int:
-    lock_path = path.with_name(f".{path.name}.lock")
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+def is_gone(fd: int, path: Path, *, is_path_asked: bool = True) -> bool:
+    """Whether the open file is no longer the one at `path`, as after its folder was deleted.
+
+    Args:
+      is_path_asked: whether to look for a file that was moved as well, or replaced.
+    """
+    ours = os.fstat(fd)
+    if ours.st_nlink == 0 or not is_path_asked:
+        return ours.st_nlink == 0
+    try:
+        return not os.path.samestat(ours, path.stat())
+    except FileNotFoundError:
+        return True
+
+
+def _open_locked(path: Path) -> int:
+    """The file, created if need be, open for this process alone.
+
+    The lock is on the data, so that it holds whatever else is deleted; who has it is noted in a
+    hidden file, for the message alone.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            _lock(fd, path)
+            if not is_gone(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its last writer has deleted it between opening and locking
+
+
+def _lock(fd: int, path: Path) -> None:
+    note = path.with_name(f".{path.name}.lock")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
-        os.close(fd)
-        raise InputError(
-            f"{path} is being written by {holder}. Wait for it or end it; one writer at a time."
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return fd
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            log.warning(
+                "%s: its file system has no locks (%s), so that nothing keeps a second job from "
+                "writing there; start one job at a time for a --run.",
+                path,
+                error.strerror,
+            )
+        elif error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            error.filename = str(path)
+            raise
+        else:
+            try:
+                holder = note.read_bytes()[:200].decode("utf-8", "replace").strip()
+            except OSError:
+                holder = ""
+            raise InputError(
+                f"{path} is being written by {holder or 'another process'}. Wait for it or end it; "
+                "one writer at a time."
+            ) from None
+    with contextlib.suppress(OSError):  # as where another user has left a note of theirs
+        note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
 
 def _repair(fd: int, path: Path) -> int:

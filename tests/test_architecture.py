@@ -10,14 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "emodistill"
 
 LAYERS = (
     *("errors", "emotions", "untrusted", "seeding", "records", "jsonl", "logs", "progress"),
-    *("files", "tensor_files", "configs", "settings", "runs"),
+    *("files", "tensor_files", "operating_system", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors"),
     *("evaluation", "reports", "stages", "studies", "cli"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 
-LIGHT = ("errors", "emotions", "logs", "configs", "settings", "files", "studies", "cli")
+LIGHT = ("errors", "emotions", "logs", "operating_system", "configs", "settings", "files")
+LIGHT += ("studies", "cli")
 """What the command line loads before it has answered `--help`."""
 HEAVY = ("jax", "torch", "transformers", "matplotlib", "datasets", "orbax", "pandas", "aiohttp")
 
@@ -211,3 +212,53 @@ def test_names_are_used_once():
     assert not wide
     assert len(late) <= 40, f"{len(late)} imports inside functions"
     assert not [where for where, line in late if "#" not in line], "a late import says why"
+
+
+READ_BY_OTHERS = (
+    *("evaluation/arms.py", "runs.py", "reports/figures.py", "train/selector_files.py"),
+    *("train/metrics_log.py", "offline/budget.py", "llm/cassette.py"),
+)
+"""Files with `read_text()` of JSON that still leaves the encoding to the locale."""
+
+
+def in_the_encoding_of_the_locale(source: str) -> list[int]:
+    """The lines of calls that read or write text without naming its encoding."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {word.arg: word.value for word in node.keywords}
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        is_method = isinstance(node.func, ast.Attribute)
+        of_os = is_method and getattr(node.func.value, "id", "") == "os"
+        if name == "open" and not of_os:
+            mode = keywords.get("mode", next(iter(node.args[0 if is_method else 1 :]), None))
+            is_text = "b" not in getattr(mode, "value", "")
+        elif name in ("read_text", "write_text"):
+            is_text = is_method
+        else:
+            is_text = name in ("fdopen", "FileHandler", "TextIOWrapper", "NamedTemporaryFile")
+            is_text |= "text" in keywords and name in ("run", "Popen", "check_output")
+        if is_text and "encoding" not in keywords:
+            found.append(node.lineno)
+    return found
+
+
+def test_every_text_file_names_its_encoding():
+    folders = ("emodistill", "scripts", "benchmarks", "pretraining")
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{line}"
+        for path in sorted(p for f in folders for p in (PACKAGE.parent / f).rglob("*.py"))
+        for line in in_the_encoding_of_the_locale(path.read_text(encoding="utf-8"))
+        if not path.as_posix().endswith(READ_BY_OTHERS)
+    ]
+    assert not found, "a locale may have another encoding: say encoding='utf-8'"
+
+
+def test_the_check_of_encodings_sees_every_way_to_open_a_text():
+    wrong = ("open(p)", "p.open()", "p.open('a', buffering=1)", "open(p, 'w')", "p.read_text()")
+    wrong += ("p.write_text(t)", "run(c, text=True)", "os.fdopen(3)", "p.read_text('utf-8')")
+    right = ("open(p, 'rb')", "p.open('rb')", "os.open(p, 0)", "p.read_text(encoding='utf-8')")
+    right += ("read_text(p)", "p.read_bytes()", "run(c, text=True, encoding='utf-8')")
+    lines = in_the_encoding_of_the_locale("\n".join((*wrong, *right)))
+    assert lines == list(range(1, len(wrong) + 1))

@@ -15,6 +15,8 @@ from emodistill.configs import (
     CONFIGS,
     EMBEDDED,
     EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
     IQLConfig,
     JPOConfig,
     JudgeConfig,
@@ -345,6 +347,52 @@ def test_config_yaml_of_a_cell_leads_back_to_the_cell(tmp_path):
     write_settings(tmp_path / "config.yaml", cell)
     again = cli.parse(SFTConfig, "", ["--config", str(tmp_path / "config.yaml")])
     assert again[:2] == cell[:2] and again.name == cell.name != "default"
+
+
+ALL_CONFIGS = (*CONFIGS.values(), PlanConfig, ExportConfig, ImportConfig, PretrainConfig)
+PATHS = [
+    (cls, field.name)
+    for cls in (*ALL_CONFIGS, *BENCHMARKS.values())
+    for field in dataclasses.fields(cls)
+    if "Path" in str(field.type) or field.metadata.get("is_path")
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), PATHS, ids=lambda one: one if isinstance(one, str) else one.__name__
+)
+def test_home_is_expanded_in_every_path(cls, name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    value = getattr(cls(**{name: Path("~/x y")}), name)
+    assert str(value) == "/home/ann/x y"
+
+
+def test_home_is_expanded_in_flags_files_and_the_files_own_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "run: ~/runs/a\nsweep: {scenarios: ~/own.csv}\nsft: {model: ~/Qwen}")
+    sweep = parsed("sweep", "--config", "~/own.yaml", "--prompt-pack", "~/pack")
+    assert (sweep.run, sweep.scenarios) == (tmp_path / "runs/a", tmp_path / "own.csv")
+    assert sweep.prompt_pack == tmp_path / "pack"
+    assert parsed("sft", "--config=~/own.yaml").model == str(tmp_path / "Qwen")
+    assert parsed("evaluate", "--student", "~/Qwen").student == str(tmp_path / "Qwen")
+    assert parsed("evaluate", "--model", "~author/latest").model == "~author/latest"  # no folder
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-at-all/x", "run=~nobody-at-all/x: there is no such user"),
+        ("~", None),
+        ("x/~/y", None),
+        ("r\udcff", r"run='r\\udcff' is no text in this locale's encoding \(utf-8\)"),
+    ],
+)
+def test_paths_that_can_not_be_named(path, message):
+    if message is None:
+        assert SweepConfig(run=Path(path)).run == Path(path).expanduser()
+    else:
+        with pytest.raises(InputError, match=message):
+            SweepConfig(run=Path(path))
 
 
 # Errors

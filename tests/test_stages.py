@@ -27,10 +27,10 @@ from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.reports import report
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages import Requirement, runner
+from emodistill.stages import Requirement
 from emodistill.stages.inputs import model_hashes
 from emodistill.stages.judge import JUDGE
-from emodistill.stages.stage import command
+from emodistill.stages.stage import command, next_command
 
 SWEEP = SECTIONS["sweep"]
 
@@ -212,11 +212,13 @@ def test_the_student_is_no_cell_and_commands_carry_it(tmp_path):
     config = SFTConfig(model="/models/qwen", run=tmp_path)
     assert Cell(config, SFTConfig(run=tmp_path)).name != "default"  # of another size
     assert Cell(config, SFTConfig(run=tmp_path, model="/models/qwen")).name == "default"
-    assert command("train_jpo", Cell(config)).endswith("--model /models/qwen")
-    assert command("evaluate", Cell(config)).endswith("--student /models/qwen")
+    assert next_command("train_jpo", JPOConfig, Cell(config)).endswith("--model /models/qwen")
+    played = next_command("evaluate", EvaluateConfig, Cell(config))
+    assert played.endswith("--student /models/qwen")
     evaluation = EvaluateConfig(student="/models/qwen", run=tmp_path)
     assert Cell(evaluation, EvaluateConfig(run=tmp_path)).name == "default"
-    assert command("train_sft", Cell(evaluation)).endswith("--model /models/qwen")
+    trained = next_command("train_sft", SFTConfig, Cell(evaluation))
+    assert trained.endswith("--model /models/qwen")
 
 
 def test_another_student_of_the_same_size_is_another_student(tmp_path):
@@ -295,15 +297,16 @@ def test_printed_commands_say_all_that_differs(tmp_path):
     file = tmp_path / "own file.yaml"
     settings = Settings({"jpo": {"kappa": 0.5}}, f"--config {file}", file)
     config = JPOConfig(run=tmp_path, provider="openai", kappa=0.0, lora_targets=("q_proj",), seed=3)
-    shown = runner._command(Cell(config, None, settings))
+    shown = command("train_jpo", config, settings)
     assert shown == (
         f"python scripts/train_jpo.py --config '{file}' --run {tmp_path} --seed 3 "
         "--provider openai --lora-targets q_proj --kappa 0.0"
     )
     same = dataclasses.replace(config, kappa=0.5)
-    assert "--kappa" not in runner._command(Cell(same, None, settings))
+    assert "--kappa" not in command("train_jpo", same, settings)
     qwen = ALoLConfig(model="/models/qwen", emotion_free=True)
-    assert command("train_alol", Cell(qwen)).endswith("--model /models/qwen")
+    shown = command("train_alol", qwen, Settings())
+    assert shown == "python scripts/train_alol.py --model /models/qwen --emotion-free"
     free = stages.STAGES["jpo"].followed_by(Cell(JPOConfig(emotion_free=True)))
     assert "--method free-sft+jpo" in free
     base = stages.STAGES["jpo"].followed_by(Cell(JPOConfig(reference="base")))

@@ -1,8 +1,11 @@
 """The data set's files: whole lines, torn lines, one writer, full disks, duplicates."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +16,7 @@ from emodistill import jsonl
 from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.offline import store
+from emodistill.train.metrics_log import MetricsLog
 
 LONG = 1 << 16
 """Of a line, in characters: far more than a dialogue has."""
@@ -145,6 +149,106 @@ def test_one_writer_at_a_time_and_its_process_is_named(path):
     ):
         JsonlAppender(path)
     JsonlAppender(path).close()
+
+
+def hidden(path):
+    return path.with_name(f".{path.name}.lock")
+
+
+def test_deleting_the_hidden_file_lets_no_second_writer_in(path):
+    with JsonlAppender(path) as lines:
+        hidden(path).unlink()
+        with pytest.raises(InputError, match="being written by another process"):
+            JsonlAppender(path)
+        lines.append({"n": 1})
+    with JsonlAppender(path):
+        assert hidden(path).read_text(encoding="utf-8").startswith(f"process {os.getpid()} on ")
+
+
+def test_a_hidden_file_that_can_not_be_written_is_no_obstacle(path):
+    hidden(path).mkdir(parents=True)  # stands in for another user's: root may write anywhere
+    with (
+        JsonlAppender(path) as lines,
+        pytest.raises(InputError, match="being written by another process"),
+    ):
+        lines.append({"n": 1})
+        JsonlAppender(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_warned_of(path, number, monkeypatch, caplog):
+    def flock(fd, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with JsonlAppender(path) as lines:
+        lines.append({"n": 1})
+        with JsonlAppender(path) as other:
+            other.append({"n": 2})
+        with pytest.raises(InputError, match="was changed by something else"):
+            lines.append({"n": 3})
+    assert f"has no locks ({os.strerror(number)})" in caplog.text
+    assert [line.value["n"] for line in jsonl.read_lines(path)] == [1, 2]
+
+
+def test_another_trouble_of_locking_is_told_as_it_is(path, monkeypatch):
+    def flock(fd, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=r"Input/output error: .*trajectories\.jsonl"):
+        JsonlAppender(path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.unlink(),
+        lambda path: shutil.rmtree(path.parent),
+        lambda path: path.parent.rename(path.parent.with_name("elsewhere")),
+        lambda path: store.write_records(path, [SCENARIO]),
+    ],
+    ids=["deleted", "folder deleted", "folder moved", "replaced"],
+)
+def test_a_file_that_goes_away_under_its_writer_is_noticed_at_once(path, harm, monkeypatch):
+    monkeypatch.setattr(jsonl, "SYNC_EVERY_S", 0.0)  # what was moved is looked for that often
+    with JsonlAppender(path) as lines:
+        lines.append({"n": 1})
+        harm(path)
+        with pytest.raises(
+            InputError, match=r"was deleted or moved .* 9 bytes, among them the 1 l"
+        ):
+            lines.append({"n": 2})
+
+
+def test_a_deleted_file_is_noticed_between_two_looks(path):
+    with JsonlAppender(path) as lines:
+        path.unlink()
+        with pytest.raises(InputError, match="was deleted or moved"):
+            lines.append({"n": 1})
+
+
+def test_a_file_deleted_between_opening_and_locking_is_opened_again(path, monkeypatch):
+    flock = fcntl.flock
+    path.parent.mkdir()
+
+    def delete_once(fd, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", delete_once)
+    with JsonlAppender(path) as lines:
+        lines.append({"n": 1})
+    assert path.read_bytes() == b'{"n": 1}\n'
+
+
+def test_metrics_that_go_away_under_a_training_are_noticed(tmp_path):
+    with MetricsLog(tmp_path / "cell", num_steps=0) as log:
+        log.write(1, {"a": 1.0})
+        shutil.rmtree(tmp_path / "cell")
+        with pytest.raises(InputError, match=r"deleted or moved .* before step 2\."):
+            log.write(2, {"a": 1.0})
 
 
 def test_a_dead_writer_holds_no_lock(path):

@@ -13,8 +13,10 @@ from emodistill.configs.base import (
     TYPED_COUNTERPARTIES,
     ApiConfig,
     Config,
+    ExperimentConfig,
     Quantization,
     Split,
+    home_expanded,
     require,
     setting,
 )

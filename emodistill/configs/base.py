@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, dataclass_transform
 
@@ -66,6 +68,7 @@ def setting(
     hint: str = "",
     embedded: Any = dataclasses.MISSING,
     operational: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A field of a configuration, with what its value must satisfy.
 
@@ -76,17 +79,39 @@ def setting(
         configuration is built, so that the student decides, whichever flag or file named it.
       operational: the setting changes speed or storage, never results. It stays out of manifests
         and cell names.
+      is_path: a string that may name a folder, as a student's does.
     """
     bounds = {operator.ge: ge, operator.gt: gt, operator.le: le, operator.lt: lt}
     metadata: dict[str, Any] = {
         "bounds": {compare: bound for compare, bound in bounds.items() if bound is not None},
         "hint": hint,
         "operational": operational,
+        "is_path": is_path,
     }
     if embedded is not dataclasses.MISSING:
         metadata["by_student"] = {True: embedded, False: default}
         default = AUTO
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def home_expanded(name: str, path: str) -> str:
+    """`path` with a leading `~` or `~user` as the folder that it stands for.
+
+    Raises:
+      InputError: there is no such user, or the locale can't name the path.
+    """
+    try:
+        expanded = os.path.expanduser(path)  # noqa: PTH111  (Path drops a leading ./)
+        os.fsencode(expanded)
+        expanded.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{name}={path!r} is no text in this locale's encoding "
+            f"({sys.getfilesystemencoding()}). Set LC_ALL=C.UTF-8, or rename it."
+        ) from None
+    if path.startswith("~") and expanded == path:
+        raise InputError(f"{name}={path}: there is no such user; write the path in full.")
+    return expanded
 
 
 def require(condition: bool, message: str) -> None:
@@ -97,7 +122,7 @@ def require(condition: bool, message: str) -> None:
 
 @configuration
 class Config:
-    """Settings whose fields are checked against their bounds."""
+    """Settings whose fields are checked against their bounds; `~` in paths is expanded."""
 
     stage: ClassVar[str]
     """Names the stage, and its section in a configuration file."""
@@ -110,6 +135,9 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, rule = getattr(self, field.name), field.metadata
+            if isinstance(value, Path) or rule.get("is_path"):
+                value = type(value)(home_expanded(field.name, str(value)))
+                object.__setattr__(self, field.name, value)
             if value == AUTO and "by_student" in rule:
                 value = rule["by_student"][getattr(self, self.student_field or "") == EMBEDDED]
                 object.__setattr__(self, field.name, value)

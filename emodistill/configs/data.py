@@ -87,7 +87,7 @@ class ImportConfig(Config):
     """The files of a run out of a dataset's dialogues, judgements and scenarios."""
 
     stage = "import"
-    source: str = ""
+    source: str = setting("", is_path=True)
     """A Parquet file, a folder of the hub's layout or of `save_to_disk`, or a name on the hub."""
     run: Path = DEFAULT_RUN
     """The folder of the experiment."""

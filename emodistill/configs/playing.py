@@ -44,7 +44,7 @@ class MatchConfig(DialogueConfig):
     whose unlikely tokens are mostly noise."""
     split: Split = "test"
     """`validation` (sweep with --num-validation) is for choosing settings."""
-    student: str = EMBEDDED
+    student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
     quantize: Quantization | None = None
     """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""

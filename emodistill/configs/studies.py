@@ -30,7 +30,7 @@ class StudyConfig(ExperimentConfig):
     """Whether the study compares settings, which --split validation is for."""
     model: str | None = None
     """The language model in the focal role, for methods that one writes for."""
-    student: str = EMBEDDED
+    student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
     counterparty: str | None = None
     """The language model in the counterparty's role."""

@@ -91,7 +91,7 @@ class AdapterConfig(ExperimentConfig):
     """
 
     student_field = "model"
-    model: str = EMBEDDED
+    model: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
     judge: str | None = None
     """The judge whose scores are learned from; sim-judge on the simulator."""
@@ -257,7 +257,7 @@ class MemoryConfig(Config):
     """What a training step needs on each device, without weights and without the device."""
 
     stage = "memory"
-    model: str = "qwen2.5-7b"
+    model: str = setting("qwen2.5-7b", is_path=True)
     """qwen2.5-0.5b, -1.5b, -3b, -7b, -14b, -32b, -72b, `embedded`, or a checkpoint folder."""
     objective: Literal["sft", "jpo"] = "jpo"
     """The training stage whose step is compiled."""

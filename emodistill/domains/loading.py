@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emodistill.domains.generator import generate_scenarios
 from emodistill.domains.published import read_table, read_text
-from emodistill.domains.registry import Domain, get_domain
+from emodistill.domains.registry import DOMAINS, Domain, get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 
@@ -73,8 +73,12 @@ def _read_jsonl(path: Path, spec: Domain) -> list[Scenario]:
 def _check(scenario: Scenario, spec: Domain, where: str) -> None:
     if scenario.domain != spec.name:
         raise InputError(
-            f"{where}: domain={scenario.domain!r} in a file for --domain {spec.name}; use "
-            f"--domain {scenario.domain}, or keep one file per domain."
+            f"{where}: domain={scenario.domain!r} in a file for --domain {spec.name}; "
+            + (
+                f"use --domain {scenario.domain}, or keep one file per domain."
+                if scenario.domain in DOMAINS
+                else f"the domains are {', '.join(DOMAINS)}."
+            )
         )
     if scenario.unit != spec.unit:
         raise InputError(

@@ -46,7 +46,7 @@ class Recorder(JsonlAppender):
         super().__init__(folder / CALLS)
         label = folder / OWNER
         if self.path.stat().st_size == 0 or not label.exists():
-            label.write_text(json.dumps({"run": owner}) + "\n")
+            label.write_text(json.dumps({"run": owner}) + "\n", encoding="utf-8")
         elif (recorded := json.loads(label.read_text()).get("run")) != owner:
             self.close()
             raise InputError(

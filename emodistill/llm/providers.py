@@ -98,11 +98,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load_providers() -> dict[str, Provider]:
     """The built-in providers, updated by the file that EMODISTILL_PROVIDERS names."""
-    text = resources.files("emodistill.llm").joinpath("providers.toml").read_text("utf-8")
+    text = resources.files("emodistill.llm").joinpath("providers.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     if path := os.environ.get(OVERRIDE_ENV):
         try:
-            own = tomllib.loads(Path(path).read_text("utf-8"))
+            own = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: no readable TOML file of providers ({error}).") from None
         for name, table in own.items():

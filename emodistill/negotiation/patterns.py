@@ -31,7 +31,11 @@ def load_patterns(name: str, **words: Iterable[str]) -> SimpleNamespace:
         return re.compile(_PART.sub(lambda part: parts[part[1]], joined))
 
     patterns = SimpleNamespace()
-    text = resources.files("emodistill.negotiation").joinpath(f"{name}.toml").read_text("utf-8")
+    text = (
+        resources.files("emodistill.negotiation")
+        .joinpath(f"{name}.toml")
+        .read_text(encoding="utf-8")
+    )
     for key, value in tomllib.loads(text).items():
         match value:
             case str():

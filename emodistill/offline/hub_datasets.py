@@ -35,6 +35,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, snapshot_download
 
 from emodistill.configs import ExportConfig, ImportConfig
+from emodistill.domains import DOMAINS
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.offline.judging import judge_path, scenarios_by_dialogue, scores_by_turn
@@ -173,9 +174,11 @@ def import_dataset(config: ImportConfig) -> list[Path]:
             raise InputError(f"{path} exists; import into another --run, or move it away.")
     for record in (*records["dialogues"], *records["scenarios"]):
         if record.domain != config.domain:
-            raise InputError(
-                f"{config.source} is of domain {record.domain!r}; give --domain {record.domain}."
+            is_known = record.domain in DOMAINS
+            advice = (
+                f"give --domain {record.domain}" if is_known else f"there is {', '.join(DOMAINS)}"
             )
+            raise InputError(f"{config.source} is of domain {record.domain!r}; {advice}.")
     if records["dialogues"]:
         scenarios = records["scenarios"] or read_scenarios(home / SCENARIOS)
         scenarios_by_dialogue(records["dialogues"], scenarios)

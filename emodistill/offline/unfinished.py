@@ -15,7 +15,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from emodistill.errors import InputError
-from emodistill.jsonl import JsonlAppender, read_lines
+from emodistill.jsonl import JsonlAppender, is_gone, read_lines
 from emodistill.llm.cassette import request_sha256
 from emodistill.llm.client import Completion, Usage, total_usage
 
@@ -55,9 +55,11 @@ class UnfinishedAnswers(JsonlAppender):
                 self._answers[dialogue].append((request, completion))
 
     def __exit__(self, *exc_info: object) -> None:
+        if not self._answers and not is_gone(self._fd, self.path):
+            self.path.unlink(
+                missing_ok=True
+            )  # while it is locked, so that nobody else has begun it
         self.close()
-        if not self._answers:
-            self.path.unlink(missing_ok=True)
 
     @property
     def usage(self) -> Usage:

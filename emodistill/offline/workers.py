@@ -71,6 +71,15 @@ class JobsResult:
     def is_complete(self) -> bool:
         return self.num_finished + self.num_failed == self.num_planned
 
+    def check(self, advice: str) -> None:
+        """Refuse to go on from nothing.
+
+        Raises:
+          ApiError: everything that was planned has failed.
+        """
+        if self.num_failed and self.num_failed == self.num_planned:
+            raise ApiError(f"{self.summary} Nothing can go on from this: {advice}.")
+
     @property
     def summary(self) -> str:
         """A line for the terminal."""

@@ -71,7 +71,7 @@ def load_pack(directory: Path | None = None) -> PromptPack:
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid TOML: {error}.") from None
-        built_in = tomllib.loads((_BUILT_IN / name).read_text("utf-8"))
+        built_in = tomllib.loads((_BUILT_IN / name).read_text(encoding="utf-8"))
         _check_texts(parsed[name], built_in, path, str(path))
     emotions, path = parsed["emotions.toml"], directory / "emotions.toml"
     fillings = _table(emotions, "fillings", path)
@@ -164,7 +164,7 @@ def offer_prompt_sha256() -> str:
 
 @cache
 def _offer_texts() -> Mapping[str, Any]:
-    return tomllib.loads(_OFFERS.read_text("utf-8"))
+    return tomllib.loads(_OFFERS.read_text(encoding="utf-8"))
 
 
 def turn_judge_messages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,7 +153,8 @@ def read_run(config: ReportConfig) -> RunData:
         arms=arms,
         arm_curves={arm.path: read_curve(path) for _, arm, path in finished if arm.method is None},
         unfinished={
-            name: f"evaluate.py --config {path.with_name(f'{path.stem}.config.yaml')}"
+            name: "evaluate.py --config "
+            + shlex.quote(str(path.with_name(f"{path.stem}.config.yaml")))
             for name, path in evaluations.items()
             if (manifest := read_manifest(path.parent, f"{path.stem}.manifest.json")) is not None
             and manifest.status != "finished"

@@ -22,7 +22,7 @@ def running_simulator() -> Iterator[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        text=True,
+        encoding="utf-8",
     ) as child:
         assert child.stdin is not None and child.stdout is not None
         try:

@@ -62,7 +62,9 @@ class Affect(NamedTuple):
 
 
 def _read_toml(name: str) -> dict[str, Any]:
-    return tomllib.loads(resources.files("emodistill.simulator").joinpath(name).read_text())
+    return tomllib.loads(
+        resources.files("emodistill.simulator").joinpath(name).read_text(encoding="utf-8")
+    )
 
 
 def _affect(markers: Sequence[str], **texts: Any) -> Affect:

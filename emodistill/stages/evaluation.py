@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig
+from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig, ReportConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, Method, get_method
@@ -18,11 +18,11 @@ from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
-from emodistill.settings import Cell, cell_name
+from emodistill.settings import Cell, Settings, cell_name
 from emodistill.stages.inputs import grown, model_hashes
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.runner import STAGES
-from emodistill.stages.stage import Requirement, Stage
+from emodistill.stages.stage import Requirement, Stage, command, next_command
 
 
 class _MatchDetails(NamedTuple):
@@ -205,6 +205,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
                 label=job.name,
                 reader=offer_reader(client, details.reader, config),
             )
+        played.check("see why, and start again")
         return Result(
             played.summary,
             played.cost_usd,
@@ -230,12 +231,24 @@ def _held_out(path: Path, split: str) -> list[Scenario]:
     return scenarios
 
 
+def _report(cell: Cell) -> str:
+    """The command that shows what has just been played."""
+    met = cell.config.counterparty
+    named = {} if met is None else {"counterparty": met.replace("/", "-")}
+    return next_command("report", ReportConfig, cell, **named)
+
+
 EVALUATE = Stage(
     config=EvaluateConfig,
     script="evaluate",
     needs=_needs,
     job=_job,
     run=play,
-    followed_by=lambda cell: f"python scripts/report.py --run {cell.config.run}",
+    followed_by=_report,
 )
-PAIR = dataclasses.replace(EVALUATE, config=PairConfig, script="tournament")
+PAIR = dataclasses.replace(
+    EVALUATE,
+    config=PairConfig,
+    script="tournament",
+    followed_by=lambda cell: command("report", ReportConfig(run=cell.config.run), Settings()),
+)

@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from emodistill.configs import JudgeConfig
+from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
 from emodistill.logs import STAGE_LOG, log_to_file
@@ -23,7 +23,14 @@ from emodistill.prompts import load_pack
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.language_models import model_name, open_client
-from emodistill.stages.stage import Requirement, Stage, command
+from emodistill.stages.stage import (
+    Requirement,
+    Stage,
+    command,
+    follow_up,
+    named_file,
+    next_command,
+)
 
 
 def scores_needed(config: Any) -> Requirement:
@@ -129,7 +136,7 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
 def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
     async def work() -> JobsResult:
         async with open_client(config, "judge") as client:
-            return await run_judging(
+            judged = await run_judging(
                 config,
                 sweep.trajectories,
                 sweep.scenarios,
@@ -137,6 +144,11 @@ def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
                 client=client,
                 pack=sweep.pack,
             )
+        judged.check(
+            "see what the judge has answered there, then start again with --retry-unanswered, or "
+            "delete that file to ask for everything anew"
+        )
+        return judged
 
     return asyncio.run(work())
 
@@ -209,14 +221,26 @@ def _is_there(home: Path, need: Requirement) -> bool:
     return manifest.status == "finished" and manifest.config["dialogues_bytes"] == size
 
 
+def _training(cell: Cell) -> str:
+    """The commands that learn from the scores."""
+    config = cell.config
+    if config.level == "dialogue":  # which the default signals leave alone
+        signal = {"signal": "episode-judge"}
+        selector = next_command("train_iql", IQLConfig, cell, **signal)
+        return f"{selector}; {next_command('train_sft', SFTConfig, cell, **signal)}"
+    selector = follow_up(IQLConfig, cell)
+    if selector.signal == "outcome":  # no judge has a say in it
+        selector = dataclasses.replace(selector, judge=None)
+    file = named_file(cell)
+    return f"{command('train_iql', selector, file)}; {next_command('train_sft', SFTConfig, cell)}"
+
+
 JUDGE = Stage(
     config=JudgeConfig,
     script="judge",
     needs=_needs,
     job=_job,
     run=score_sweep,
-    followed_by=lambda cell: "; ".join(
-        command(script, cell) for script in ("train_iql", "train_sft")
-    ),
+    followed_by=_training,
     is_there=_is_there,
 )

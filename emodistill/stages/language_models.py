@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
+from emodistill.configs import (
+    SIMULATED,
+    SIMULATED_MODELS,
+    ApiConfig,
+    DialogueConfig,
+    ExperimentConfig,
+)
 from emodistill.errors import InputError
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
 from emodistill.llm.providers import get_provider
 from emodistill.negotiation.readers import LlmReader
+from emodistill.operating_system import num_connections
 from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
@@ -36,6 +43,13 @@ def model_name(config: ApiConfig, role: str, named: str | None) -> str:
     if config.replay is None:
         provider.read_keys()
     return provider.default_model(role) if named is None else named
+
+
+def default_model(config: ExperimentConfig, role: str) -> str | None:
+    """The model that has a role where none is named; None where one has to be named."""
+    if config.is_simulated:
+        return SIMULATED_MODELS[role]
+    return get_provider(config.provider, base_url=config.base_url).models.get(role)
 
 
 def offer_model(config: DialogueConfig) -> str | None:
@@ -80,10 +94,16 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
             tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+        room = num_connections()
+        if config.concurrency > room:
+            print(
+                f"{name}: --concurrency {config.concurrency} takes more open files than this "
+                f"process may have; {room} calls are in flight at once. ulimit -n 1024 allows more."
+            )
         client = ChatClient(
             get_provider(provider, base_url=base_url),
             keys,
-            max_in_flight=config.concurrency,
+            max_in_flight=min(config.concurrency, room),
             retry=RetryPolicy(timeout_s=config.timeout_s),
             tape=tape,
         )

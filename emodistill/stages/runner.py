@@ -7,17 +7,27 @@ dialogues came from one, the commands that make it are printed instead.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container
+import itertools
+import shlex
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig
+from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig, ApiConfig, RefinementConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.model.processes import agree, is_first, joined
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages.stage import Output, Requirement, Stage, command
+from emodistill.stages.stage import (
+    Output,
+    Requirement,
+    Stage,
+    command,
+    named_file,
+    pasted,
+)
 
 STAGES: dict[str, Stage] = {}
 """Name -> stage; filled by `emodistill.stages`, open to further ones."""
@@ -70,16 +80,94 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
         lacking = [one for one in lacking if one.config.stage in only]
     if not lacking:
         return
-    is_alone = getattr(cell.config, "coordinator", None) is None
     home = cell.config.run / cell.config.domain
+    if only is None and (found := cells_elsewhere(cell)):
+        raise InputError(
+            f"{home}: {', '.join(found)} finished in other cells than the default one. Start this "
+            f"again with {_naming(cell, found)}."
+        )
+    is_alone = getattr(cell.config, "coordinator", None) is None
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
     if not is_alone or not all(_is_all_simulated(one.config) for one in [cell, *lacking]):
-        commands = "\n  ".join(_command(one) for one in lacking)
-        raise InputError(f"{home} lacks {names}. Run first:\n  {commands}")
+        commands, made = _commands(cell, lacking)
+        last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
+        raise InputError("\n  ".join([f"{home} lacks {names}. Run first:", *commands]) + last)
     settings = cell.settings or Settings.preset("quickstart")
     print(f"{home} lacks {names}: made now on the simulator, at the size of {settings.name}.")
     for one in lacking:
         run(one)
+
+
+def _naming(cell: Cell, cells: Mapping[str, str]) -> str:
+    """The flags by which the stage of `cell` finds its cells (stage -> name)."""
+    if isinstance(cell.config, RefinementConfig):
+        return f"--sft-cell {shlex.quote(cells['sft'])}"
+    every = {**getattr(cell.config, "cells", {}), **cells}
+    return f"--cells {shlex.join(itertools.chain.from_iterable(every.items()))}"
+
+
+def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str, str]]:
+    """The commands that make what is lacking, and the cells (stage -> name) that these are in
+    where it isn't the one that is looked for.
+
+    A flag makes a cell of its own, whereas what is made unasked takes the name that is looked for.
+    """
+    commands: list[str] = []
+    made: dict[str, str] = {}
+    file = named_file(cell)
+    for one in lacking:
+        config = one.config
+        if isinstance(config, ApiConfig) and config.is_simulated:
+            provider = _provider_of_sweep(config.run / config.domain)
+            config = dataclasses.replace(config, **provider)
+        if isinstance(config, RefinementConfig) and "sft" in made:
+            config = dataclasses.replace(config, sft_cell=made["sft"])
+        name = pasted(config, file).name
+        if _is_cell(config.stage) and name != one.name:
+            made[config.stage] = name
+        commands.append(command(STAGES[config.stage].script, config, file))
+    return commands, made
+
+
+def _is_cell(stage: str) -> bool:
+    """Whether the stage's output is one of several in its folder (see `Cell.name`)."""
+    return STAGES[stage].is_there is None and not STAGES[stage].own_files
+
+
+def _provider_of_sweep(home: Path) -> dict[str, Any]:
+    """Who has played the sweep of a domain's folder, as its config.yaml has it."""
+    path = home / "sweep/config.yaml"
+    played = Settings.read(path).sections.get("sweep") if path.is_file() else None
+    known = played if isinstance(played, Mapping) else {}
+    return {name: known[name] for name in ("provider", "base_url") if known.get(name) is not None}
+
+
+def cells_elsewhere(cell: Cell) -> dict[str, str]:
+    """Stage -> the finished cell that the command for it has made, where the one that the stage of
+    `cell` looks for is lacking."""
+    found: dict[str, str] = {}
+    file = named_file(cell)  # a user's commands have not started from the quickstart's sizes
+    try:
+        lacking = _lacking(cell._replace(settings=file))
+    except InputError:  # whoever runs the stage is told
+        return found
+    for one in lacking:
+        config = one.config
+        if isinstance(config, RefinementConfig) and "sft" in found:
+            config = dataclasses.replace(config, sft_cell=found["sft"])
+        name = pasted(config, file).name
+        folder = config.run / config.domain / config.stage
+        if _is_cell(config.stage) and name != one.name and name in finished_cells(folder):
+            found[config.stage] = name
+    return found
+
+
+def finished_cells(folder: Path) -> list[str]:
+    """The finished cells in the folder of a stage."""
+    manifests = {
+        path.parent.name: read_manifest(path.parent) for path in folder.glob("*/manifest.json")
+    }
+    return sorted(name for name, one in manifests.items() if one and one.status == "finished")
 
 
 def _lacking(cell: Cell) -> list[Cell]:
@@ -114,7 +202,7 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
         shared[stage.config.student_field] = student
     if cell.settings is not None:
         settings = cell.settings
-    elif student == EMBEDDED and config.is_simulated:
+    elif student == EMBEDDED and _is_all_simulated(config):
         settings = Settings.preset("quickstart")
     else:
         settings = Settings()
@@ -132,15 +220,3 @@ def _is_all_simulated(config: Any) -> bool:
         else manifest.config.get("counterparty") in SIMULATED
     )
     return config.is_simulated and was_simulated
-
-
-def _command(cell: Cell) -> str:
-    """The command that runs the stage of `cell`."""
-    config = cell.config
-    names = ["run", "domain", "seed", "provider", "base_url"]
-    if config.student_field is not None:
-        names.append(config.student_field)
-    given = {name: getattr(config, name) for name in names}
-    usual = (cell.settings or Settings()).config(type(config), **given).identity()
-    flags = {name: value for name, value in config.identity().items() if value != usual[name]}
-    return command(STAGES[config.stage].script, cell, flags)

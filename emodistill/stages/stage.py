@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from emodistill.configs import DEFAULT_CELL, DEFAULT_RUN, EMBEDDED, Config
+from emodistill.configs import DEFAULT_CELL, Config
 from emodistill.runs import Job, Result
-from emodistill.settings import Cell
+from emodistill.settings import Cell, Settings
+
+C = TypeVar("C", bound=Config)
 
 
 class Requirement(NamedTuple):
@@ -58,31 +62,65 @@ class Stage:
     """The settings to finish an interrupted run of the stage with."""
 
 
-def command(script: str, cell: Cell, flags: Mapping[str, Any] | None = None) -> str:
-    """A command that goes on in the run of `cell`, with its file, provider and student.
+def named_file(cell: Cell) -> Settings:
+    """What a printed command starts from: the file that the user has named, or the defaults."""
+    settings = cell.settings
+    return Settings() if settings is None or settings.path is None else settings
+
+
+def pasted(config: Config, file: Settings) -> Cell:
+    """The cell that the command line of `config` makes: it is named relative to the file."""
+    field = config.student_field
+    student = {} if field is None else {field: getattr(config, field)}
+    return Cell(config, file.config(type(config), **student), file)
+
+
+def command(script: str, config: Config, file: Settings) -> str:
+    """The command line that gives a script these settings.
 
     Args:
-      flags: further settings, by their names.
+      file: what it starts from; whatever `config` has otherwise becomes a flag.
     """
-    config = cell.config
-    path = None if cell.settings is None else cell.settings.path
-    given: dict[str, Any] = {"config": path} | {
-        name: getattr(config, name)
-        for name, default in (("run", DEFAULT_RUN), ("domain", "crad"), ("seed", 0))
-        if getattr(config, name) != default
-    }
-    if not config.is_simulated:
-        given |= {"provider": config.provider, "base_url": config.base_url}
-    if config.student_field is not None and script != "train_iql":
-        student = getattr(config, config.student_field)
-        flag = "model" if script.startswith("train_") else "student"
-        given |= {} if student == EMBEDDED else {flag: student}
-    words = [f"python scripts/{script}.py"]
-    for name, value in (given | dict(flags or {})).items():
-        if value is None or value is False:
+    words = ["python", f"scripts/{script}.py"]
+    if file.path is not None:
+        words += ["--config", str(file.path)]
+    alone, with_student = file.config(type(config)), pasted(config, file).base
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        usual = alone if field.name == config.student_field else with_student
+        if value == getattr(usual, field.name):
             continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", *itertools.chain.from_iterable(value.items())]
+        else:
             values = value if isinstance(value, tuple) else (value,)
-            words += [shlex.quote(str(one)) for one in values]
-    return " ".join(words)
+            words += [f"--{flag}", *map(str, values)]
+    return shlex.join(words)
+
+
+def next_command(script: str, kind: type[Config], cell: Cell, **changes: Any) -> str:
+    """The command of a script that goes on in the run of `cell`."""
+    file = named_file(cell)
+    return command(script, follow_up(kind, cell, **changes), file)
+
+
+def follow_up(kind: type[C], cell: Cell, **changes: Any) -> C:
+    """The settings with which a stage goes on in the run of `cell`.
+
+    What the command line of `cell` has changed holds for it too, where it has such a setting; what
+    the file says stays the file's matter.
+    """
+    config, file = cell.config, named_file(cell)
+    own = {field.name: field.default for field in dataclasses.fields(config)}
+    own |= file.values(type(config))
+    names = {field.name for field in dataclasses.fields(kind)}
+    given = {name: getattr(config, name) for name in ("run", "domain") if name in names}
+    for name in ("seed", "provider", "base_url", "judge", "prompt_pack", "quantize"):
+        if name in names and name in own and getattr(config, name) != own[name]:
+            given[name] = getattr(config, name)
+    if kind.student_field is not None and config.student_field is not None:
+        given[kind.student_field] = getattr(config, config.student_field)
+    return file.config(kind, **given | changes)

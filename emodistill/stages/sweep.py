@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from typing import NamedTuple
 
-from emodistill.configs import SweepConfig
+from emodistill.configs import JudgeConfig, SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.domains.scenario import Scenario
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
@@ -15,8 +15,14 @@ from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
-from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
-from emodistill.stages.stage import Stage, command
+from emodistill.stages.language_models import (
+    default_model,
+    model_name,
+    offer_model,
+    offer_reader,
+    open_client,
+)
+from emodistill.stages.stage import Stage, command, follow_up, named_file
 
 
 class _SweepDetails(NamedTuple):
@@ -81,6 +87,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 reader=offer_reader(client, details.reader, config),
                 num_dialogues=num_dialogues,
             )
+        swept.check("see why, and start again")
         return Result(
             swept.summary,
             swept.cost_usd,
@@ -100,13 +107,21 @@ def _resumed(config: SweepConfig) -> SweepConfig:
     return dataclasses.replace(config, **sizes)
 
 
+def _judging(cell: Cell) -> str:
+    """The command that scores what has just been played."""
+    judge = follow_up(JudgeConfig, cell)
+    if judge.judge is None and default_model(judge, "judge") is None:
+        judge = dataclasses.replace(judge, judge=cell.config.model)  # served there for certain
+    return command("judge", judge, named_file(cell))
+
+
 SWEEP = Stage(
     script="sweep",
     config=SweepConfig,
     needs=lambda config: (),
     job=_job,
     run=play_sweep,
-    followed_by=lambda cell: command("judge", cell),
+    followed_by=_judging,
     own_files=(TRAJECTORIES, SCENARIOS),
     resumed=_resumed,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,6 @@ def plan(cell: Cell) -> Path:
     print(f"plan: {config.domain}\n{expected.text}")
     print(
         f"plan: forecast in {out}; go on with python scripts/sweep.py --config "
-        f"{out.with_name('config.yaml')}"
+        f"{shlex.quote(str(out.with_name('config.yaml')))}"
     )
     return out

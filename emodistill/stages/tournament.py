@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 
-from emodistill.configs import EMBEDDED, TournamentConfig
+from emodistill.configs import EMBEDDED, ReportConfig, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
@@ -23,7 +23,7 @@ from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages.evaluation import play
 from emodistill.stages.runner import prepare, run
-from emodistill.stages.stage import Output
+from emodistill.stages.stage import Output, next_command
 
 
 def tournament(config: TournamentConfig, settings: Settings | None = None) -> Output:
@@ -77,4 +77,4 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
             f"{', '.join(failed)}. Start again to try them again."
         )
     directory = config.run / config.domain / "tournament"
-    return Output(directory, f"python scripts/report.py --run {config.run}")
+    return Output(directory, next_command("report", ReportConfig, Cell(config, None, settings)))

@@ -13,6 +13,7 @@ from emodistill.configs import (
     AdapterConfig,
     ALoLConfig,
     DPOConfig,
+    EvaluateConfig,
     IQLConfig,
     JPOConfig,
     RefinementConfig,
@@ -25,7 +26,16 @@ from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
-from emodistill.stages.stage import Requirement, Stage, command
+from emodistill.stages.language_models import default_model
+from emodistill.stages.runner import cells_elsewhere, finished_cells
+from emodistill.stages.stage import (
+    Requirement,
+    Stage,
+    command,
+    follow_up,
+    named_file,
+    next_command,
+)
 from emodistill.train.metrics_log import METRICS
 
 
@@ -86,7 +96,8 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
     if manifest is None or manifest.status != "finished":
         raise InputError(
             f"{sft_dir} holds no finished SFT adapter. Train it with "
-            f"{command('train_sft', cell)}, or name another with --sft-cell."
+            f"{next_command('train_sft', SFTConfig, cell)}, or name another with --sft-cell: "
+            f"{', '.join(finished_cells(sft_dir.parent)) or 'there is none yet'}."
         )
     if manifest.config["emotion_free"] != config.emotion_free:
         raise InputError(
@@ -102,8 +113,17 @@ def _evaluation(cell: Cell) -> str:
     is_refined = isinstance(config, RefinementConfig) and not config.starts_from_base
     trained = f"sft+{stage}" if is_refined or stage not in ("iql", "sft", "jpo") else stage
     method = f"free-{trained}" if getattr(config, "emotion_free", False) else f"iql+{trained}"
-    flags = {} if cell.name == DEFAULT_CELL else {"cells": (stage, cell.name)}
-    return command("evaluate", cell, {"method": "iql" if stage == "iql" else method, **flags})
+    changes = {"method": "iql" if stage == "iql" else method, "cells": {stage: cell.name}}
+    playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
+    if not playing.is_simulated:  # a provider without models of its own has those of the sweep
+        swept = read_manifest(config.run / config.domain / "sweep")
+        for role, name in (("counterparty", "counterparty"), ("focal", "model")):
+            if getattr(playing, name) is None and default_model(playing, role) is None and swept:
+                playing = dataclasses.replace(playing, **{name: swept.config.get(name)})
+    others = cells_elsewhere(Cell(playing, None, cell.settings))
+    return command(
+        "evaluate", dataclasses.replace(playing, cells={**playing.cells, **others}), file
+    )
 
 
 def _train_selector(job: Job) -> Result:

@@ -57,6 +57,6 @@ def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
             run_study(study, settings)
     page = report(settings.config(ReportConfig, **shared))
     minutes, seconds = divmod(round(time.monotonic() - started_s), 60)
-    print(f"\n{(page.parent / 'table-1.md').read_text()}")
+    print(f"\n{(page.parent / 'table-1.md').read_text(encoding='utf-8')}")
     print(f"Done in {minutes} min {seconds} s. Open {page} in a browser.", flush=True)
     return page

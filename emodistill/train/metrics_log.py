@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from emodistill.errors import InputError
 from emodistill.files import replacing
+from emodistill.jsonl import is_gone
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -25,7 +27,7 @@ class MetricsLog:
     """
 
     def __init__(self, cell_dir: Path, *, num_steps: int, is_writer: bool = True) -> None:
-        path = cell_dir / METRICS
+        self._path = path = cell_dir / METRICS
         lines = _lines_until(path, num_steps)
         self.last = {key: value for key, value in (lines or [{}])[-1].items() if key != "step"}
         self._writers: tuple[TextIO, SummaryWriter] | None = None
@@ -34,14 +36,20 @@ class MetricsLog:
         from tensorboardX import SummaryWriter  # imports protobuf, which only a writer needs
 
         with replacing(path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         board = SummaryWriter(str(cell_dir / "tensorboard"), purge_step=num_steps + 1)
-        self._writers = path.open("a", buffering=1), board
+        self._writers = path.open("a", buffering=1, encoding="utf-8"), board
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of `step`, counted from 1."""
         if self._writers is not None:
             file, board = self._writers
+            if is_gone(file.fileno(), self._path):
+                raise InputError(
+                    f"{self._path} was deleted or moved while this training was writing to it, and "
+                    f"with it whatever was beside it before step {step:,}. Put it back if it was "
+                    "moved; start again to make what is missing."
+                )
             file.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 board.add_scalar(name, value, step)

@@ -61,7 +61,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         (networks,) = train_iql(transitions, [config], report=report)
     save_selector(directory, networks)
     support = support_map(networks, transitions, seed=config.seed)
-    (directory / SUPPORT).write_text(json.dumps(support) + "\n")
+    (directory / SUPPORT).write_text(json.dumps(support) + "\n", encoding="utf-8")
     return SelectorResult(
         fitted_q=estimated_values(networks, transitions, config),
         unsupported=support["unsupported"],
