@@ -335,24 +335,24 @@ def _read_bare(text: str, start: int, domain: Domain) -> _Hit | None:
 
 def _whole(text: str, start: int, hit: _Hit | None, domain: Domain) -> _Hit | None:
     """The hit at `start`, if it covers its number to both sides; else what can be said of all."""
-    is_word = hit is not None and isinstance(hit.what, str)
-    run = (_PATTERNS.glued if is_word else _PATTERNS.spaced).match(text, start)
+    mention = hit.what if hit and isinstance(hit.what, Mention) else None
+    run = (_PATTERNS.spaced if mention or hit is None else _PATTERNS.glued).match(text, start)
     if run and run.end() > (hit.end if hit else start):
-        return _unread(text, start, run.end(), hit, domain)
-    if hit is None or is_word:
+        return _unread(text, start, run.end(), is_offer=mention is not None, domain=domain)
+    if hit is None or mention is None:
         return hit
-    mention = hit.what
-    if _PATTERNS.goes_on.match(text, hit.end) or _PATTERNS.tail_of.search(
-        text, max(0, start - _WINDOW), start
-    ):
+    window = max(0, start - _WINDOW), start
+    if _PATTERNS.goes_on.match(text, hit.end) or _PATTERNS.tail_of.search(text, *window):
         mention = mention._replace(value=None)
     return hit._replace(what=mention)
 
 
-def _unread(text: str, start: int, end: int, hit: _Hit | None, domain: Domain) -> _Hit:
-    """Digits from `start` to `end` that can't be read: an offer all the same, with a unit of it."""
+def _unread(text: str, start: int, end: int, *, is_offer: bool, domain: Domain) -> _Hit:
+    """Digits from `start` to `end` that can't be read: an offer all the same, with a unit of it.
+
+    Without one, they are an offer where a part of them would have been (`is_offer`).
+    """
     is_clock = domain.clock_origin_h is not None
-    is_offer = hit is not None and isinstance(hit.what, Mention)
     if is_clock and (half_day := _PATTERNS.half_day_of_unread.match(text, end)):
         return _Hit(Mention(None), half_day.end())
     if unit := _PATTERNS.unit_of_unread.match(text, end):
