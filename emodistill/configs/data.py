@@ -90,6 +90,8 @@ class ImportConfig(Config):
     """The folder of the experiment."""
     domain: DomainName = "crad"
     """Which of the four negotiation domains."""
+    prompt_pack: Path | None = None
+    """The pack whose prompts the scenarios will fill; the built-in one if left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -220,7 +220,8 @@ def _held_out(path: Path, split: str) -> list[Scenario]:
     if not scenarios:
         flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
         raise InputError(
-            f"{path}: no scenario has split={split!r}; sweep with {flag} into a new --run."
+            f"{path}: no scenario has split={split!r}. Sweep into a new --run with {flag}; where "
+            f"your own scenarios name their split, give it to some of them instead."
         )
     return scenarios
 

@@ -48,7 +48,7 @@ def _job(cell: Cell) -> Job:
     path = judge_path(home / "judge", name)
     manifest = f"{path.stem}.{config.level}.manifest.json"  # each level of judging has one
     existing = read_manifest(path.parent, manifest) if path.is_file() else None
-    sweep = read_sweep(home, pack)
+    sweep = read_sweep(home, pack, prompted=("judge",))
     judged = _judged_part(home / TRAJECTORIES, existing)
     num_dialogues = len(sweep.trajectories)
     return Job(

@@ -121,7 +121,27 @@ def _train_selector(job: Job) -> Result:
             f"turns of the data behind them ({job.directory / SUPPORT}); play more seeds, or lower "
             "--advantage-scale."
         )
-    return Result(f"selector in {job.directory}", summary=trained._asdict())
+    left_out = _listed(
+        (trained.num_without_emotion, "turns without an emotion"),
+        (trained.num_without_reward, "turns without a score"),
+        (trained.num_truncated_turns, f"turns of {trained.num_truncated:,} dialogues cut short"),
+        (trained.num_without_decision, "dialogues without any emotion"),
+        (trained.num_held_out, "dialogues of held-out scenarios"),
+        (len(trained.left_out_scenarios), "scenarios for too few scores"),
+    )
+    text = f"{trained.num_transitions:,} of {trained.num_turns:,} turns learned from{left_out}"
+    if trained.num_early_ends:
+        text += (
+            f"; {trained.num_early_ends:,} dialogues end in a turn without an emotion, and their "
+            "outcome counts for the last turn with one"
+        )
+    return Result(f"{text}; selector in {job.directory}", summary=trained._asdict())
+
+
+def _listed(*counts: tuple[int, str]) -> str:
+    """What was left out, as the end of a clause; nothing where all counts are 0."""
+    parts = [f"{count:,} {what}" for count, what in counts if count]
+    return f" (left out: {', '.join(parts)})" if parts else ""
 
 
 def train_adapter_stage(job: Job, objective: Any = None) -> Result:
@@ -129,19 +149,25 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     from emodistill.train.adapter_training import train_adapter  # JAX
 
     config, details = job.cell.config, job.details
+    home = config.run / config.domain
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     trained = train_adapter(
         config,
-        read_sweep(config.run / config.domain, details.pack, details.scores),
+        read_sweep(home, details.pack, details.scores, prompted=("focal",)),
         cell_dir=job.directory,
         sft_adapter=details.sft_adapter,
         objective=objective,
     )
-    left_out = len(trained.left_out_scenarios)
-    note = f", {left_out:,} scenarios left out for too few scores" if left_out else ""
+    left_out = _listed(
+        (trained.num_without_signal, "turns without a score"),
+        (trained.num_dropped, "turns that don't fit"),
+        (trained.num_held_out, "dialogues of held-out scenarios"),
+        (len(trained.left_out_scenarios), "scenarios for too few scores"),
+    )
     return Result(
-        f"{trained.num_steps} steps on {trained.num_samples:,} turns{note}; adapter in {job.path}",
+        f"{trained.num_steps} steps on {trained.num_samples:,} of {trained.num_turns:,} "
+        f"turns{left_out}; adapter in {job.path}",
         summary=trained._asdict(),
     )
 
