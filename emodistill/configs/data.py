@@ -39,6 +39,9 @@ class DialogueConfig(ApiConfig):
     """`llm` asks a language model which figure each utterance puts forward."""
     reader: str | None = None
     """The language model that reads offers, with --offer-reader llm."""
+    keep_unread: bool = setting(False, operational=True)
+    """Go on although most utterances carry no readable offer, or most offers lie far outside target
+    and anchor."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
 

@@ -205,7 +205,9 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
                 label=job.name,
                 reader=offer_reader(client, details.reader),
             )
-        return Result(played.summary, played.cost_usd, is_complete=played.is_complete)
+        return Result(
+            played.summary, played.cost_usd, played.shares, is_complete=played.is_complete
+        )
 
     return asyncio.run(work())
 

@@ -95,7 +95,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
         return Result(
             swept.summary,
             swept.cost_usd,
-            {"split": {name: len(part) for name, part in split._asdict().items()}},
+            {"split": {name: len(part) for name, part in split._asdict().items()}} | swept.shares,
             is_complete=swept.is_complete,
             is_part=num_dialogues is not None,
         )
