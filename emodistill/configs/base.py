@@ -79,6 +79,14 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def data_from() -> Any:
+    """The field `data_from` of a stage that reads a sweep and its scores.
+
+    Operational: manifests name the files that were read, wherever they are.
+    """
+    return setting(None, operational=True)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition`."""
     if not condition:
@@ -148,6 +156,11 @@ class ExperimentConfig(Config):
     def is_simulated(self) -> bool:
         """Whether no real language model was asked for."""
         return self.provider in (None, "simulator") and self.base_url is None
+
+    @property
+    def data_run(self) -> Path:
+        """The run whose sweep and scores are read."""
+        return getattr(self, "data_from", None) or self.run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

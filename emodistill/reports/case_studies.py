@@ -37,7 +37,7 @@ def cases_markdown(data: RunData) -> str | None:
 def _of_domain(domain: str, data: RunData) -> list[str]:
     sweep = data.records("sweep", domain=domain)
     scores = scores_by_turn(data.judgements.get(domain, ()))
-    cap = max_turns(data.run_dir / domain)
+    cap = max_turns(data.data_dir / domain)
     parts: list[str] = []
 
     def add(title: str, why: str, case, show) -> None:

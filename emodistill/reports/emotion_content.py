@@ -59,7 +59,7 @@ def selector_matches(data: RunData) -> TableContent:
             dialogues,
             scores_by_turn(data.judgements[domain]),
             functools.partial(selector.choose, rng=rng),
-            max_turns=max_turns(data.run_dir / domain),
+            max_turns=max_turns(data.data_dir / domain),
             n_resamples=data.resampling.num_resamples,
             seed=data.resampling.seed,
         )
@@ -80,7 +80,7 @@ def shifted_features(data: RunData) -> TableContent:
         swept = data.records("sweep", domain=domain)
         played = data.records("evaluation", domain=domain, label=FULLY_TRAINED)
         if any(t.focal_turns for t in played):
-            shifts = state_shift(swept, played, max_turns=max_turns(data.run_dir / domain))
+            shifts = state_shift(swept, played, max_turns=max_turns(data.data_dir / domain))
             rows += [{"block": domain, **shift._asdict()} for shift in shifts[:NUM_SHIFTS]]
     return TableContent(rows)
 

@@ -132,13 +132,14 @@ def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
     return asyncio.run(work())
 
 
-def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path:
+def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path, scenarios: Path) -> Path:
     """Score the focal turns of dialogues that were played in a match; the judge's file.
 
     What is scored there is not asked again.
 
     Args:
       directory: where the judge's file goes.
+      scenarios: the file of those that were played.
 
     Raises:
       StoppedError: stopped before the end.
@@ -147,7 +148,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
     path = judge_path(directory, name)
     played = SweepData(
         read_trajectories(dialogues),
-        read_scenarios(config.run / config.domain / SCENARIOS),
+        read_scenarios(scenarios),
         scores={},
         pack=load_pack(config.prompt_pack),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container
+from pathlib import Path
 from typing import Any
 
 from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig
@@ -71,9 +72,14 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
     if not lacking:
         return
     is_alone = getattr(cell.config, "coordinator", None) is None
-    home = cell.config.run / cell.config.domain
+    home = lacking[0].config.run / cell.config.domain
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
-    if not is_alone or not all(_is_all_simulated(one.config) for one in [cell, *lacking]):
+    is_elsewhere = any(one.config.run != cell.config.run for one in lacking)
+    if (
+        not is_alone
+        or is_elsewhere
+        or not all(_is_all_simulated(one.config) for one in [cell, *lacking])
+    ):
         commands = "\n  ".join(_command(one) for one in lacking)
         raise InputError(f"{home} lacks {names}. Run first:\n  {commands}")
     settings = cell.settings or Settings.preset("quickstart")
@@ -88,7 +94,7 @@ def _lacking(cell: Cell) -> list[Cell]:
     lacking: list[Cell] = []
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
-        home = config.run / (need.domain or config.domain)
+        home = _run_of(need, config) / (need.domain or config.domain)
         if stage.is_there is not None:
             is_there = stage.is_there(home, need)
         else:
@@ -106,8 +112,11 @@ def _lacking(cell: Cell) -> list[Cell]:
 def required_cell(cell: Cell, need: Requirement) -> Cell:
     """The cell that meets what the stage of `cell` needs; nothing is made yet."""
     config, stage = cell.config, STAGES[need.stage]
-    names = ("run", "seed", "provider", "base_url", *stage.inherits)
+    names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    shared["run"] = _run_of(need, config)
+    if hasattr(stage.config, "data_from"):
+        shared["data_from"] = config.data_from
     shared["domain"] = need.domain or config.domain
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:
@@ -122,9 +131,14 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
 
 
+def _run_of(need: Requirement, config: Any) -> Path:
+    """The run that what a stage needs is in."""
+    return config.data_run if need.stage in ("sweep", "judge") else config.run
+
+
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
-    home = config.run / config.domain
+    home = config.data_run / config.domain
     manifest = read_manifest(home / "sweep")
     was_simulated = (
         not (home / TRAJECTORIES).is_file()

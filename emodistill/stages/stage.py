@@ -71,6 +71,8 @@ def command(script: str, cell: Cell, flags: Mapping[str, Any] | None = None) -> 
         for name, default in (("run", DEFAULT_RUN), ("domain", "crad"), ("seed", 0))
         if getattr(config, name) != default
     }
+    if script not in ("sweep", "judge"):
+        given["data_from"] = getattr(config, "data_from", None)
     if not config.is_simulated:
         given |= {"provider": config.provider, "base_url": config.base_url}
     if config.student_field is not None and script != "train_iql":
