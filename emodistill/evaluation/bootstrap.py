@@ -37,6 +37,12 @@ class Interval(NamedTuple):
     high: float
 
 
+def interval_ends(name: str, values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    """`<name>_low` and `<name>_high`, as a row holds an interval that ends in these two."""
+    *_, low, high = values
+    return {f"{name}_low": scale * float(low), f"{name}_high": scale * float(high)}
+
+
 def bootstrap_ci(values: Values, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean of `values` with a percentile interval over resamples of them.
 

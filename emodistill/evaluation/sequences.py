@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emodistill.emotions import EMOTION_INDEX
+from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval, clustered_ci
 from emodistill.evaluation.metrics import dialogue_utility
@@ -29,22 +29,7 @@ from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_frac
 from emodistill.records import Outcome, Trajectory
 
 
-class EmotionSequence(NamedTuple):
-    """Two emotions in consecutive focal turns, and how the dialogues with them end."""
-
-    first: str
-    second: str
-    num_dialogues: int
-    num_accepted: int
-    utility: float
-    """Mean savings with failures counted as 0."""
-    outcomes: float
-    """Mean savings over the successes; NaN without one."""
-
-
-def top_sequences(
-    trajectories: Sequence[Trajectory], *, min_dialogues: int = 3
-) -> list[EmotionSequence]:
+def top_sequences(trajectories: Sequence[Trajectory], *, min_dialogues: int = 3) -> pd.DataFrame:
     """Two-step emotion sequences by utility, then by number of dialogues (Table 16).
 
     A dialogue counts once for each sequence in it, however often it comes; a focal turn without an
@@ -52,31 +37,33 @@ def top_sequences(
 
     Args:
       min_dialogues: rarer sequences are left out.
+
+    Returns:
+      A line a sequence: `first`, `second`, `num_dialogues`, `num_accepted`, `utility` (mean savings
+      with failures counted as 0) and `outcomes` (over the successes; NaN without one).
     """
-    utilities: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-    for trajectory in trajectories:
-        emotions = [turn.emotion for turn in trajectory.focal_turns]
-        ending = dialogue_utility(trajectory), trajectory.outcome == "accepted"
-        pairs = {(a, b) for a, b in itertools.pairwise(emotions) if a is not None and b is not None}
-        for pair in pairs:
-            utilities.setdefault(pair, []).append(ending)
-    rows = []
-    for (first, second), endings in utilities.items():
-        if len(endings) >= min_dialogues:
-            won = [utility for utility, is_accepted in endings if is_accepted]
-            # fsum: the order of the dialogues must not decide between equal means
-            utility = math.fsum(won) / len(endings)
-            outcomes = math.fsum(won) / len(won) if won else math.nan
-            rows.append(EmotionSequence(first, second, len(endings), len(won), utility, outcomes))
-    return sorted(
-        rows,
-        key=lambda row: (
-            -row.utility,
-            -row.num_dialogues,
-            EMOTION_INDEX[row.first],
-            EMOTION_INDEX[row.second],
-        ),
+    vocabulary = pd.CategoricalDtype(EMOTIONS)
+    rows = [
+        (*pair, dialogue_utility(trajectory), trajectory.outcome == "accepted")
+        for trajectory in trajectories
+        for pair in {*itertools.pairwise(turn.emotion for turn in trajectory.focal_turns)}
+    ]
+    frame = pd.DataFrame(rows, columns=["first", "second", "utility", "is_accepted"])
+    sequences = (
+        frame.astype({"first": vocabulary, "second": vocabulary})
+        .groupby(["first", "second"], observed=True)
+        # fsum: the order of the dialogues must not decide between equal means
+        .agg(
+            num_dialogues=("utility", "size"),
+            num_accepted=("is_accepted", "sum"),
+            won=("utility", math.fsum),
+        )
+        .query("num_dialogues >= @min_dialogues")
+        .reset_index()
     )
+    sequences["utility"] = sequences.won / sequences.num_dialogues
+    sequences["outcomes"] = sequences.won / sequences.num_accepted
+    return sequences.sort_values(["utility", "num_dialogues"], ascending=False)
 
 
 class MatchRate(NamedTuple):
@@ -131,26 +118,20 @@ def match_rates(
     ]
 
 
-class FeatureShift(NamedTuple):
-    """One feature of the state, in the sweep and at evaluation."""
-
-    feature: str
-    distance: float
-    """Kolmogorov–Smirnov's: the largest gap between the distribution functions, 0 to 1."""
-    sweep_mean: float
-    evaluation_mean: float
-
-
 def state_shift(
     sweep: Sequence[Trajectory],
     evaluation: Sequence[Trajectory],
     *,
     max_turns: int = 30,
-) -> list[FeatureShift]:
+) -> pd.DataFrame:
     """How far the states met at evaluation are from the sweep's, feature by feature, widest first.
 
     States before focal turns, as selectors see them. There is no p-value, since states of one
     dialogue depend on each other.
+
+    Returns:
+      A line a feature: `feature`, `distance` (Kolmogorov–Smirnov's: the largest gap between the
+      distribution functions, 0 to 1), `sweep_mean` and `evaluation_mean`.
 
     Raises:
       InputError: a side has no focal turn.
@@ -165,9 +146,10 @@ def state_shift(
         if not states:
             raise InputError(f"{name}: {len(trajectories)} dialogues without a focal turn.")
         sides.append(np.stack(states).astype(np.float64))
-    rows = []
-    for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True):
-        test = stats.ks_2samp(ours, theirs, method="asymp")
-        distance = float(test.statistic)  # type: ignore[attr-defined]
-        rows.append(FeatureShift(name, distance, float(ours.mean()), float(theirs.mean())))
-    return sorted(rows, key=lambda row: -row.distance)
+    shifts = [
+        (name, stats.ks_2samp(ours, theirs, method="asymp")[0], ours.mean(), theirs.mean())
+        for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True)
+    ]
+    columns = ["feature", "distance", "sweep_mean", "evaluation_mean"]
+    frame = pd.DataFrame(shifts, columns=columns)
+    return frame.sort_values("distance", ascending=False, kind="stable")

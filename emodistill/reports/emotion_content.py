@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from emodistill.evaluation.bootstrap import interval_ends
 from emodistill.evaluation.comparisons import emotion_tests
 from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
 from emodistill.offline.judging import scores_by_turn
@@ -11,7 +12,6 @@ from emodistill.offline.run_files import max_turns
 from emodistill.reports import paper
 from emodistill.reports.labels import FULLY_TRAINED, PAPER_DOMAIN, in_order
 from emodistill.reports.recipe import TableContent
-from emodistill.reports.results import interval
 from emodistill.reports.run_data import RunData
 from emodistill.seeding import stream
 from emodistill.selectors import IQLSelector
@@ -35,14 +35,13 @@ def emotion_sequences(data: RunData) -> TableContent:
         listed = paper.tables()["16"].get(domain, {})
         theirs = [f"{pair} ({n}, {value:.2f})" for pair, (n, value) in listed.items()]
         ours = top_sequences(data.records("sweep", domain=domain))[:NUM_SEQUENCES]
-        for rank, sequence in enumerate(ours):
-            name = f"{sequence.first} → {sequence.second}"
-            row = sequence._asdict() | {"block": domain, "sequence": name}
+        for rank, row in enumerate(ours.to_dict("records")):
+            name = f"{row['first']} → {row['second']}"
             if rank < len(theirs):
                 row["paper"] = theirs[rank]
             if name in listed:
-                row["less"] = sequence.utility - listed[name][1]
-            rows.append(row)
+                row["less"] = row["utility"] - listed[name][1]
+            rows.append({"block": domain, "sequence": name} | row)
     return TableContent(rows, players_of=frame)
 
 
@@ -67,7 +66,7 @@ def selector_matches(data: RunData) -> TableContent:
             group._asdict()
             | {"block": domain, "rate": 100 * group.rate.mean}
             | {"published": PAPER_MATCH_RATES.get((domain, group.group))}
-            | interval("interval", group.rate, 100)
+            | interval_ends("interval", group.rate, 100)
             for group in rates
         ]
     return TableContent(rows)
@@ -81,7 +80,7 @@ def shifted_features(data: RunData) -> TableContent:
         played = data.records("evaluation", domain=domain, label=FULLY_TRAINED)
         if any(t.focal_turns for t in played):
             shifts = state_shift(swept, played, max_turns=max_turns(data.run_dir / domain))
-            rows += [{"block": domain, **shift._asdict()} for shift in shifts[:NUM_SHIFTS]]
+            rows += shifts[:NUM_SHIFTS].assign(block=domain).to_dict("records")
     return TableContent(rows)
 
 
@@ -89,10 +88,7 @@ def emotions_against_neutral(data: RunData) -> TableContent:
     """Each emotion against neutral (Appendix B)."""
     frame = data.played_in("study", study="emotions")
     rows = [
-        test._asdict()
-        | {"block": domain, "difference": test.difference.mean}
-        | interval("interval", test.difference)
-        | interval("welch", test.welch)
+        {"block": domain} | test
         for domain in in_order(frame.domain.unique())
         for test in emotion_tests(
             list(frame.dialogue[frame.domain == domain]),

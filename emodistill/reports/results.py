@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from emodistill.configs import METHODS
-from emodistill.evaluation.bootstrap import bootstrap_ci, clustered_ci, paired_difference_ci
+from emodistill.evaluation.bootstrap import (
+    bootstrap_ci,
+    clustered_ci,
+    interval_ends,
+    paired_difference_ci,
+)
 from emodistill.evaluation.comparisons import (
     holm,
     paired_p_value,
@@ -126,11 +131,11 @@ def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list
                 "num_successes": len(outcomes),
                 "success": 100 * group.success.mean(),
                 **mean_std("outcomes", outcomes),
-                **interval("interval", bootstrap_ci(outcomes, *resampling)),
-                **interval("clustered", clustered_ci(outcomes, of_outcomes, *resampling)),
+                **interval_ends("interval", bootstrap_ci(outcomes, *resampling)),
+                **interval_ends("clustered", clustered_ci(outcomes, of_outcomes, *resampling)),
                 **mean_std("utility", utility),
-                **interval("utility_ci", bootstrap_ci(utility, *resampling)),
-                **interval("utility_clustered", clustered_ci(utility, scenarios, *resampling)),
+                **interval_ends("utility_ci", bootstrap_ci(utility, *resampling)),
+                **interval_ends("utility_clustered", clustered_ci(utility, scenarios, *resampling)),
                 **mean_std("rounds", group.rounds),
                 "in_bounds": 100 * group.dialogue.map(in_bounds).explode().astype(float).mean(),
             }
@@ -141,12 +146,6 @@ def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list
 def mean_std(name: str, values: pd.Series) -> dict[str, Any]:
     """`<name>` and `<name>_std`: mean and population standard deviation, NaN without values."""
     return {name: values.mean(), f"{name}_std": values.std(ddof=0)}
-
-
-def interval(name: str, values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """`<name>_low` and `<name>_high` of an interval that ends in these two."""
-    *_, low, high = values
-    return {f"{name}_low": scale * low, f"{name}_high": scale * high}
 
 
 def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:
@@ -183,7 +182,7 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
         "num_scenarios": len(deltas),
         "baseline_mean": 100 * theirs.utility[theirs.scenario_id.isin(ours.scenario_id)].mean(),
         "difference": ci.mean,
-        **interval("interval", ci),
+        **interval_ends("interval", ci),
         "reading": "higher" if ci.low > 0 else "lower" if ci.high < 0 else "unclear",
         "p": paired_p_value(deltas, *resampling),
         "num_needed": scenarios_needed(deltas, EFFECT_POINTS, POWER)

@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 
 from emodistill.configs import EMBEDDED, TournamentConfig
+from emodistill.evaluation.bootstrap import interval_ends
 from emodistill.evaluation.ratings import Bout, bradley_terry
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.reports import paper
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN, in_order
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.report_table import TableColumn
-from emodistill.reports.results import interval, mean_std
+from emodistill.reports.results import mean_std
 from emodistill.reports.run_data import RunData
 
 
@@ -63,7 +64,7 @@ def strengths(data: RunData) -> TableContent:
         scores = played.utility.where(played.success, 0.5)
         bouts = map(Bout, played.label, played.opponent, scores, played.scenario_id)
         rows += [
-            rating._asdict() | {"block": domain} | interval("interval", (rating.low, rating.high))
+            rating._asdict() | {"block": domain} | interval_ends("interval", (rating.low, rating.high))
             for rating in bradley_terry(list(bouts), *data.resampling)
         ]
     return TableContent(rows, notes=_caveats(frame))

@@ -39,14 +39,12 @@ def stability(data: RunData) -> TableContent:
         stage, title = curve.stage, DOMAIN_TITLES[curve.domain]
         name = title if label == stage else f"{title}, {label}"
         try:
-            ended = stability_row(stage, curve.metrics)
+            row = stability_row(stage, curve.metrics)
         except InputError:
             missing.append(f"{stage} of {name}, which has logged nothing yet")
             continue
-        row = ended._asdict() | {"block": STAGE_TITLES[stage], "run": name}
-        for key, quarter in zip(("control", "ratio"), ended.controls, strict=False):
-            row |= {key: quarter.median, f"{key}_std": quarter.mad}
-        rows.append(row | {"published": paper.numbers("table-15", curve.domain, label)})
+        published = paper.numbers("table-15", curve.domain, label)
+        rows.append({"block": STAGE_TITLES[stage], "run": name, "published": published} | row)
     return TableContent(rows, missing=missing)
 
 
