@@ -64,7 +64,9 @@ def strengths(data: RunData) -> TableContent:
         scores = played.utility.where(played.success, 0.5)
         bouts = map(Bout, played.label, played.opponent, scores, played.scenario_id)
         rows += [
-            rating._asdict() | {"block": domain} | interval_ends("interval", (rating.low, rating.high))
+            rating._asdict()
+            | {"block": domain}
+            | interval_ends("interval", (rating.low, rating.high))
             for rating in bradley_terry(list(bouts), *data.resampling)
         ]
     return TableContent(rows, notes=_caveats(frame))
