@@ -6,13 +6,11 @@ any request, and no script runs.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from emodistill.domains import DOMAINS, format_value, get_domain
@@ -28,6 +26,7 @@ from emodistill.reports.page_facts import run_facts, stage_manifests
 from emodistill.reports.report_table import ReportTable, plain, signed, spans
 from emodistill.reports.run_data import RunData
 from emodistill.reports.shown_dialogues import offer_track, outcome_line, typical_pair
+from emodistill.reports.templates import render
 
 LEADING = ("table-1", "differences")
 """Tables with a section of their own on the page."""
@@ -125,8 +124,9 @@ def render_page(
         )
         for domain in in_order(data.dialogues.domain.unique())
     ]
-    template = _environment().get_template("report.html.j2")
-    return template.render(
+    return render(
+        "report.html.j2",
+        *(plain, signed, spans, format_value, offer_track, outcome_line),
         css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
         run_name=data.run_dir.resolve().name,
         headline=headline(data.differences),
@@ -142,17 +142,3 @@ def render_page(
         trained=TRAINED,
         domains={name: get_domain(name) for name in DOMAINS},
     )
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (plain, signed, spans, format_value, offer_track, outcome_line)
-    environment.filters |= {function.__name__: function for function in filters}
-    return environment

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from emodistill.reports.templates import render
+
 TableRow = Mapping[str, Any]
 """Key -> value; `block` is the heading under which the row stands, if it has one."""
 
@@ -210,40 +212,4 @@ def escape_latex(text: str) -> str:
 
 def latex(table: ReportTable) -> str:
     """A `tabular` for \\input; needs the package booktabs. Notes are comments."""
-    groups = [column.group for column in table.columns]
-    body = [] if any(table.blocks) else [r"\midrule"]
-    for heading, rows in table.blocks.items():
-        if heading:
-            title = rf"\multicolumn{{{len(groups)}}}{{l}}{{\textit{{{escape_latex(heading)}}}}}"
-            body.append(rf"\midrule {title} \\")
-        for cells in table.cells(rows):
-            texts = [
-                rf"\textbf{{{escape_latex(text)}}}" if is_best else escape_latex(text)
-                for text, is_best in cells
-            ]
-            body.append(" & ".join(texts) + r" \\")
-    return "\n".join(
-        [
-            *(f"% {' '.join(note.split())}" for note in (table.title, *table.notes)),
-            rf"\begin{{tabular}}{{l{'r' * (len(groups) - 1)}}}",
-            r"\toprule",
-            *(_latex_groups(groups) if any(groups) else ()),
-            " & ".join(escape_latex(column.title) for column in table.columns) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _latex_groups(groups: Sequence[str]) -> list[str]:
-    """The line of the groups' titles, and the rules below them."""
-    cells, rules, first = [], [], 1
-    for group, width in spans(groups):
-        title = escape_latex(group)
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{title}}}" if group else "& " * (width - 1))
-        if group:
-            rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    return [" & ".join(cells).replace("  ", " ") + r" \\", "".join(rules)]
+    return render("table.tex.j2", spans, escape_latex, table=table) + "\n"
