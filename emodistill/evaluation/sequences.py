@@ -81,10 +81,10 @@ def match_rates(
     trajectories: Sequence[Trajectory],
     scores: Scores,
     choose: Callable[[DialogueState], str],
-    *,
-    max_turns: int = 30,
     n_resamples: int = 10_000,
     seed: int = 0,
+    *,
+    max_turns: int = 30,
 ) -> list[MatchRate]:
     """Replay the recorded states through `choose` and count its agreement with the emotions spoken.
 

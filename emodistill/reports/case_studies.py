@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from emodistill.evaluation.cases import (
     best_utterance,
@@ -11,6 +12,7 @@ from emodistill.evaluation.cases import (
     selector_difference,
 )
 from emodistill.offline.judging import scores_by_turn
+from emodistill.offline.rewards import FocalTurns
 from emodistill.offline.run_files import max_turns
 from emodistill.records import Trajectory, Turn
 from emodistill.reports.labels import DOMAIN_TITLES, FULLY_TRAINED, in_order
@@ -38,6 +40,7 @@ def _of_domain(domain: str, data: RunData) -> list[str]:
     sweep = data.records("sweep", domain=domain)
     scores = scores_by_turn(data.judgements.get(domain, ()))
     cap = max_turns(data.run_dir / domain)
+    table = FocalTurns.from_trajectories(sweep, scores, max_turns=cap)
     parts: list[str] = []
 
     def add(title: str, why: str, case, show) -> None:
@@ -52,22 +55,23 @@ def _of_domain(domain: str, data: RunData) -> list[str]:
         quickest_close(sweep),
         lambda v: "no offer" if math.isnan(v) else f"{plain(100 * v, 0)} %",
     )
-    if scores:
-        add(
-            "An utterance worth learning",
-            "The turn that ranks highest for SFT, by q = r + R/2.",
-            best_utterance(sweep, scores, max_turns=cap),
-            lambda v: f"q = {plain(v, 2)}",
-        )
-        add(
-            "A turn liked and a turn disliked",
-            "The two turns of one dialogue whose advantages, of either sign, are furthest apart.",
-            largest_flip(sweep, scores, max_turns=cap),
-            lambda v: f"A = {signed(v, 2)}",
-        )
-    names = FULLY_TRAINED, STRIPPED
+    add(
+        "An utterance worth learning",
+        "The turn that ranks highest for SFT, by q = r + R/2.",
+        best_utterance(sweep, table),
+        lambda v: f"q = {plain(v, 2)}",
+    )
+    add(
+        "A turn liked and a turn disliked",
+        "The two turns of one dialogue whose advantages, of either sign, are furthest apart.",
+        largest_flip(sweep, table),
+        lambda v: f"A = {signed(v, 2)}",
+    )
     pair = selector_difference(
-        *(data.records("evaluation", domain=domain, label=name) for name in names)
+        *(
+            data.records("evaluation", domain=domain, label=name)
+            for name in (STRIPPED, FULLY_TRAINED)
+        )
     )
     if pair is not None:
         parts += [
@@ -75,7 +79,7 @@ def _of_domain(domain: str, data: RunData) -> list[str]:
             "The scenario and seed on which the selector gains most; adapter and counterparty are "
             "the same.",
         ]
-        for name, dialogue in zip(names, pair, strict=True):
+        for name, dialogue in ((FULLY_TRAINED, pair.after), (STRIPPED, pair.before)):
             parts += [
                 f"**{name}**: {_where(dialogue)}",
                 "\n".join(map(_line, dialogue.focal_turns)),
@@ -94,6 +98,4 @@ def _line(turn: Turn, value: str | None = None) -> str:
 
 def _quoted(text: str) -> str:
     """An utterance as text, whatever it holds."""
-    for character in "\\`*_[]<>#|":
-        text = text.replace(character, f"\\{character}")
-    return f"“{text}”"
+    return "“" + re.sub(r"[\\`*_\[\]<>#|]", r"\\\g<0>", text) + "”"

@@ -13,7 +13,7 @@ effect needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -106,6 +106,12 @@ def dialogue_frame(labelled: Iterable[Labelled]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
 
 
+def by_domain(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each domain with its dialogues, in the order of the domains."""
+    for domain in in_order(frame.domain.unique()):
+        yield domain, frame.loc[frame.domain == domain, :]
+
+
 def models(frame: pd.DataFrame) -> list[str]:
     """The language models of the focal role and of the counterparty, as text."""
     roles = ("focal_model", "counterparty_model")
@@ -156,10 +162,8 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
     scenarios that show EFFECT_POINTS with probability POWER; NaN with a single scenario.
     """
     rows = []
-    for domain in in_order(frame.domain.unique()):
-        by_label: dict[Any, pd.DataFrame] = dict(
-            iter(frame.query("domain == @domain").groupby("label"))
-        )
+    for domain, played in by_domain(frame):
+        by_label: dict[Any, pd.DataFrame] = dict(iter(played.groupby("label")))
         of_domain: list[dict[str, Any]] = [
             {"block": domain, "method": method, "baseline": baseline}
             | {"comparison": f"{method} − {baseline}"}
