@@ -64,8 +64,8 @@ def test_match_rates_by_hand():
         return "anger" if state.emotions else "fear"
 
     found = {
-        rate.group: (rate.num_matches, rate.num_turns)
-        for rate in match_rates(rows, scores, choose, n_resamples=200)
+        row["group"]: (row["num_matches"], row["num_turns"])
+        for row in match_rates(rows, scores, choose, n_resamples=200)
     }
     assert found == {
         "all": (4, 7),
@@ -87,8 +87,9 @@ def test_match_rates_carry_their_interval():
     ]
     everything, *_, ongoing = match_rates(rows, {}, lambda state: "fear", n_resamples=500)
     # Two scenarios, each unanimous.
-    assert everything.rate == (0.5, 0.0, 1.0)
-    assert ongoing.group == "ongoing" and np.isnan(ongoing.rate).all()
+    rate = "rate", "interval_low", "interval_high"
+    assert [everything[name] for name in rate] == [50.0, 0.0, 100.0]
+    assert ongoing["group"] == "ongoing" and np.isnan([ongoing[name] for name in rate]).all()
 
 
 def test_the_same_states_have_not_shifted():

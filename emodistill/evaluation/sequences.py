@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from scipy import stats
 
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import Interval, clustered_ci
+from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
@@ -66,17 +66,6 @@ def top_sequences(trajectories: Sequence[Trajectory], *, min_dialogues: int = 3)
     return sequences.sort_values(["utility", "num_dialogues"], ascending=False)
 
 
-class MatchRate(NamedTuple):
-    """How often a selector would have said what was recorded, over one group of turns."""
-
-    group: str
-    """`all`; `kept`, the turns that SFT trains on by default; or an outcome of the dialogue."""
-    num_turns: int
-    num_matches: int
-    rate: Interval
-    """Share of matches, its interval over scenarios; NaN without turns."""
-
-
 def match_rates(
     trajectories: Sequence[Trajectory],
     scores: Scores,
@@ -85,7 +74,7 @@ def match_rates(
     seed: int = 0,
     *,
     max_turns: int = 30,
-) -> list[MatchRate]:
+) -> list[dict[str, Any]]:
     """Replay the recorded states through `choose` and count its agreement with the emotions spoken.
 
     Where emotions were drawn uniformly, any selector matches 1 turn in 28 (3.6 %) by chance; read
@@ -94,6 +83,11 @@ def match_rates(
     Args:
       choose: the selector's greedy choice.
       max_turns: the cap that the dialogues were played under.
+
+    Returns:
+      A row a group: `group` (`all`; `kept`, the turns that SFT trains on by default; or an outcome
+      of the dialogue), `num_turns`, `num_matches`, and `rate` (per cent), with its interval over
+      scenarios as `interval_low` and `interval_high`; NaN without turns.
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     matches = []
@@ -107,15 +101,13 @@ def match_rates(
     is_kept = turns.row.isin(top_fraction(sft_quality(table)))
     groups = {"all": turns, "kept": turns[is_kept]}
     groups |= {name: turns[turns.outcome == name] for name in get_args(Outcome)}
-    return [
-        MatchRate(
-            name,
-            len(group),
-            int(group.is_match.sum()),
-            clustered_ci(group.is_match, group.scenario_id, n_resamples, seed),
-        )
-        for name, group in groups.items()
-    ]
+    rows = []
+    for name, group in groups.items():
+        rate, *ends = clustered_ci(group.is_match, group.scenario_id, n_resamples, seed)
+        counts = {"num_turns": len(group), "num_matches": int(group.is_match.sum())}
+        ends = interval_ends("interval", [100 * end for end in ends])
+        rows.append({"group": name, **counts, "rate": 100 * rate, **ends})
+    return rows
 
 
 def state_shift(

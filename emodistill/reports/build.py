@@ -56,15 +56,13 @@ def part_names(recipes: Sequence[Recipe] = RECIPES) -> list[str]:
 def write_report(
     data: RunData,
     *,
-    out_dir: Path | None = None,
     only: str | None = None,
     recipes: Sequence[Recipe] = RECIPES,
 ) -> Path:
-    """Write the report of a run, or one part of it.
+    """Write the report of a run, or one part of it, into `report/` of its folder.
 
     Args:
       data: what the run holds; its folder heads the page, its manifests end it.
-      out_dir: `<run_dir>/report` without it.
       only: one of `part_names`.
       recipes: the tables.
 
@@ -98,7 +96,7 @@ def write_report(
             f"{what}: tables need dialogues of evaluate.py, figure-1 a sweep and its judge.py or "
             "emotion_study.py, training-curves a training run, support a train_iql.py."
         )
-    out_dir = out_dir or data.run_dir / "report"
+    out_dir = data.run_dir / "report"
     out_dir.mkdir(parents=True, exist_ok=True)
     written = [
         _write(out_dir / f"{table.name}.{suffix}", form(table))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-from emodistill.evaluation.bootstrap import interval_ends
 from emodistill.evaluation.comparisons import emotion_tests
 from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
 from emodistill.offline.judging import scores_by_turn
@@ -63,11 +62,8 @@ def selector_matches(data: RunData) -> TableContent:
             max_turns=max_turns(data.run_dir / domain),
         )
         rows += [
-            group._asdict()
-            | {"block": domain, "rate": 100 * group.rate.mean}
-            | {"published": PAPER_MATCH_RATES.get((domain, group.group))}
-            | interval_ends("interval", group.rate, 100)
-            for group in rates
+            {"block": domain, "published": PAPER_MATCH_RATES.get((domain, row["group"]))} | row
+            for row in rates
         ]
     return TableContent(rows)
 

@@ -109,7 +109,7 @@ def render_page(
     data: RunData,
     tables: Sequence[ReportTable],
     figures: Mapping[str, str],
-    narrow: Sequence[str] = (),
+    narrow: Sequence[str],
 ) -> str:
     """The page as HTML text; what a run lacks is left out.
 

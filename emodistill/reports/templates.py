@@ -1,4 +1,4 @@
-"""What the report writes by template: the page, and the tables in LaTeX."""
+"""What the report writes by template: the page, the case studies, the tables in LaTeX."""
 
 from __future__ import annotations
 

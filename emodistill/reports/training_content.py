@@ -9,7 +9,7 @@ role's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path
 from emodistill.offline.run_files import sweep_concurrency
+from emodistill.records import Trajectory
 from emodistill.reports import paper
 from emodistill.reports.curves import Curve
-from emodistill.reports.labels import DOMAIN_TITLES, in_order
+from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.recipe import TableContent
+from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
 
@@ -73,13 +75,15 @@ def step_times(data: RunData) -> TableContent:
         if c.stage == "jpo" and c.cell == "default" and STEP_S in c.metrics
     }
     frame = data.played_in("sweep")
-    swept = in_order(frame.domain.unique())
-    rows, judges, students = [], set(), set()
-    for domain in (domain for domain in swept if domain in step_s):
+    published = paper.numbers("policy-cost", "all", "jpo")
+    rows, missing, judges, students = [], [], set(), set()
+    for domain, swept in by_domain(frame):
+        if domain not in step_s:
+            missing.append(f"JPO of {DOMAIN_TITLES[domain]}")
+            continue
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
         settings = {} if manifest is None else manifest.config
-        row = _step_time(data, domain, step_s[domain], settings)
-        published = paper.numbers("policy-cost", "all", "jpo")
+        row = _step_time(data, list(swept.dialogue), step_s[domain], settings)
         rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
         judges |= {j.judge for j in data.judgements.get(domain, ())}
         students |= {str(value) for name, value in settings.items() if name == "model"}
@@ -91,16 +95,19 @@ def step_times(data: RunData) -> TableContent:
     return TableContent(
         rows,
         players_of=frame.loc[frame.domain.isin(step_s), :],
-        missing=[f"JPO of {DOMAIN_TITLES[domain]}" for domain in swept if domain not in step_s],
+        missing=missing,
         notes=[" ".join(named)] if named else [],
     )
 
 
 def _step_time(
-    data: RunData, domain: str, step_s: np.ndarray, settings: Mapping[str, Any]
+    data: RunData,
+    dialogues: Sequence[Trajectory],
+    step_s: np.ndarray,
+    settings: Mapping[str, Any],
 ) -> dict[str, float]:
     """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
-    dialogues = data.records("sweep", domain=domain)
+    domain = dialogues[0].domain
     talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
     judging = Usage()
     if judgements := data.judgements.get(domain):
