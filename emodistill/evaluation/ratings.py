@@ -80,15 +80,14 @@ def bradley_terry(
         len(scenarios), np.full(len(scenarios), 1 / len(scenarios)), size=n_resamples
     )
     resampled = _strengths(np.einsum("bs,sij->bij", draws.astype(np.float64), won) + prior)
-    ratings = pd.DataFrame(
+    return pd.DataFrame(
         {
             "method": methods,
             "strength": strengths,
             **interval_ends("interval", percentiles(resampled)),
             "num_bouts": num_bouts,
         }
-    )
-    return ratings.sort_values("strength", ascending=False, kind="stable")
+    ).sort_values("strength", ascending=False, kind="stable")
 
 
 def _strengths(won: np.ndarray) -> np.ndarray:

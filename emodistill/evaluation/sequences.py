@@ -142,6 +142,6 @@ def state_shift(
         (name, stats.ks_2samp(ours, theirs, method="asymp")[0], ours.mean(), theirs.mean())
         for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True)
     ]
-    columns = ["feature", "distance", "sweep_mean", "evaluation_mean"]
-    frame = pd.DataFrame(shifts, columns=columns)
-    return frame.sort_values("distance", ascending=False, kind="stable")
+    return pd.DataFrame(
+        shifts, columns=["feature", "distance", "sweep_mean", "evaluation_mean"]
+    ).sort_values("distance", ascending=False, kind="stable")

@@ -76,14 +76,16 @@ def write_report(
     if only is not None and only not in parts:
         raise InputError(f"only={only!r} is no part of a report; use one of {', '.join(parts)}.")
     has_page = only in (None, PAGE)
-    made = [make_table(recipe, data) for recipe in recipes if has_page or only == recipe.name]
-    tables = [table for table in made if table is not None]
-    shown = {
-        name: (content(data), draw)
-        for name, (content, draw) in FIGURES.items()
-        if has_page or only == name
+    tables = [
+        table
+        for recipe in recipes
+        if (has_page or only == recipe.name) and (table := make_table(recipe, data))
+    ]
+    figures = {
+        name: draw(content)
+        for name, (find, draw) in FIGURES.items()
+        if (has_page or only == name) and (content := find(data))
     }
-    figures = {name: draw(content) for name, (content, draw) in shown.items() if content}
     cases = cases_markdown(data) if only in (None, CASES) else None
     has_results = ({*figures} - {"support"}) | ({*data.dialogues.source} - {"sweep"})
     if not (tables or figures or cases) or (has_page and not has_results):

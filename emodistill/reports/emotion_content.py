@@ -34,7 +34,7 @@ def emotion_sequences(data: RunData) -> TableContent:
     for domain, swept in by_domain(frame):
         listed = paper.tables()["16"].get(domain, {})
         theirs = [f"{pair} ({n}, {value:.2f})" for pair, (n, value) in listed.items()]
-        ours = top_sequences(list(swept.dialogue))[:NUM_SEQUENCES]
+        ours = top_sequences(list(swept.dialogue)).head(NUM_SEQUENCES)
         for rank, row in enumerate(ours.to_dict("records")):
             name = f"{row['first']} → {row['second']}"
             if rank < len(theirs):
@@ -53,11 +53,10 @@ def selector_matches(data: RunData) -> TableContent:
         if not dialogues or domain not in data.judgements:
             continue
         selector = IQLSelector.load(path.parent, greedy=True)
-        rng = stream(data.resampling.seed, "matches", domain)
         rates = match_rates(
             dialogues,
             scores_by_turn(data.judgements[domain]),
-            functools.partial(selector.choose, rng=rng),
+            functools.partial(selector.choose, rng=stream(data.resampling.seed, "matches", domain)),
             *data.resampling,
             max_turns=max_turns(data.run_dir / domain),
         )
@@ -77,7 +76,7 @@ def shifted_features(data: RunData) -> TableContent:
             shifts = state_shift(
                 list(swept.dialogue), played, max_turns=max_turns(data.run_dir / domain)
             )
-            rows += shifts[:NUM_SHIFTS].assign(block=domain).to_dict("records")
+            rows += shifts.head(NUM_SHIFTS).assign(block=domain).to_dict("records")
     return TableContent(rows)
 
 

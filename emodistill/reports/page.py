@@ -43,8 +43,7 @@ class Headline(NamedTuple):
 
 def headline(differences: Sequence[Mapping[str, Any]]) -> Headline:
     """By how much the trained student beats the untrained one, in words that claim no more."""
-    ends = (FULLY_TRAINED, UNTRAINED)
-    gains = [d for d in differences if (d["method"], d["baseline"]) == ends]
+    gains = [d for d in differences if (d["method"], d["baseline"]) == (FULLY_TRAINED, UNTRAINED)]
     if not gains:
         return Headline(
             "A run without its two ends",

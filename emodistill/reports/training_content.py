@@ -83,10 +83,13 @@ def step_times(data: RunData) -> TableContent:
             continue
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
         settings = {} if manifest is None else manifest.config
-        row = _step_time(data, list(swept.dialogue), step_s[domain], settings)
-        rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
+        rows.append(
+            {"domain": DOMAIN_TITLES[domain], "published": published}
+            | _step_time(data, list(swept.dialogue), step_s[domain], settings)
+        )
         judges |= {j.judge for j in data.judgements.get(domain, ())}
-        students |= {str(value) for name, value in settings.items() if name == "model"}
+        if "model" in settings:
+            students.add(str(settings["model"]))
     named = [
         f"{role}: {', '.join(sorted(names))}."
         for role, names in (("Judge", judges), ("Student", students))

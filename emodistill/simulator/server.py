@@ -96,8 +96,10 @@ def _check(body: bytes) -> dict[str, Any]:
         there_is = ", ".join(MODELS)
         raise web.HTTPNotFound(text=f"model {model!r} is not served here; there is {there_is}.")
     messages = given.get("messages") or []
-    is_list = isinstance(messages, list) and messages
-    require(is_list, "messages must be a list with at least one message.")
+    require(
+        isinstance(messages, list) and messages,
+        "messages must be a list with at least one message.",
+    )
     for message in messages:
         require(
             isinstance(message, dict)
