@@ -141,8 +141,8 @@ def _interval(
     chunk = max(1, MAX_DRAWS // num_items)
     sizes = [min(chunk, n_resamples - start) for start in range(0, n_resamples, chunk)]
     resampled = [estimate(rng.integers(num_items, size=(size, num_items))) for size in sizes]
-    mean = float(estimate(np.arange(num_items)))
-    return Interval(mean, *percentiles(np.concatenate(resampled)).tolist())
+    ends = percentiles(np.concatenate(resampled)).tolist()
+    return Interval(float(estimate(np.arange(num_items))), *ends)
 
 
 def percentiles(resampled: np.ndarray) -> np.ndarray:

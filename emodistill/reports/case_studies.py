@@ -29,9 +29,11 @@ def cases_markdown(data: RunData) -> str | None:
     domains = {}
     for domain in in_order(data.dialogues.domain.unique()):
         sweep = data.records("sweep", domain=domain)
-        scores = scores_by_turn(data.judgements.get(domain, ()))
-        cap = max_turns(data.run_dir / domain)
-        turns = FocalTurns.from_trajectories(sweep, scores, max_turns=cap)
+        turns = FocalTurns.from_trajectories(
+            sweep,
+            scores_by_turn(data.judgements.get(domain, ())),
+            max_turns=max_turns(data.run_dir / domain),
+        )
         trained, stripped = (
             data.records("evaluation", domain=domain, label=name)
             for name in (FULLY_TRAINED, STRIPPED)

@@ -53,16 +53,17 @@ def selector_matches(data: RunData) -> TableContent:
         if not dialogues or domain not in data.judgements:
             continue
         selector = IQLSelector.load(path.parent, greedy=True)
-        rates = match_rates(
-            dialogues,
-            scores_by_turn(data.judgements[domain]),
-            functools.partial(selector.choose, rng=stream(data.resampling.seed, "matches", domain)),
-            *data.resampling,
-            max_turns=max_turns(data.run_dir / domain),
-        )
         rows += [
             {"block": domain, "published": PAPER_MATCH_RATES.get((domain, row["group"]))} | row
-            for row in rates
+            for row in match_rates(
+                dialogues,
+                scores_by_turn(data.judgements[domain]),
+                functools.partial(
+                    selector.choose, rng=stream(data.resampling.seed, "matches", domain)
+                ),
+                *data.resampling,
+                max_turns=max_turns(data.run_dir / domain),
+            )
         ]
     return TableContent(rows)
 

@@ -93,8 +93,9 @@ def _check(body: bytes) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     model = given.get("model")
     if not isinstance(model, str) or model not in MODELS:
-        there_is = ", ".join(MODELS)
-        raise web.HTTPNotFound(text=f"model {model!r} is not served here; there is {there_is}.")
+        raise web.HTTPNotFound(
+            text=f"model {model!r} is not served here; there is {', '.join(MODELS)}."
+        )
     messages = given.get("messages") or []
     require(
         isinstance(messages, list) and messages,
