@@ -179,11 +179,14 @@ def run_data(run_dir, *, evaluations=None, sweep=(), arms=None, tournament=None,
         for (focal, opponent), dialogues in pairs.items():
             labels = {"block": domain, "label": focal, "opponent": opponent}
             labelled.append(({"source": "tournament", **labels}, dialogues))
-    parts = {"resampling": Resampling(200)} | parts
-    parts["arms"] = {
-        study: [arm for arm, _ in of_study] for study, of_study in (arms or {}).items()
-    }
-    return RunData(run_dir=run_dir, dialogues=dialogue_frame(labelled), **parts)
+    nothing = {"judgements": {}, "emotion_judgements": {}, "curves": (), "arm_curves": {}}
+    nothing |= {"unfinished": {}, "num_failed": 0}
+    return RunData(
+        run_dir=run_dir,
+        dialogues=dialogue_frame(labelled),
+        arms={study: [arm for arm, _ in of_study] for study, of_study in (arms or {}).items()},
+        **nothing | {"resampling": Resampling(200)} | parts,
+    )
 
 
 def write_support(run):

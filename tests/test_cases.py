@@ -9,12 +9,14 @@ from emodistill.evaluation.cases import (
     quickest_close,
     selector_difference,
 )
+from emodistill.offline.rewards import FocalTurns
 
 
 def scored(dialogues, values):
-    """Scores of the focal turns, in order."""
+    """The focal turns with these scores, in order."""
     turns = [(t.trajectory_id, turn.index) for t in dialogues for turn in t.focal_turns]
-    return dict(zip(turns, values, strict=True))
+    scores = dict(zip(turns, values, strict=True))
+    return FocalTurns.from_trajectories(dialogues, scores)
 
 
 def four(shares=(0.5, 0.5, 0.5, 0.5)):
@@ -36,7 +38,7 @@ def test_the_best_utterance_has_the_highest_hybrid_quality():
     dialogues = four()
     case = best_utterance(dialogues, scored(dialogues, [3, 4, 5, 9, 2, 2, 4, 4]))
     assert (case.trajectory, case.turns) == (dialogues[1], (dialogues[1].turns[2],))
-    assert best_utterance(dialogues, {}) is None
+    assert best_utterance(dialogues, FocalTurns.from_trajectories(dialogues, {})) is None
 
 
 def test_the_largest_flip_is_within_one_dialogue():
@@ -51,7 +53,6 @@ def test_the_largest_flip_is_within_one_dialogue():
 def test_the_selector_s_case_is_where_it_gains_most():
     played = four((0.5, 0.9, 0.2, 0.4))
     plain = four((0.4, 0.3, None, 0.8))
-    pair = selector_difference(played, plain)
-    assert (pair.with_selector, pair.without) == (played[1], plain[1])
-    assert selector_difference(plain[3:], played[3:]).with_selector == plain[3]
-    assert selector_difference(played[3:], plain[3:]) is None
+    assert selector_difference(plain, played) == (plain[1], played[1])
+    assert selector_difference(played[3:], plain[3:]).after == plain[3]
+    assert selector_difference(plain[3:], played[3:]) is None

@@ -24,13 +24,21 @@ def tournament(rng, *, num_scenarios=20, num_rounds=1, truth=TRUTH):
     ]
 
 
+def rated(*args, **kwargs):
+    return [*bradley_terry(*args, **kwargs).itertuples(index=False)]
+
+
+def width(rating):
+    return rating.interval_high - rating.interval_low
+
+
 def strengths(bouts, **kwargs):
-    return {rating.method: rating.strength for rating in bradley_terry(bouts, 1, **kwargs)}
+    return {rating.method: rating.strength for rating in rated(bouts, 1, **kwargs)}
 
 
 def test_two_methods_have_a_closed_form():
     bouts = [Bout("a", "b", score, str(i)) for i, score in enumerate([1.0, 0.5, 0.75, 0.0, 1.0])]
-    first, second = bradley_terry(bouts, 100)
+    first, second = rated(bouts, 100)
     odds = (3.25 + PRIOR_BOUTS / 2) / (1.75 + PRIOR_BOUTS / 2)
     assert (first.method, second.method, first.num_bouts) == ("a", "b", 5)
     assert first.strength - second.strength == pytest.approx(math.log(odds))
@@ -62,11 +70,11 @@ def test_the_fit_is_the_maximum_that_scipy_finds():
 
 def test_known_strengths_come_back():
     bouts = tournament(np.random.default_rng(1), num_scenarios=100, num_rounds=20)
-    ratings = bradley_terry(bouts, 500)
+    ratings = rated(bouts, 500)
     assert [rating.method for rating in ratings] == ["e", "i", "v"]
     for rating in ratings:
         assert rating.strength == pytest.approx(TRUTH[rating.method], abs=0.1)
-        assert rating.low < rating.strength < rating.high
+        assert rating.interval_low < rating.strength < rating.interval_high
         assert rating.num_bouts == 4_000
 
 
@@ -74,8 +82,8 @@ def test_intervals_cover():
     rng = np.random.default_rng(2)
     trials, hits = 200, 0
     for trial in range(trials):
-        for rating in bradley_terry(tournament(rng, num_scenarios=60), 300, trial):
-            hits += rating.low <= TRUTH[rating.method] <= rating.high
+        for rating in rated(tournament(rng, num_scenarios=60), 300, trial):
+            hits += rating.interval_low <= TRUTH[rating.method] <= rating.interval_high
     assert 0.92 <= hits / (3 * trials) <= 0.98
 
 
@@ -83,9 +91,9 @@ def test_intervals_take_scenarios_whole():
     rng = np.random.default_rng(3)
     bouts = tournament(rng, num_scenarios=20)
     tenfold = [bout for bout in bouts for _ in range(10)]
-    once, often = bradley_terry(bouts, 2_000)[0], bradley_terry(tenfold, 2_000)[0]
+    once, often = rated(bouts, 2_000)[0], rated(tenfold, 2_000)[0]
     # Repeating what a scenario said adds nothing; resampled by bout, a third of the width is left.
-    assert often.high - often.low > 0.9 * (once.high - once.low)
+    assert width(often) > 0.9 * width(once)
 
 
 def test_neither_order_nor_seats_matter():
@@ -94,7 +102,7 @@ def test_neither_order_nor_seats_matter():
         bout if i % 2 else Bout(bout.second, bout.first, 1 - bout.score, bout.scenario_id)
         for i, bout in enumerate(reversed(bouts))
     ]
-    for one, other in zip(bradley_terry(bouts, 200, 5), bradley_terry(mixed, 200, 5), strict=True):
+    for one, other in zip(rated(bouts, 200, 5), rated(mixed, 200, 5), strict=True):
         assert one.method == other.method
         np.testing.assert_allclose(one[1:], other[1:], atol=1e-8)
 
@@ -103,7 +111,7 @@ def test_neither_order_nor_seats_matter():
 def test_one_that_always_wins_is_finite_and_solved(num_scenarios):
     pairs = [("a", "b"), ("b", "c"), ("a", "c")]
     bouts = [Bout(*pair, 1.0, str(i)) for i in range(num_scenarios) for pair in pairs]
-    ratings = bradley_terry(bouts, 50)
+    ratings = rated(bouts, 50)
     assert [rating.method for rating in ratings] == ["a", "b", "c"]
     assert np.isfinite([rating[1:4] for rating in ratings]).all()
     # At the maximum, what a method is expected to win is what it won, drawn bouts included.
@@ -130,8 +138,8 @@ def test_a_lopsided_tournament_on_which_plain_newton_steps_never_settle():
 def test_methods_that_never_met_and_no_bouts():
     found = strengths([Bout("a", "b", 1.0, "s"), Bout("c", "d", 1.0, "s")])
     assert found["a"] == pytest.approx(found["c"])
-    assert bradley_terry([]) == []
-    (alone,) = bradley_terry([Bout("a", "a", 0.9, "s")], 10)
+    assert bradley_terry([]).empty
+    (alone,) = rated([Bout("a", "a", 0.9, "s")], 10)
     assert alone == ("a", 0.0, 0.0, 0.0, 0)
 
 

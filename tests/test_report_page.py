@@ -1,7 +1,9 @@
 """Figures, shown dialogues and the page read back as HTML; equal inputs, equal bytes."""
 
+import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import msgspec
@@ -137,7 +139,7 @@ def test_whatever_is_said_stays_text(tmp_path):
         focal = msgspec.structs.replace(dialogue.focal, model="<b>sim-x</b>")
         evaluations["crad"][method] = [msgspec.structs.replace(dialogue, turns=turns, focal=focal)]
     data = run_data(tmp_path / "a<b>", evaluations=evaluations)
-    path = write_report(data, out_dir=tmp_path / "report")
+    path = write_report(data)
     page = read_page(path)
     assert not {"script", "img"} & set(page.tags)
     assert not [a for a in page.attributes if a[1].startswith("on")]
@@ -145,8 +147,9 @@ def test_whatever_is_said_stays_text(tmp_path):
 
 
 def test_same_inputs_same_bytes(written, tmp_path):
-    data = whole_run(written.parents[1])
-    again = write_report(data, out_dir=tmp_path / "again")
+    run = tmp_path / written.parents[1].name
+    shutil.copytree(written.parents[1], run, ignore=shutil.ignore_patterns("report"))
+    again = write_report(whole_run(run))
     names = sorted(path.name for path in written.parent.iterdir())
     assert names == sorted(path.name for path in again.parent.iterdir())
     parts = {name.partition(".")[0] for name in names}
@@ -159,10 +162,10 @@ def test_same_inputs_same_bytes(written, tmp_path):
 
 
 def test_only_one_part(written, tmp_path):
-    data = whole_run(written.parents[1])
-    path = write_report(data, out_dir=tmp_path, only="table-1")
+    data = dataclasses.replace(whole_run(written.parents[1]), run_dir=tmp_path)
+    path = write_report(data, only="table-1")
     assert path.name == "table-1.md"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in path.parent.iterdir()) == [
         f"table-1.{s}" for s in ("csv", "md", "tex")
     ]
     with pytest.raises(InputError, match=r"only='table-17' .* use one of table-1"):
@@ -182,10 +185,10 @@ def test_the_support_map_crosses_out_what_the_data_does_not_know():
 def test_nothing_to_report_leaves_nothing(tmp_path):
     empty = run_data(tmp_path, evaluations={"crad": {"iql": []}})
     with pytest.raises(InputError, match=r"holds nothing for a report yet"):
-        write_report(empty, out_dir=tmp_path / "out")
+        write_report(empty)
     with pytest.raises(InputError, match=r"nothing for training-curves .* a training run"):
-        write_report(empty, out_dir=tmp_path / "out", only="training-curves")
-    assert not (tmp_path / "out").exists()
+        write_report(empty, only="training-curves")
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_run_without_both_ends_promises_nothing():

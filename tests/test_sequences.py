@@ -28,8 +28,8 @@ ROWS = [
 
 def test_sequences_by_hand():
     found = top_sequences(ROWS)
-    assert [(row.first, row.second) for row in found] == [("fear", "anger"), ("joy", "joy")]
-    fear, joy = found
+    fear, joy = found.itertuples()
+    assert [(row.first, row.second) for row in (fear, joy)] == [("fear", "anger"), ("joy", "joy")]
     assert (fear.num_dialogues, fear.num_accepted) == (3, 3)
     assert fear.utility == fear.outcomes == pytest.approx(2.5 / 3)
     assert (joy.num_dialogues, joy.num_accepted, joy.utility, joy.outcomes) == (4, 3, 0.75, 1.0)
@@ -37,14 +37,14 @@ def test_sequences_by_hand():
 
 def test_rarer_sequences_rank_by_savings_then_number_then_vocabulary():
     found = top_sequences([*ROWS, spoken("h", 30.0, "anger", "fear")], min_dialogues=1)
-    assert [(row.first, row.second, row.num_dialogues) for row in found] == [
+    assert [(row.first, row.second, row.num_dialogues) for row in found.itertuples()] == [
         ("anger", "fear", 2),
         ("joy", "fear", 1),
         ("fear", "anger", 3),
         ("joy", "joy", 4),
     ]
-    assert top_sequences([]) == []
-    (failed,) = top_sequences([spoken("e", None, "joy", "fear")], min_dialogues=1)
+    assert top_sequences([]).empty
+    (failed,) = top_sequences([spoken("e", None, "joy", "fear")], min_dialogues=1).itertuples()
     assert failed.utility == 0.0 and math.isnan(failed.outcomes)
 
 
@@ -64,8 +64,8 @@ def test_match_rates_by_hand():
         return "anger" if state.emotions else "fear"
 
     found = {
-        rate.group: (rate.num_matches, rate.num_turns)
-        for rate in match_rates(rows, scores, choose, n_resamples=200)
+        row["group"]: (row["num_matches"], row["num_turns"])
+        for row in match_rates(rows, scores, choose, n_resamples=200)
     }
     assert found == {
         "all": (4, 7),
@@ -87,23 +87,24 @@ def test_match_rates_carry_their_interval():
     ]
     everything, *_, ongoing = match_rates(rows, {}, lambda state: "fear", n_resamples=500)
     # Two scenarios, each unanimous.
-    assert everything.rate == (0.5, 0.0, 1.0)
-    assert ongoing.group == "ongoing" and np.isnan(ongoing.rate).all()
+    rate = "rate", "interval_low", "interval_high"
+    assert [everything[name] for name in rate] == [50.0, 0.0, 100.0]
+    assert ongoing["group"] == "ongoing" and np.isnan([ongoing[name] for name in rate]).all()
 
 
 def test_the_same_states_have_not_shifted():
-    assert all(row.distance == 0 for row in state_shift(ROWS, ROWS[::-1]))
+    assert (state_shift(ROWS, ROWS[::-1]).distance == 0).all()
 
 
 def test_state_shift_by_hand():
     sweep = [spoken("a", 30.0, "fear", "anger"), spoken("b", 30.0, "joy", "anger")]
     played = [spoken("c", 30.0, "fear", "anger"), spoken("d", 30.0, "fear", "anger")]
-    found = {row.feature: row for row in state_shift(sweep, played)}
+    first, *others = state_shift(sweep, played).itertuples(index=False)
+    found = {row.feature: row for row in (first, *others)}
     # Before the second turn, joy is half of the sweep's last emotions, and never one here.
     assert found["last_emotion=joy"][1:] == (0.25, 0.25, 0.0)
     assert found["last_emotion=fear"][1:] == (0.25, 0.25, 0.5)
     assert found["progress"].distance == 0
-    first = state_shift(sweep, played)[0]
     assert first.distance == max(row.distance for row in found.values())
 
 

@@ -157,11 +157,6 @@ class ExperimentConfig(Config):
         """Whether no real language model was asked for."""
         return self.provider in (None, "simulator") and self.base_url is None
 
-    @property
-    def data_run(self) -> Path:
-        """The run whose sweep and scores are read."""
-        return getattr(self, "data_from", None) or self.run
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig(ExperimentConfig):

@@ -60,11 +60,9 @@ def study_path(run: Path, study: str) -> Path:
     return run / "studies" / f"{study}.json"
 
 
-def write_arms(run: Path, study: str, arms: Sequence[Arm]) -> Path:
+def write_arms(run: Path, study: str, arms: Sequence[Arm]) -> None:
     """Keep the arms of a study in place of those that are there."""
-    path = study_path(run, study)
-    write_json(path, [dataclasses.asdict(arm) for arm in arms])
-    return path
+    write_json(study_path(run, study), [dataclasses.asdict(arm) for arm in arms])
 
 
 def read_arms(run: Path, study: str) -> list[Arm]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,12 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def interval_ends(name: str, values: Sequence[Any] | np.ndarray) -> dict[str, Any]:
+    """`<name>_low` and `<name>_high`, as a row holds an interval that ends in these two."""
+    *_, low, high = values
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def bootstrap_ci(values: Values, n_resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -135,12 +141,11 @@ def _interval(
     chunk = max(1, MAX_DRAWS // num_items)
     sizes = [min(chunk, n_resamples - start) for start in range(0, n_resamples, chunk)]
     resampled = [estimate(rng.integers(num_items, size=(size, num_items))) for size in sizes]
-    mean = float(estimate(np.arange(num_items)))
-    return Interval(mean, *percentiles(np.concatenate(resampled)))
+    ends = percentiles(np.concatenate(resampled)).tolist()
+    return Interval(float(estimate(np.arange(num_items))), *ends)
 
 
-def percentiles(means: np.ndarray) -> tuple[float, float]:
-    """The two ends between which `CONFIDENCE` of the resamples lie."""
+def percentiles(resampled: np.ndarray) -> np.ndarray:
+    """[2, …] The ends between which `CONFIDENCE` of the [B, …] resamples lie."""
     tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return np.quantile(resampled, [tail, 1.0 - tail], axis=0)

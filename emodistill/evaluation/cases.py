@@ -7,6 +7,7 @@ of a dialogue most and another least, and where the selector makes the differenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ import pandas as pd
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.rewards import (
     FocalTurns,
-    Scores,
     jpo_advantages,
     sft_quality,
 )
@@ -31,11 +31,23 @@ class Case(NamedTuple):
     values: tuple[float, ...]
 
 
-class SelectorCase(NamedTuple):
-    """The same scenario and seed with the selector's emotions and without any."""
+class DialoguePair(NamedTuple):
+    """The same scenario and seed, played by two methods."""
 
-    with_selector: Trajectory
-    without: Trajectory
+    before: Trajectory
+    after: Trajectory
+
+    @property
+    def gain(self) -> float:
+        """By how much the savings went up."""
+        return dialogue_utility(self.after) - dialogue_utility(self.before)
+
+
+def dialogue_pairs(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[DialoguePair]:
+    """The dialogues of two methods on the scenarios and seeds that both have played, by name."""
+    earlier, later = ({(t.scenario_id, t.seed): t for t in side} for side in (before, after))
+    shared = sorted(earlier.keys() & later.keys())
+    return [DialoguePair(earlier[key], later[key]) for key in shared]
 
 
 def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
@@ -49,7 +61,7 @@ def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
     best = min(closed, key=lambda t: (-dialogue_utility(t), len(t.turns), t.trajectory_id))
     gap = best.focal_target - best.counterparty_anchor
     shares = (
-        float("nan")
+        math.nan
         if turn.offer is None or gap == 0
         else (turn.offer - best.counterparty_anchor) / gap
         for turn in best.focal_turns
@@ -57,25 +69,26 @@ def quickest_close(trajectories: Sequence[Trajectory]) -> Case | None:
     return Case(best, best.focal_turns, tuple(shares))
 
 
-def best_utterance(
-    trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
-) -> Case | None:
-    """The turn with the highest hybrid quality q = r + R/2 (SFT's case); its value is q."""
-    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+def best_utterance(trajectories: Sequence[Trajectory], table: FocalTurns) -> Case | None:
+    """The turn with the highest hybrid quality q = r + R/2 (SFT's case); its value is q.
+
+    Args:
+      table: the turns of these dialogues.
+    """
     quality = sft_quality(table)
     if not np.isfinite(quality).any():
         return None
     return _case(trajectories, table, [int(np.nanargmax(quality))], quality)
 
 
-def largest_flip(
-    trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
-) -> Case | None:
+def largest_flip(trajectories: Sequence[Trajectory], table: FocalTurns) -> Case | None:
     """The dialogue whose turns have the most different advantages, one of either sign (JPO's case).
 
     Values are the advantages, in the turns' order; the first dialogue by name where several tie.
+
+    Args:
+      table: the turns of these dialogues.
     """
-    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     values = jpo_advantages(table)
     advantages = pd.Series(values).dropna()
     by_dialogue = advantages.groupby(table.trajectory_index[advantages.index], sort=False)
@@ -89,18 +102,12 @@ def largest_flip(
 
 
 def selector_difference(
-    with_selector: Sequence[Trajectory], without: Sequence[Trajectory]
-) -> SelectorCase | None:
+    without: Sequence[Trajectory], with_selector: Sequence[Trajectory]
+) -> DialoguePair | None:
     """The scenario and seed on which the selector gains most, if it gains anywhere."""
-    plain = {(t.scenario_id, t.seed): t for t in without}
-    best, best_gain = None, 0.0
-    for ours in sorted(with_selector, key=lambda t: t.trajectory_id):
-        theirs = plain.get((ours.scenario_id, ours.seed))
-        if theirs is not None:
-            gain = dialogue_utility(ours) - dialogue_utility(theirs)
-            if gain > best_gain:
-                best, best_gain = SelectorCase(ours, theirs), gain
-    return best
+    pairs = dialogue_pairs(without, with_selector)
+    best = max(pairs, key=lambda pair: pair.gain, default=None)
+    return best if best is not None and best.gain > 0 else None
 
 
 def _case(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,13 @@ from statsmodels.stats.power import TTestPower
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import CONFIDENCE, Clusters, Interval, Values, cluster_totals
+from emodistill.evaluation.bootstrap import (
+    CONFIDENCE,
+    Clusters,
+    Values,
+    cluster_totals,
+    interval_ends,
+)
 from emodistill.evaluation.metrics import scored_emotions
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
@@ -31,32 +37,28 @@ NUM_TESTS = len(EMOTIONS) - 1
 """Tests that Bonferroni's correction counts on, however many could be made."""
 
 
-class EmotionTest(NamedTuple):
-    """One emotion against neutral; NaN where a test has too few values or no spread."""
-
-    emotion: str
-    num_scenarios: int
-    """Scenarios that have scored turns under both."""
-    difference: Interval
-    """Mean of the scenarios' differences (Eq. 9), with its interval by the paired t-test."""
-    t: float
-    p: float
-    """Two-sided p-value of the paired t-test (Eq. 10)."""
-    p_bonferroni: float
-    """27 p, at most 1: below 0.05 where p is below the threshold of Eq. 11."""
-    welch: Interval
-    """Difference of the means over turns with Welch's interval, as in Figure 1.
-
-    It takes turns for independent, which those of one dialogue are not; where the two intervals
-    disagree, trust the paired one.
-    """
-
-
-def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[EmotionTest]:
+def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[dict[str, Any]]:
     """Each emotion's judge scores against neutral's on the scenarios that both have, best first.
 
     Emotions without a scored turn on any scenario of neutral's are left out; ties stand in
-    vocabulary order.
+    vocabulary order. NaN stands where a test has too few values or no spread.
+
+    Welch's interval takes turns for independent, which those of one dialogue are not; where the
+    two intervals disagree, trust the paired one.
+
+    Returns:
+      Rows of these columns:
+
+      | column | what it holds |
+      | --- | --- |
+      | `emotion` | the one that is compared to neutral |
+      | `num_scenarios` | scenarios that have scored turns under both |
+      | `difference` | mean of the scenarios' differences (Eq. 9) |
+      | `interval_low`, `interval_high` | its interval by the paired t-test |
+      | `t`, `p` | statistic and two-sided p-value of the paired t-test (Eq. 10) |
+      | `p_bonferroni` | 27 p, at most 1: below 0.05 where p is below the threshold of Eq. 11 |
+      | `welch` | difference of the means over turns |
+      | `welch_low`, `welch_high` | Welch's interval of it, as in Figure 1 |
 
     Raises:
       InputError: no turn under neutral has a score.
@@ -74,28 +76,35 @@ def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[Em
         if not pairs.empty:
             shared = turns.loc[turns.scenario_id.isin(pairs.index), :]
             rows.append(_emotion_test(emotion, pairs, shared))
-    return sorted(rows, key=lambda row: (-row.difference.mean, EMOTION_INDEX[row.emotion]))
+    return sorted(rows, key=lambda row: (-row["difference"], EMOTION_INDEX[row["emotion"]]))
 
 
-def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> EmotionTest:
+def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> dict[str, Any]:
     """An emotion against neutral: means of scenarios that have both, and the turns of these."""
     ours, theirs = (turns.score[turns.emotion == name] for name in (emotion, NEUTRAL))
     own, neutral = (means[name].to_numpy() for name in (emotion, NEUTRAL))
     deltas = own - neutral
-    delta = float(deltas.mean())
-    difference, t, p = Interval(delta, math.nan, math.nan), math.nan, math.nan
+    t = p = math.nan
+    paired_ci = welch_ci = math.nan, math.nan
     if _has_spread(deltas):
         paired = stats.ttest_rel(own, neutral)
         t, p = float(paired.statistic), float(paired.pvalue)
-        difference = Interval(delta, *map(float, paired.confidence_interval(CONFIDENCE)))
-    turn_delta = float(ours.mean() - theirs.mean())
-    welch = Interval(turn_delta, math.nan, math.nan)
+        paired_ci = paired.confidence_interval(CONFIDENCE)
     if _has_spread(ours) and _has_spread(theirs):
         unpaired = stats.ttest_ind(ours, theirs, equal_var=False)
-        welch = Interval(turn_delta, *map(float, unpaired.confidence_interval(CONFIDENCE)))
-    # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
-    p_bonferroni = float(np.minimum(1.0, NUM_TESTS * p))
-    return EmotionTest(emotion, len(means), difference, t, p, p_bonferroni, welch)
+        welch_ci = unpaired.confidence_interval(CONFIDENCE)
+    return {
+        "emotion": emotion,
+        "num_scenarios": len(means),
+        "difference": float(deltas.mean()),
+        **interval_ends("interval", paired_ci),
+        "t": t,
+        "p": p,
+        # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
+        "p_bonferroni": float(np.minimum(1.0, NUM_TESTS * p)),
+        "welch": float(ours.mean() - theirs.mean()),
+        **interval_ends("welch", welch_ci),
+    }
 
 
 def _has_spread(values: np.ndarray | pd.Series) -> bool:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from emodistill.emotions import EMOTION_INDEX
 from emodistill.evaluation.bootstrap import bootstrap_ci
 from emodistill.negotiation.mediator import replay
 from emodistill.offline.rewards import Scores, savings
@@ -60,11 +59,10 @@ class EmotionScore(NamedTuple):
 def emotion_scores(
     trajectories: Sequence[Trajectory],
     scores: Scores,
-    *,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> list[EmotionScore]:
-    """Judge scores of the focal turns by emotion, best mean first, ties in vocabulary order.
+    """Judge scores of the focal turns by emotion, best mean first, ties by name.
 
     Emotions without a scored turn are left out. A scenario counts once whatever its number of
     turns, as in the paper's Appendix B; there every cell has 20 runs, in a sweep they differ.
@@ -78,7 +76,7 @@ def emotion_scores(
         )
         for emotion, turns in scored_emotions(trajectories, scores).groupby("emotion")
     ]
-    return sorted(rows, key=lambda row: (-row.mean, EMOTION_INDEX[row.emotion]))
+    return sorted(rows, key=lambda row: (-row.mean, row.emotion))
 
 
 def scored_emotions(trajectories: Sequence[Trajectory], scores: Scores) -> pd.DataFrame:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import percentiles
+from emodistill.evaluation.bootstrap import interval_ends, percentiles
 from emodistill.seeding import stream
 
 PRIOR_BOUTS = 0.5
@@ -37,28 +38,19 @@ class Bout(NamedTuple):
     scenario_id: str
 
 
-class Rating(NamedTuple):
-    """A method's log-strength θ, 0 for the mean of all, with its interval over scenarios."""
-
-    method: str
-    strength: float
-    low: float
-    high: float
-    num_bouts: int
-
-
 def bradley_terry(
     bouts: Sequence[Bout],
     n_resamples: int = 10_000,
     seed: int = 0,
-) -> list[Rating]:
+) -> pd.DataFrame:
     """Strengths, strongest first, with percentile intervals that resample whole scenarios.
 
     A difference of 1 in strength is odds of e ≈ 2.7. Bouts of a method with itself say nothing of
     strengths and are passed over.
 
     Returns:
-      A rating for each method; none for no bouts.
+      A line a method, none for no bouts: `method`, `strength` (log-strength θ, 0 for the mean of
+      all), `interval_low` and `interval_high` (over scenarios), `num_bouts`.
 
     Raises:
       InputError: a score outside [0, 1], or n_resamples under 1.
@@ -66,7 +58,7 @@ def bradley_terry(
     if n_resamples < 1:
         raise InputError(f"n_resamples={n_resamples} must be at least 1; the default is 10,000.")
     if not bouts:
-        return []
+        return pd.DataFrame()
     for number, bout in enumerate(bouts):
         if not 0 <= bout.score <= 1:
             raise InputError(
@@ -88,11 +80,14 @@ def bradley_terry(
         len(scenarios), np.full(len(scenarios), 1 / len(scenarios)), size=n_resamples
     )
     resampled = _strengths(np.einsum("bs,sij->bij", draws.astype(np.float64), won) + prior)
-    ratings = [
-        Rating(str(name), float(strengths[i]), *percentiles(resampled[:, i]), int(num))
-        for i, (name, num) in enumerate(zip(methods, num_bouts, strict=True))
-    ]
-    return sorted(ratings, key=lambda rating: -rating.strength)
+    return pd.DataFrame(
+        {
+            "method": methods,
+            "strength": strengths,
+            **interval_ends("interval", percentiles(resampled)),
+            "num_bouts": num_bouts,
+        }
+    ).sort_values("strength", ascending=False, kind="stable")
 
 
 def _strengths(won: np.ndarray) -> np.ndarray:

@@ -14,37 +14,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emodistill.emotions import EMOTION_INDEX
+from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.bootstrap import Interval, clustered_ci
+from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
 from emodistill.records import Outcome, Trajectory
 
 
-class EmotionSequence(NamedTuple):
-    """Two emotions in consecutive focal turns, and how the dialogues with them end."""
-
-    first: str
-    second: str
-    num_dialogues: int
-    num_accepted: int
-    utility: float
-    """Mean savings with failures counted as 0."""
-    outcomes: float
-    """Mean savings over the successes; NaN without one."""
-
-
-def top_sequences(
-    trajectories: Sequence[Trajectory], *, min_dialogues: int = 3
-) -> list[EmotionSequence]:
+def top_sequences(trajectories: Sequence[Trajectory], *, min_dialogues: int = 3) -> pd.DataFrame:
     """Two-step emotion sequences by utility, then by number of dialogues (Table 16).
 
     A dialogue counts once for each sequence in it, however often it comes; a focal turn without an
@@ -52,53 +37,44 @@ def top_sequences(
 
     Args:
       min_dialogues: rarer sequences are left out.
+
+    Returns:
+      A line a sequence: `first`, `second`, `num_dialogues`, `num_accepted`, `utility` (mean savings
+      with failures counted as 0) and `outcomes` (over the successes; NaN without one).
     """
-    utilities: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-    for trajectory in trajectories:
-        emotions = [turn.emotion for turn in trajectory.focal_turns]
-        ending = dialogue_utility(trajectory), trajectory.outcome == "accepted"
-        pairs = {(a, b) for a, b in itertools.pairwise(emotions) if a is not None and b is not None}
-        for pair in pairs:
-            utilities.setdefault(pair, []).append(ending)
-    rows = []
-    for (first, second), endings in utilities.items():
-        if len(endings) >= min_dialogues:
-            won = [utility for utility, is_accepted in endings if is_accepted]
-            # fsum: the order of the dialogues must not decide between equal means
-            utility = math.fsum(won) / len(endings)
-            outcomes = math.fsum(won) / len(won) if won else math.nan
-            rows.append(EmotionSequence(first, second, len(endings), len(won), utility, outcomes))
-    return sorted(
-        rows,
-        key=lambda row: (
-            -row.utility,
-            -row.num_dialogues,
-            EMOTION_INDEX[row.first],
-            EMOTION_INDEX[row.second],
-        ),
+    vocabulary = pd.CategoricalDtype(EMOTIONS)
+    rows = [
+        (*pair, dialogue_utility(trajectory), trajectory.outcome == "accepted")
+        for trajectory in trajectories
+        for pair in {*itertools.pairwise(turn.emotion for turn in trajectory.focal_turns)}
+    ]
+    frame = pd.DataFrame(rows, columns=["first", "second", "utility", "is_accepted"])
+    sequences = (
+        frame.astype({"first": vocabulary, "second": vocabulary})
+        .groupby(["first", "second"], observed=True)
+        # fsum: the order of the dialogues must not decide between equal means
+        .agg(
+            num_dialogues=("utility", "size"),
+            num_accepted=("is_accepted", "sum"),
+            won=("utility", math.fsum),
+        )
+        .query("num_dialogues >= @min_dialogues")
+        .reset_index()
     )
-
-
-class MatchRate(NamedTuple):
-    """How often a selector would have said what was recorded, over one group of turns."""
-
-    group: str
-    """`all`; `kept`, the turns that SFT trains on by default; or an outcome of the dialogue."""
-    num_turns: int
-    num_matches: int
-    rate: Interval
-    """Share of matches, its interval over scenarios; NaN without turns."""
+    sequences["utility"] = sequences.won / sequences.num_dialogues
+    sequences["outcomes"] = sequences.won / sequences.num_accepted
+    return sequences.sort_values(["utility", "num_dialogues"], ascending=False)
 
 
 def match_rates(
     trajectories: Sequence[Trajectory],
     scores: Scores,
     choose: Callable[[DialogueState], str],
-    *,
-    max_turns: int = 30,
     n_resamples: int = 10_000,
     seed: int = 0,
-) -> list[MatchRate]:
+    *,
+    max_turns: int = 30,
+) -> list[dict[str, Any]]:
     """Replay the recorded states through `choose` and count its agreement with the emotions spoken.
 
     Where emotions were drawn uniformly, any selector matches 1 turn in 28 (3.6 %) by chance; read
@@ -107,6 +83,11 @@ def match_rates(
     Args:
       choose: the selector's greedy choice.
       max_turns: the cap that the dialogues were played under.
+
+    Returns:
+      A row a group: `group` (`all`; `kept`, the turns that SFT trains on by default; or an outcome
+      of the dialogue), `num_turns`, `num_matches`, and `rate` (per cent), with its interval over
+      scenarios as `interval_low` and `interval_high`; NaN without turns.
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     matches = []
@@ -120,25 +101,13 @@ def match_rates(
     is_kept = turns.row.isin(top_fraction(sft_quality(table)))
     groups = {"all": turns, "kept": turns[is_kept]}
     groups |= {name: turns[turns.outcome == name] for name in get_args(Outcome)}
-    return [
-        MatchRate(
-            name,
-            len(group),
-            int(group.is_match.sum()),
-            clustered_ci(group.is_match, group.scenario_id, n_resamples, seed),
-        )
-        for name, group in groups.items()
-    ]
-
-
-class FeatureShift(NamedTuple):
-    """One feature of the state, in the sweep and at evaluation."""
-
-    feature: str
-    distance: float
-    """Kolmogorov–Smirnov's: the largest gap between the distribution functions, 0 to 1."""
-    sweep_mean: float
-    evaluation_mean: float
+    rows = []
+    for name, group in groups.items():
+        rate, *ends = clustered_ci(group.is_match, group.scenario_id, n_resamples, seed)
+        counts = {"num_turns": len(group), "num_matches": int(group.is_match.sum())}
+        ends = interval_ends("interval", [100 * end for end in ends])
+        rows.append({"group": name, **counts, "rate": 100 * rate, **ends})
+    return rows
 
 
 def state_shift(
@@ -146,11 +115,15 @@ def state_shift(
     evaluation: Sequence[Trajectory],
     *,
     max_turns: int = 30,
-) -> list[FeatureShift]:
+) -> pd.DataFrame:
     """How far the states met at evaluation are from the sweep's, feature by feature, widest first.
 
     States before focal turns, as selectors see them. There is no p-value, since states of one
     dialogue depend on each other.
+
+    Returns:
+      A line a feature: `feature`, `distance` (Kolmogorov–Smirnov's: the largest gap between the
+      distribution functions, 0 to 1), `sweep_mean` and `evaluation_mean`.
 
     Raises:
       InputError: a side has no focal turn.
@@ -165,9 +138,10 @@ def state_shift(
         if not states:
             raise InputError(f"{name}: {len(trajectories)} dialogues without a focal turn.")
         sides.append(np.stack(states).astype(np.float64))
-    rows = []
-    for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True):
-        test = stats.ks_2samp(ours, theirs, method="asymp")
-        distance = float(test.statistic)  # type: ignore[attr-defined]
-        rows.append(FeatureShift(name, distance, float(ours.mean()), float(theirs.mean())))
-    return sorted(rows, key=lambda row: -row.distance)
+    shifts = [
+        (name, stats.ks_2samp(ours, theirs, method="asymp")[0], ours.mean(), theirs.mean())
+        for name, ours, theirs in zip(feature_names(), sides[0].T, sides[1].T, strict=True)
+    ]
+    return pd.DataFrame(
+        shifts, columns=["feature", "distance", "sweep_mean", "evaluation_mean"]
+    ).sort_values("distance", ascending=False, kind="stable")

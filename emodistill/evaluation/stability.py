@@ -8,7 +8,6 @@ not say what its two signal figures are; those of IQL and SFT equal the last qua
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -24,48 +23,33 @@ Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (steps, values), as logged."""
 
 
-STAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "iql": ("critic/loss", ("critic/loss",)),
-    "sft": ("sft/loss", ("sft/loss",)),
-    "jpo": ("policy/surrogate", (KL, RATIO)),
+STAGES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "iql": ("critic/loss", {"control": "critic/loss"}),
+    "sft": ("sft/loss", {"control": "sft/loss"}),
+    "jpo": ("policy/surrogate", {"control": KL, "ratio": RATIO}),
 }
-"""Stage -> the signal that it works on, and the controls that must stay quiet."""
+"""Stage -> the signal that it works on, and the controls that must stay quiet by their columns."""
 
 
-class Quarter(NamedTuple):
-    """A metric over the last quarter of its points."""
-
-    metric: str
-    median: float
-    mad: float
-
-
-class Stability(NamedTuple):
-    """One run's row; the counts are over all logged points, None for stages without a reference."""
-
-    num_points: int
-    num_steps: int
-    """The last step logged."""
-    first: float
-    """Median of the signal over the first quarter of the points."""
-    last: float
-    controls: tuple[Quarter, ...]
-    kl_spikes: int | None = None
-    """Points with KL > 0.5."""
-    ratio_clips: int | None = None
-    """Points whose mean ratio lies outside [0.8, 1.2]."""
-
-
-def stability_row(stage: str, metrics: Metrics) -> Stability:
+def stability_row(stage: str, metrics: Metrics) -> dict[str, float]:
     """Table 15's row for a run of `stage`: `iql`, `sft` or `jpo`.
+
+    | column | what it holds |
+    | --- | --- |
+    | `num_points`, `num_steps` | points logged, and the step of the last one |
+    | `first`, `last` | median of the signal over the first and over the last quarter |
+    | `control`, `control_std` | median and MAD of the control over the last quarter |
+    | `ratio`, `ratio_std` | the same of the mean ratio; like the next two, of JPO alone |
+    | `kl_spikes` | points with KL > 0.5, of all that are logged |
+    | `ratio_clips` | points whose mean ratio lies outside [0.8, 1.2], of all that are logged |
 
     Raises:
       InputError: unknown stage, or a metric that the row needs is missing or empty.
     """
     if stage not in STAGES:
         raise InputError(f"stage={stage!r} is none of {', '.join(STAGES)}.")
-    signal_name, control_names = STAGES[stage]
-    for name in (signal_name, *control_names):
+    signal_name, controls = STAGES[stage]
+    for name in (signal_name, *controls.values()):
         if name not in metrics or not len(metrics[name][1]):
             raise InputError(
                 f"the {stage} run has logged no {name!r}, which its row of Table 15 needs; it has "
@@ -75,25 +59,19 @@ def stability_row(stage: str, metrics: Metrics) -> Stability:
         name: values[-max(1, len(values) // 4) :] for name, (_, values) in metrics.items()
     }
     steps, signal = metrics[signal_name]
-    counts: dict[str, int] = {}
+    row: dict[str, float] = {
+        "num_points": len(signal),
+        "num_steps": int(steps[-1]),
+        "first": float(np.median(signal[: max(1, len(signal) // 4)])),
+        "last": float(np.median(last_quarter[signal_name])),
+    }
+    for column, name in controls.items():
+        row[column] = float(np.median(last_quarter[name]))
+        row[f"{column}_std"] = float(stats.median_abs_deviation(last_quarter[name]))
     if stage == "jpo":
         low, high = RATIO_BOUNDS
         kl, ratio = metrics[KL][1], metrics[RATIO][1]
         # Negated, so that NaN, which lies nowhere, counts as a violation.
-        counts["kl_spikes"] = int(np.sum(~(kl <= KL_SPIKE)))
-        counts["ratio_clips"] = int(np.sum(~((ratio >= low) & (ratio <= high))))
-    return Stability(
-        num_points=len(signal),
-        num_steps=int(steps[-1]),
-        first=float(np.median(signal[: max(1, len(signal) // 4)])),
-        last=float(np.median(last_quarter[signal_name])),
-        controls=tuple(
-            Quarter(
-                name,
-                float(np.median(last_quarter[name])),
-                float(stats.median_abs_deviation(last_quarter[name])),
-            )
-            for name in control_names
-        ),
-        **counts,
-    )
+        row["kl_spikes"] = int(np.sum(~(kl <= KL_SPIKE)))
+        row["ratio_clips"] = int(np.sum(~((ratio >= low) & (ratio <= high))))
+    return row

@@ -98,7 +98,14 @@ class StudentWriter:
                 batch.append(self._requests.get_nowait())
             try:
                 # In a thread: dialogues with API models go on while the device generates.
-                replies = await asyncio.to_thread(self._generate, batch)
+                replies = await asyncio.to_thread(
+                    self.generate,
+                    [request.ids for request in batch],
+                    max_new_tokens=self.max_reply_tokens,
+                    temperature=self.temperature,
+                    seeds=[request.seed for request in batch],
+                    eos_ids=stop_ids(self.tokenizer),
+                )
             except Exception as error:  # handed to those who wait, who raise it
                 for request in batch:
                     if not request.reply_ids.done():
@@ -107,12 +114,3 @@ class StudentWriter:
             for request, reply_ids in zip(batch, replies, strict=True):
                 if not request.reply_ids.done():  # whoever waited may have been cancelled
                     request.reply_ids.set_result(reply_ids)
-
-    def _generate(self, batch: Sequence[_Request]) -> list[list[int]]:
-        return self.generate(
-            [request.ids for request in batch],
-            max_new_tokens=self.max_reply_tokens,
-            temperature=self.temperature,
-            seeds=[request.seed for request in batch],
-            eos_ids=stop_ids(self.tokenizer),
-        )

@@ -270,6 +270,5 @@ def _keep_scenarios(path: Path, scenarios: Sequence[Scenario]) -> None:
     elif read_scenarios(path) != list(scenarios):
         raise StaleInputError(
             f"{path} holds other scenarios, or another split, than those now asked for. Delete "
-            f"{path.parent} to sweep anew, or use another --run (what is trained or played there on "
-            "this run's data is told by --data-from)."
+            f"{path.parent} to sweep anew, or use another --run."
         )

@@ -56,15 +56,13 @@ def part_names(recipes: Sequence[Recipe] = RECIPES) -> list[str]:
 def write_report(
     data: RunData,
     *,
-    out_dir: Path | None = None,
     only: str | None = None,
     recipes: Sequence[Recipe] = RECIPES,
 ) -> Path:
-    """Write the report of a run, or one part of it.
+    """Write the report of a run, or one part of it, into `report/` of its folder.
 
     Args:
       data: what the run holds; its folder heads the page, its manifests end it.
-      out_dir: `<run_dir>/report` without it.
       only: one of `part_names`.
       recipes: the tables.
 
@@ -78,14 +76,16 @@ def write_report(
     if only is not None and only not in parts:
         raise InputError(f"only={only!r} is no part of a report; use one of {', '.join(parts)}.")
     has_page = only in (None, PAGE)
-    made = [make_table(recipe, data) for recipe in recipes if has_page or only == recipe.name]
-    tables = [table for table in made if table is not None]
-    shown = {
-        name: (content(data), draw)
-        for name, (content, draw) in FIGURES.items()
-        if has_page or only == name
+    tables = [
+        table
+        for recipe in recipes
+        if (has_page or only == recipe.name) and (table := make_table(recipe, data))
+    ]
+    figures = {
+        name: draw(content)
+        for name, (find, draw) in FIGURES.items()
+        if (has_page or only == name) and (content := find(data))
     }
-    figures = {name: draw(content) for name, (content, draw) in shown.items() if content}
     cases = cases_markdown(data) if only in (None, CASES) else None
     has_results = ({*figures} - {"support"}) | ({*data.dialogues.source} - {"sweep"})
     if not (tables or figures or cases) or (has_page and not has_results):
@@ -98,7 +98,7 @@ def write_report(
             f"{what}: tables need dialogues of evaluate.py, figure-1 a sweep and its judge.py or "
             "emotion_study.py, training-curves a training run, support a train_iql.py."
         )
-    out_dir = out_dir or data.run_dir / "report"
+    out_dir = data.run_dir / "report"
     out_dir.mkdir(parents=True, exist_ok=True)
     written = [
         _write(out_dir / f"{table.name}.{suffix}", form(table))

@@ -51,8 +51,6 @@ def read_curve(path: Path) -> Curve:
         for name, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 points.setdefault(name, []).append((step, float(value)))
-    metrics = {}
-    for name, of_metric in points.items():
-        steps, values = np.array(of_metric).T
-        metrics[name] = steps, values
+    columns = {name: np.array(of_metric).T for name, of_metric in points.items()}
+    metrics = {name: (steps, values) for name, (steps, values) in columns.items()}
     return Curve(domain, stage, cell, metrics)

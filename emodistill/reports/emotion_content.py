@@ -9,9 +9,9 @@ from emodistill.evaluation.sequences import match_rates, state_shift, top_sequen
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.run_files import max_turns
 from emodistill.reports import paper
-from emodistill.reports.labels import FULLY_TRAINED, PAPER_DOMAIN, in_order
+from emodistill.reports.labels import FULLY_TRAINED, PAPER_DOMAIN
 from emodistill.reports.recipe import TableContent
-from emodistill.reports.results import interval
+from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.seeding import stream
 from emodistill.selectors import IQLSelector
@@ -31,18 +31,17 @@ def emotion_sequences(data: RunData) -> TableContent:
     """Table 16: the emotion sequences that end best in the sweep."""
     rows = []
     frame = data.played_in("sweep")
-    for domain in in_order(frame.domain.unique()):
+    for domain, swept in by_domain(frame):
         listed = paper.tables()["16"].get(domain, {})
         theirs = [f"{pair} ({n}, {value:.2f})" for pair, (n, value) in listed.items()]
-        ours = top_sequences(data.records("sweep", domain=domain))[:NUM_SEQUENCES]
-        for rank, sequence in enumerate(ours):
-            name = f"{sequence.first} → {sequence.second}"
-            row = sequence._asdict() | {"block": domain, "sequence": name}
+        ours = top_sequences(list(swept.dialogue)).head(NUM_SEQUENCES)
+        for rank, row in enumerate(ours.to_dict("records")):
+            name = f"{row['first']} → {row['second']}"
             if rank < len(theirs):
                 row["paper"] = theirs[rank]
             if name in listed:
-                row["less"] = sequence.utility - listed[name][1]
-            rows.append(row)
+                row["less"] = row["utility"] - listed[name][1]
+            rows.append({"block": domain, "sequence": name} | row)
     return TableContent(rows, players_of=frame)
 
 
@@ -54,21 +53,17 @@ def selector_matches(data: RunData) -> TableContent:
         if not dialogues or domain not in data.judgements:
             continue
         selector = IQLSelector.load(path.parent, greedy=True)
-        rng = stream(data.resampling.seed, "matches", domain)
-        rates = match_rates(
-            dialogues,
-            scores_by_turn(data.judgements[domain]),
-            functools.partial(selector.choose, rng=rng),
-            max_turns=max_turns(data.data_dir / domain),
-            n_resamples=data.resampling.num_resamples,
-            seed=data.resampling.seed,
-        )
         rows += [
-            group._asdict()
-            | {"block": domain, "rate": 100 * group.rate.mean}
-            | {"published": PAPER_MATCH_RATES.get((domain, group.group))}
-            | interval("interval", group.rate, 100)
-            for group in rates
+            {"block": domain, "published": PAPER_MATCH_RATES.get((domain, row["group"]))} | row
+            for row in match_rates(
+                dialogues,
+                scores_by_turn(data.judgements[domain]),
+                functools.partial(
+                    selector.choose, rng=stream(data.resampling.seed, "matches", domain)
+                ),
+                *data.resampling,
+                max_turns=max_turns(data.data_dir / domain),
+            )
         ]
     return TableContent(rows)
 
@@ -76,12 +71,13 @@ def selector_matches(data: RunData) -> TableContent:
 def shifted_features(data: RunData) -> TableContent:
     """How far the states of evaluation are from those that were learned from."""
     rows = []
-    for domain in in_order(data.played_in("sweep").domain.unique()):
-        swept = data.records("sweep", domain=domain)
+    for domain, swept in by_domain(data.played_in("sweep")):
         played = data.records("evaluation", domain=domain, label=FULLY_TRAINED)
         if any(t.focal_turns for t in played):
-            shifts = state_shift(swept, played, max_turns=max_turns(data.data_dir / domain))
-            rows += [{"block": domain, **shift._asdict()} for shift in shifts[:NUM_SHIFTS]]
+            shifts = state_shift(
+                list(swept.dialogue), played, max_turns=max_turns(data.data_dir / domain)
+            )
+            rows += shifts.head(NUM_SHIFTS).assign(block=domain).to_dict("records")
     return TableContent(rows)
 
 
@@ -89,14 +85,10 @@ def emotions_against_neutral(data: RunData) -> TableContent:
     """Each emotion against neutral (Appendix B)."""
     frame = data.played_in("study", study="emotions")
     rows = [
-        test._asdict()
-        | {"block": domain, "difference": test.difference.mean}
-        | interval("interval", test.difference)
-        | interval("welch", test.welch)
-        for domain in in_order(frame.domain.unique())
+        {"block": domain} | test
+        for domain, played in by_domain(frame)
         for test in emotion_tests(
-            list(frame.dialogue[frame.domain == domain]),
-            scores_by_turn(data.emotion_judgements.get(domain, ())),
+            list(played.dialogue), scores_by_turn(data.emotion_judgements.get(domain, ()))
         )
     ]
     return TableContent(rows, players_of=frame)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.run_files import SUPPORT
 from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
+from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 
 COLOURS = {
@@ -97,11 +98,11 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
         panel: [c for c in curves if c.stage == panel.stage and panel.metric in c.metrics]
         for panel in PANELS
     }
-    present = {panel: shown for panel, shown in by_panel.items() if shown}
+    present = [(panel, shown) for panel, shown in by_panel.items() if shown]
     looks = _looks(curves)
     has_legend = len(looks) > 1 and max(map(len, looks)) > 10
-    with _panels(len(present), (2.55, 2.05), max_columns=4) as (figure, axes):
-        for (panel, shown), ax in zip(present.items(), axes, strict=True):
+    with _panels(present, (2.55, 2.05), max_columns=4) as (figure, panels):
+        for (panel, shown), ax in panels:
             ends = []
             for curve in shown:
                 steps, values = curve.metrics[panel.metric]
@@ -138,8 +139,8 @@ def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     domains = list(dict.fromkeys(str(row["block"]) for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    with _panels(len(domains), (5.1, 0.27 * len(methods) + 0.85)) as (figure, axes):
-        for domain, ax in zip(domains, axes, strict=True):
+    with _panels(domains, (5.1, 0.27 * len(methods) + 0.85)) as (figure, panels):
+        for domain, ax in panels:
             for row in (row for row in rows if row["block"] == domain):
                 y, utility = methods.index(row["method"]), row["utility"]
                 colour = BLUE if row["method"] in TRAINED else MUTED
@@ -167,11 +168,13 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
 
     The dashed line is the neutral emotion's mean; blue dots lie clear above it, orange ones clear
     below, grey ones can't be told from it.
+
+    Args:
+      scores: domain -> its emotions, best first.
     """
     most = max(map(len, scores.values()))
-    with _panels(len(scores), (5.1, 0.185 * most + 0.9)) as (figure, axes):
-        for (domain, of_domain), ax in zip(scores.items(), axes, strict=True):
-            ranked = sorted(of_domain, key=lambda score: (-score.mean, score.emotion))
+    with _panels(scores.items(), (5.1, 0.185 * most + 0.9)) as (figure, panels):
+        for (domain, ranked), ax in panels:
             neutral = {score.emotion: score.mean for score in ranked}.get("neutral", math.nan)
             for y, score in enumerate(ranked):
                 colour = MUTED
@@ -210,8 +213,8 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     most = max(len(support["data"]) for support in maps.values())
     shades = LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
-    with _panels(len(maps), (5.1, 0.2 * most + 1.45)) as (figure, axes):
-        for (domain, support), ax in zip(maps.items(), axes, strict=True):
+    with _panels(maps.items(), (5.1, 0.2 * most + 1.45)) as (figure, panels):
+        for (domain, support), ax in panels:
             data_CA, policy_CA = np.array(support["data"]), np.array(support["policy"])
             turns_C = data_CA.sum(axis=1)
             order = np.argsort(-turns_C, kind="stable")
@@ -240,18 +243,15 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
-    singles = data.played_in("study", study="emotions")
-    sources = [(data.played_in("sweep"), data.judgements), (singles, data.emotion_judgements)]
-    rankings = {}
-    for domain in in_order({*(d for frame, _ in sources for d in frame.domain)}):
-        frame, judgements = sources[domain in {*singles.domain}]
-        rankings[domain] = emotion_scores(
-            list(frame.dialogue[frame.domain == domain]),
-            scores_by_turn(judgements.get(domain, ())),
-            n_resamples=data.resampling.num_resamples,
-            seed=data.resampling.seed,
-        )
-    return {domain: scores for domain, scores in rankings.items() if scores}
+    rankings: dict[str, Sequence[EmotionScore]] = {}
+    for frame, judgements in (
+        (data.played_in("sweep"), data.judgements),
+        (data.played_in("study", study="emotions"), data.emotion_judgements),
+    ):
+        for domain, played in by_domain(frame):
+            scores = scores_by_turn(judgements.get(domain, ()))
+            rankings[domain] = emotion_scores(list(played.dialogue), scores, *data.resampling)
+    return {domain: rankings[domain] for domain in in_order(rankings) if rankings[domain]}
 
 
 def _supports(data: RunData) -> dict[str, Any]:
@@ -280,11 +280,14 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _panels(
-    num_panels: int, size: tuple[float, float], *, max_columns: int = 2
-) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure in the report's style with panels of `size` inches each, row by row."""
-    num_columns = min(max_columns, max(1, num_panels))
-    num_rows = max(1, math.ceil(num_panels / num_columns))
+    shown: Collection[Any], size: tuple[float, float], *, max_columns: int = 2
+) -> Iterator[tuple[Figure, Iterable[tuple[Any, Axes]]]]:
+    """A figure in the report's style, and what is shown with the axes of its panel, row by row.
+
+    A panel has `size` inches.
+    """
+    num_columns = min(max_columns, max(1, len(shown)))
+    num_rows = max(1, math.ceil(len(shown) / num_columns))
     with matplotlib.rc_context(fname=STYLE):
         figure = Figure(
             figsize=(size[0] * num_columns, size[1] * num_rows),
@@ -292,8 +295,8 @@ def _panels(
         )
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
-        yield figure, axes[:num_panels]
-        for ax in axes[num_panels:]:
+        yield figure, zip(shown, axes, strict=False)
+        for ax in axes[len(shown) :]:
             ax.set_axis_off()
 
 

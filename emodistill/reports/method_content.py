@@ -59,13 +59,12 @@ def of_methods(
 
 def _missing_methods(data: RunData, frame: pd.DataFrame, methods: Sequence[str]) -> list[str]:
     evaluated = {*zip(frame.domain, frame.label, strict=True)}
-    missing = [
+    return [
         f"{method} in {DOMAIN_TITLES[domain]}"
         for domain in frame.domain.unique()
         for method in methods
         if (domain, method) not in evaluated
-    ]
-    return missing + [
+    ] + [
         f"some dialogues of {method} in {DOMAIN_TITLES[domain]} (go on with {command})"
         for (domain, method), command in data.unfinished.items()
         if (domain, method) in evaluated

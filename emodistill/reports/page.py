@@ -6,13 +6,11 @@ any request, and no script runs.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from emodistill.domains import DOMAINS, format_value, get_domain
@@ -28,6 +26,7 @@ from emodistill.reports.page_facts import run_facts, stage_manifests
 from emodistill.reports.report_table import ReportTable, plain, signed, spans
 from emodistill.reports.run_data import RunData
 from emodistill.reports.shown_dialogues import offer_track, outcome_line, typical_pair
+from emodistill.reports.templates import render
 
 LEADING = ("table-1", "differences")
 """Tables with a section of their own on the page."""
@@ -44,8 +43,7 @@ class Headline(NamedTuple):
 
 def headline(differences: Sequence[Mapping[str, Any]]) -> Headline:
     """By how much the trained student beats the untrained one, in words that claim no more."""
-    ends = (FULLY_TRAINED, UNTRAINED)
-    gains = [d for d in differences if (d["method"], d["baseline"]) == ends]
+    gains = [d for d in differences if (d["method"], d["baseline"]) == (FULLY_TRAINED, UNTRAINED)]
     if not gains:
         return Headline(
             "A run without its two ends",
@@ -110,7 +108,7 @@ def render_page(
     data: RunData,
     tables: Sequence[ReportTable],
     figures: Mapping[str, str],
-    narrow: Sequence[str] = (),
+    narrow: Sequence[str],
 ) -> str:
     """The page as HTML text; what a run lacks is left out.
 
@@ -125,8 +123,9 @@ def render_page(
         )
         for domain in in_order(data.dialogues.domain.unique())
     ]
-    template = _environment().get_template("report.html.j2")
-    return template.render(
+    return render(
+        "report.html.j2",
+        *(plain, signed, spans, format_value, offer_track, outcome_line),
         css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
         run_name=data.run_dir.resolve().name,
         headline=headline(data.differences),
@@ -142,17 +141,3 @@ def render_page(
         trained=TRAINED,
         domains={name: get_domain(name) for name in DOMAINS},
     )
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (plain, signed, spans, format_value, offer_track, outcome_line)
-    environment.filters |= {function.__name__: function for function in filters}
-    return environment

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from emodistill.reports.templates import render
+
 TableRow = Mapping[str, Any]
 """Key -> value; `block` is the heading under which the row stands, if it has one."""
 
@@ -52,11 +54,12 @@ class TableColumn:
         """The column's cell of a row, for reading."""
         first, *second = (row.get(key) for key in self.keys)
         if not second or first is None or second[0] is None or math.isnan(second[0]):
-            return self._value_text(first)
+            return self.value_text(first)
         joint = " ± " if self.spread == "std" else " to "
-        return self._value_text(first) + joint + self._value_text(second[0])
+        return self.value_text(first) + joint + self.value_text(second[0])
 
-    def _value_text(self, value: object) -> str:
+    def value_text(self, value: object) -> str:
+        """A value of the column without its spread."""
         if value is None:
             return "–"
         if not isinstance(value, Real):
@@ -103,16 +106,16 @@ class ReportTable:
         """
         columns = []
         for column in self.columns:
-            numbers = [row.get(column.key) if column.best else None for row in rows]
-            shown = [
-                None if n is None or math.isnan(n) else round(n, column.digits) for n in numbers
-            ]
-            values = [number for number in shown if number is not None]
-            top = {"max": max, "min": min}[column.best or "max"](values) if values else None
+            values = [row.get(column.key) for row in rows]
+            best = None
+            if column.best:
+                numbers = [n for n in values if n is not None and not math.isnan(n)]
+                first = {"max": max, "min": min}[column.best]
+                best = column.value_text(first(numbers)) if len(numbers) > 1 else None
             columns.append(
                 [
-                    FormattedValue(column.text(row), len(values) > 1 and number == top)
-                    for row, number in zip(rows, shown, strict=True)
+                    FormattedValue(column.text(row), column.value_text(value) == best)
+                    for row, value in zip(rows, values, strict=True)
                 ]
             )
         return [list(cells) for cells in zip(*columns, strict=True)]
@@ -136,22 +139,16 @@ def spans(groups: Iterable[str]) -> list[tuple[str, int]]:
 
 def markdown(table: ReportTable) -> str:
     """The notes, then one block after the other."""
-    parts = [f"# {table.title}", *table.notes]
+    return render("table.md.j2", pipes, table=table)
+
+
+def pipes(table: ReportTable, rows: Sequence[TableRow]) -> str:
+    """The rows of a block as aligned lines, the head first; the first column is set to the left."""
     heads = [f"{c.group}: {c.title}" if c.group else c.title for c in table.columns]
-    for heading, rows in table.blocks.items():
-        if heading:
-            parts.append(f"## {heading}")
-        texts = [
-            [f"**{cell.text}**" if cell.is_best else cell.text for cell in cells]
-            for cells in table.cells(rows)
-        ]
-        parts.append(_pipes([heads, *texts]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _pipes(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned lines of a Markdown table, the head first; the first column is set to the left."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    texts = [
+        [f"**{text}**" if best else text for text, best in cells] for cells in table.cells(rows)
+    ]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *texts)]
     first, *others = (max(3, *map(len, column)) for column in zip(*lines, strict=True))
     rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
     padded = [
@@ -210,40 +207,4 @@ def escape_latex(text: str) -> str:
 
 def latex(table: ReportTable) -> str:
     """A `tabular` for \\input; needs the package booktabs. Notes are comments."""
-    groups = [column.group for column in table.columns]
-    body = [] if any(table.blocks) else [r"\midrule"]
-    for heading, rows in table.blocks.items():
-        if heading:
-            title = rf"\multicolumn{{{len(groups)}}}{{l}}{{\textit{{{escape_latex(heading)}}}}}"
-            body.append(rf"\midrule {title} \\")
-        for cells in table.cells(rows):
-            texts = [
-                rf"\textbf{{{escape_latex(text)}}}" if is_best else escape_latex(text)
-                for text, is_best in cells
-            ]
-            body.append(" & ".join(texts) + r" \\")
-    return "\n".join(
-        [
-            *(f"% {' '.join(note.split())}" for note in (table.title, *table.notes)),
-            rf"\begin{{tabular}}{{l{'r' * (len(groups) - 1)}}}",
-            r"\toprule",
-            *(_latex_groups(groups) if any(groups) else ()),
-            " & ".join(escape_latex(column.title) for column in table.columns) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _latex_groups(groups: Sequence[str]) -> list[str]:
-    """The line of the groups' titles, and the rules below them."""
-    cells, rules, first = [], [], 1
-    for group, width in spans(groups):
-        title = escape_latex(group)
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{title}}}" if group else "& " * (width - 1))
-        if group:
-            rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    return [" & ".join(cells).replace("  ", " ") + r" \\", "".join(rules)]
+    return render("table.tex.j2", spans, escape_latex, table=table) + "\n"

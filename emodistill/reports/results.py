@@ -13,13 +13,18 @@ effect needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from emodistill.configs import METHODS
-from emodistill.evaluation.bootstrap import bootstrap_ci, clustered_ci, paired_difference_ci
+from emodistill.evaluation.bootstrap import (
+    bootstrap_ci,
+    clustered_ci,
+    interval_ends,
+    paired_difference_ci,
+)
 from emodistill.evaluation.comparisons import (
     holm,
     paired_p_value,
@@ -101,6 +106,12 @@ def dialogue_frame(labelled: Iterable[Labelled]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=FRAME_COLUMNS)
 
 
+def by_domain(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each domain with its dialogues, in the order of the domains."""
+    for domain in in_order(frame.domain.unique()):
+        yield domain, frame.loc[frame.domain == domain, :]
+
+
 def models(frame: pd.DataFrame) -> list[str]:
     """The language models of the focal role and of the counterparty, as text."""
     roles = ("focal_model", "counterparty_model")
@@ -126,11 +137,11 @@ def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list
                 "num_successes": len(outcomes),
                 "success": 100 * group.success.mean(),
                 **mean_std("outcomes", outcomes),
-                **interval("interval", bootstrap_ci(outcomes, *resampling)),
-                **interval("clustered", clustered_ci(outcomes, of_outcomes, *resampling)),
+                **interval_ends("interval", bootstrap_ci(outcomes, *resampling)),
+                **interval_ends("clustered", clustered_ci(outcomes, of_outcomes, *resampling)),
                 **mean_std("utility", utility),
-                **interval("utility_ci", bootstrap_ci(utility, *resampling)),
-                **interval("utility_clustered", clustered_ci(utility, scenarios, *resampling)),
+                **interval_ends("utility_ci", bootstrap_ci(utility, *resampling)),
+                **interval_ends("utility_clustered", clustered_ci(utility, scenarios, *resampling)),
                 **mean_std("rounds", group.rounds),
                 "in_bounds": 100 * group.dialogue.map(in_bounds).explode().astype(float).mean(),
             }
@@ -143,12 +154,6 @@ def mean_std(name: str, values: pd.Series) -> dict[str, Any]:
     return {name: values.mean(), f"{name}_std": values.std(ddof=0)}
 
 
-def interval(name: str, values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """`<name>_low` and `<name>_high` of an interval that ends in these two."""
-    *_, low, high = values
-    return {f"{name}_low": scale * low, f"{name}_high": scale * high}
-
-
 def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:
     """Each of CONTRASTS that a domain has dialogues for, on the scenarios that both have played.
 
@@ -157,10 +162,8 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
     scenarios that show EFFECT_POINTS with probability POWER; NaN with a single scenario.
     """
     rows = []
-    for domain in in_order(frame.domain.unique()):
-        by_label: dict[Any, pd.DataFrame] = dict(
-            iter(frame.query("domain == @domain").groupby("label"))
-        )
+    for domain, played in by_domain(frame):
+        by_label: dict[Any, pd.DataFrame] = dict(iter(played.groupby("label")))
         of_domain: list[dict[str, Any]] = [
             {"block": domain, "method": method, "baseline": baseline}
             | {"comparison": f"{method} − {baseline}"}
@@ -183,7 +186,7 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
         "num_scenarios": len(deltas),
         "baseline_mean": 100 * theirs.utility[theirs.scenario_id.isin(ours.scenario_id)].mean(),
         "difference": ci.mean,
-        **interval("interval", ci),
+        **interval_ends("interval", ci),
         "reading": "higher" if ci.low > 0 else "lower" if ci.high < 0 else "unclear",
         "p": paired_p_value(deltas, *resampling),
         "num_needed": scenarios_needed(deltas, EFFECT_POINTS, POWER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -54,23 +54,23 @@ class RunData:
     run_dir: Path
     data_from: Path | None = None
     """The run whose sweep and scores this one reads, where it has none of its own."""
-    resampling: Resampling = Resampling()
-    dialogues: pd.DataFrame = field(default_factory=lambda: dialogue_frame([]))
+    resampling: Resampling
+    dialogues: pd.DataFrame
     """Every dialogue, one line each (`results.dialogue_frame`); a dialogue of a study's arm may be
     one of a method as well and then has a line as either."""
-    judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
+    judgements: Mapping[str, Sequence[Judgement]]
     """domain -> judge calls on the sweep."""
-    emotion_judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
+    emotion_judgements: Mapping[str, Sequence[Judgement]]
     """domain -> judge calls on the dialogues under single emotions."""
-    curves: Sequence[Curve] = ()
+    curves: Sequence[Curve]
     """The trainings that are no arms of a study."""
-    arms: Mapping[str, Sequence[Arm]] = field(default_factory=dict)
+    arms: Mapping[str, Sequence[Arm]]
     """study -> its arms."""
-    arm_curves: Mapping[str | None, Curve] = field(default_factory=dict)
+    arm_curves: Mapping[str | None, Curve]
     """path of an arm that is only trained -> its metrics."""
-    unfinished: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    unfinished: Mapping[tuple[str, str], str]
     """(domain, method) of evaluations that were cut off -> the command that goes on."""
-    num_failed: int = 0
+    num_failed: int
     """Dialogues of the evaluation that never came about."""
 
     def played_in(self, source: str, **columns: str) -> pd.DataFrame:

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from emodistill.domains import format_value
+from emodistill.evaluation.cases import DialoguePair, dialogue_pairs
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.records import Trajectory, Turn
-
-
-class DialoguePair(NamedTuple):
-    """The same scenario and seed, played by two methods."""
-
-    before: Trajectory
-    after: Trajectory
-
-    @property
-    def gain(self) -> float:
-        """By how much the savings went up."""
-        return dialogue_utility(self.after) - dialogue_utility(self.before)
 
 
 class OfferPoint(NamedTuple):
@@ -42,9 +31,7 @@ def typical_pair(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> D
     Typical, not flattering: nothing else is looked at, and ties go to the first scenario by name.
     None where the two methods share no scenario and seed.
     """
-    earlier, later = ({(t.scenario_id, t.seed): t for t in side} for side in (before, after))
-    shared = sorted(earlier.keys() & later.keys())
-    pairs = [DialoguePair(earlier[key], later[key]) for key in shared]
+    pairs = dialogue_pairs(before, after)
     if not pairs:
         return None
     middle = statistics.median(pair.gain for pair in pairs)

@@ -13,7 +13,7 @@ from emodistill.reports import paper
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN, in_order
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.report_table import TableColumn
-from emodistill.reports.results import interval, mean_std
+from emodistill.reports.results import by_domain, mean_std
 from emodistill.reports.run_data import RunData
 
 
@@ -21,14 +21,14 @@ def pairings(data: RunData) -> TableContent:
     """Table 13: a row for each focal method, four values for each counterparty."""
     frame = data.played_in("tournament")
     names = in_order({*frame.label, *frame.opponent}, TournamentConfig().methods)
-    groups = dict(iter(frame.groupby(["domain", "label", "opponent"])))
     rows, missing = [], []
-    for domain in in_order(frame.domain.unique()):
+    for domain, played in by_domain(frame):
+        groups = dict(iter(played.groupby(["label", "opponent"])))
         published = paper.tables()["13"] if domain == PAPER_DOMAIN else {}
         for focal in names:
             row: dict[str, Any] = {"block": domain, "focal": focal}
             for other in names:
-                group = groups.get((domain, focal, other))
+                group = groups.get((focal, other))
                 if group is None:
                     missing.append(f"{focal} against {other} in {DOMAIN_TITLES[domain]}")
                     continue
@@ -58,14 +58,11 @@ def strengths(data: RunData) -> TableContent:
     """
     frame = data.played_in("tournament")
     rows = []
-    for domain in in_order(frame.domain.unique()):
-        played = frame[frame.domain == domain]
+    for domain, played in by_domain(frame):
         scores = played.utility.where(played.success, 0.5)
         bouts = map(Bout, played.label, played.opponent, scores, played.scenario_id)
-        rows += [
-            rating._asdict() | {"block": domain} | interval("interval", (rating.low, rating.high))
-            for rating in bradley_terry(list(bouts), *data.resampling)
-        ]
+        ratings = bradley_terry(list(bouts), *data.resampling)
+        rows += ratings.assign(block=domain).to_dict("records")
     return TableContent(rows, notes=_caveats(frame))
 
 

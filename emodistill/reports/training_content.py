@@ -9,7 +9,7 @@ role's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from emodistill.llm.client import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path
 from emodistill.offline.run_files import sweep_concurrency
+from emodistill.records import Trajectory
 from emodistill.reports import paper
 from emodistill.reports.curves import Curve
-from emodistill.reports.labels import DOMAIN_TITLES, in_order
+from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.recipe import TableContent
+from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
 
@@ -39,14 +41,12 @@ def stability(data: RunData) -> TableContent:
         stage, title = curve.stage, DOMAIN_TITLES[curve.domain]
         name = title if label == stage else f"{title}, {label}"
         try:
-            ended = stability_row(stage, curve.metrics)
+            row = stability_row(stage, curve.metrics)
         except InputError:
             missing.append(f"{stage} of {name}, which has logged nothing yet")
             continue
-        row = ended._asdict() | {"block": STAGE_TITLES[stage], "run": name}
-        for key, quarter in zip(("control", "ratio"), ended.controls, strict=False):
-            row |= {key: quarter.median, f"{key}_std": quarter.mad}
-        rows.append(row | {"published": paper.numbers("table-15", curve.domain, label)})
+        published = paper.numbers("table-15", curve.domain, label)
+        rows.append({"block": STAGE_TITLES[stage], "run": name, "published": published} | row)
     return TableContent(rows, missing=missing)
 
 
@@ -75,16 +75,21 @@ def step_times(data: RunData) -> TableContent:
         if c.stage == "jpo" and c.cell == "default" and STEP_S in c.metrics
     }
     frame = data.played_in("sweep")
-    swept = in_order(frame.domain.unique())
-    rows, judges, students = [], set(), set()
-    for domain in (domain for domain in swept if domain in step_s):
+    published = paper.numbers("policy-cost", "all", "jpo")
+    rows, missing, judges, students = [], [], set(), set()
+    for domain, swept in by_domain(frame):
+        if domain not in step_s:
+            missing.append(f"JPO of {DOMAIN_TITLES[domain]}")
+            continue
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
         settings = {} if manifest is None else manifest.config
-        row = _step_time(data, domain, step_s[domain], settings)
-        published = paper.numbers("policy-cost", "all", "jpo")
-        rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
+        rows.append(
+            {"domain": DOMAIN_TITLES[domain], "published": published}
+            | _step_time(data, list(swept.dialogue), step_s[domain], settings)
+        )
         judges |= {j.judge for j in data.judgements.get(domain, ())}
-        students |= {str(value) for name, value in settings.items() if name == "model"}
+        if "model" in settings:
+            students.add(str(settings["model"]))
     named = [
         f"{role}: {', '.join(sorted(names))}."
         for role, names in (("Judge", judges), ("Student", students))
@@ -93,16 +98,19 @@ def step_times(data: RunData) -> TableContent:
     return TableContent(
         rows,
         players_of=frame.loc[frame.domain.isin(step_s), :],
-        missing=[f"JPO of {DOMAIN_TITLES[domain]}" for domain in swept if domain not in step_s],
+        missing=missing,
         notes=[" ".join(named)] if named else [],
     )
 
 
 def _step_time(
-    data: RunData, domain: str, step_s: np.ndarray, settings: Mapping[str, Any]
+    data: RunData,
+    dialogues: Sequence[Trajectory],
+    step_s: np.ndarray,
+    settings: Mapping[str, Any],
 ) -> dict[str, float]:
     """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
-    dialogues = data.records("sweep", domain=domain)
+    domain = dialogues[0].domain
     talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
     judging = Usage()
     if judgements := data.judgements.get(domain):

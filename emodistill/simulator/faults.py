@@ -71,7 +71,7 @@ class Faults:
     """
 
     def __init__(self, shares: Mapping[str, float], *, seed: int = 0, log: TextIO | None = None):
-        self._shares = dict(shares)
+        self._shares = shares
         self._rng = stream(seed, "simulator-faults")
         self._log = log
         self._num_calls: Counter[str] = Counter()

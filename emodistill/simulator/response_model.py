@@ -24,7 +24,6 @@ from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.seeding import stream
 
 Phase = Literal["opening", "middle", "closing"]
-PHASES: tuple[Phase, ...] = ("opening", "middle", "closing")
 FAMILIES = ("pressure", "warmth", "appeal", "drive", "insight")
 
 EMOTION_GAIN = 2.5  # a

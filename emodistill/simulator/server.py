@@ -93,11 +93,14 @@ def _check(body: bytes) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     model = given.get("model")
     if not isinstance(model, str) or model not in MODELS:
-        there_is = ", ".join(MODELS)
-        raise web.HTTPNotFound(text=f"model {model!r} is not served here; there is {there_is}.")
+        raise web.HTTPNotFound(
+            text=f"model {model!r} is not served here; there is {', '.join(MODELS)}."
+        )
     messages = given.get("messages") or []
-    is_list = isinstance(messages, list) and messages
-    require(is_list, "messages must be a list with at least one message.")
+    require(
+        isinstance(messages, list) and messages,
+        "messages must be a list with at least one message.",
+    )
     for message in messages:
         require(
             isinstance(message, dict)

@@ -160,7 +160,9 @@ def _job(cell: Cell) -> Job:
         folder = f"{config.method}@{opposite}".replace("/", "-")
         directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
-    inputs = input_hashes([config.data_run / config.domain / SCENARIOS, *files], config.run)
+    inputs = input_hashes(
+        [(config.data_from or config.run) / config.domain / SCENARIOS, *files], config.run
+    )
     if any(get_method(name).writer == "student" for name in _method_names(config)):
         inputs |= model_hashes(config.student)
     if reader is not None:
@@ -200,7 +202,9 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             played = await pool.play(
                 details.focal,
                 details.counterparty,
-                _held_out(config.data_run / config.domain / SCENARIOS, config.split),
+                _held_out(
+                    (config.data_from or config.run) / config.domain / SCENARIOS, config.split
+                ),
                 path=job.output,
                 label=job.name,
                 reader=offer_reader(client, details.reader),

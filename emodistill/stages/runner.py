@@ -133,12 +133,13 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
 
 def _run_of(need: Requirement, config: Any) -> Path:
     """The run that what a stage needs is in."""
-    return config.data_run if need.stage in ("sweep", "judge") else config.run
+    is_data = need.stage in ("sweep", "judge")
+    return (is_data and getattr(config, "data_from", None)) or config.run
 
 
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
-    home = config.data_run / config.domain
+    home = _run_of(Requirement("sweep"), config) / config.domain
     manifest = read_manifest(home / "sweep")
     was_simulated = (
         not (home / TRAJECTORIES).is_file()

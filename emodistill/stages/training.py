@@ -54,7 +54,7 @@ def _job(cell: Cell) -> Job:
     config: IQLConfig | AdapterConfig = cell.config
     home = config.run / config.domain
     directory = home / config.stage / cell.name
-    data_home = config.data_run / config.domain
+    data_home = (config.data_from or config.run) / config.domain
     files = [data_home / TRAJECTORIES, data_home / SCENARIOS]
     hashes: dict[str, str] = {}
     scores = pack = sft_adapter = None
@@ -112,7 +112,9 @@ def _train_selector(job: Job) -> Result:
     from emodistill.train.selector_training import train_selector  # JAX
 
     config: IQLConfig = job.cell.config
-    sweep = read_sweep(config.data_run / config.domain, load_pack(), job.details.scores)
+    sweep = read_sweep(
+        (config.data_from or config.run) / config.domain, load_pack(), job.details.scores
+    )
     trained = train_selector(config, sweep, job.directory)
     values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
     print(f"iql: value by fitted Q: {values}")
@@ -150,7 +152,7 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     from emodistill.train.adapter_training import train_adapter  # JAX
 
     config, details = job.cell.config, job.details
-    home = config.data_run / config.domain
+    home = (config.data_from or config.run) / config.domain
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     trained = train_adapter(

@@ -44,7 +44,8 @@ class Task(NamedTuple):
         path = run_stage(self.match).path
         if self.judging is not None:
             config, directory = self.judging
-            scenarios = self.match.config.data_run / config.domain / SCENARIOS
+            played = self.match.config
+            scenarios = (played.data_from or played.run) / config.domain / SCENARIOS
             judge_matches(config, path, directory, scenarios)
         return path
 
