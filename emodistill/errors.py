@@ -3,6 +3,10 @@
 Scripts print these without a traceback and exit with code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class EmodistillError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -10,6 +14,27 @@ class EmodistillError(Exception):
 
 class InputError(EmodistillError, ValueError):
     """A file, field or flag holds something that can't be used."""
+
+
+MAX_SHOWN = 20
+"""Bad lines that one message names; whoever mends so many knows what is wrong with the rest."""
+
+
+def refuse(problems: Sequence[str], advice: str = "") -> None:
+    """Refuse what has `problems`, all of them in one message, a line each.
+
+    Args:
+      advice: what to do about them, after the last.
+
+    Raises:
+      InputError: there is a problem.
+    """
+    if not problems:
+        return
+    lines = [*problems[:MAX_SHOWN]]
+    if len(problems) > MAX_SHOWN:
+        lines.append(f"… and {len(problems) - MAX_SHOWN:,} more.")
+    raise InputError("\n".join([*lines, *filter(None, [advice])]))
 
 
 class StaleInputError(EmodistillError):

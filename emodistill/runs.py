@@ -125,18 +125,34 @@ def begin_stage(job: Job) -> bool:
         made = job.directory if is_alone else job.output
         manifest_path = job.directory / job.manifest
         to_delete = "that folder" if is_alone else f"that file and {manifest_path}"
+        elsewhere = "use another --run"
+        if hasattr(job.cell.config, "data_from"):
+            elsewhere += " (--data-from reads the sweep and scores of this one there)"
+        # A setting that has changed may bring other inputs with it, and another student other
+        # defaults, so settings come before inputs and the student before all others.
+        student = job.cell.config.student_field
+        changes = [
+            f"{key}={existing.config.get(key)!r}, now {key}={identity.get(key)!r}"
+            for key in sorted({*existing.config, *identity}, key=lambda key: (key != student, key))
+            if key not in job.growing and existing.config.get(key) != identity.get(key)
+        ]
+        if changes:
+            raise StaleInputError(
+                f"{made} was made with {'; '.join(changes)}. Delete {to_delete}, or {elsewhere}."
+            )
         for source in sorted({*existing.inputs, *job.inputs}):
-            if existing.inputs.get(source) != job.inputs.get(source):
-                raise StaleInputError(
-                    f"{source} has changed since {made} was made from it. Delete {to_delete} "
-                    f"to make the {fresh.stage} stage again, or use another --run."
-                )
-        for key in sorted({*existing.config, *identity} - {*job.growing}):
-            before, now = existing.config.get(key), identity.get(key)
+            before, now = existing.inputs.get(source), job.inputs.get(source)
             if before != now:
+                what = (
+                    f"{source} has changed since {made} was made from it"
+                    if before and now
+                    else f"{made} was made without {source}"
+                    if now
+                    else f"{made} was made from {source}, which is not read now"
+                )
                 raise StaleInputError(
-                    f"{made} was made with {key}={before!r}, now {key}={now!r}. "
-                    f"Delete {to_delete}, or use another --run."
+                    f"{what}. Delete {to_delete} to make the {fresh.stage} stage again, or "
+                    f"{elsewhere}."
                 )
     if existing is None or existing.config_sha256 != fresh.config_sha256:
         existing = fresh

@@ -40,8 +40,14 @@ def run(tmp_path_factory):
     cells = msgspec.structs.replace(
         TRAJECTORY.focal, cells={"jpo": "kappa=0.5-1f", "iql": "default"}
     )
-    scenario_id = next(s.scenario_id for s in SCENARIOS if s.split == "train")
-    own = {"scenario_id": scenario_id, "trajectory_id": "crad/own/seed_0000"}
+    played = next(s for s in SCENARIOS if s.split == "train")
+    own = {
+        "trajectory_id": "crad/own/seed_0000",
+        **{
+            name: getattr(played, name)
+            for name in ("scenario_id", "focal_target", "counterparty_anchor")
+        },
+    }
     with JsonlAppender(home / "sweep/trajectories.jsonl") as lines:
         lines.append(msgspec.structs.replace(TRAJECTORY, focal=cells, **own))
     played = read_trajectories(home / "sweep/trajectories.jsonl")

@@ -339,6 +339,37 @@ def test_turns_without_score_or_emotion_are_left_out_and_counted():
         make_transitions(dialogues, scores, signal="episode-judge")
 
 
+def test_the_outcome_counts_for_the_last_turn_with_an_emotion():
+    """A breakdown whose last turn has no emotion stays one: its R moves to the turn before."""
+    silent_end = dialogue("a", [30, 80, 40, 75, 35], "breakdown", emotions=("anger", "joy", None))
+    gap = dialogue("b", [30, 80, 40, 75, 35], "breakdown", emotions=("anger", None, "fear"))
+    mute = dialogue("c", [30, 80, 40], "breakdown", emotions=(None, None))
+    whole = dialogue("d", [30, 80, 40], "breakdown")
+    made = make_transitions([silent_end, gap, mute, whole], {}, max_turns=30)
+    np.testing.assert_array_equal(made.dialogue_N, [0, 0, 1, 1, 3, 3])
+    np.testing.assert_array_equal(made.terminal_N, [False, True] * 3)
+    ends = [trajectory_return(one) for one in (silent_end, gap, whole)]
+    np.testing.assert_allclose(made.reward_N[1::2], ends, rtol=1e-6)
+    assert not made.reward_N[::2].any() and max(ends) < 0
+    # The first decision of `gap` leads to its next one, past the turn without an emotion.
+    state = DialogueState.from_turns(gap, gap.turns[:4], 30)
+    np.testing.assert_array_equal(made.next_observation_NS[2], features(state, "geometry"))
+    counts = (made.num_without_emotion, made.num_early_ends, made.num_without_decision)
+    assert counts == (4, 1, 1)
+    assert made.num_turns == len(made) + made.num_without_emotion == 10
+
+
+def test_a_score_of_a_turn_without_an_emotion_is_no_reward():
+    dialogues = [
+        dialogue(f"d{i}", [30, 80, 40], "breakdown", emotions=("joy", None)) for i in "abcd"
+    ]
+    scores = {(f"d{i}", turn): 2 + n + turn for n, i in enumerate("abcd") for turn in (0, 2)}
+    made = make_transitions(dialogues, scores, signal="turn-judge")
+    expected = scenario_advantages([2, 4, 3, 5, 4, 6, 5, 7], ["s"] * 8)[::2]
+    np.testing.assert_allclose(made.reward_N, expected, rtol=1e-5)
+    assert made.terminal_N.all() and made.num_without_reward == 0
+
+
 def test_runs_side_by_side_are_runs_one_after_the_other(monkeypatch):
     """As on an accelerator, and as on CPU."""
     rows_KPLB = np.random.default_rng(0).integers(len(MDP), size=(2, 3, 4, 8), dtype=np.int32)

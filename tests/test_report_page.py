@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -26,11 +28,12 @@ from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
 from emodistill.llm.client import Usage
-from emodistill.reports import RECIPES, read_run, write_report
+from emodistill.reports import RECIPES, page, read_run, write_report
 from emodistill.reports.build import part_names
 from emodistill.reports.curves import Curve, read_curve
 from emodistill.reports.figures import _distinguishable, _looks, support_maps
 from emodistill.reports.page import headline
+from emodistill.reports.report_table import ReportTable, TableColumn, terminal_text
 from emodistill.reports.results import Resampling
 from emodistill.reports.shown_dialogues import BOTTOM, TOP, offer_track, outcome_line, typical_pair
 
@@ -117,7 +120,8 @@ def test_page_is_one_offline_file(written):
 def test_page_says_what_it_must(written, tmp_path):
     text = " ".join(" ".join(read_page(written).text).split())
     (gain,) = gains_of(tmp_path, make_evaluations(), 200)
-    assert f"The student got better, by {gain['difference']:.1f} points of utility" in text
+    assert headline([gain]).title in text and gain["reading"] == "unclear"
+    assert f"{gain['difference']:.1f} points, has a 95 % interval" in text
     assert "claim nothing about real models" in text
     _, judgements = make_sweep()
     failed = sum(j.status == "failed" for j in judgements)
@@ -209,7 +213,7 @@ def test_headline_claims_no_more_than_the_intervals(tmp_path):
     assert headline([crad, student]).title == "The student got better in all 2 domains"
     assert headline([crad, unclear]).title == "The student got better in 1 of 2 domains"
     assert "1 got worse" in headline([crad, worse]).lead
-    assert headline([unclear]).title.endswith("the interval includes zero")
+    assert headline([unclear]).title.startswith("Can't tell yet")
     assert headline([worse]).title == "The student got worse, by 5.0 points of utility"
     assert "Of these, 2 can't be told" in headline([unclear, unclear]).lead
 
@@ -287,3 +291,37 @@ def test_the_other_rule_of_agreement_is_told_apart():
         close, turns=(turns[0], msgspec.structs.replace(near, offer=900.0))
     )
     assert num_otherwise_under([close, far], "upstream") == 1
+
+
+def test_the_page_claims_no_more_than_the_corrected_test():
+    gain = {
+        **{"method": "iql+sft+jpo", "baseline": "vanilla-slm", "block": "crad"},
+        **{"difference": 4.0, "baseline_mean": 20.0, "num_scenarios": 20, "reading": "unclear"},
+        **{"interval_low": 0.5, "interval_high": 8.0, "num_to_tell": 55},
+    }
+    assert headline([gain]).title == (
+        "Can't tell yet whether the student got better; 35 more scenarios would, if the "
+        "difference stays as it is"
+    )
+    assert "; more scenarios would" in headline([gain | {"num_to_tell": 12}]).title
+    assert headline([gain | {"num_to_tell": math.nan}]).title.endswith("got better")
+
+
+def test_equal_values_are_not_set_in_bold_and_the_terminal_gets_narrow_lines():
+    column = TableColumn("utility", best="max")
+    table = ReportTable(name="t", title="T", columns=[column], rows=[])
+    for values, bold in (([5.0, 5.0], [False, False]), ([5.0, 6.0, 6.0], [False, True, True])):
+        rows = [{"utility": value} for value in values]
+        assert [cells[0].is_best for cells in table.cells(rows)] == bold
+    heads = "block,method,success,utility,utility_clustered_low,utility_clustered_high,rounds"
+    text = terminal_text(f"{heads}\nCRAD,iql+sft+jpo,83.3,23.7,3.6,47.8,11.2\n")
+    assert max(map(len, text.splitlines())) <= 80 and "3.6 to 47.8" in text
+
+
+def test_nothing_of_a_table_is_hidden_or_clipped_in_print():
+    folder = Path(page.__file__).parent
+    assert "<details" in (html := (folder / "report.html.j2").read_text("utf-8"))
+    assert html.count("<details") == html.count(" open><summary>")
+    css = (folder / "report.css").read_text("utf-8")
+    in_print = css[css.index("@media print") :]
+    assert "white-space: normal" in in_print and "overflow: visible" in in_print

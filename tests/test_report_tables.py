@@ -139,13 +139,14 @@ def test_clustered_interval_sees_that_dialogues_of_a_scenario_are_alike(tmp_path
 
 def test_differences_are_paired_on_shared_scenarios(tmp_path):
     """A constant gain over scenarios of very different difficulty has no width when paired."""
-    before = [make_dialogue(number=n, share=0.1 * n) for n in range(1, 6)]
-    after = [make_dialogue(number=n, share=0.1 * n + 0.25) for n in range(1, 6)]
+    before = [make_dialogue(number=n, share=0.1 * n) for n in range(1, 7)]
+    after = [make_dialogue(number=n, share=0.1 * n + 0.25) for n in range(1, 7)]
     alone = make_dialogue(number=9, share=1.0)
     evaluations = {"crad": {"vanilla-slm": before, "iql+sft+jpo": [*after, alone]}}
     (gain,) = differences(evaluations, tmp_path)
     assert gain["comparison"] == "iql+sft+jpo − vanilla-slm"
-    assert (gain["num_scenarios"], gain["reading"]) == (5, "higher")
+    assert (gain["num_scenarios"], gain["reading"]) == (6, "higher")
+    assert math.isnan(gain["num_needed"])  # no variance, so nothing to plan with
     values = gain["difference"], gain["interval_low"], gain["interval_high"]
     assert values == pytest.approx((25.0,) * 3)
     swapped = {"crad": {"vanilla-slm": after, "iql+sft+jpo": before}}
@@ -183,8 +184,8 @@ def test_differences_are_tested_and_corrected_by_hand(tmp_path):
     lines = [re.sub(" +", " ", line) for line in path.read_text().splitlines()]
     (crad,) = [line for line in lines if line.startswith("| iql − vanilla-slm | 5")]
     (single,) = [line for line in lines if line.startswith("| iql − vanilla-slm | 1")]
-    assert crad.endswith("| +14.0 | +10.0 to +18.0 | higher | 0.0625 | 0.1875 | 12 |")
-    assert single.endswith("| higher | N/A | N/A | N/A |")
+    assert crad.endswith("| +14.0 | +10.0 to +18.0 | unclear | 0.0625 | 0.1875 | 12 |")
+    assert single.endswith("| unclear | N/A | N/A | N/A |")
     assert "sees an effect of 5 points with a power of 0.8" in path.read_text()
     *_, line = written_rows(path)
     assert (line["block"], line["p"], line["p_holm"], line["num_needed"]) == ("Student", "", "", "")
@@ -309,13 +310,13 @@ def test_a_table_in_its_three_forms():
     lines = [re.sub(" +", " ", line) for line in markdown(table).splitlines()]
     assert lines[:5] == ["# X", "", "Note.", "", "## B"]
     assert lines[8:11] == [
-        "| a\\|b | **1.0 ± 2.0** | 0.0 to 3.0 | **−0.3** | – |",
-        "| c | **1.0** | – | 0.0 | – |",
+        "| a\\|b | 1.0 ± 2.0 | 0.0 to 3.0 | **−0.3** | – |",
+        "| c | 1.0 | – | 0.0 | – |",
         "| d | N/A | – | – | – |",
     ]
     lines = latex(table).splitlines()
     assert r"& & \multicolumn{2}{c}{paper} &  \\" in lines
-    assert r"a|b & \textbf{1.0 $\pm$ 2.0} & 0.0 to 3.0 & \textbf{$-$0.3} & -- \\" in lines
+    assert r"a|b & 1.0 $\pm$ 2.0 & 0.0 to 3.0 & \textbf{$-$0.3} & -- \\" in lines
 
 
 def arm(label, domain="crad", **more):

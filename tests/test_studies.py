@@ -216,7 +216,9 @@ def test_what_was_made_otherwise_is_refused_and_what_is_known_stays(kappa):
     run_study(KappaStudy(run=config.run, values=(0.25, 1.0)), other)
     arms = {arm.label: arm for arm in read_arms(config.run, "kappa")}
     assert set(arms) == {"κ = 0.25", "κ = 0.5", "κ = 1"}
-    assert arms["κ = 1"].status == "failed"
+    assert arms["κ = 1"].status == "finished"  # its row stays, and says why it is an old one
+    table = (config.run / "report/table-6.md").read_text()
+    assert "| κ = 1 " in table and "κ = 1 with other settings, so that its row" in table
     assert "was made with learning_rate=0.001, now learning_rate=0.002" in arms["κ = 1"].reason
     run_study(KappaStudy(run=config.run, values=(0.5, 1.0)), SETTINGS)
     kept = [arm for arm in read_arms(config.run, "kappa") if arm.label != "κ = 0.25"]
@@ -298,7 +300,7 @@ def test_settings_can_be_chosen_on_validation_scenarios(tmp_path):
     (played,) = read_trajectories(path)
     assert played.split == "validation" and path.name.startswith("split=validation")
     run_stage(SweepConfig(**run | {"run": tmp_path / "b"}))
-    with pytest.raises(InputError, match=r"split='validation'; sweep with --num-validation 10"):
+    with pytest.raises(InputError, match=r"split='validation'. Sweep .* --num-validation 10"):
         run_stage(dataclasses.replace(base, run=tmp_path / "b", split="validation"))
 
 

@@ -114,6 +114,14 @@ def home_expanded(name: str, path: str) -> str:
     return expanded
 
 
+def data_from() -> Any:
+    """The field `data_from` of a stage that reads a sweep and its scores.
+
+    Operational: manifests name the files that were read, wherever they are.
+    """
+    return setting(None, operational=True)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition`."""
     if not condition:

@@ -42,6 +42,9 @@ class DialogueConfig(ApiConfig):
     """The language model that reads offers, with --offer-reader llm."""
     reader_max_tokens: int = setting(24, ge=1)
     """Tokens of its answer at most; one that thinks first needs more."""
+    keep_unread: bool = setting(False, operational=True)
+    """Go on although most utterances carry no readable offer, or most offers lie far outside target
+    and anchor."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack."""
 
@@ -93,6 +96,8 @@ class ImportConfig(Config):
     """The folder of the experiment."""
     domain: DomainName = "crad"
     """Which of the four negotiation domains."""
+    prompt_pack: Path | None = None
+    """The pack whose prompts the scenarios will fill; the built-in one if left out."""
 
 
 @configuration

@@ -15,6 +15,7 @@ from emodistill.configs.base import (
     Quantization,
     Split,
     configuration,
+    data_from,
     require,
     setting,
 )
@@ -37,6 +38,8 @@ class MatchConfig(DialogueConfig):
         *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
         *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
     }
+    data_from: Path | None = data_from()
+    """Another run, whose sweep and scores are read in place of this one's, where they are."""
     num_seeds: int = setting(1, ge=1)
     """Dialogues per scenario."""
     focal_temperature: float | None = setting(None, ge=0, le=2)
@@ -132,6 +135,8 @@ class ReportConfig(Config):
     stage = "report"
     run: Path = DEFAULT_RUN
     """The folder of the experiment."""
+    data_from: Path | None = data_from()
+    """Another run, whose sweep and scores are read in place of this one's, where they are."""
     only: str | None = None
     """One table or figure, e.g. table-1."""
     counterparty: str | None = None

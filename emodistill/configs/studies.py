@@ -12,6 +12,7 @@ from emodistill.configs.base import (
     ExperimentConfig,
     Split,
     configuration,
+    data_from,
     require,
     setting,
 )
@@ -28,6 +29,8 @@ class StudyConfig(ExperimentConfig):
     """Names the study, its subcommand and its file of arms."""
     has_choices = True
     """Whether the study compares settings, which --split validation is for."""
+    data_from: Path | None = data_from()
+    """Another run, whose sweep and scores are read in place of this one's, where they are."""
     model: str | None = None
     """The language model in the focal role, for methods that one writes for."""
     student: str = setting(EMBEDDED, is_path=True)

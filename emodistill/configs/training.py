@@ -13,6 +13,7 @@ from emodistill.configs.base import (
     ExperimentConfig,
     Quantization,
     configuration,
+    data_from,
     setting,
 )
 from emodistill.errors import InputError
@@ -31,6 +32,8 @@ class IQLConfig(ExperimentConfig):
     """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
 
     stage = "iql"
+    data_from: Path | None = data_from()
+    """Another run, whose sweep and scores are read in place of this one's, where they are."""
     signal: IQLSignal = "outcome"
     """The reward: the shaped return at the end, or the judge's scores of dialogues or turns."""
     judge: str | None = None
@@ -91,6 +94,8 @@ class AdapterConfig(ExperimentConfig):
     """
 
     student_field = "model"
+    data_from: Path | None = data_from()
+    """Another run, whose sweep and scores are read in place of this one's, where they are."""
     model: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or a folder with a Qwen2-type checkpoint in safetensors."""
     judge: str | None = None

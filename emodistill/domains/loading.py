@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from emodistill.domains.generator import generate_scenarios
-from emodistill.domains.published import read_table, read_text
-from emodistill.domains.registry import DOMAINS, Domain, get_domain
-from emodistill.domains.scenario import Scenario
-from emodistill.errors import InputError
+from emodistill.domains.published import Table, read_table, read_text
+from emodistill.domains.registry import Domain, get_domain
+from emodistill.domains.scenario import (
+    Scenario,
+    Split,
+    is_split_given,
+    refuse_leaks,
+    scenario_problems,
+    split_scenarios,
+)
+from emodistill.errors import InputError, refuse
+from emodistill.untrusted import parse_json
+
+
+class LoadedSplit(NamedTuple):
+    """Scenarios, each in its split, and who has split them."""
+
+    split: Split
+    text: str
+    """A clause for the terminal: whose split it is, and how many scenarios each part has."""
 
 
 def load_scenarios(
@@ -26,9 +42,45 @@ def load_scenarios(
     Raises:
       InputError: unknown domain, or a file that can't be used (named with line and reason).
     """
+    return _load(domain, path, strict).scenarios
+
+
+def load_split(
+    domain: str,
+    path: str | Path | None = None,
+    *,
+    num_test: int,
+    num_validation: int,
+    seed: int,
+    strict: bool = False,
+) -> LoadedSplit:
+    """The scenarios of `domain` in their split: the file's own, or else drawn by `seed`.
+
+    Args:
+      num_test, num_validation: scenarios to hold out where the split is drawn; of no consequence
+        for a file that has its own.
+
+    Raises:
+      InputError: as `load_scenarios`; a file that names the split of some scenarios only; or sizes
+        that leave nothing to train on.
+    """
+    scenarios, is_split = _load(domain, path, strict)
+    if is_split:
+        split = Split(*([s for s in scenarios if s.split == name] for name in Split._fields))
+        whose = f"as {path} gives it (--num-test and --num-validation play no part)"
+    else:
+        split = split_scenarios(scenarios, num_test, num_validation, seed)
+        whose = f"drawn by --seed {seed}"
+    sizes = ", ".join(
+        f"{len(part)} {name}" for name, part in zip(Split._fields, split, strict=True)
+    )
+    return LoadedSplit(split, f"split {whose}: {sizes}")
+
+
+def _load(domain: str, path: str | Path | None, strict: bool) -> Table:
     spec = get_domain(domain)
     if path is None:
-        return generate_scenarios(domain)
+        return Table(generate_scenarios(domain), is_split=False)
     path = Path(path)
     match path.suffix.lower():
         case ".csv":
@@ -41,52 +93,42 @@ def load_scenarios(
     )
 
 
-def _read_jsonl(path: Path, spec: Domain) -> list[Scenario]:
-    scenarios: list[Scenario] = []
+def _read_jsonl(path: Path, spec: Domain) -> Table:
+    scenarios: list[tuple[Scenario, str]] = []
+    splits: list[tuple[bool, str]] = []
     line_of: dict[str, int] = {}
+    problems: list[str] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            scenario = Scenario.from_json(json.loads(line), where=where)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(
+            value = parse_json(line)
+            scenario = Scenario.from_json(value, where=where)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        except ValueError as error:
+            problems.append(
                 f"{where}: this line is no JSON ({error}). Each line holds one scenario."
-            ) from None
-        _check(scenario, spec, where)
+            )
+            continue
+        splits.append(("split" in value, where))
+        problems += [f"{where}: {problem}" for problem in scenario_problems(scenario, spec)]
         if (first := line_of.setdefault(scenario.scenario_id, number)) != number:
-            raise InputError(
+            problems.append(
                 f"{where}: scenario_id={scenario.scenario_id!r} stands in line {first} too; "
                 f"ids must be unique within a file."
             )
-        scenarios.append(scenario)
+        scenarios.append((scenario, where))
+    refuse(problems)
     if not scenarios:
         raise InputError(f"{path} holds no scenario; each line must be one JSON object.")
-    repaired = sum(scenario.repaired for scenario in scenarios)
+    is_split = is_split_given(splits)
+    if is_split:
+        refuse_leaks(scenarios)
+    repaired = sum(scenario.repaired for scenario, _ in scenarios)
     logging.getLogger("emodistill").info(
         "%s: %d scenarios, %d of them repaired.", path, len(scenarios), repaired
     )
-    return scenarios
-
-
-def _check(scenario: Scenario, spec: Domain, where: str) -> None:
-    if scenario.domain != spec.name:
-        raise InputError(
-            f"{where}: domain={scenario.domain!r} in a file for --domain {spec.name}; "
-            + (
-                f"use --domain {scenario.domain}, or keep one file per domain."
-                if scenario.domain in DOMAINS
-                else f"the domains are {', '.join(DOMAINS)}."
-            )
-        )
-    if scenario.unit != spec.unit:
-        raise InputError(
-            f"{where}: unit={scenario.unit!r}; scenarios of {spec.name} are in {spec.unit!r}. "
-            f"Convert the values and name that unit."
-        )
-    for name, value in scenario.fields.items():
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InputError(
-                f"{where}: field {name!r} of `fields` is {value!r}; a fact is a string or a number."
-            )
+    return Table([scenario for scenario, _ in scenarios], is_split)

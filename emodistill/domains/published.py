@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from emodistill.domains.cells import (
     CsvColumn,
     conventional_cells,
@@ -20,13 +22,21 @@ from emodistill.domains.cells import (
     read_number,
 )
 from emodistill.domains.registry import DOMAINS, Domain, get_domain
-from emodistill.domains.scenario import Scenario
-from emodistill.errors import InputError
+from emodistill.domains.scenario import Scenario, Split, is_split_given, refuse_leaks
+from emodistill.errors import InputError, refuse
 
 _LOG = logging.getLogger("emodistill")
 _MAX_LINES_PER_ROW = 20  # a quote left open must not swallow the rest of the file
 NOT_STATED = "not stated"
 """What a field holds where the table's cell is empty or missing."""
+
+
+class Table(NamedTuple):
+    """The scenarios of a file."""
+
+    scenarios: list[Scenario]
+    is_split: bool
+    """Whether the file says of each which split it belongs to."""
 
 
 class _Row(NamedTuple):
@@ -41,8 +51,10 @@ class _Row(NamedTuple):
     lacks: str = ""
 
 
-def read_table(path: Path, domain: str, *, strict: bool = False) -> list[Scenario]:
+def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
     """The scenarios of a published table, in the order of the file.
+
+    A column `split`, which the published files don't have, says which split a row belongs to.
 
     Args:
       strict: refuse a file of which a row would be left out or read without one of its columns.
@@ -55,11 +67,15 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> list[Scenari
     lines = read_text(path).split("\n")
     if not lines[0].strip():
         raise InputError(f"{path}:1 is empty; the first line must be the header of {_table(spec)}.")
-    rows = list(_rows(lines, _columns(path, lines[0], spec), spec))
-    scenarios, left_out = [], []
+    columns = _columns(path, lines[0], spec)
+    split_column = next((c.name for c in columns if _plain_name(c.name) == "split"), "")
+    rows = list(_rows(lines, columns, spec))
+    scenarios, left_out, splits = [], [], []
     for number, row in enumerate(rows, start=1):
         outcome = row.problem or _scenario(spec, number, row, path)
         if isinstance(outcome, Scenario):
+            name = row.cells.get(split_column, "").strip().lower()
+            splits.append((name, f"{path}:{row.line_number}"))
             scenarios.append(outcome)
         else:
             left_out.append(f"line {row.line_number}: {outcome}")
@@ -81,7 +97,28 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> list[Scenari
         _LOG.warning("%s: %s.", path, ". ".join(parts))
     text = "%s: %d scenarios, %d of them with a number moved to leave room to bargain."
     _LOG.info(text, path, len(scenarios), sum(scenario.repaired for scenario in scenarios))
-    return scenarios
+    return Table(_in_their_splits(scenarios, splits), any(name for name, _ in splits))
+
+
+def _in_their_splits(
+    scenarios: Sequence[Scenario], splits: Sequence[tuple[str, str]]
+) -> list[Scenario]:
+    """The scenarios in the splits that their rows name, each given with where it is."""
+    if not is_split_given([(bool(name), where) for name, where in splits]):
+        return [*scenarios]
+    refuse(
+        [
+            f"{where}: split {name!r} is none of {', '.join(Split._fields)}."
+            for name, where in splits
+            if name not in Split._fields
+        ]
+    )
+    named = [
+        (msgspec.structs.replace(scenario, split=name), where)
+        for scenario, (name, where) in zip(scenarios, splits, strict=True)
+    ]
+    refuse_leaks(named)
+    return [scenario for scenario, _ in named]
 
 
 def read_text(path: Path) -> str:

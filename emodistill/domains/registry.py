@@ -29,6 +29,8 @@ class Domain:
       unit: the unit of x, as records carry it; `unit_singular` is the form for exactly one.
       direction: +1 if the focal agent's target lies above the counterparty's anchor, else -1.
       tolerance: two values this close, in `unit`, are the same value.
+      range: the lowest and the highest value that a target or an anchor can have; beyond it, a
+        figure is in another unit, or a slip.
       clock_origin_h: hour of the day at x = 0 where values are clock times, else None.
       fields: the keys of a scenario's `fields`, in the order in which prompts show them.
       scenario_prefix: `debt` in `debt_001`.
@@ -44,6 +46,7 @@ class Domain:
     quantity: str
     direction: Literal[1, -1]
     tolerance: float
+    range: tuple[float, float]
     scenario_prefix: str
     fields: tuple[str, ...]
     generator: Mapping[str, Any]
@@ -74,7 +77,7 @@ def _read_domain(name: str) -> Domain:
         resources.files("emodistill.domains").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     )
     content: dict[str, Any] = tomllib.loads(text)
-    content["fields"] = tuple(content["fields"])
+    content |= {name: tuple(content[name]) for name in ("fields", "range")}
     return Domain(name=name, **content)
 
 

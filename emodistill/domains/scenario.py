@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from emodistill.errors import InputError
+from emodistill.domains.registry import DOMAINS, Domain
+from emodistill.errors import InputError, refuse
 from emodistill.records import SCHEMA, Record, SplitName
 from emodistill.seeding import stream
 from emodistill.untrusted import one_line
@@ -86,7 +87,8 @@ def split_scenarios(
     if n_test < 0 or n_validation < 0 or n_test + n_validation >= len(ids):
         raise InputError(
             f"n_test={n_test} and n_validation={n_validation} leave no training scenario of the "
-            f"{len(ids)} given."
+            f"{len(ids)} given; lower --num-test and --num-validation, or give "
+            "the scenarios a `split`."
         )
     order = [ids[i] for i in stream(seed, "split").permutation(len(ids))]
     num_held_out = n_test + n_validation
@@ -104,3 +106,86 @@ def split_scenarios(
         validation=part("validation", order[n_test:num_held_out]),
         test=part("test", order[:n_test]),
     )
+
+
+def scenario_problems(scenario: Scenario, spec: Domain) -> list[str]:
+    """What makes a scenario none of its domain, by field; nothing for one that can be played."""
+    problems = []
+    if scenario.domain != spec.name:
+        problems.append(
+            f"domain={scenario.domain!r} in a file for --domain {spec.name}; "
+            + (
+                f"use --domain {scenario.domain}, or keep one file per domain."
+                if scenario.domain in DOMAINS
+                else f"the domains are {', '.join(DOMAINS)}."
+            )
+        )
+        return problems  # the rest is about the domain's own values
+    if scenario.unit != spec.unit:
+        problems.append(
+            f"unit={scenario.unit!r}; scenarios of {spec.name} are in {spec.unit!r}. Convert the "
+            "values and name that unit."
+        )
+    low, high = spec.range
+    for name in ("focal_target", "counterparty_anchor"):
+        if not low <= (value := getattr(scenario, name)) <= high:
+            problems.append(
+                f"{name}={value:g} must lie between {low:g} and {high:g} {spec.unit}. Is it in "
+                "another unit?"
+            )
+    if scenario.gap * spec.direction < 0:
+        side = "above" if spec.direction > 0 else "below"
+        problems.append(
+            f"focal_target={scenario.focal_target:g} must lie {side} counterparty_anchor="
+            f"{scenario.counterparty_anchor:g} in {spec.name}; are the two swapped?"
+        )
+    for name, value in scenario.fields.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            problems.append(
+                f"field {name!r} of `fields` is {value!r}; a fact is a string or a number."
+            )
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"field {name!r} of `fields` is {value}, which is no finite number.")
+    return problems
+
+
+def is_split_given(rows: Sequence[tuple[bool, str]]) -> bool:
+    """Whether somebody has split the scenarios: all rows name their split, or none does.
+
+    Args:
+      rows: for each scenario, whether it names its split, and where it is.
+
+    Raises:
+      InputError: some rows do; the message has those that don't.
+    """
+    without = [where for is_named, where in rows if not is_named]
+    if without and len(without) < len(rows):
+        refuse(
+            [f"{where}: no `split`, which other lines have." for where in without],
+            f"{len(without):,} of {len(rows):,} scenarios have no split. Give every one train, "
+            "validation or test, or leave the field out everywhere to have the split drawn.",
+        )
+    return bool(rows) and not without
+
+
+def refuse_leaks(scenarios: Sequence[tuple[Scenario, str]]) -> None:
+    """Refuse scenarios, each given with where it is, that stand in two splits under two ids.
+
+    Raises:
+      InputError: facts, target and anchor of two are alike; trained on, one gives the other away.
+    """
+    first_of: dict[str, tuple[Scenario, str]] = {}
+    problems = []
+    for scenario, where in scenarios:
+        game = [
+            scenario.focal_target,
+            scenario.counterparty_anchor,
+            sorted(scenario.fields.items()),
+        ]
+        first, first_where = first_of.setdefault(repr(game), (scenario, where))
+        if first.split != scenario.split:
+            problems.append(
+                f"{where}: split={scenario.split!r}, but the same facts, target and anchor are in "
+                f"{first_where} with split={first.split!r}."
+            )
+    refuse(problems, "A scenario belongs to one split; drop or correct one of the two lines.")

@@ -48,7 +48,7 @@ class Arm:
     """Dialogues, or the metrics of an arm that is only trained; relative to the run."""
     status: ArmStatus = "missing"
     reason: str = ""
-    """Why it failed."""
+    """Why it failed; of a finished arm, why it could not be made again with other settings."""
 
 
 def emotion_dir(run: Path, domain: str, emotion: str) -> Path:

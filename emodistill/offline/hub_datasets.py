@@ -36,20 +36,28 @@ from huggingface_hub import DatasetCardData, snapshot_download
 
 from emodistill.configs import ExportConfig, ImportConfig
 from emodistill.domains import DOMAINS
-from emodistill.domains.scenario import Scenario
-from emodistill.errors import InputError
+from emodistill.domains.scenario import Scenario, is_split_given, refuse_leaks
+from emodistill.errors import InputError, refuse
+from emodistill.offline.data_checks import check_dialogues, check_prompts, check_scores
 from emodistill.offline.judging import judge_path, scenarios_by_dialogue, scores_by_turn
-from emodistill.offline.rewards import FocalTurns, SweepData, jpo_advantages, sft_quality
+from emodistill.offline.rewards import (
+    FocalTurns,
+    SweepData,
+    jpo_advantages,
+    sft_quality,
+    training_dialogues,
+)
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, max_turns
 from emodistill.offline.store import (
-    read_judgements,
-    read_scenarios,
-    read_trajectories,
+    locate_scenarios,
+    locate_trajectories,
+    read_records,
     unique,
     write_records,
 )
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
+from emodistill.untrusted import parse_json
 
 SPLIT = "train"
 """The one split of every table; which scenarios are held out is said by their own `split`."""
@@ -95,27 +103,38 @@ def export_run(config: ExportConfig) -> Path:
     """Write a run's sweep, its scores and the turns to learn from; the dataset's folder.
 
     Raises:
-      InputError: the run lacks its dialogues, several judges have scored them and none is named,
-        or the folder exists.
+      InputError: the run lacks its dialogues, or what it has doesn't fit together; several judges
+        have scored them and none is named; or the folder exists.
     """
     disable_progress_bars()
     out = config.out or config.run / config.domain / "dataset"
     if out.exists():
         raise InputError(f"--out {out} exists; delete it, or name a folder that doesn't.")
     home = config.run / config.domain
-    trajectories = read_trajectories(home / TRAJECTORIES)
-    if not trajectories:
+    pack = load_pack(config.prompt_pack)
+    located, scenarios = (
+        locate_trajectories(home / TRAJECTORIES),
+        locate_scenarios(home / SCENARIOS),
+    )
+    if not located:
         raise InputError(f"{home / TRAJECTORIES} holds no dialogue; sweep first.")
-    judgements = {path: read_judgements(path) for path in sorted(home.glob("judge/*.jsonl"))}
+    check_dialogues(config.domain, located, scenarios)
+    check_prompts(pack, scenarios, ("focal",))
+    trajectories = [trajectory for trajectory, _ in located]
+    judgements: dict[Path, list[Judgement]] = {}
+    for path in sorted(home.glob("judge/*.jsonl")):
+        lines = list(read_records(path, Judgement))
+        check_scores(lines, trajectories, path)
+        judgements[path] = [judgement for judgement, _ in lines]
     scores_path = judge_file(home / "judge", config.judge)
     if config.judge is not None and scores_path not in judgements:
         raise InputError(f"{scores_path} is missing; have --judge {config.judge} score the sweep.")
     scored = judgements.get(scores_path, [])
     sweep = SweepData(
         trajectories,
-        read_scenarios(home / SCENARIOS),
+        [scenario for scenario, _ in scenarios],
         scores_by_turn(scored),
-        load_pack(config.prompt_pack),
+        pack,
         max_turns(home),
     )
     tables: dict[str, Iterable[Record]] = {
@@ -151,19 +170,27 @@ def import_dataset(config: ImportConfig) -> list[Path]:
 
     Raises:
       InputError: no such dataset, a table without the columns or the split that it needs, a row
-        that is no record or of another domain, or a file that the run has already.
+        that is no record or does not fit the others or the domain, or a file that the run has
+        already.
     """
     disable_progress_bars()
     home = config.run / config.domain
-    records: dict[str, list[Any]] = {name: [] for name in TABLES}
+    pack = load_pack(config.prompt_pack)
+    records: dict[str, list[tuple[Any, str]]] = {name: [] for name in TABLES}
     with tempfile.TemporaryDirectory() as scratch:
         for where, dataset in _read_tables(config.source, Path(scratch)):
             name = _table_of(dataset.column_names, where)
             if name != "turns":  # which are derived anew
-                records[name] += unique(_records(TABLES[name], dataset, where), ID_FIELDS.get(name))
+                records[name] += _records(TABLES[name], dataset, where)
+            if name == "scenarios" and "split" in dataset.column_names:
+                splits = enumerate(dataset["split"])
+                is_split_given([(x is not None, f"{where}, row {row}") for row, x in splits])
+    for name, id_field in ID_FIELDS.items():
+        unique(records[name], id_field)
     files = {home / SCENARIOS: records["scenarios"], home / TRAJECTORIES: records["dialogues"]}
-    for judgement in records["judgements"]:
-        files.setdefault(judge_path(home / "judge", judgement.judge), []).append(judgement)
+    for judgement, where in records["judgements"]:
+        path = judge_path(home / "judge", judgement.judge)
+        files.setdefault(path, []).append((judgement, where))
     files = {path: lines for path, lines in files.items() if lines}
     if not files:
         raise InputError(
@@ -172,27 +199,38 @@ def import_dataset(config: ImportConfig) -> list[Path]:
     for path in files:
         if path.exists():
             raise InputError(f"{path} exists; import into another --run, or move it away.")
-    for record in (*records["dialogues"], *records["scenarios"]):
-        if record.domain != config.domain:
-            is_known = record.domain in DOMAINS
-            advice = (
-                f"give --domain {record.domain}" if is_known else f"there is {', '.join(DOMAINS)}"
-            )
-            raise InputError(f"{config.source} is of domain {record.domain!r}; {advice}.")
-    if records["dialogues"]:
-        scenarios = records["scenarios"] or read_scenarios(home / SCENARIOS)
-        scenarios_by_dialogue(records["dialogues"], scenarios)
+    domains = {record.domain for name in ID_FIELDS for record, _ in records[name]}
+    if len(domains) == 1 and domains != {config.domain}:
+        (domain,) = domains
+        is_known = domain in DOMAINS
+        advice = f"give --domain {domain}" if is_known else f"there is {', '.join(DOMAINS)}"
+        raise InputError(f"{config.source} is of domain {domain!r}; {advice}.")
+    dialogues, scenarios = records["dialogues"], records["scenarios"]
+    if records["judgements"] or (home / TRAJECTORIES).is_file():
+        dialogues = dialogues or locate_trajectories(home / TRAJECTORIES)
+    if dialogues:
+        scenarios = scenarios or locate_scenarios(home / SCENARIOS)
+    check_dialogues(config.domain, dialogues, scenarios)
+    refuse_leaks(scenarios)
+    check_prompts(pack, scenarios, ("focal", "counterparty", "judge"))
+    played = [trajectory for trajectory, _ in dialogues]
     for path, lines in files.items():
-        write_records(path, lines)
+        if path.parent.name == "judge":
+            check_scores(lines, played, path)
+    for path, lines in files.items():
+        write_records(path, (record for record, _ in lines))
     return list(files)
 
 
 def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
-    """The focal turns by trajectory id and turn, with their prompts and what they are worth."""
-    scenario_of = scenarios_by_dialogue(sweep.trajectories, sweep.scenarios)
-    turns = FocalTurns.from_trajectories(
-        sweep.trajectories, sweep.scores, max_turns=sweep.max_turns
-    ).whole()
+    """The focal turns by trajectory id and turn, with their prompts and what they are worth.
+
+    Those of training scenarios alone: whoever learns from the table must not meet the others.
+    """
+    trajectories = training_dialogues(sweep)
+    scenario_of = scenarios_by_dialogue(trajectories, sweep.scenarios)
+    played = FocalTurns.from_trajectories(trajectories, sweep.scores, max_turns=sweep.max_turns)
+    turns = played.whole()
     columns = {
         "score": turns.scores,
         "dialogue_score": turns.dialogue_scores,
@@ -201,7 +239,7 @@ def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
         "q": sft_quality(turns),
     }
     for row in range(len(turns)):
-        trajectory = sweep.trajectories[turns.trajectory_index[row]]
+        trajectory = trajectories[turns.trajectory_index[row]]
         turn = trajectory.turns[turns.turn_index[row]]
         scenario = scenario_of[trajectory.trajectory_id]
         history = trajectory.turns[: turn.index]
@@ -348,14 +386,23 @@ def _table_of(columns: Sequence[str], where: str) -> str:
 
 
 def _records(kind: type[Record], dataset: Dataset, where: str) -> Iterator[tuple[Record, str]]:
-    """The records of a table, each with where it is."""
+    """The records of a table, each with where it is.
+
+    Raises:
+      InputError: rows that hold none; all of them, once the last has been read.
+    """
+    problems: list[str] = []
     for number, row in enumerate(dataset):
         where_row = f"{where}, row {number}"
         try:
-            value = _json(kind, row)
+            record = kind.from_json(_json(kind, row), where=where_row)
+        except InputError as error:
+            problems.append(str(error))
         except ValueError as error:
-            raise InputError(f"{where_row}: a column of JSON text holds none ({error}).") from None
-        yield kind.from_json(value, where=where_row), where_row
+            problems.append(f"{where_row}: a column of JSON text holds none ({error}).")
+        else:
+            yield record, where_row
+    refuse(problems)
 
 
 def _feature(hint: Any) -> Any:
@@ -389,7 +436,7 @@ def _json(hint: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, list):
         return [_json(args[0], item) for item in value]
     if origin is Mapping and isinstance(value, str):
-        return json.loads(value)
+        return parse_json(value)
     if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
         hints = typing.get_type_hints(hint)
         return {

@@ -21,7 +21,7 @@ import numpy as np
 
 from emodistill.configs import IQLSignal, JPOSignal, SFTSignal
 from emodistill.domains.scenario import Scenario
-from emodistill.errors import InputError
+from emodistill.errors import InputError, refuse
 from emodistill.prompts import PromptPack
 from emodistill.records import Trajectory
 
@@ -52,6 +52,30 @@ class SweepData(NamedTuple):
     """The prompts that the student will be given."""
     max_turns: int = 30
     """T of the shaped return."""
+
+
+def training_dialogues(data: SweepData) -> list[Trajectory]:
+    """The dialogues to learn from: those of training scenarios, in their order.
+
+    Raises:
+      InputError: there is none, or one calls its scenario a training one that is held out or
+        unknown.
+    """
+    split_of = {scenario.scenario_id: scenario.split for scenario in data.scenarios}
+    chosen = [trajectory for trajectory in data.trajectories if trajectory.split == "train"]
+    refuse(
+        [
+            f"{t.trajectory_id}: split='train', but its scenario {t.scenario_id!r} "
+            + (f"is held out for {split}." if split else "is not among those of the run.")
+            for t in chosen
+            if (split := split_of.get(t.scenario_id)) != "train"
+        ],
+        "Nothing is trained on scenarios that are held out; correct `split` in "
+        "sweep/trajectories.jsonl and sweep/scenarios.jsonl, or leave these dialogues out.",
+    )
+    if not chosen:
+        raise InputError("no dialogue belongs to a training scenario; is the sweep finished?")
+    return chosen
 
 
 def shaped_return(
@@ -278,6 +302,17 @@ class FocalTurns:
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
 
+def signal_of(turns: FocalTurns, signal: SFTSignal | JPOSignal) -> np.ndarray:
+    """[N] What turns are told apart by, before any scaling; NaN where there is none."""
+    signals = {
+        "hybrid": turns.scores,
+        "turn-judge": turns.scores,
+        "episode-judge": turns.dialogue_scores,
+        "outcome": turns.returns,
+    }
+    return _by_signal(signal, signals)
+
+
 def sft_quality(turns: FocalTurns, signal: SFTSignal = "hybrid") -> np.ndarray:
     """[N] What SFT ranks turns by (Eq. 23, Appendix D.2), NaN without a score."""
     qualities = {
@@ -293,12 +328,7 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
 
     `episode-judge` and `outcome` give each turn its dialogue's.
     """
-    signals = {
-        "turn-judge": turns.scores,
-        "episode-judge": turns.dialogue_scores,
-        "outcome": turns.returns,
-    }
-    values = _by_signal(signal, signals)
+    values = signal_of(turns, signal)
     if signal == "turn-judge":
         return scenario_advantages(values, turns.scenario_ids)
     # Each dialogue counts once, however many turns it has.
@@ -309,7 +339,7 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
 def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
     """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
 
-    NaN where a turn has none.
+    NaN where a turn has none. `train.transitions` moves R to the last turn with an emotion.
     """
     if signal == "outcome":
         return np.where(turns.is_last, turns.returns, 0.0)

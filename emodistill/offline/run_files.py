@@ -7,15 +7,23 @@ runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from operator import attrgetter
 from pathlib import Path
 
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
+from emodistill.offline.data_checks import (
+    Prompted,
+    check_dialogues,
+    check_prompts,
+    check_scores,
+)
 from emodistill.offline.judging import judge_path, scores_by_turn
 from emodistill.offline.rewards import SweepData
-from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
+from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
+from emodistill.records import Judgement
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
 
@@ -46,17 +54,36 @@ def max_turns(home: Path) -> int:
     return int(manifest.config["max_turns"]) if manifest else SweepConfig().max_turns
 
 
-def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> SweepData:
+def read_sweep(
+    home: Path,
+    pack: PromptPack,
+    scores: Path | None = None,
+    *,
+    prompted: Collection[Prompted] = (),
+) -> SweepData:
     """The sweep of a domain's folder and a judge's scores of it; no scores if there is no file.
 
     Dialogues come in the order of their ids, so that nothing depends on which finished first.
+
+    Args:
+      prompted: who will be prompted with the scenarios.
+
+    Raises:
+      InputError: dialogues, scenarios or scores that don't fit each other, the domain (the folder's
+        name) or the pack.
     """
-    trajectories = read_trajectories(home / TRAJECTORIES)
+    located = locate_trajectories(home / TRAJECTORIES)
+    scenarios = locate_scenarios(home / SCENARIOS)
+    check_dialogues(home.name, located, scenarios)
+    check_prompts(pack, scenarios, prompted)
+    trajectories = [trajectory for trajectory, _ in located]
+    judgements = [] if scores is None else list(read_records(scores, Judgement))
+    check_scores(judgements, trajectories, scores)
     return SweepData(
         trajectories=sorted(trajectories, key=attrgetter("trajectory_id")),
-        scenarios=read_scenarios(home / SCENARIOS),
+        scenarios=[scenario for scenario, _ in scenarios],
         pack=pack,
-        scores={} if scores is None else scores_by_turn(read_judgements(scores)),
+        scores=scores_by_turn(judgement for judgement, _ in judgements),
         max_turns=max_turns(home),
     )
 

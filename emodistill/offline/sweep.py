@@ -31,6 +31,7 @@ from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
+from emodistill.offline.readability import ReadabilityCheck
 from emodistill.offline.store import (
     read_records,
     read_scenarios,
@@ -157,13 +158,15 @@ async def play_all(
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
-      InputError: another process writes to `path`, or a cost cap without known prices.
+      InputError: another process writes to `path`, a cost cap without known prices, or dialogues
+        most of which can't be read (`readability`).
     """
     writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
     paid_models = [
         one.model for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)
     ]
     outcomes: Counter[str] = Counter()
+    readability = ReadabilityCheck(is_lenient=config.keep_unread)
     with ExitStack() as stack:
         finished = stack.enter_context(JsonlAppender(path))
         failed = stack.enter_context(JsonlAppender(failures_path(path)))
@@ -174,10 +177,12 @@ async def play_all(
             calls, *tokens = msgspec.structs.astuple(earlier.usage)
             costs_usd[earlier.trajectory_id] = earlier.cost_usd
             used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
+            readability.add(earlier)
         earlier_failures = read_records(failed.path, FailedDialogue)
         failed_ids = {line.trajectory_id for line, _ in earlier_failures} - costs_usd.keys()
         ended = costs_usd.keys() | failed_ids
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
+        readability.check(is_end=not pending)
         unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
         client.cache = unfinished
         stack.callback(setattr, client, "cache", None)
@@ -203,6 +208,8 @@ async def play_all(
             log.debug("%s: %s after %d turns.", name, trajectory.outcome, num_turns, extra=extra)
             outcomes[trajectory.outcome] += 1
             budget.add(trajectory.cost_usd)
+            readability.add(trajectory)
+            readability.check()
 
         def give_up(dialogue: PlannedDialogue, error: ApiError) -> None:
             name = dialogue.trajectory_id
@@ -215,10 +222,9 @@ async def play_all(
 
         def status() -> str:
             num_new = outcomes.total()
-            num_unread = match.reader.num_unread if match.reader else 0
             accepted = f"{outcomes['accepted'] / num_new:.0%} accepted" if num_new else ""
-            unread = f"{num_unread:,} utterances unread" if num_unread else ""
-            return ", ".join(filter(None, (accepted, unread)))
+            offers = readability.shares.text if readability.shares.num_turns else ""
+            return ", ".join(filter(None, (accepted, offers)))
 
         num_before = len(planned) - len(pending)
         stopped = await run_jobs(
@@ -231,6 +237,7 @@ async def play_all(
             concurrency=config.concurrency,
             status=status,
         )
+    readability.check(is_end=stopped is None)
     ids = {dialogue.trajectory_id for dialogue in planned}
     return JobsResult(
         num_planned=len(planned),
@@ -239,6 +246,7 @@ async def play_all(
         num_new=outcomes.total(),
         cost_usd=budget.spent_usd,
         usage=budget.usage,
+        offers=readability.shares,
         stopped=stopped,
         path=path,
         finished="dialogues finished",

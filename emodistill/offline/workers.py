@@ -28,6 +28,7 @@ from emodistill.llm.client import (
 )
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.offline.budget import Budget
+from emodistill.offline.readability import OfferShares
 from emodistill.progress import Progress
 
 log = logging.getLogger("emodistill.offline")
@@ -66,6 +67,8 @@ class JobsResult:
     """Of this run and of earlier ones."""
     failure_rates: Mapping[str, float] = field(default_factory=dict)
     """Of a judging: failed over judged items, by focal method."""
+    offers: OfferShares | None = None
+    """Of dialogues: how many utterances have a readable offer."""
 
     @property
     def is_complete(self) -> bool:
@@ -95,7 +98,16 @@ class JobsResult:
             text += f". Stopped as asked: {self.on_interrupt}"
         elif self.stopped == "cost":
             text += ". Stopped by --max-cost-usd; raise it and start again to go on"
+        if self.offers is not None and self.offers.num_turns:
+            text += f". {self.offers.text}"
         return f"{text}. They are in {self.path}."
+
+    @property
+    def shares(self) -> dict[str, Any]:
+        """Of dialogues: what manifests keep of `offers`."""
+        if self.offers is None:
+            return {}
+        return {"without_offer": self.offers.without, "far_offers": self.offers.far}
 
 
 async def run_jobs(

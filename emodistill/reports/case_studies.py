@@ -32,7 +32,7 @@ def cases_markdown(data: RunData) -> str | None:
         turns = FocalTurns.from_trajectories(
             sweep,
             scores_by_turn(data.judgements.get(domain, ())),
-            max_turns=max_turns(data.run_dir / domain),
+            max_turns=max_turns(data.data_dir / domain),
         )
         trained, stripped = (
             data.records("evaluation", domain=domain, label=name)

@@ -62,7 +62,7 @@ def selector_matches(data: RunData) -> TableContent:
                     selector.choose, rng=stream(data.resampling.seed, "matches", domain)
                 ),
                 *data.resampling,
-                max_turns=max_turns(data.run_dir / domain),
+                max_turns=max_turns(data.data_dir / domain),
             )
         ]
     return TableContent(rows)
@@ -75,7 +75,7 @@ def shifted_features(data: RunData) -> TableContent:
         played = data.records("evaluation", domain=domain, label=FULLY_TRAINED)
         if any(t.focal_turns for t in played):
             shifts = state_shift(
-                list(swept.dialogue), played, max_turns=max_turns(data.run_dir / domain)
+                list(swept.dialogue), played, max_turns=max_turns(data.data_dir / domain)
             )
             rows += shifts.head(NUM_SHIFTS).assign(block=domain).to_dict("records")
     return TableContent(rows)

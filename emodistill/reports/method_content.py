@@ -81,6 +81,12 @@ def of_study(table: str, study: str) -> Callable[[RunData], TableContent]:
             for arm in data.arms.get(study, ())
             if arm.method is not None and arm.path not in {*frame.arm}
         ]
+        missing += [
+            f"{arm_block(arm)} {arm.label} with other settings, so that its row is of those before "
+            f"({arm.reason.rstrip('.')})"
+            for arm in data.arms.get(study, ())
+            if arm.reason and arm.path in {*frame.arm}
+        ]
         return TableContent(
             method_rows(table, frame, data.resampling), players_of=frame, missing=missing
         )

@@ -6,6 +6,7 @@ any request, and no script runs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def _of_one_domain(gain: Mapping[str, Any]) -> tuple[str, str]:
     title = {
         "higher": f"The student got better, by {points:.1f} points of utility",
         "lower": f"The student got worse, by {-points:.1f} points of utility",
-        "unclear": "The student may not have changed: the interval includes zero",
+        "unclear": f"Can't tell yet whether the student got better{_more(gain)}",
     }[gain["reading"]]
     lead = (
         f"On {gain['num_scenarios']} held-out scenarios of {DOMAIN_TITLES[gain['block']]}, the "
@@ -91,6 +92,15 @@ def _of_one_domain(gain: Mapping[str, Any]) -> tuple[str, str]:
         f"{signed(gain['interval_high'])}, paired by scenario."
     )
     return title, lead
+
+
+def _more(gain: Mapping[str, Any]) -> str:
+    """How many scenarios would tell, as the end of a sentence; nothing where that is unknown."""
+    num_more = gain["num_to_tell"] - gain["num_scenarios"]
+    if math.isnan(num_more):
+        return ""
+    number = f"{num_more:,} more" if num_more > 0 else "more"
+    return f"; {number} scenarios would, if the difference stays as it is"
 
 
 def inline_svg(text: str, name: str) -> str:

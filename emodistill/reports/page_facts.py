@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from emodistill.evaluation.metrics import num_otherwise_under, num_unread_offers
+from emodistill.offline.readability import offer_shares
 from emodistill.records import Judgement
 from emodistill.reports.results import models
 from emodistill.reports.run_data import RunData
@@ -31,12 +32,12 @@ def run_facts(data: RunData) -> Iterator[tuple[str, str]]:
     judged = [judgement for of_domain in data.judgements.values() for judgement in of_domain]
     if len(swept):
         yield "Sweep", _dialogues(swept)
-        yield "Offers unread in the sweep", _unread(swept)
+        yield "Offers read in the sweep", _unread(swept)
     if judged:
         yield "Judge", _judging(judged)
     if len(played):
         yield "Evaluation", _dialogues(played)
-        yield "Offers unread in the evaluation", _unread(played)
+        yield "Offers read in the evaluation", _unread(played)
         other = "upstream" if _values(played, "agreement_rule") == ["stand"] else "stand"
         num_other = num_otherwise_under(list(played.dialogue), other)
         text = f"{num_other:,} of {len(played):,} dialogues"
@@ -75,8 +76,9 @@ def _dialogues(frame: pd.DataFrame) -> str:
 def _unread(frame: pd.DataFrame) -> str:
     num_unread, num_turns = sum(map(num_unread_offers, frame.dialogue)), frame.rounds.sum()
     return (
-        f"at most {num_unread:,} of {num_turns:,} turns ({100 * num_unread / num_turns:.1f} %): "
-        "they name a figure and yield no offer"
+        f"{offer_shares(frame.dialogue).text}. At most {num_unread:,} of {num_turns:,} turns "
+        f"({100 * num_unread / num_turns:.1f} %) were missed: they name a "
+        "figure and yield no offer"
     )
 
 

@@ -6,6 +6,7 @@ N/A (there is nothing to average).
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,7 +103,7 @@ class ReportTable:
         """The cells of a block's rows; its best values are marked, equal ones all.
 
         Values are compared as they are shown, since what looks equal must be set alike; a block
-        with a single value has no best one.
+        of a single value, or of equal ones, has no best one.
         """
         columns = []
         for column in self.columns:
@@ -111,7 +112,8 @@ class ReportTable:
             if column.best:
                 numbers = [n for n in values if n is not None and not math.isnan(n)]
                 first = {"max": max, "min": min}[column.best]
-                best = column.value_text(first(numbers)) if len(numbers) > 1 else None
+                shown = {column.value_text(number) for number in numbers}
+                best = column.value_text(first(numbers)) if len(shown) > 1 else None
             columns.append(
                 [
                     FormattedValue(column.text(row), column.value_text(value) == best)
@@ -171,6 +173,22 @@ def csv_text(table: ReportTable) -> str:
     lines = [[row.get(key) for key in heads] for rows in table.blocks.values() for row in rows]
     # dtype=object keeps counts from becoming floats where a row has none
     return pd.DataFrame(lines, columns=heads, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def terminal_text(csv: str) -> str:
+    """A table of methods, from its CSV, in lines that fit a terminal: what each reached."""
+    frame = pd.read_csv(io.StringIO(csv))
+    heads = ["method", "success, %", "utility, %", "95 % interval", "rounds"]
+    lines = [heads]
+    for row in frame.to_dict("records"):
+        ends = (plain(row[f"utility_clustered_{end}"]) for end in ("low", "high"))
+        name = f"{row['method']} ({row['block']})"
+        numbers = [plain(row["success"]), plain(row["utility"])]
+        lines.append([name, *numbers, " to ".join(ends), plain(row["rounds"])])
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in lines
+    )
 
 
 _LATEX = str.maketrans(

@@ -47,6 +47,8 @@ CONTRASTS = (
     ("iql+sft+jpo", "iql+sft+dpo"),
 )
 """Methods and the baselines to which they are compared."""
+SIGNIFICANCE = 0.05
+"""The corrected p up to which a difference is called one."""
 EFFECT_POINTS, POWER = 5.0, 0.8
 """A difference in utility, in points of per cent, and how probably it is to be seen. Five points
 are less than each step of training gains in the paper's Table 1 on CRAD; 0.8 is customary."""
@@ -159,7 +161,9 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
 
     Values are utilities in points of per cent. `baseline_mean` is the baseline's utility on those
     scenarios, `p_holm` is adjusted for all contrasts of the domain, and `num_needed` are the
-    scenarios that show EFFECT_POINTS with probability POWER; NaN with a single scenario.
+    scenarios that show EFFECT_POINTS with probability POWER; NaN with a single scenario, or where
+    all differ alike. `num_to_tell` is the same for the difference that was found. `reading` is
+    `higher` or `lower` where the interval leaves zero out and `p_holm` is at most SIGNIFICANCE.
     """
     rows = []
     for domain, played in by_domain(frame):
@@ -173,7 +177,10 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
             and by_label[method].scenario_id.isin(by_label[baseline].scenario_id).any()
         ]
         adjusted = holm([row["p"] for row in of_domain]).tolist()
-        rows += [row | {"p_holm": p} for row, p in zip(of_domain, adjusted, strict=True)]
+        for row, p in zip(of_domain, adjusted, strict=True):
+            # A reading claims no more than the corrected test: NaN, no test, is no significance.
+            is_clear = p <= SIGNIFICANCE
+            rows.append(row | {"p_holm": p} | ({} if is_clear else {"reading": "unclear"}))
     return rows
 
 
@@ -182,6 +189,11 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
     sides = (100 * ours.utility, ours.scenario_id, 100 * theirs.utility, theirs.scenario_id)
     ci = paired_difference_ci(*sides, *resampling)
     deltas = scenario_differences(*sides)
+    has_spread = len(deltas) > 1 and deltas.std() > 1e-9  # else it says nothing of other scenarios
+
+    def needed(effect: float) -> float:
+        return scenarios_needed(deltas, effect, POWER) if has_spread and effect else math.nan
+
     return {
         "num_scenarios": len(deltas),
         "baseline_mean": 100 * theirs.utility[theirs.scenario_id.isin(ours.scenario_id)].mean(),
@@ -189,7 +201,6 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
         **interval_ends("interval", ci),
         "reading": "higher" if ci.low > 0 else "lower" if ci.high < 0 else "unclear",
         "p": paired_p_value(deltas, *resampling),
-        "num_needed": scenarios_needed(deltas, EFFECT_POINTS, POWER)
-        if len(deltas) > 1
-        else math.nan,
+        "num_needed": needed(EFFECT_POINTS),
+        "num_to_tell": needed(float(deltas.mean())),
     }

@@ -19,6 +19,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
 from emodistill.offline.run_files import (
+    SCENARIOS,
     TRAJECTORIES,
     judge_file,
     played_pairs,
@@ -52,6 +53,8 @@ class RunData:
     """
 
     run_dir: Path
+    data_from: Path | None = None
+    """The run whose sweep and scores this one reads, where it has none of its own."""
     resampling: Resampling
     dialogues: pd.DataFrame
     """Every dialogue, one line each (`results.dialogue_frame`); a dialogue of a study's arm may be
@@ -88,8 +91,14 @@ class RunData:
 
     def files(self, name: str) -> dict[str, Path]:
         """domain -> a file in its folder, for the domains that have it."""
-        paths = {domain: self.run_dir / domain / name for domain in DOMAINS}
+        run = self.data_dir if name == SCENARIOS else self.run_dir
+        paths = {domain: run / domain / name for domain in DOMAINS}
         return {domain: path for domain, path in paths.items() if path.is_file()}
+
+    @property
+    def data_dir(self) -> Path:
+        """The run that the sweep and its scores are in."""
+        return self.data_from or self.run_dir
 
     @cached_property
     def method_rows(self) -> list[dict[str, Any]]:
@@ -121,7 +130,7 @@ def read_run(config: ReportConfig) -> RunData:
       InputError: methods have met several counterparties, none of which the sweep was played with;
         or several judges have scored, and none is named.
     """
-    run = config.run
+    run, data_run = config.run, config.data_from or config.run
     arms = {study: of_study for study in TABLES_OF if (of_study := read_arms(run, study))}
     finished = [
         (study, arm, run / arm.path)
@@ -135,12 +144,19 @@ def read_run(config: ReportConfig) -> RunData:
         for domain in DOMAINS
         for method, path in _evaluations(config, domain, arm_paths).items()
     }
-    judge_files = {domain: judge_file(run / domain / "judge", config.judge) for domain in DOMAINS}
+    judge_files = {
+        domain: judge_file(data_run / domain / "judge", config.judge) for domain in DOMAINS
+    }
     return RunData(
         run_dir=run,
+        data_from=config.data_from,
         resampling=Resampling(config.num_resamples, config.seed),
         dialogues=dialogue_frame(
-            [*_sweeps_and_tournaments(run), *_evaluated(evaluations), *_studied(arms, finished)]
+            [
+                *_sweeps_and_tournaments(run, data_run),
+                *_evaluated(evaluations),
+                *_studied(arms, finished),
+            ]
         ),
         judgements={d: read_judgements(path) for d, path in judge_files.items() if path.is_file()},
         emotion_judgements=_emotion_judgements(config, finished),
@@ -171,9 +187,9 @@ def _read(path: Path) -> list[Trajectory]:
     return sorted(read_trajectories(path), key=attrgetter("trajectory_id"))
 
 
-def _sweeps_and_tournaments(run: Path) -> Iterator[Labelled]:
+def _sweeps_and_tournaments(run: Path, data_run: Path) -> Iterator[Labelled]:
     for domain in DOMAINS:
-        path = run / domain / TRAJECTORIES
+        path = data_run / domain / TRAJECTORIES
         if path.is_file():
             yield {"source": "sweep", "block": domain}, _read(path)
         for (focal, opponent), path in played_pairs(run / domain).items():
@@ -233,7 +249,7 @@ def _emotion_judgements(
 
 def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
-    manifest = read_manifest(config.run / domain / "sweep")
+    manifest = read_manifest((config.data_from or config.run) / domain / "sweep")
     usual = config.counterparty or (manifest and manifest.config.get("counterparty"))
     usual = usual and str(usual).replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}

@@ -114,7 +114,7 @@ def _step_time(
     talk_s = sum(turn.latency_s for t in dialogues for turn in t.turns)
     judging = Usage()
     if judgements := data.judgements.get(domain):
-        judging = read_usage(judge_path(data.run_dir / domain / "judge", judgements[0].judge))
+        judging = read_usage(judge_path(data.data_dir / domain / "judge", judgements[0].judge))
     num_answers = judging.num_calls - judging.num_retries
     row = {
         "offline_step_s": np.median(step_s),
@@ -123,7 +123,7 @@ def _step_time(
         "num_turns": np.mean([len(t.turns) for t in dialogues]),
         "num_judged_turns": np.mean([len(t.focal_turns) for t in dialogues]),
         "batch_size": settings.get("batch_size", math.nan),
-        "concurrency": sweep_concurrency(data.run_dir, domain) or math.nan,
+        "concurrency": sweep_concurrency(data.data_dir, domain) or math.nan,
     }
     sample_s = row["negotiation_s"] + row["num_judged_turns"] * row["judging_s"]
     on_policy_step_s = row["batch_size"] * sample_s / row["concurrency"]

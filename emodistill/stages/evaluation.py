@@ -160,7 +160,9 @@ def _job(cell: Cell) -> Job:
         folder = f"{config.method}@{opposite}".replace("/", "-")
         directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
-    inputs = input_hashes([home / SCENARIOS, *files], config.run)
+    inputs = input_hashes(
+        [(config.data_from or config.run) / config.domain / SCENARIOS, *files], config.run
+    )
     if any(get_method(name).writer == "student" for name in _method_names(config)):
         inputs |= model_hashes(config.student)
     if reader is not None:
@@ -200,7 +202,9 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             played = await pool.play(
                 details.focal,
                 details.counterparty,
-                _held_out(config.run / config.domain / SCENARIOS, config.split),
+                _held_out(
+                    (config.data_from or config.run) / config.domain / SCENARIOS, config.split
+                ),
                 path=job.output,
                 label=job.name,
                 reader=offer_reader(client, details.reader, config),
@@ -209,7 +213,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
         return Result(
             played.summary,
             played.cost_usd,
-            {"unusual_answers": played.usage.unusual},
+            {"unusual_answers": played.usage.unusual} | played.shares,
             is_complete=played.is_complete,
         )
 
@@ -226,7 +230,8 @@ def _held_out(path: Path, split: str) -> list[Scenario]:
     if not scenarios:
         flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
         raise InputError(
-            f"{path}: no scenario has split={split!r}; sweep with {flag} into a new --run."
+            f"{path}: no scenario has split={split!r}. Sweep into a new --run with {flag}; where "
+            f"your own scenarios name their split, give it to some of them instead."
         )
     return scenarios
 

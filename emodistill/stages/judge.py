@@ -55,7 +55,7 @@ def _job(cell: Cell) -> Job:
     path = judge_path(home / "judge", name)
     manifest = f"{path.stem}.{config.level}.manifest.json"  # each level of judging has one
     existing = read_manifest(path.parent, manifest) if path.is_file() else None
-    sweep = read_sweep(home, pack)
+    sweep = read_sweep(home, pack, prompted=("judge",))
     judged = _judged_part(home / TRAJECTORIES, existing)
     num_dialogues = len(sweep.trajectories)
     return Job(
@@ -153,13 +153,14 @@ def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
     return asyncio.run(work())
 
 
-def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path:
+def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path, scenarios: Path) -> Path:
     """Score the focal turns of dialogues that were played in a match; the judge's file.
 
     What is scored there is not asked again.
 
     Args:
       directory: where the judge's file goes.
+      scenarios: the file of those that were played.
 
     Raises:
       StoppedError: stopped before the end.
@@ -168,7 +169,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
     path = judge_path(directory, name)
     played = SweepData(
         read_trajectories(dialogues),
-        read_scenarios(config.run / config.domain / SCENARIOS),
+        read_scenarios(scenarios),
         scores={},
         pack=load_pack(config.prompt_pack),
     )

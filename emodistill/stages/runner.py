@@ -80,7 +80,7 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
         lacking = [one for one in lacking if one.config.stage in only]
     if not lacking:
         return
-    home = cell.config.run / cell.config.domain
+    home = lacking[0].config.run / cell.config.domain
     if only is None and (found := cells_elsewhere(cell)):
         raise InputError(
             f"{home}: {', '.join(found)} finished in other cells than the default one. Start this "
@@ -88,7 +88,9 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
         )
     is_alone = getattr(cell.config, "coordinator", None) is None
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
-    if not is_alone or not all(_is_all_simulated(one.config) for one in [cell, *lacking]):
+    is_elsewhere = any(one.config.run != cell.config.run for one in lacking)
+    is_free = all(_is_all_simulated(one.config) for one in [cell, *lacking])
+    if not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
         last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
         raise InputError("\n  ".join([f"{home} lacks {names}. Run first:", *commands]) + last)
@@ -176,7 +178,7 @@ def _lacking(cell: Cell) -> list[Cell]:
     lacking: list[Cell] = []
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
-        home = config.run / (need.domain or config.domain)
+        home = _run_of(need, config) / (need.domain or config.domain)
         if stage.is_there is not None:
             is_there = stage.is_there(home, need)
         else:
@@ -194,8 +196,11 @@ def _lacking(cell: Cell) -> list[Cell]:
 def required_cell(cell: Cell, need: Requirement) -> Cell:
     """The cell that meets what the stage of `cell` needs; nothing is made yet."""
     config, stage = cell.config, STAGES[need.stage]
-    names = ("run", "seed", "provider", "base_url", *stage.inherits)
+    names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    shared["run"] = _run_of(need, config)
+    if hasattr(stage.config, "data_from"):
+        shared["data_from"] = config.data_from
     shared["domain"] = need.domain or config.domain
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:
@@ -210,9 +215,15 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
 
 
+def _run_of(need: Requirement, config: Any) -> Path:
+    """The run that what a stage needs is in."""
+    is_data = need.stage in ("sweep", "judge")
+    return (is_data and getattr(config, "data_from", None)) or config.run
+
+
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
-    home = config.run / config.domain
+    home = _run_of(Requirement("sweep"), config) / config.domain
     manifest = read_manifest(home / "sweep")
     was_simulated = (
         not (home / TRAJECTORIES).is_file()

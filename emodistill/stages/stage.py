@@ -118,7 +118,8 @@ def follow_up(kind: type[C], cell: Cell, **changes: Any) -> C:
     own |= file.values(type(config))
     names = {field.name for field in dataclasses.fields(kind)}
     given = {name: getattr(config, name) for name in ("run", "domain") if name in names}
-    for name in ("seed", "provider", "base_url", "judge", "prompt_pack", "quantize"):
+    shared = ("seed", "provider", "base_url", "judge", "prompt_pack", "quantize", "data_from")
+    for name in shared:
         if name in names and name in own and getattr(config, name) != own[name]:
             given[name] = getattr(config, name)
     if kind.student_field is not None and config.student_field is not None:

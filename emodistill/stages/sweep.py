@@ -7,8 +7,9 @@ import dataclasses
 from typing import NamedTuple
 
 from emodistill.configs import JudgeConfig, SweepConfig
-from emodistill.domains import load_scenarios, split_scenarios
-from emodistill.domains.scenario import Scenario
+from emodistill.domains import load_split
+from emodistill.domains.loading import LoadedSplit
+from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.sweep import failures_path, run_sweep
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
@@ -28,7 +29,7 @@ from emodistill.stages.stage import Stage, command, follow_up, named_file
 class _SweepDetails(NamedTuple):
     reader: str | None
     pack: PromptPack
-    scenarios: list[Scenario]
+    loaded: LoadedSplit
 
 
 def _job(cell: Cell) -> Job:
@@ -36,8 +37,11 @@ def _job(cell: Cell) -> Job:
     details = _SweepDetails(
         reader=offer_model(config),
         pack=load_pack(config.prompt_pack),
-        scenarios=all_scenarios(config),
+        loaded=split_of(config),
     )
+    source = str(config.scenarios or "generated")
+    located = [(s, f"{source}: {s.scenario_id}") for s in details.loaded.split.all()]
+    check_prompts(details.pack, located, ("focal", "counterparty"))
     inputs = {"prompt pack": details.pack.sha256}
     if details.reader is not None:
         inputs["offer reader's prompt"] = offer_prompt_sha256()
@@ -65,22 +69,29 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def all_scenarios(config: SweepConfig) -> list[Scenario]:
-    """The scenarios that `config` names, with their split."""
-    loaded = load_scenarios(config.domain, config.scenarios, strict=config.strict)
-    split = split_scenarios(loaded, config.num_test, config.num_validation, config.seed)
-    return split.all()
+def split_of(config: SweepConfig) -> LoadedSplit:
+    """The scenarios that `config` names, in their split."""
+    return load_split(
+        config.domain,
+        config.scenarios,
+        num_test=config.num_test,
+        num_validation=config.num_validation,
+        seed=config.seed,
+        strict=config.strict,
+    )
 
 
 def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
     """Play the dialogues that are still missing, or those of the first `num_dialogues`."""
     config, details = job.cell.config, job.details
+    split, text = details.loaded
+    print(f"sweep: {text}.", flush=True)
 
     async def work() -> Result:
         async with open_client(config, job.name) as client:
             swept = await run_sweep(
                 config,
-                details.scenarios,
+                split.all(),
                 out_dir=job.directory,
                 client=client,
                 pack=details.pack,
@@ -91,7 +102,11 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
         return Result(
             swept.summary,
             swept.cost_usd,
-            {"unusual_answers": swept.usage.unusual},
+            {
+                "split": {name: len(part) for name, part in split._asdict().items()},
+                "unusual_answers": swept.usage.unusual,
+                **swept.shares,
+            },
             is_complete=swept.is_complete,
             is_part=num_dialogues is not None,
         )

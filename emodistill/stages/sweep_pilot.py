@@ -19,7 +19,7 @@ from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
 from emodistill.stages.language_models import model_name
 from emodistill.stages.runner import run
-from emodistill.stages.sweep import all_scenarios, play_sweep
+from emodistill.stages.sweep import play_sweep, split_of
 
 
 def plan(cell: Cell) -> Path:
@@ -31,7 +31,7 @@ def plan(cell: Cell) -> Path:
     config: PlanConfig = cell.config
     model_name(config, "judge", config.judge)
     planned = plan_sweep(
-        all_scenarios(config), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
+        split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
     pilot = {dialogue.trajectory_id for dialogue in planned[: config.pilot]}
     sweep = SweepConfig(

@@ -64,11 +64,12 @@ def _job(cell: Cell) -> Job:
     config: IQLConfig | AdapterConfig = cell.config
     home = config.run / config.domain
     directory = home / config.stage / cell.name
-    files = [home / TRAJECTORIES, home / SCENARIOS]
+    data_home = (config.data_from or config.run) / config.domain
+    files = [data_home / TRAJECTORIES, data_home / SCENARIOS]
     hashes: dict[str, str] = {}
     scores = pack = sft_adapter = None
     if config.signal != "outcome" or not isinstance(config, IQLConfig):
-        scores = judge_file(home / "judge", config.judge)
+        scores = judge_file(data_home / "judge", config.judge)
         hashes |= scores_hash(scores, scores_needed(config).shared["level"], config.run)
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
@@ -131,7 +132,9 @@ def _train_selector(job: Job) -> Result:
     from emodistill.train.selector_training import train_selector  # JAX
 
     config: IQLConfig = job.cell.config
-    sweep = read_sweep(config.run / config.domain, load_pack(), job.details.scores)
+    sweep = read_sweep(
+        (config.data_from or config.run) / config.domain, load_pack(), job.details.scores
+    )
     trained = train_selector(config, sweep, job.directory)
     values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
     print(f"iql: value by fitted Q: {values}")
@@ -141,7 +144,27 @@ def _train_selector(job: Job) -> Result:
             f"turns of the data behind them ({job.directory / SUPPORT}); play more seeds, or lower "
             "--advantage-scale."
         )
-    return Result(f"selector in {job.directory}", summary=trained._asdict())
+    left_out = _listed(
+        (trained.num_without_emotion, "turns without an emotion"),
+        (trained.num_without_reward, "turns without a score"),
+        (trained.num_truncated_turns, f"turns of {trained.num_truncated:,} dialogues cut short"),
+        (trained.num_without_decision, "dialogues without any emotion"),
+        (trained.num_held_out, "dialogues of held-out scenarios"),
+        (len(trained.left_out_scenarios), "scenarios for too few scores"),
+    )
+    text = f"{trained.num_transitions:,} of {trained.num_turns:,} turns learned from{left_out}"
+    if trained.num_early_ends:
+        text += (
+            f"; {trained.num_early_ends:,} dialogues end in a turn without an emotion, and their "
+            "outcome counts for the last turn with one"
+        )
+    return Result(f"{text}; selector in {job.directory}", summary=trained._asdict())
+
+
+def _listed(*counts: tuple[int, str]) -> str:
+    """What was left out, as the end of a clause; nothing where all counts are 0."""
+    parts = [f"{count:,} {what}" for count, what in counts if count]
+    return f" (left out: {', '.join(parts)})" if parts else ""
 
 
 def train_adapter_stage(job: Job, objective: Any = None) -> Result:
@@ -149,21 +172,26 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     from emodistill.train.adapter_training import train_adapter  # JAX
 
     config, details = job.cell.config, job.details
+    home = (config.data_from or config.run) / config.domain
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     trained = train_adapter(
         config,
-        read_sweep(config.run / config.domain, details.pack, details.scores),
+        read_sweep(home, details.pack, details.scores, prompted=("focal",)),
         cell_dir=job.directory,
         sft_adapter=details.sft_adapter,
         objective=objective,
     )
-    left_out = len(trained.left_out_scenarios)
-    note = f", {left_out:,} scenarios left out for too few scores" if left_out else ""
-    if trained.num_cut:
-        note += f", {trained.num_cut:,} turns left out that were cut at their limit of tokens"
+    left_out = _listed(
+        (trained.num_without_signal, "turns without a score"),
+        (trained.num_dropped, "turns that don't fit"),
+        (trained.num_cut, "turns that were cut at their limit of tokens"),
+        (trained.num_held_out, "dialogues of held-out scenarios"),
+        (len(trained.left_out_scenarios), "scenarios for too few scores"),
+    )
     return Result(
-        f"{trained.num_steps} steps on {trained.num_samples:,} turns{note}; adapter in {job.path}",
+        f"{trained.num_steps} steps on {trained.num_samples:,} of {trained.num_turns:,} "
+        f"turns{left_out}; adapter in {job.path}",
         summary=trained._asdict(),
     )
 

@@ -28,10 +28,11 @@ from emodistill.studies.planned_arms import PlannedArm, plan_arms
 TRAINED_ONLY = Method(writer="student", selector="none")
 """The method of an arm that nobody plays."""
 SHARED = (
-    *("run", "seed", "provider", "base_url"),
+    *("run", "data_from", "seed", "provider", "base_url"),
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
 )
 """Settings that a study hands on to its stages."""
+REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = ("model", "student", "counterparty", "num_scenarios", "num_seeds")
 
 
@@ -91,7 +92,7 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         if isinstance(outcome, Path):
             spent_usd += _cost_usd(planned[number], outcome, config)
         write_arms(config.run, config.study, [*arms, *known.values()])
-    failed = [arm for arm in arms if arm.status == "failed"]
+    failed = [arm for arm in arms if arm.reason]
     if len(failed) == len(arms):
         raise InputError(f"{config.study}: all {len(arms)} arms failed; {failed[0].reason}")
     if failed:
@@ -99,7 +100,7 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
             f"\n{config.study}: {len(failed)} of {len(arms)} arms failed; the reasons are in "
             f"{study_path(config.run, config.study)}. Start again to try them again."
         )
-    wanted = {name: getattr(config, name) for name in ("run", "seed", "counterparty", "judge")}
+    wanted = {name: getattr(config, name) for name in REPORTING}
     return report_study(settings.config(ReportConfig, **wanted), config.study)
 
 
@@ -120,6 +121,10 @@ def _ended(arm: Arm, outcome: Outcome, config: StudyConfig) -> Arm:
         return dataclasses.replace(arm, status="finished", path=path, reason="")
     print(f"{config.study}: {arm.label} failed: {outcome}", flush=True)
     reason = " ".join(f"{outcome}".split())
+    is_there = arm.path is not None and (config.run / arm.path).is_file()
+    if arm.status == "finished" and is_there:
+        print(f"{config.study}: {arm.label} keeps its row, from {arm.path}.", flush=True)
+        return dataclasses.replace(arm, reason=reason)
     return dataclasses.replace(arm, status="failed", reason=reason)
 
 
@@ -169,7 +174,8 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
         base = dataclasses.replace(base, cells=played)
     judging = None
     if isinstance(config, EmotionStudy):
-        judged_by = settings.config(JudgeConfig, **shared | judge)
+        here = {name: value for name, value in shared.items() if name != "data_from"}
+        judged_by = settings.config(JudgeConfig, **here | judge)
         judging = judged_by, emotion_dir(config.run, arm.domain, arm.label)
     return Task(cells, Cell(playing, base, settings), judging)
 

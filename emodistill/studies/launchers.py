@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from emodistill.configs import JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError
 from emodistill.logs import log_to_terminal
+from emodistill.offline.run_files import SCENARIOS
 from emodistill.settings import Cell
 from emodistill.stages import judge_matches
 from emodistill.stages import run as run_stage
@@ -43,7 +44,9 @@ class Task(NamedTuple):
         path = run_stage(self.match).path
         if self.judging is not None:
             config, directory = self.judging
-            judge_matches(config, path, directory)
+            played = self.match.config
+            scenarios = (played.data_from or played.run) / config.domain / SCENARIOS
+            judge_matches(config, path, directory, scenarios)
         return path
 
 

@@ -20,6 +20,7 @@ from emodistill.configs import (
 )
 from emodistill.errors import InputError
 from emodistill.reports import report
+from emodistill.reports.report_table import terminal_text
 from emodistill.settings import Cell, Settings
 from emodistill.stages import run, tournament
 from emodistill.studies.arm_runner import run_study
@@ -57,6 +58,6 @@ def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
             run_study(study, settings)
     page = report(settings.config(ReportConfig, **shared))
     minutes, seconds = divmod(round(time.monotonic() - started_s), 60)
-    print(f"\n{(page.parent / 'table-1.md').read_text(encoding='utf-8')}")
+    print(f"\n{terminal_text((page.parent / 'table-1.csv').read_text('utf-8'))}\n")
     print(f"Done in {minutes} min {seconds} s. Open {page} in a browser.", flush=True)
     return page

@@ -33,7 +33,13 @@ from emodistill.model import (
     student_folder,
     template_sha256,
 )
-from emodistill.offline.rewards import FocalTurns, SweepData, left_out_scenarios
+from emodistill.offline.rewards import (
+    FocalTurns,
+    SweepData,
+    left_out_scenarios,
+    signal_of,
+    training_dialogues,
+)
 from emodistill.seeding import jax_key, stream
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES, Objective
@@ -60,6 +66,12 @@ class AdapterResult(NamedTuple):
     """Turns left out: they do not fit even without history, or a turn of their group does not."""
     num_cut: int
     """Turns left out because they were cut at their limit of tokens."""
+    num_turns: int
+    """Focal turns of the training dialogues, of which the objective has selected its own."""
+    num_without_signal: int
+    """Those that nobody has scored, left out."""
+    num_held_out: int
+    """Dialogues of scenarios that are held out, left out."""
     left_out_scenarios: tuple[str, ...]
     """Scenarios with too few scores to be normalised, where advantages are learnt from."""
     metrics: Mapping[str, float]
@@ -90,9 +102,7 @@ def train_adapter(
       StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
     objective = objective or OBJECTIVES[config.stage]
-    trajectories = [t for t in data.trajectories if t.split == "train"]
-    if not trajectories:
-        raise InputError("no dialogue belongs to a training scenario; is the sweep finished?")
+    trajectories = training_dialogues(data)
     played = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.max_turns)
     turns = played.whole()
     groups, advantages = objective.select(config, turns)
@@ -157,6 +167,9 @@ def train_adapter(
         num_trimmed=sum(example.num_dropped_turns > 0 for example in samples),
         num_dropped=len(rows) - len(examples),
         num_cut=len(played) - len(turns),
+        num_turns=len(turns),
+        num_without_signal=int(np.isnan(signal_of(turns, config.signal)).sum()),
+        num_held_out=len(data.trajectories) - len(trajectories),
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from emodistill.configs import IQLConfig
 from emodistill.model import keep_programs
-from emodistill.offline.rewards import SweepData
+from emodistill.offline.rewards import SweepData, training_dialogues
 from emodistill.offline.run_files import SUPPORT
 from emodistill.progress import Progress
 from emodistill.train.metrics_log import MetricsLog
@@ -26,9 +26,18 @@ class SelectorResult(NamedTuple):
     unsupported: float
     """Share of the policy's choices with too few turns of the data behind them."""
     num_transitions: int
+    num_turns: int
+    """Focal turns of the training dialogues; those that give no transition are among the counts
+    below, which are those of `Transitions`."""
     num_dialogues: int
+    num_held_out: int
+    """Dialogues of scenarios that are held out, left out."""
     num_truncated: int
+    num_truncated_turns: int
     num_without_reward: int
+    num_without_emotion: int
+    num_early_ends: int
+    num_without_decision: int
     left_out_scenarios: tuple[str, ...]
     """Scenarios with too few scores to be normalised."""
 
@@ -40,8 +49,9 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
       InputError: no transition is left to learn from.
     """
     keep_programs()
+    dialogues = training_dialogues(sweep)
     transitions = make_transitions(
-        [trajectory for trajectory in sweep.trajectories if trajectory.split == "train"],
+        dialogues,
         sweep.scores,
         signal=config.signal,
         state=config.state,
@@ -66,8 +76,14 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         fitted_q=estimated_values(networks, transitions, config),
         unsupported=support["unsupported"],
         num_transitions=len(transitions),
+        num_turns=transitions.num_turns,
         num_dialogues=transitions.num_dialogues,
+        num_held_out=len(sweep.trajectories) - len(dialogues),
         num_truncated=transitions.num_truncated,
+        num_truncated_turns=transitions.num_truncated_turns,
         num_without_reward=transitions.num_without_reward,
+        num_without_emotion=transitions.num_without_emotion,
+        num_early_ends=transitions.num_early_ends,
+        num_without_decision=transitions.num_without_decision,
         left_out_scenarios=transitions.left_out_scenarios,
     )

@@ -1,10 +1,17 @@
 """Dialogues as transitions (s, e, r, s', terminal) for the emotion selector (paper, Appendix C).
 
+The selector decides at focal turns with an emotion. What a focal turn without one brings about
+belongs to the transition of the decision before it, which leads to the next decision; after the
+last decision a dialogue is over for the selector, whose last transition is therefore terminal and
+gets R. Were it left out with a last turn that has no emotion, dialogues that end in such a turn
+would have no outcome, and as people break off without ceremony, those would be the breakdowns.
+
 Free of jax. Axes: N transitions, S state.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,18 +39,26 @@ class Transitions:
     action_N: np.ndarray
     reward_N: np.ndarray
     next_observation_NS: np.ndarray
-    """State before the dialogue's next focal turn; after the last one, of no consequence."""
+    """State before the dialogue's next decision; after the last one, of no consequence."""
     terminal_N: np.ndarray
     dialogue_N: np.ndarray
     """Which dialogue each is from; those of one dialogue stand together, in its order."""
     state: StateKind
     num_dialogues: int
+    num_turns: int = 0
+    """Focal turns of all dialogues, those that are left out included."""
     num_truncated: int = 0
     """Dialogues cut off by a failure, left out."""
+    num_truncated_turns: int = 0
+    """Their focal turns."""
     num_without_reward: int = 0
     """Focal turns that lack the judge's score, left out."""
     num_without_emotion: int = 0
     """Focal turns spoken without an emotion, left out."""
+    num_early_ends: int = 0
+    """Dialogues whose last focal turn is one of them, so that an earlier one is terminal."""
+    num_without_decision: int = 0
+    """Dialogues all of whose focal turns are spoken without an emotion, left out."""
     left_out_scenarios: tuple[str, ...] = ()
     """Scenarios with too few scores to be normalised."""
 
@@ -64,9 +79,9 @@ def make_transitions(
     state: StateKind = "geometry",
     max_turns: int = 30,
 ) -> Transitions:
-    """One transition per focal turn; the last one of a dialogue is terminal, at the cap too.
+    """One transition per focal turn with an emotion; a dialogue's last is terminal, at the cap too.
 
-    Rewards are R at the last focal turn (Eq. 13) or scenario-wise z-scores of judgements, taken
+    Rewards are R at that one (Eq. 13) or scenario-wise z-scores of judgements, taken
     over all dialogues given; `max_turns` is the cap that the dialogues were played under.
 
     Raises:
@@ -76,6 +91,13 @@ def make_transitions(
     rewards = iql_rewards(table, signal)
     is_cut = np.array([is_truncated(trajectory, max_turns) for trajectory in trajectories], bool)
     has_emotion = np.array([emotion is not None for emotion in table.emotions], bool)
+    decisions = np.flatnonzero(has_emotion)
+    dialogues = table.trajectory_index[decisions]
+    is_last = np.zeros(len(table), bool)  # rows run dialogue by dialogue
+    is_last[decisions[np.append(dialogues[1:] != dialogues[:-1], True)[: len(decisions)]]] = True
+    next_decision = dict(itertools.pairwise(decisions.tolist()))
+    if signal == "outcome":
+        rewards = np.where(is_last, table.returns, 0.0)
     has_reward = ~np.isnan(rewards)
     is_whole = ~is_cut[table.trajectory_index]
     num_without_emotion = int(np.sum(is_whole & ~has_emotion))
@@ -94,19 +116,27 @@ def make_transitions(
         return features(DialogueState.from_turns(trajectory, before, max_turns), state)
 
     def next_turn(row: int) -> int | None:
-        return None if table.is_last[row] else int(table.turn_index[row + 1])
+        return None if is_last[row] else int(table.turn_index[next_decision[row]])
+
+    num_early_ends = int(np.sum(is_whole & is_last & ~table.is_last))
+    num_whole = len({*table.trajectory_index[is_whole].tolist()})
+    num_deciding = len({*table.trajectory_index[is_whole & has_emotion].tolist()})
 
     return Transitions(
         observation_NS=np.stack([observed(row, table.turn_index[row]) for row in rows]),
         action_N=np.array([EMOTION_INDEX[emotion] for emotion in table.emotions[rows]], np.int32),
         reward_N=rewards[rows].astype(np.float32),
         next_observation_NS=np.stack([observed(row, next_turn(row)) for row in rows]),
-        terminal_N=table.is_last[rows],
+        terminal_N=is_last[rows],
         dialogue_N=table.trajectory_index[rows].astype(np.int32),
         state=state,
         num_dialogues=int(np.sum(~is_cut)),
+        num_turns=len(table),
         num_truncated=int(np.sum(is_cut)),
+        num_truncated_turns=int(np.sum(~is_whole)),
         num_without_reward=num_without_reward,
         num_without_emotion=num_without_emotion,
+        num_early_ends=num_early_ends,
+        num_without_decision=num_whole - num_deciding,
         left_out_scenarios=left_out_scenarios(table, rewards),
     )
