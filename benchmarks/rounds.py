@@ -95,7 +95,7 @@ def report(
 
 def machine() -> str:
     """The processor and how much of it this process may use."""
-    named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("ascii", "replace"))
+    named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     model = named[1] if named else platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 

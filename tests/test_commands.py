@@ -31,6 +31,8 @@ from emodistill.configs import (
     TournamentConfig,
 )
 from emodistill.errors import InputError
+from emodistill.llm.client import Usage
+from emodistill.offline.workers import JobsResult
 from emodistill.settings import Cell, Settings, write_settings
 from emodistill.stages.runner import finished_cells, prepare
 from emodistill.stages.stage import command
@@ -287,8 +289,6 @@ def test_a_snapshot_that_is_missing_is_named_with_those_that_are_there(run):
 def test_where_everything_has_failed_nothing_comes_next(
     script, where, flags, run, monkeypatch, capsys
 ):
-    from emodistill.offline.workers import JobsResult
-
     async def fail(*args, path=None, out_dir=None, **options):
         return JobsResult(
             num_planned=8,
@@ -301,6 +301,7 @@ def test_where_everything_has_failed_nothing_comes_next(
             finished="done",
             failed="failed for good",
             on_interrupt="",
+            usage=Usage(),
         )
 
     monkeypatch.setattr(where, fail)

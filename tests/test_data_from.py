@@ -7,7 +7,14 @@ import pytest
 from builders import judgement, turns
 from test_own_data import ID, ONE, own
 
-from emodistill.configs import EvaluateConfig, IQLConfig, JPOConfig, ReportConfig, SFTConfig
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    ReportConfig,
+    SFTConfig,
+)
 from emodistill.configs.studies import KappaStudy
 from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.arms import Arm
@@ -16,7 +23,7 @@ from emodistill.reports.run_data import read_run
 from emodistill.runs import Job, Result, begin_stage, finish_stage
 from emodistill.settings import Cell
 from emodistill.stages import STAGES, prepare, required_cell
-from emodistill.stages.stage import Requirement, command
+from emodistill.stages.stage import Requirement, next_command
 from emodistill.studies.arm_runner import _ended
 
 
@@ -42,8 +49,8 @@ def test_training_reads_the_data_of_another_run_and_its_manifest_says_so(data, t
     assert {f"{data.resolve()}/crad/{name}" for name in files} <= job.inputs.keys()
     assert job.directory == new / "crad" / config.stage / "default"
     assert config.identity() == dataclasses.replace(config, data_from=None).identity()
-    assert f"--data-from {data}" in command("evaluate", cell)
-    assert "--data-from" not in command("judge", cell)
+    assert f"--data-from {data}" in next_command("evaluate", EvaluateConfig, cell)
+    assert "--data-from" not in next_command("judge", JudgeConfig, cell)
 
 
 def test_what_another_run_lacks_is_never_made_there(tmp_path):

@@ -239,6 +239,7 @@ def _training(cell: Cell) -> str:
 JUDGE = Stage(
     config=JudgeConfig,
     script="judge",
+    is_data=True,
     needs=_needs,
     job=_job,
     run=score_sweep,

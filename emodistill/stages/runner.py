@@ -178,7 +178,8 @@ def _lacking(cell: Cell) -> list[Cell]:
     lacking: list[Cell] = []
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
-        home = _run_of(need, config) / (need.domain or config.domain)
+        source = (stage.is_data and getattr(config, "data_from", None)) or config.run
+        home = source / (need.domain or config.domain)
         if stage.is_there is not None:
             is_there = stage.is_there(home, need)
         else:
@@ -198,9 +199,11 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     config, stage = cell.config, STAGES[need.stage]
     names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    shared["run"] = _run_of(need, config)
+    shared["run"] = config.run
     if hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
+    elif stage.is_data:
+        shared["run"] = getattr(config, "data_from", None) or config.run
     shared["domain"] = need.domain or config.domain
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:
@@ -215,15 +218,9 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
 
 
-def _run_of(need: Requirement, config: Any) -> Path:
-    """The run that what a stage needs is in."""
-    is_data = need.stage in ("sweep", "judge")
-    return (is_data and getattr(config, "data_from", None)) or config.run
-
-
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
-    home = _run_of(Requirement("sweep"), config) / config.domain
+    home = (getattr(config, "data_from", None) or config.run) / config.domain
     manifest = read_manifest(home / "sweep")
     was_simulated = (
         not (home / TRAJECTORIES).is_file()

@@ -56,6 +56,8 @@ class Stage:
     """Settings that it takes over from a stage that needs it."""
     own_files: Sequence[str] = ()
     """Files (within the domain's folder) that are used as they are where a user has put them."""
+    is_data: bool = False
+    """Whether another run's output of it may be read in its place (`data_from`)."""
     is_there: Callable[[Any, Requirement], bool] | None = None
     """Whether its output can be used; if None, whether its manifest says that it is finished."""
     resumed: Callable[[Any], Any] = lambda config: config

@@ -133,6 +133,7 @@ def _judging(cell: Cell) -> str:
 SWEEP = Stage(
     script="sweep",
     config=SweepConfig,
+    is_data=True,
     needs=lambda config: (),
     job=_job,
     run=play_sweep,

@@ -58,6 +58,6 @@ def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
             run_study(study, settings)
     page = report(settings.config(ReportConfig, **shared))
     minutes, seconds = divmod(round(time.monotonic() - started_s), 60)
-    print(f"\n{terminal_text((page.parent / 'table-1.csv').read_text('utf-8'))}\n")
+    print(f"\n{terminal_text((page.parent / 'table-1.csv').read_text(encoding='utf-8'))}\n")
     print(f"Done in {minutes} min {seconds} s. Open {page} in a browser.", flush=True)
     return page
