@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from emodistill.errors import InputError
 from emodistill.records import Record
+from emodistill.untrusted import MAX_BYTES, brief, open_unlinked, parse_json
 
 log = logging.getLogger("emodistill.jsonl")
 
@@ -43,7 +44,8 @@ class JsonlAppender:
     and at the end.
 
     Raises:
-      InputError: another process writes to the file, or the disk is full (nothing torn remains).
+      InputError: another process writes to the file, it is a symbolic link, or the disk is full
+        (nothing torn remains).
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +53,7 @@ class JsonlAppender:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.callback(os.close, _lock(self.path))
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self._fd = open_unlinked(self.path, os.O_RDWR | os.O_APPEND)
             stack.callback(os.close, self._fd)
             stack.callback(os.fsync, self._fd)
             self._size = _repair(self._fd, self.path)
@@ -108,28 +110,25 @@ def read_lines(path: Path) -> Iterator[Line]:
             "(docs/data.md says what it must hold)."
         )
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        # A line is bounded, so that a file without line feeds is never held whole.
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             if not raw.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                yield Line(json.loads(raw, parse_constant=_no_constant), where)
+                yield Line(parse_json(raw), where)
             except ValueError as error:
-                if not raw.endswith(b"\n"):
+                if not raw.endswith(b"\n") and len(raw) <= MAX_BYTES:
                     raise InputError(
                         f"{where}: the last line is cut off. Start the stage that writes this "
                         "file again: it drops that line and completes what is missing."
                     ) from None
-                raise InputError(f"{where}: not valid JSON ({error}).") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number; use null")
+                raise InputError(f"{where}: not valid JSON ({brief(error)}).") from None
 
 
 def _lock(path: Path) -> int:
     lock_path = path.with_name(f".{path.name}.lock")
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = open_unlinked(lock_path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -153,7 +152,7 @@ def _repair(fd: int, path: Path) -> int:
     if not last:
         return size
     try:
-        is_whole = isinstance(json.loads(last), dict)
+        is_whole = isinstance(parse_json(last), dict)
     except ValueError:
         is_whole = False
     if is_whole:  # somebody's own file, without a newline at its end

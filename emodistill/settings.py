@@ -21,7 +21,7 @@ import yaml
 
 from emodistill.configs import CONFIGS, DEFAULT_CELL, Config
 from emodistill.errors import InputError
-from emodistill.files import canonical_json
+from emodistill.files import canonical_json, replacing
 from emodistill.untrusted import PYTHON_FLOAT, parse_yaml, read_bytes, shown
 
 C = TypeVar("C", bound=Config)
@@ -99,13 +99,13 @@ class Settings:
         for key in own:
             if key not in known:
                 raise InputError(
-                    f"{self.name}: {section} has no setting {shown(key)!r}; it has "
+                    f"{self.name}: {section} has no setting {shown(key)}; it has "
                     f"{', '.join(sorted(known))}."
                 )
         for key in shared:
             if key not in known_anywhere:
                 raise InputError(
-                    f"{self.name}: no stage has a setting {shown(key)!r}; the sections are "
+                    f"{self.name}: no stage has a setting {shown(key)}; the sections are "
                     f"{', '.join(CONFIGS)}."
                 )
         given = {key: value for key, value in shared.items() if key in known} | dict(own)
@@ -178,5 +178,5 @@ def write_settings(path: Path, cell: Cell) -> None:
         for name, one in configs.items()
     }
     plain = msgspec.to_builtins(sections, enc_hook=str)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.dump(plain, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(yaml.dump(plain, Dumper=_Dumper, sort_keys=False), encoding="utf-8")

@@ -16,9 +16,10 @@ import os
 import re
 import stat
 import tomllib
+import typing
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import yaml
@@ -26,6 +27,7 @@ import yaml
 from emodistill.errors import InputError
 
 T = TypeVar("T")
+N = TypeVar("N", bound=tuple[Any, ...])
 
 MAX_BYTES = 64 << 20
 """Of one JSON value: far above a manifest, a long dialogue or an answer with its log-probs."""
@@ -55,11 +57,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
+def brief(text: object) -> str:
+    """A text, or that of an error, for a message: on one line, printable and short."""
+    line = " ".join(printable(str(text)[: 2 * MAX_SHOWN]).split())
+    return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}…"
+
+
 def shown(value: object) -> str:
-    """A value as an error message quotes it: on one line, printable and short."""
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(printable(text[: 2 * MAX_SHOWN]).split())
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    """A value as an error message quotes it, cut where it is long."""
+    return brief(repr(value[: 2 * MAX_SHOWN] if isinstance(value, str) else value))
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
@@ -110,7 +116,16 @@ def read_typed(path: Path, kind: type[T], advice: str) -> T:
         raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path} can't be read ({shown(str(reason))}). {advice}") from None
+        raise InputError(f"{path} can't be read ({brief(reason)}). {advice}") from None
+
+
+def named_tuple(value: object, kind: type[N]) -> N:
+    """A JSON object as a named tuple of `kind`, whose numbers are none of them negative.
+
+    Raises:
+      ValueError: a field is missing, unknown, negative or of another type.
+    """
+    return kind(**msgspec.structs.asdict(msgspec.convert(value, _record_of(kind))))
 
 
 def parse_yaml(data: bytes | str) -> Any:
@@ -151,13 +166,51 @@ def parse_toml(data: bytes | str) -> dict[str, Any]:
     return value
 
 
+def open_unlinked(path: Path, flags: int) -> int:
+    """A descriptor of a file to write, made if it isn't there, but never through a symbolic link.
+
+    Raises:
+      InputError: `path` is such a link; a received folder could name any file of the user's by it.
+    """
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise linked(path) from None
+
+
+def refuse_links(directory: Path, below: Path) -> None:
+    """Refuse to write in a folder that has symbolic links in it, or on the way to it from `below`.
+
+    Raises:
+      InputError: there is one; names it.
+    """
+    way = [directory, *directory.parents]
+    for folder in way[: way.index(below)] if below in way else ():
+        if folder.is_symlink():
+            raise linked(folder)
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise linked(path)
+
+
+def linked(path: Path) -> InputError:
+    """What is said of a symbolic link where something is to be written."""
+    return InputError(
+        f"{path} is a symbolic link, and nothing is written through one within a run: it could "
+        "stand for any file. Put the file or folder itself there, or link the whole run."
+    )
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
     """The bytes of a file, one more than `max_bytes` at most.
 
     Raises:
       OSError: it can't be read, or is a pipe or a device, which might never end.
     """
-    with path.open("rb", opener=_open_regular) as file:
+    with os.fdopen(_open_regular(path), "rb") as file:
         return file.read(max_bytes + 1)
 
 
@@ -192,6 +245,16 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number; use null")
 
 
+@functools.cache
+def _record_of(kind: type[Any]) -> type[msgspec.Struct]:
+    not_negative = {hint: Annotated[hint, msgspec.Meta(ge=0)] for hint in (int, float)}
+    hints = typing.get_type_hints(kind)
+    fields: list[Any] = [(name, not_negative.get(hint, hint)) for name, hint in hints.items()]
+    defaults = kind._field_defaults
+    fields = [(*field, *([defaults[field[0]]] if field[0] in defaults else [])) for field in fields]
+    return msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True)
+
+
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 """In a JSON text, where two escapes may make a whole pair."""
@@ -208,13 +271,14 @@ def _writable(value: Any) -> Any:
     return value
 
 
-def _open_regular(path: str, flags: int) -> int:
+def _open_regular(path: Path) -> int:
     # O_NONBLOCK: a pipe without a writer would keep even the opening waiting.
-    fd = os.open(path, flags | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(mode := os.fstat(fd).st_mode):
         os.close(fd)
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OSError(errno.EINVAL, kind, path)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "No regular file", str(path))
     return fd
 
 
@@ -249,12 +313,13 @@ class _YamlLoader(yaml.SafeLoader):
     num_open = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        event: Any = self.peek_event()
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias or event.anchor is not None:
             # A few aliases of aliases stand for gigabytes.
             self._refuse("anchors (&) and aliases (*) are not read; write the value out", event)
         if event.tag is not None:  # !!set, !!binary, !!python/…
-            self._refuse(f"tags ({shown(event.tag)}) are not read", event)
+            self._refuse(f"tags ({brief(event.tag)}) are not read", event)
         self.num_open += 1
         if self.num_open > MAX_DEPTH:
             self._refuse(f"nested more than {MAX_DEPTH} levels deep", event)
@@ -268,24 +333,24 @@ class _YamlLoader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":  # also `on:` and `1:`, and `<<:`
                 self._refuse("a key is a text; put it in quotes", key)
             if key.value in keys:  # the first one would be dropped without a word
-                self._refuse(f"{shown(key.value)} comes twice", key)
+                self._refuse(f"{brief(key.value)} comes twice", key)
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 
     def plain_int(self, node: Any) -> int:
         text = node.value.replace("_", "")
         if not _DECIMAL.fullmatch(text):  # 010 would be 8, and 1:30 would be 90
-            self._refuse(f"{shown(text)} is no decimal number; put it in quotes", node)
+            self._refuse(f"{brief(text)} is no decimal number; put it in quotes", node)
         if len(text.lstrip("+-")) > MAX_DIGITS:
             self._refuse(f"an integer of {len(text)} digits", node)
         return int(text)
 
     def plain_float(self, node: Any) -> float:
         if ":" in node.value:
-            self._refuse(f"{shown(node.value)} is no number; put it in quotes", node)
+            self._refuse(f"{brief(node.value)} is no number; put it in quotes", node)
         value = self.construct_yaml_float(node)
         if not math.isfinite(value):
-            self._refuse(f"{shown(node.value)} is no finite number", node)
+            self._refuse(f"{brief(node.value)} is no finite number", node)
         return value
 
     def _refuse(self, problem: str, where: Any) -> None:
@@ -296,15 +361,13 @@ _YamlLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":merge"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", PYTHON_FLOAT, list("+-0123456789")
-)
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", PYTHON_FLOAT, list("+-0123456789"))
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.plain_int)
 _YamlLoader.add_constructor("tag:yaml.org,2002:float", _YamlLoader.plain_float)
 
 
 def _check_depth(value: Any) -> None:
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         inner = [item.values() if isinstance(item, dict) else item for item in level]
         level = [x for items in inner for x in items if isinstance(x, dict | list)]

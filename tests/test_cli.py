@@ -138,7 +138,7 @@ def test_values_take_the_type_of_their_field(tmp_path):
     ("stage", "text", "message"),
     [
         ("jpo", "jpo: {kapa: 0.5}", r"jpo has no setting 'kapa'; it has .*kappa"),
-        ("sweep", "sweep: {1: 2, x: 3}", r"sweep has no setting 1"),
+        ("sweep", "sweep: {1: 2, x: 3}", r"a key is a text; put it in quotes"),
         ("jpo", "domian: crad", r"no stage has a setting 'domian'; the sections are sweep, judge"),
         ("iql", "jop: {kappa: 0.5}", r"no stage has a setting 'jop'"),
         ("jpo", "jpo: [kappa]", r"jpo must be a section"),

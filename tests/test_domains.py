@@ -190,7 +190,7 @@ def test_jsonl_with_a_byte_order_mark_and_blank_lines(tmp_path):
         (a_scenario(domain="student"), r":2: domain='student'.*--domain student"),
         (a_scenario(), r":2: scenario_id='debt_001' stands in line 1 too"),
         (a_scenario(counterparty_anchor=12), r":2: .*nothing to negotiate"),
-        (a_scenario(focal_target=float("nan")), r":2: .*focal_target=nan is not a finite"),
+        (a_scenario(focal_target=float("nan")), r":2: .*NaN is no JSON number"),
         (a_scenario(focal_target="soon"), r":2: .*Expected .float., got .str. - at .*focal_target"),
         (a_scenario(fields={"creditor": ["a"]}), r":2: field 'creditor'.*string or a number"),
         (a_scenario(colour="red"), r":2: .*unknown field .colour."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from emodistill.domains.published import read_table, read_text
 from emodistill.domains.registry import Domain, get_domain
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
+from emodistill.untrusted import brief, parse_json, shown
 
 
 def load_scenarios(
@@ -49,10 +49,12 @@ def _read_jsonl(path: Path, spec: Domain) -> list[Scenario]:
             continue
         where = f"{path}:{number}"
         try:
-            scenario = Scenario.from_json(json.loads(line), where=where)
-        except (json.JSONDecodeError, RecursionError) as error:
+            scenario = Scenario.from_json(parse_json(line), where=where)
+        except InputError:
+            raise
+        except ValueError as error:
             raise InputError(
-                f"{where}: this line is no JSON ({error}). Each line holds one scenario."
+                f"{where}: this line is no JSON ({brief(error)}). Each line holds one scenario."
             ) from None
         _check(scenario, spec, where)
         if (first := line_of.setdefault(scenario.scenario_id, number)) != number:
@@ -84,5 +86,6 @@ def _check(scenario: Scenario, spec: Domain, where: str) -> None:
     for name, value in scenario.fields.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InputError(
-                f"{where}: field {name!r} of `fields` is {value!r}; a fact is a string or a number."
+                f"{where}: field {shown(name)} of `fields` is {shown(value)}; a fact is a string "
+                "or a number."
             )

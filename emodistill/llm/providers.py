@@ -14,6 +14,7 @@ import msgspec
 
 from emodistill.errors import InputError
 from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.untrusted import brief, parse_toml, read_bytes
 
 OVERRIDE_ENV = "EMODISTILL_PROVIDERS"
 
@@ -102,9 +103,11 @@ def load_providers() -> dict[str, Provider]:
     tables = tomllib.loads(text)
     if path := os.environ.get(OVERRIDE_ENV):
         try:
-            own = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path}: no readable TOML file of providers ({error}).") from None
+            own = parse_toml(read_bytes(Path(path)))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: no readable TOML file of providers ({brief(error)})."
+            ) from None
         for name, table in own.items():
             if not isinstance(table, dict) or "name" in table:
                 raise InputError(f"{path}: {name} must be a table, e.g. [{name}], without a name.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from emodistill.configs import EMBEDDED
 from emodistill.errors import InputError
 from emodistill.model import student_folder
+from emodistill.untrusted import brief, read_json
 
 Architecture = Literal["qwen2", "llama", "qwen3"]
 ARCHITECTURES: Mapping[Architecture, str] = {
@@ -67,9 +67,9 @@ def read_json_object(path: Path, advice: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; {advice}.")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
+        fields = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no JSON ({brief(error)}); copy the file again.") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
     return fields

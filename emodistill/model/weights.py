@@ -34,6 +34,7 @@ from emodistill.model.quantization import is_quantizable, quantized
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import param_sharding
 from emodistill.tensor_files import write_tensors
+from emodistill.untrusted import read_typed, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -198,14 +199,13 @@ class _Index(msgspec.Struct):
 
 
 def _index_files(index_path: Path) -> list[str]:
-    try:
-        index = msgspec.json.decode(index_path.read_bytes(), type=_Index)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{index_path} has no usable weight_map ({error!r}).") from None
+    index = read_typed(index_path, _Index, "Copy the file again.")
     names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index_path} lists {name!r}; only .safetensors beside it are read.")
+            raise InputError(
+                f"{index_path} lists {shown(name)}; only .safetensors beside it are read."
+            )
     return names
 
 

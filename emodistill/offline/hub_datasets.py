@@ -49,6 +49,7 @@ from emodistill.offline.store import (
 )
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
+from emodistill.untrusted import brief, parse_json
 
 SPLIT = "train"
 """The one split of every table; which scenarios are held out is said by their own `split`."""
@@ -351,7 +352,9 @@ def _records(kind: type[Record], dataset: Dataset, where: str) -> Iterator[tuple
         try:
             value = _json(kind, row)
         except ValueError as error:
-            raise InputError(f"{where_row}: a column of JSON text holds none ({error}).") from None
+            raise InputError(
+                f"{where_row}: a column of JSON text holds none ({brief(error)})."
+            ) from None
         yield kind.from_json(value, where=where_row), where_row
 
 
@@ -386,7 +389,7 @@ def _json(hint: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, list):
         return [_json(args[0], item) for item in value]
     if origin is Mapping and isinstance(value, str):
-        return json.loads(value)
+        return parse_json(value)
     if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
         hints = typing.get_type_hints(hint)
         return {

@@ -9,7 +9,6 @@ each line is named where it ends.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,12 +26,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
+from emodistill.files import replacing
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.run_files import SUPPORT
 from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
 from emodistill.reports.run_data import RunData
+from emodistill.untrusted import read_typed
 
 COLOURS = {
     "ink": "#1f2328",
@@ -257,7 +260,26 @@ def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
 def _supports(data: RunData) -> dict[str, Any]:
     """domain -> the support map of its selector."""
     files = data.files(f"iql/default/{SUPPORT}")
-    return {domain: json.loads(path.read_text()) for domain, path in files.items()}
+    return {domain: _support(path) for domain, path in files.items()}
+
+
+class _Support(msgspec.Struct):
+    """What `support_maps` reads of a support.json."""
+
+    data: list[list[int]]
+    policy: list[list[float]]
+    emotions: list[str]
+    min_support: int
+    unsupported: float
+
+
+def _support(path: Path) -> dict[str, Any]:
+    advice = f"Delete {path.parent} and train the selector again."
+    support = read_typed(path, _Support, advice)
+    widths = {len(row) for row in (*support.data, *support.policy)}
+    if widths != {len(support.emotions)} or len(support.data) != len(support.policy):
+        raise InputError(f"{path}: its rows are not one number an emotion. {advice}")
+    return msgspec.structs.asdict(support)
 
 
 FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] = {
@@ -273,8 +295,10 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
     with matplotlib.rc_context(fname=STYLE):
-        figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
-        figure.savefig(paths[1], dpi=200, metadata={"Software": None})
+        with replacing(paths[0]) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+        with replacing(paths[1]) as partial:
+            figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
     return paths
 
 

@@ -232,8 +232,10 @@ def _emotion_judgements(
 def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     manifest = read_manifest(config.run / domain / "sweep")
-    usual = config.counterparty or (manifest and manifest.config.get("counterparty"))
-    usual = usual and str(usual).replace("/", "-")
+    usual = config.counterparty
+    if usual is None and manifest is not None:
+        usual = manifest.setting("counterparty", str)
+    usual = usual and usual.replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")

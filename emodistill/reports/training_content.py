@@ -9,8 +9,6 @@ role's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -79,12 +77,14 @@ def step_times(data: RunData) -> TableContent:
     rows, judges, students = [], set(), set()
     for domain in (domain for domain in swept if domain in step_s):
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
-        settings = {} if manifest is None else manifest.config
-        row = _step_time(data, domain, step_s[domain], settings)
+        batch_size = math.nan
+        if manifest is not None:
+            batch_size = manifest.setting("batch_size", float)
+            students.add(manifest.setting("model", str))
+        row = _step_time(data, domain, step_s[domain], batch_size)
         published = paper.numbers("policy-cost", "all", "jpo")
         rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
         judges |= {j.judge for j in data.judgements.get(domain, ())}
-        students |= {str(value) for name, value in settings.items() if name == "model"}
     named = [
         f"{role}: {', '.join(sorted(names))}."
         for role, names in (("Judge", judges), ("Student", students))
@@ -99,7 +99,7 @@ def step_times(data: RunData) -> TableContent:
 
 
 def _step_time(
-    data: RunData, domain: str, step_s: np.ndarray, settings: Mapping[str, Any]
+    data: RunData, domain: str, step_s: np.ndarray, batch_size: float
 ) -> dict[str, float]:
     """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
     dialogues = data.records("sweep", domain=domain)
@@ -114,7 +114,7 @@ def _step_time(
         "judging_s": judging.latency_s / num_answers if judging.latency_s else math.nan,
         "num_turns": np.mean([len(t.turns) for t in dialogues]),
         "num_judged_turns": np.mean([len(t.focal_turns) for t in dialogues]),
-        "batch_size": settings.get("batch_size", math.nan),
+        "batch_size": batch_size,
         "concurrency": sweep_concurrency(data.run_dir, domain) or math.nan,
     }
     sample_s = row["negotiation_s"] + row["num_judged_turns"] * row["judging_s"]

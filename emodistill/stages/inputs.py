@@ -36,8 +36,8 @@ def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:
     existing = read_manifest(directory, manifest_name)
     if existing is None or existing.status != "finished":
         return config
-    sizes = {name: existing.config[name] for name in ("num_seeds", "num_scenarios")}
-    scenarios, wanted = sizes["num_scenarios"], config.num_scenarios
+    scenarios, wanted = existing.setting("num_scenarios", int | None), config.num_scenarios
+    sizes = {"num_seeds": existing.setting("num_seeds", int), "num_scenarios": scenarios}
     has_scenarios = scenarios is None or (wanted is not None and scenarios >= wanted)
     if sizes["num_seeds"] >= config.num_seeds and has_scenarios:
         return dataclasses.replace(config, **sizes)

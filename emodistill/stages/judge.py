@@ -75,10 +75,13 @@ def _judged_part(path: Path, existing: Manifest | None) -> dict[str, Any]:
     Raises:
       StaleInputError: it begins otherwise; scores would be joined to other utterances.
     """
-    size = existing.config.get("dialogues_bytes", 0) if existing is not None else 0
+    size, before = 0, ""
+    if existing is not None:
+        size = existing.setting("dialogues_bytes", int)
+        before = existing.setting("dialogues_sha256", str)
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(size))
-        if existing and size and digest.hexdigest() != existing.config["dialogues_sha256"]:
+        if size and digest.hexdigest() != before:
             raise StaleInputError(
                 f"{path} no longer begins with the dialogues that were judged before. Delete the "
                 "scores beside it to judge anew, or use another --run."
@@ -197,7 +200,7 @@ def _is_there(home: Path, need: Requirement) -> bool:
         return not any(path.parent.glob(f"{path.stem}.*.manifest.json"))
     dialogues = home / TRAJECTORIES
     size = dialogues.stat().st_size if dialogues.is_file() else 0
-    return manifest.status == "finished" and manifest.config["dialogues_bytes"] == size
+    return manifest.status == "finished" and manifest.setting("dialogues_bytes", int) == size
 
 
 JUDGE = Stage(

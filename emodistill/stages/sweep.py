@@ -95,8 +95,11 @@ def _resumed(config: SweepConfig) -> SweepConfig:
     manifest = read_manifest(config.run / config.domain / "sweep")
     if manifest is None:
         return config
-    sizes = {name: manifest.config[name] for name in ("num_seeds", "num_scenarios")}
-    return dataclasses.replace(config, **sizes)
+    return dataclasses.replace(
+        config,
+        num_seeds=manifest.setting("num_seeds", int),
+        num_scenarios=manifest.setting("num_scenarios", int | None),
+    )
 
 
 SWEEP = Stage(

@@ -88,10 +88,11 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
             f"{sft_dir} holds no finished SFT adapter. Train it with "
             f"{command('train_sft', cell)}, or name another with --sft-cell."
         )
-    if manifest.config["emotion_free"] != config.emotion_free:
+    is_emotion_free = manifest.setting("emotion_free", bool)
+    if is_emotion_free != config.emotion_free:
         raise InputError(
             f"emotion_free={config.emotion_free}, but the SFT adapter in {sft_dir} was trained "
-            f"with emotion_free={manifest.config['emotion_free']}; name a fitting one with "
+            f"with emotion_free={is_emotion_free}; name a fitting one with "
             "--sft-cell."
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from emodistill.configs import IQLConfig
+from emodistill.files import write_json
 from emodistill.model import keep_programs
 from emodistill.offline.rewards import SweepData
 from emodistill.offline.run_files import SUPPORT
@@ -61,7 +61,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         (trained,) = train_iql(transitions, [config], report=report)
     save_selector(directory, trained.networks)
     support = support_map(trained.networks, transitions, seed=config.seed)
-    (directory / SUPPORT).write_text(json.dumps(support) + "\n")
+    write_json(directory / SUPPORT, support)
     return SelectorResult(
         fitted_q=estimated_values(trained.networks, transitions, config),
         unsupported=support["unsupported"],
