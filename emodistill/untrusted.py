@@ -314,7 +314,7 @@ class _YamlLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
-        is_alias = isinstance(event, yaml.AliasEvent)
+        is_alias = self.check_event(yaml.AliasEvent)
         if is_alias or event.anchor is not None:
             # A few aliases of aliases stand for gigabytes.
             self._refuse("anchors (&) and aliases (*) are not read; write the value out", event)

@@ -142,9 +142,20 @@ def get_provider(name: str | None = None, *, base_url: str | None = None) -> Pro
     return provider
 
 
+def is_loopback(url: str) -> bool:
+    """Whether the address is this machine's own."""
+    try:
+        return urlsplit(url.strip()).hostname in ("localhost", "127.0.0.1", "::1")
+    except ValueError:
+        return False
+
+
 def _checked_url(url: str, where: str) -> str:
     """The URL without what follows its path; credentials in URLs are refused, they'd be logged."""
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError as error:  # such as an open bracket
+        raise InputError(f"{where}: {brief(url)} is no URL ({error}).") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
             f"{where}: the base URL must look like http://127.0.0.1:8000/v1 or https://…/v1, "

@@ -282,17 +282,31 @@ _READ_FIELDS = frozenset({"model_type", "eos_token_id", *_HF_NAMES.values()})
 _FREE_FIELDS = frozenset(
     {
         *("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
-        *("attention_dropout", "initializer_range", "use_cache", "pretraining_tp", "auto_map"),
+        *("attention_dropout", "initializer_range", "use_cache", "pretraining_tp"),
         *("bos_token_id", "pad_token_id", "max_window_layers", "sliding_window", "return_dict"),
-        *("id2label", "label2id", "problem_type", "chunk_size_feed_forward", "is_decoder"),
+        *(
+            "id2label",
+            "label2id",
+            "problem_type",
+            "chunk_size_feed_forward",
+            "task_specific_params",
+        ),
         *(
             "output_attentions",
             "output_hidden_states",
             "attn_implementation",
             "task_specific_params",
         ),
-        *("_attn_implementation", "_attn_implementation_autoset", "use_mrope", "unsloth_fixed"),
-        *("unsloth_version", "max_length", "temperature", "top_k", "top_p", "do_sample"),
+        *("_attn_implementation", "_attn_implementation_autoset", "unsloth_fixed"),
+        *(
+            "unsloth_version",
+            "max_length",
+            "task_specific_params",
+            "temperature",
+            "top_k",
+            "top_p",
+            "do_sample",
+        ),
         *("repetition_penalty", "length_penalty", "num_beams", "num_return_sequences"),
     }
 )

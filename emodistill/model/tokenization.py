@@ -91,10 +91,12 @@ def _check_template(tokenizer: PreTrainedTokenizerFast) -> None:
         add_generation_prompt=False,
     )
     if not whole.startswith(asked + reply):
-        same = os.path.commonprefix([whole, asked + reply])
+        separate = asked + reply
+        pairs = enumerate(zip(whole, separate, strict=False))
+        first = next((i for i, (ours, theirs) in pairs if ours != theirs), len(whole))
         raise InputError(
             "a prompt and a reply are not what the chat template writes of both: it has "
-            f"{shown(whole[len(same) :])} where they have {shown((asked + reply)[len(same) :])}. "
+            f"{shown(whole[first:])} where they have {shown(separate[first:])}. "
             "Templates of models that always think are like that; use one that doesn't."
         )
 

@@ -263,10 +263,10 @@ def _check_tied_head(folder: Path, files: Mapping[str, Any]) -> None:
     head, embedding = (files[name].get_slice(name) for name in names)
     check_dtype(folder, "lm_head.weight", head)
     shapes = head.get_shape(), embedding.get_shape()
-    rows = range(0, shapes[0][0] if shapes[0] == shapes[1] else 0, TIED_ROWS)
+    num_rows = shapes[1][0]
+    ends = ((first, min(first + TIED_ROWS, num_rows)) for first in range(0, num_rows, TIED_ROWS))
     is_same = shapes[0] == shapes[1] and all(
-        np.array_equal(head[first : first + TIED_ROWS], embedding[first : first + TIED_ROWS])
-        for first in rows
+        np.array_equal(head[first:end], embedding[first:end]) for first, end in ends
     )
     if not is_same:
         raise InputError(

@@ -80,8 +80,11 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
             base_url = stack.enter_context(running_simulator())
         if config.record is not None:
             tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+        served = get_provider(provider, base_url=base_url)
+        if config.base_url is not None and tape is None and served.read_keys():
+            print(f"{name}: the key in {served.key_env} goes to {served.base_url}.", flush=True)
         client = ChatClient(
-            get_provider(provider, base_url=base_url),
+            served,
             keys,
             max_in_flight=config.concurrency,
             retry=RetryPolicy(timeout_s=config.timeout_s),
