@@ -43,20 +43,6 @@ class Manifest:
     cost_usd: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def setting(self, name: str, kind: Any) -> Any:
-        """The value of a setting, which must be of a type (as msgspec has them).
-
-        Raises:
-          InputError: the manifest lacks it, or it is of another type.
-        """
-        try:
-            return msgspec.convert(self.config[name], kind)
-        except (KeyError, msgspec.ValidationError):
-            raise InputError(
-                f"the manifest of the {self.stage} stage has {name}="
-                f"{shown(self.config.get(name))}, which can't be used. Make that stage again."
-            ) from None
-
 
 def read_manifest(directory: Path, name: str = MANIFEST) -> Manifest | None:
     """The manifest in `directory`, None where there is none."""

@@ -17,7 +17,7 @@ import re
 import stat
 import tomllib
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -117,6 +117,21 @@ def read_typed(path: Path, kind: type[T], advice: str) -> T:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} can't be read ({brief(reason)}). {advice}") from None
+
+
+def setting_of(stage: str, settings: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """A setting that the manifest of a stage has kept, of a type as msgspec has them.
+
+    Raises:
+      InputError: it is not there, or of another type.
+    """
+    try:
+        return msgspec.convert(settings[name], kind)
+    except (KeyError, msgspec.ValidationError):
+        raise InputError(
+            f"the manifest of stage {brief(stage)} has {name}={shown(settings.get(name))}, which "
+            "can't be used. Make that stage again."
+        ) from None
 
 
 def named_tuple(value: object, kind: type[N]) -> N:

@@ -148,7 +148,7 @@ def test_missing_and_torn_files_are_named(tiny_checkpoint, adapter):
     weights.unlink()
     refused(tiny_checkpoint, adapter, r"adapter_model\.safetensors is missing")
     (adapter / "adapter_config.json").write_text("{")
-    refused(tiny_checkpoint, adapter, "is no JSON")
+    refused(tiny_checkpoint, adapter, "no JSON")
     (adapter / "adapter_config.json").unlink()
     refused(tiny_checkpoint, adapter, r"adapter_config\.json is missing")
 

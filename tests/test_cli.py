@@ -400,7 +400,7 @@ def test_a_file_sends_no_key_to_an_address_of_its_own(tmp_path, monkeypatch, tex
         parsed("sweep", "--config", str(path))
     assert "sk-secret" not in str(refused.value)
     typed = parsed("sweep", "--config", str(path), "--base-url", EVIL)
-    assert typed.config.base_url == EVIL
+    assert typed.base_url == EVIL
     monkeypatch.delenv("DASHSCOPE_API_KEY")
     parsed("sweep", "--config", str(path))  # no key, nothing to send
 

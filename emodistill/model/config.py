@@ -69,7 +69,9 @@ def read_json_object(path: Path, advice: str) -> dict[str, Any]:
     try:
         fields = read_json(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no JSON ({brief(error)}); copy the file again.") from None
+        raise InputError(
+            f"{path}: this is no JSON ({brief(error)}); copy the file again."
+        ) from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
     return fields

@@ -18,6 +18,7 @@ from emodistill.offline.store import read_judgements, read_scenarios, read_traje
 from emodistill.prompts import PromptPack
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
+from emodistill.untrusted import setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
@@ -43,7 +44,11 @@ def judge_file(directory: Path, name: str | None) -> Path:
 def max_turns(home: Path) -> int:
     """The cap that the sweep of a domain's folder was played under."""
     manifest = read_manifest(home / "sweep")
-    return manifest.setting("max_turns", int) if manifest else SweepConfig().max_turns
+    return (
+        setting_of(manifest.stage, manifest.config, "max_turns", int)
+        if manifest
+        else SweepConfig().max_turns
+    )
 
 
 def read_sweep(home: Path, pack: PromptPack, scores: Path | None = None) -> SweepData:

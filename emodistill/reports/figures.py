@@ -34,7 +34,7 @@ from emodistill.offline.run_files import SUPPORT
 from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
 from emodistill.reports.run_data import RunData
-from emodistill.untrusted import read_typed
+from emodistill.untrusted import printable, read_typed
 
 COLOURS = {
     "ink": "#1f2328",
@@ -62,6 +62,10 @@ the map."""
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 """What it leaves out is matplotlib's default, whatever the user's own settings are."""
+
+
+MAX_LABEL = 40
+"""Characters of a name in a figure; longer ones would leave no room for what is drawn."""
 
 
 class CurvePanel(NamedTuple):
@@ -102,7 +106,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     }
     present = {panel: shown for panel, shown in by_panel.items() if shown}
     looks = _looks(curves)
-    has_legend = len(looks) > 1 and max(map(len, looks)) > 10
+    has_legend = len(looks) > 1 and max(len(_label(name)) for name in looks) > 10
     with _panels(len(present), (2.55, 2.05), max_columns=4) as (figure, axes):
         for (panel, shown), ax in zip(present.items(), axes, strict=True):
             ends = []
@@ -321,9 +325,19 @@ def _panels(
             ax.set_axis_off()
 
 
+def _label(name: str) -> str:
+    """A name that a user or a folder has given, as a figure shows it: short, and no mathematics.
+
+    Matplotlib reads what stands between two dollar signs as a formula.
+    """
+    line = " ".join(printable(name).split())
+    short = line if len(line) <= MAX_LABEL else f"{line[: MAX_LABEL - 1]}…"
+    return short.replace("$", r"\$")
+
+
 def _ranked(ax: Axes, names: Sequence[str], top: float) -> None:
     """One name a line, the first one on top, without an axis on the left."""
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), list(map(_label, names)))
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(len(names) - 0.4, top)
     ax.grid(axis="x")
@@ -374,7 +388,7 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
     shift = float(np.mean(heights) - np.mean([value for *_, value in ends]))
     for (name, colour, step, _), height in zip(ends, heights, strict=True):
         ax.annotate(
-            name,
+            _label(name),
             (step, height - shift),
             xytext=(4, 0),
             textcoords="offset points",
@@ -386,10 +400,12 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
 
 def _legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
     """Names below the panels."""
-    width = 0.6 + 0.07 * max(map(len, looks))  # inches of an entry, at the style's font size
+    width = 0.6 + 0.07 * max(
+        len(_label(name)) for name in looks
+    )  # inches of an entry, at the style's font size
     figure.legend(
         [Line2D([], [], color=colour, ls=dashes, lw=1.6) for colour, dashes in looks.values()],
-        list(looks),
+        list(map(_label, looks)),
         loc="outside lower left",
         ncols=max(1, min(len(looks), int(figure.get_figwidth() / width))),
         frameon=False,

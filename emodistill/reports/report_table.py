@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from emodistill.untrusted import printable
+
 TableRow = Mapping[str, Any]
 """Key -> value; `block` is the heading under which the row stands, if it has one."""
 
@@ -60,7 +62,7 @@ class TableColumn:
         if value is None:
             return "–"
         if not isinstance(value, Real):
-            return str(value)
+            return " ".join(printable(str(value)).split())
         if isinstance(value, Integral):
             return f"{value:,}"
         number = float(value)
@@ -140,7 +142,7 @@ def markdown(table: ReportTable) -> str:
     heads = [f"{c.group}: {c.title}" if c.group else c.title for c in table.columns]
     for heading, rows in table.blocks.items():
         if heading:
-            parts.append(f"## {heading}")
+            parts.append(f"## {' '.join(heading.split())}")
         texts = [
             [f"**{cell.text}**" if cell.is_best else cell.text for cell in cells]
             for cells in table.cells(rows)
@@ -149,9 +151,14 @@ def markdown(table: ReportTable) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _escape_markdown(cell: str) -> str:
+    """A cell that ends no column and is no HTML; its asterisks at the ends are ours."""
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 def _pipes(lines: Sequence[Sequence[str]]) -> str:
     """Aligned lines of a Markdown table, the head first; the first column is set to the left."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    lines = [[_escape_markdown(cell) for cell in line] for line in lines]
     first, *others = (max(3, *map(len, column)) for column in zip(*lines, strict=True))
     rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
     padded = [

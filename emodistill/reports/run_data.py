@@ -36,6 +36,7 @@ from emodistill.reports.results import (
 )
 from emodistill.runs import read_manifest
 from emodistill.train.metrics_log import METRICS
+from emodistill.untrusted import setting_of
 
 CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "
@@ -234,7 +235,7 @@ def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dic
     manifest = read_manifest(config.run / domain / "sweep")
     usual = config.counterparty
     if usual is None and manifest is not None:
-        usual = manifest.setting("counterparty", str)
+        usual = setting_of(manifest.stage, manifest.config, "counterparty", str)
     usual = usual and usual.replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):

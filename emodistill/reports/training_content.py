@@ -25,6 +25,7 @@ from emodistill.reports.labels import DOMAIN_TITLES, in_order
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
+from emodistill.untrusted import setting_of
 
 STAGE_TITLES = {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}
 STEP_S = "time/step_s"
@@ -79,8 +80,8 @@ def step_times(data: RunData) -> TableContent:
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
         batch_size = math.nan
         if manifest is not None:
-            batch_size = manifest.setting("batch_size", float)
-            students.add(manifest.setting("model", str))
+            batch_size = setting_of(manifest.stage, manifest.config, "batch_size", float)
+            students.add(setting_of(manifest.stage, manifest.config, "model", str))
         row = _step_time(data, domain, step_s[domain], batch_size)
         published = paper.numbers("policy-cost", "all", "jpo")
         rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)

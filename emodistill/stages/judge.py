@@ -24,6 +24,7 @@ from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.language_models import model_name, open_client
 from emodistill.stages.stage import Requirement, Stage, command
+from emodistill.untrusted import setting_of
 
 
 def scores_needed(config: Any) -> Requirement:
@@ -77,8 +78,8 @@ def _judged_part(path: Path, existing: Manifest | None) -> dict[str, Any]:
     """
     size, before = 0, ""
     if existing is not None:
-        size = existing.setting("dialogues_bytes", int)
-        before = existing.setting("dialogues_sha256", str)
+        size = setting_of(existing.stage, existing.config, "dialogues_bytes", int)
+        before = setting_of(existing.stage, existing.config, "dialogues_sha256", str)
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(size))
         if size and digest.hexdigest() != before:
@@ -200,7 +201,10 @@ def _is_there(home: Path, need: Requirement) -> bool:
         return not any(path.parent.glob(f"{path.stem}.*.manifest.json"))
     dialogues = home / TRAJECTORIES
     size = dialogues.stat().st_size if dialogues.is_file() else 0
-    return manifest.status == "finished" and manifest.setting("dialogues_bytes", int) == size
+    return (
+        manifest.status == "finished"
+        and setting_of(manifest.stage, manifest.config, "dialogues_bytes", int) == size
+    )
 
 
 JUDGE = Stage(

@@ -17,6 +17,7 @@ from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.stage import Stage, command
+from emodistill.untrusted import setting_of
 
 
 class _SweepDetails(NamedTuple):
@@ -97,8 +98,8 @@ def _resumed(config: SweepConfig) -> SweepConfig:
         return config
     return dataclasses.replace(
         config,
-        num_seeds=manifest.setting("num_seeds", int),
-        num_scenarios=manifest.setting("num_scenarios", int | None),
+        num_seeds=setting_of(manifest.stage, manifest.config, "num_seeds", int),
+        num_scenarios=setting_of(manifest.stage, manifest.config, "num_scenarios", int | None),
     )
 
 

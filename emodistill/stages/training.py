@@ -27,6 +27,7 @@ from emodistill.stages.inputs import model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
 from emodistill.stages.stage import Requirement, Stage, command
 from emodistill.train.metrics_log import METRICS
+from emodistill.untrusted import setting_of
 
 
 class _TrainingDetails(NamedTuple):
@@ -88,7 +89,7 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
             f"{sft_dir} holds no finished SFT adapter. Train it with "
             f"{command('train_sft', cell)}, or name another with --sft-cell."
         )
-    is_emotion_free = manifest.setting("emotion_free", bool)
+    is_emotion_free = setting_of(manifest.stage, manifest.config, "emotion_free", bool)
     if is_emotion_free != config.emotion_free:
         raise InputError(
             f"emotion_free={config.emotion_free}, but the SFT adapter in {sft_dir} was trained "
