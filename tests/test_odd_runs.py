@@ -1,6 +1,7 @@
 """Runs that somebody else has written, or a disk has spoilt: a message, never a traceback."""
 
 import dataclasses
+import functools
 import json
 import resource
 import shutil
@@ -13,6 +14,7 @@ from emodistill import seeding, stages
 from emodistill.configs import EvaluateConfig, IQLConfig, JPOConfig, JudgeConfig, ReportConfig
 from emodistill.errors import EmodistillError
 from emodistill.reports import report
+from emodistill.runs import begin_stage
 from emodistill.settings import Cell
 
 VALUES = (None, [], {}, "", "x" * 5_000, -1, 10**18, 1.5, True, [[[]]], {"a": {"b": []}}, "\x1b[2J")
@@ -75,17 +77,14 @@ def use(run):
     configs = [SETTINGS.config(kind, run=run) for kind in (JudgeConfig, IQLConfig, JPOConfig)]
     configs.append(SETTINGS.config(EvaluateConfig, run=run, method="iql+sft+jpo"))
     for config in configs:
-        yield lambda cell=Cell(config): prepared(cell)
+        yield functools.partial(prepare, Cell(config))
 
 
-def prepared(cell):
+def prepare(cell):
+    """All that comes before a stage works."""
     stage = stages.STAGES[cell.config.stage]
-    for need in stage.needs(cell.config):
-        stages.required_cell(cell, need) if hasattr(stages, "required_cell") else need
-    job = stage.job(cell)
-    from emodistill.runs import begin_stage  # beside the job that it takes
-
-    begin_stage(job)
+    stage.needs(cell.config)
+    begin_stage(stage.job(cell))
 
 
 def check(run, target, what):
@@ -119,7 +118,7 @@ def spoil_and_use(tiny_run, tmp_path, seeds):
         shutil.rmtree(run)
 
 
-def test_spoilt_runs_end_in_a_message(tiny_run, tmp_path, monkeypatch):
+def test_spoilt_runs_end_in_a_message(tiny_run, tmp_path):
     spoil_and_use(tiny_run, tmp_path, range(6))
 
 

@@ -24,7 +24,7 @@ from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.language_models import model_name, open_client
 from emodistill.stages.stage import Requirement, Stage, command
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import refuse_links, setting_of
 
 
 def scores_needed(config: Any) -> Requirement:
@@ -149,6 +149,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path) -> Path
     """
     name = model_name(config, "judge", config.judge)
     path = judge_path(directory, name)
+    refuse_links(directory, config.run)
     played = SweepData(
         read_trajectories(dialogues),
         read_scenarios(config.run / config.domain / SCENARIOS),
