@@ -26,8 +26,12 @@ MAX_S = 60
 
 def mutate(rng, run, target):
     """Spoil one file of a run; says how."""
-    files = sorted(p for p in run.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
-    texts = [p for p in files if p.suffix in (".json", ".jsonl", ".yaml", ".safetensors")]
+    files = sorted(p for p in run.rglob("*") if p.is_file() and p.stat().st_size)
+    texts = [
+        p
+        for p in files
+        if "tensorboard" not in p.parts and p.suffix in (".json", ".jsonl", ".yaml", ".safetensors")
+    ]
     path = texts[rng.integers(len(texts))]
     kind = ("flip", "cut", "double", "value", "raw", "folder", "link", "loop")[rng.integers(8)]
     data = bytearray(path.read_bytes())
