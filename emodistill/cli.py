@@ -31,6 +31,7 @@ from emodistill.operating_system import (
     tell,
 )
 from emodistill.settings import BASE, Cell, Settings
+from emodistill.untrusted import brief
 
 C = TypeVar("C", bound=Config)
 
@@ -97,11 +98,44 @@ def parse(
         )
         markers = (tyro.conf.OmitSubcommandPrefixes,)
         config = tyro.cli(union, args=rest, description=text, config=markers)
+    if settings is not None and settings.path is not None:
+        is_typed = any(arg.partition("=")[0] in ("--base-url", "--base_url") for arg in rest)
+        if not is_typed:
+            _check_addresses(settings, getattr(config, "provider", None))
     section = BASE if BASE in file.sections else config.stage
     values = file.values(type(config), section)
     if config.student_field is not None:
         values[config.student_field] = getattr(config, config.student_field)
     return Cell(config, type(config)(**values), settings)
+
+
+def _check_addresses(settings: Settings, provider: str | None) -> None:
+    """Refuse a file's own `base_url` where it would be sent a key that lies in the environment.
+
+    Args:
+      provider: the one that the command names.
+
+    Raises:
+      InputError: such an address; a file from elsewhere could collect keys by it.
+    """
+    from emodistill.llm.providers import get_provider, is_loopback  # only where a file is given
+
+    sections = [settings.sections, *settings.sections.values()]
+    for section in (one for one in sections if isinstance(one, Mapping)):
+        address = section.get("base_url")
+        if not isinstance(address, str) or is_loopback(address):
+            continue
+        for name in {provider, section.get("provider"), settings.sections.get("provider")}:
+            if name == "simulator" or not isinstance(name, str | None):
+                continue
+            named = get_provider(name, base_url=address)
+            usual = get_provider(name).base_url if name else ""
+            if named.base_url != usual and named.key_env and os.environ.get(named.key_env):
+                raise InputError(
+                    f"{settings.name}: base_url={brief(address)} would be sent your key in "
+                    f"{named.key_env}. If you trust that address, confirm it with --base-url "
+                    f"{brief(address)}, or make it a provider of your own (EMODISTILL_PROVIDERS)."
+                )
 
 
 def main(

@@ -19,7 +19,8 @@ def canonical_json(value: object) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, whose place it takes at the end; no trace of it on an error.
 
-    A reader sees the old file or the new one, never half of one. The name is the writer's own:
+    A reader sees the old file or the new one, never half of one. A symbolic link there is replaced
+    as well, and what it leads to stays as it is. The name is the writer's own:
     cells that run side by side may make the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    # JSON has no NaN; a number that isn't finite becomes null.
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 
 from emodistill.errors import InputError
 from emodistill.records import Record
+from emodistill.untrusted import MAX_BYTES, brief, open_unlinked, parse_json
 
 log = logging.getLogger("emodistill.jsonl")
 
@@ -48,8 +49,8 @@ class JsonlAppender:
     and at the end.
 
     Raises:
-      InputError: another process writes to the file, the disk is full (nothing torn remains), or
-        the file was deleted, moved or changed while it is open here.
+      InputError: another process writes to the file, it is a symbolic link, the disk is full
+        (nothing torn remains), or the file was deleted, moved or changed while it is open here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,23 +133,20 @@ def read_lines(path: Path) -> Iterator[Line]:
             "(docs/data.md says what it must hold)."
         )
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        # A line is bounded, so that a file without line feeds is never held whole.
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             if not raw.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                yield Line(json.loads(raw, parse_constant=_no_constant), where)
+                yield Line(parse_json(raw), where)
             except ValueError as error:
-                if not raw.endswith(b"\n"):
+                if not raw.endswith(b"\n") and len(raw) <= MAX_BYTES:
                     raise InputError(
                         f"{where}: the last line is cut off. Start the stage that writes this "
                         "file again: it drops that line and completes what is missing."
                     ) from None
-                raise InputError(f"{where}: not valid JSON ({error}).") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number; use null")
+                raise InputError(f"{where}: not valid JSON ({brief(error)}).") from None
 
 
 def is_gone(fd: int, path: Path, *, is_path_asked: bool = True) -> bool:
@@ -173,7 +171,7 @@ def _open_locked(path: Path) -> int:
     hidden file, for the message alone.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        fd = open_unlinked(path, os.O_RDWR | os.O_APPEND)
         try:
             _lock(fd, path)
             if not is_gone(fd, path):
@@ -208,8 +206,11 @@ def _lock(fd: int, path: Path) -> None:
                 f"{path} is being written by {holder or 'another process'}. Wait for it or end it; "
                 "one writer at a time."
             ) from None
-    with contextlib.suppress(OSError):  # as where another user has left a note of theirs
-        note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    words = f"process {os.getpid()} on {socket.gethostname()}\n"
+    with contextlib.suppress(OSError, InputError):  # as where another user has left one of theirs
+        note_fd = open_unlinked(note, os.O_WRONLY | os.O_TRUNC)
+        os.write(note_fd, words.encode())
+        os.close(note_fd)
 
 
 def _repair(fd: int, path: Path) -> int:
@@ -222,7 +223,7 @@ def _repair(fd: int, path: Path) -> int:
     if not last:
         return size
     try:
-        is_whole = isinstance(json.loads(last), dict)
+        is_whole = isinstance(parse_json(last), dict)
     except ValueError:
         is_whole = False
     if is_whole:  # somebody's own file, without a newline at its end

@@ -12,10 +12,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from emodistill.errors import InputError
+from emodistill.untrusted import open_unlinked
 
 _ROOT = logging.getLogger("emodistill")
 STAGE_LOG = "stage.log"
@@ -54,8 +58,12 @@ class _QuietHandler(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # of opening it
+        except (OSError, InputError):  # of opening it
             self.handleError(record)
+
+    def _open(self) -> Any:
+        descriptor = open_unlinked(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         self.setLevel(logging.CRITICAL + 1)

@@ -14,6 +14,7 @@ import msgspec
 
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
+from emodistill.untrusted import brief, shown
 
 SCHEMA = 1
 
@@ -37,14 +38,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         schema = obj.get("schema") if isinstance(obj, Mapping) else SCHEMA
         if "schema" in cls.__struct_fields__ and schema != SCHEMA:
             raise InputError(
-                f"{where}: schema={schema!r} is not known here; this version reads "
+                f"{where}: schema={shown(schema)} is not known here; this version reads "
                 f"schema={SCHEMA}. Convert the file or install the version that wrote it."
             )
         try:
             return msgspec.convert(obj, cls)
         except (msgspec.ValidationError, UnicodeError) as error:
             raise InputError(
-                f"{where}: not a {cls.__name__} record: {error}. docs/data.md has its fields."
+                f"{where}: not a {cls.__name__} record: {brief(error)}. docs/data.md has its "
+                "fields."
             ) from None
 
 

@@ -15,12 +15,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
 
 import emodistill
 from emodistill.errors import InputError, StaleInputError
 from emodistill.files import canonical_json, write_json
 from emodistill.settings import Cell, write_settings
+from emodistill.untrusted import read_typed, refuse_links, shown
 
 MANIFEST = "manifest.json"
 Status = Literal["running", "finished"]
@@ -37,22 +40,18 @@ class Manifest:
     code_version: str
     seed: int
     inputs: Mapping[str, str]
-    cost_usd: float = 0.0
+    cost_usd: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_manifest(directory: Path, name: str = MANIFEST) -> Manifest | None:
     """The manifest in `directory`, None where there is none."""
     path = directory / name
-    if not path.exists():
-        return None
+    made = directory if name == MANIFEST else f"it and the {path.name.split('.')[0]} files here"
     try:
-        return Manifest(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        made = directory if name == MANIFEST else f"it and the {path.name.split('.')[0]} files here"
-        raise InputError(
-            f"{path} can't be read ({error}). Delete {made} to make the stage again."
-        ) from None
+        return read_typed(path, Manifest, f"Delete {made} to make the stage again.")
+    except FileNotFoundError:
+        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +114,8 @@ def begin_stage(job: Job) -> bool:
         inputs=dict(job.inputs),
     )
     existing = read_manifest(job.directory, job.manifest)
+    if existing is None or existing.status != "finished" or job.is_repeated:
+        refuse_links(job.directory, job.cell.config.run)
     if existing is not None and not (job.output.is_file() and job.output.stat().st_size):
         if existing.config_sha256 != fresh.config_sha256:
             for path in job.leftovers:
@@ -132,7 +133,7 @@ def begin_stage(job: Job) -> bool:
         # defaults, so settings come before inputs and the student before all others.
         student = job.cell.config.student_field
         changes = [
-            f"{key}={existing.config.get(key)!r}, now {key}={identity.get(key)!r}"
+            f"{key}={shown(existing.config.get(key))}, now {key}={shown(identity.get(key))}"
             for key in sorted({*existing.config, *identity}, key=lambda key: (key != student, key))
             if key not in job.growing and existing.config.get(key) != identity.get(key)
         ]
@@ -155,6 +156,7 @@ def begin_stage(job: Job) -> bool:
                     f"{elsewhere}."
                 )
     if existing is None or existing.config_sha256 != fresh.config_sha256:
+        refuse_links(job.directory, job.cell.config.run)
         existing = fresh
         write_json(job.directory / job.manifest, dataclasses.asdict(fresh))
     is_finished = existing.status == "finished"

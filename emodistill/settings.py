@@ -21,7 +21,8 @@ import yaml
 
 from emodistill.configs import CONFIGS, DEFAULT_CELL, Config
 from emodistill.errors import InputError
-from emodistill.files import canonical_json
+from emodistill.files import canonical_json, replacing
+from emodistill.untrusted import PYTHON_FLOAT, parse_yaml, read_bytes, shown
 
 C = TypeVar("C", bound=Config)
 
@@ -29,20 +30,14 @@ BASE = "base"
 """The section of a cell's config.yaml with the settings that the cell's name is relative to."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-4 for text; here it is a number, as in Python."""
-
-
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would take for a number."""
+    """Quotes a text that would be read as a number, and writes out what comes twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$"),
-        list("+-0123456789"),
-    )
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", PYTHON_FLOAT, list("+-0123456789"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +55,14 @@ class Settings:
         """Read a file.
 
         Raises:
-          InputError: the file is missing, no YAML, or no mapping.
+          InputError: the file is missing, no YAML of plain values, or no mapping.
         """
         try:
-            sections = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            sections = parse_yaml(read_bytes(path))
         except OSError as error:
             raise InputError(f"--config {path}: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"--config {path}: not valid YAML: {error}") from None
+        except ValueError as error:
+            raise InputError(f"--config {path}: not valid YAML: {error}.") from None
         if not isinstance(sections, dict):
             raise InputError(f"--config {path}: expected `name: value` lines.")
         return cls(sections, f"--config {path}", path)
@@ -104,13 +99,13 @@ class Settings:
         for key in own:
             if key not in known:
                 raise InputError(
-                    f"{self.name}: {section} has no setting {key!r}; it has "
+                    f"{self.name}: {section} has no setting {shown(key)}; it has "
                     f"{', '.join(sorted(known))}."
                 )
         for key in shared:
             if key not in known_anywhere:
                 raise InputError(
-                    f"{self.name}: no stage has a setting {key!r}; the sections are "
+                    f"{self.name}: no stage has a setting {shown(key)}; the sections are "
                     f"{', '.join(CONFIGS)}."
                 )
         given = {key: value for key, value in shared.items() if key in known} | dict(own)
@@ -124,7 +119,7 @@ class Settings:
                 expected = hint.__name__ if isinstance(hint, type) else str(hint)
                 expected = re.sub(r"(typing|pathlib)\.", "", expected)
                 raise InputError(
-                    f"{self.name}: {section}.{key}={value!r}: expected {expected} ({error})."
+                    f"{self.name}: {section}.{key}={shown(value)}: expected {expected} ({error})."
                 ) from None
         return values
 
@@ -183,5 +178,5 @@ def write_settings(path: Path, cell: Cell) -> None:
         for name, one in configs.items()
     }
     plain = msgspec.to_builtins(sections, enc_hook=str)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.dump(plain, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(yaml.dump(plain, Dumper=_Dumper, sort_keys=False), encoding="utf-8")

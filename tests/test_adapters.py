@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +148,7 @@ def test_missing_and_torn_files_are_named(tiny_checkpoint, adapter):
     weights.unlink()
     refused(tiny_checkpoint, adapter, r"adapter_model\.safetensors is missing")
     (adapter / "adapter_config.json").write_text("{")
-    refused(tiny_checkpoint, adapter, "is no JSON")
+    refused(tiny_checkpoint, adapter, "no JSON")
     (adapter / "adapter_config.json").unlink()
     refused(tiny_checkpoint, adapter, r"adapter_config\.json is missing")
 
@@ -204,3 +205,79 @@ def test_an_adapter_beside_the_base_leaves_it_alone_and_shares_its_arrays(tiny_c
 def test_another_lora_in_place_is_refused(tiny_checkpoint, adapter):
     refused(tiny_checkpoint, adapter, "load the base model again", rank=8, alpha=8)
     refused(tiny_checkpoint, adapter, "load the base model again", rank=4, alpha=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+        ({"target_parameters": ["q_proj.weight"]}, "target_parameters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_peft_writes_beyond_plain_lora_is_refused_by_name(
+    tiny_checkpoint, adapter, options, name
+):
+    peft = pytest.importorskip("peft")
+    wanted = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]} | options
+    peft.LoraConfig(**wanted).save_pretrained(adapter)
+    refused(tiny_checkpoint, adapter, rf"adapter_config\.json: {re.escape(name)}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights"),
+        ({"init_lora_weights": ["pissa"]}, "init_lora_weights"),
+        ({"an_option_of_tomorrow": "on"}, "an_option_of_tomorrow='on'"),
+        ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+        ({"use_dora": "9" * 9_000}, "use_dora"),
+    ],
+    ids=str,
+)
+def test_unknown_options_of_an_adapter_are_refused(tiny_checkpoint, adapter, changes, name):
+    change_config(adapter, **changes)
+    refused(tiny_checkpoint, adapter, rf"adapter_config\.json: {name}")
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
+def test_initialisations_that_leave_the_base_alone_are_read(make_hf_checkpoint, tmp_path, init):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    folder, hf = make_hf_checkpoint()
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=init
+    )
+    theirs = peft.get_peft_model(hf, config).eval()
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS_BT)).logits.numpy()
+    model = load_qwen2(folder, dtype=jnp.float32)
+    load_adapter(model, tmp_path)
+    error = np.abs(np.asarray(model(TOKENS_BT)) - expected).max() / np.abs(expected).max()
+    assert error < 1e-5
+
+
+def test_eight_bit_and_infinite_factors_are_refused(tiny_checkpoint, adapter):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    path = adapter / "adapter_model.safetensors"
+    plain = load_file(path)
+    eight_bit = {k: torch.tensor(v).to(torch.float8_e4m3fn) for k, v in plain.items()}
+    save_torch(eight_bit, path)
+    refused(tiny_checkpoint, adapter, "stored as F8_E4M3; readable: F32, F16, BF16")
+    save_file(plain | {Q_B: np.full_like(plain[Q_B], np.inf)}, path)
+    refused(tiny_checkpoint, adapter, "q_proj has factors B that are not finite")

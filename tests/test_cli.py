@@ -140,7 +140,7 @@ def test_values_take_the_type_of_their_field(tmp_path):
     ("stage", "text", "message"),
     [
         ("jpo", "jpo: {kapa: 0.5}", r"jpo has no setting 'kapa'; it has .*kappa"),
-        ("sweep", "sweep: {1: 2, x: 3}", r"sweep has no setting 1"),
+        ("sweep", "sweep: {1: 2, x: 3}", r"a key is a text; put it in quotes"),
         ("jpo", "domian: crad", r"no stage has a setting 'domian'; the sections are sweep, judge"),
         ("iql", "jop: {kappa: 0.5}", r"no stage has a setting 'jop'"),
         ("jpo", "jpo: [kappa]", r"jpo must be a section"),
@@ -432,3 +432,61 @@ def test_nothing_to_tell_and_a_mistake_of_ours(capsys):
     with pytest.raises(OSError, match="odd"):
         ended(OSError("odd"))
     assert capsys.readouterr().err == ""
+
+
+EVIL = "https://collector.example/v1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"provider: dashscope\nbase_url: {EVIL}",
+        f"sweep: {{provider: dashscope, base_url: {EVIL}}}",
+        f"provider: dashscope\njudge: {{base_url: {EVIL}}}",  # of a stage made on the way
+    ],
+)
+def test_a_file_sends_no_key_to_an_address_of_its_own(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-secret")
+    path = tmp_path / "received.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"{EVIL} .*DASHSCOPE_API_KEY.*--base-url") as refused:
+        parsed("sweep", "--config", str(path))
+    assert "sk-secret" not in str(refused.value)
+    typed = parsed("sweep", "--config", str(path), "--base-url", EVIL)
+    assert typed.base_url == EVIL
+    monkeypatch.delenv("DASHSCOPE_API_KEY")
+    parsed("sweep", "--config", str(path))  # no key, nothing to send
+
+
+def test_a_provider_that_is_typed_gets_no_address_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    path = tmp_path / "received.yaml"
+    path.write_text(f"base_url: {EVIL}")
+    with pytest.raises(InputError, match="would be sent your key in OPENAI_API_KEY"):
+        parsed("sweep", "--config", str(path), "--provider", "openai")
+    path.write_text("base_url: http://127.0.0.1:8000/v1")  # this machine's own server
+    parsed("sweep", "--config", str(path), "--provider", "openai")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x]\nb: [*a, *a]", "anchors"),
+        ("seed: 2020-01-01", "expected int"),
+        ("seed: !!set {1}", "tags"),
+        ("seed: 1:30", "no decimal number"),
+        ("seed: 010", "no decimal number"),
+        ("seed: .inf", "no finite number"),
+        ("seed: 1\nseed: 2", "seed comes twice"),
+        ("seed: " + "9" * 5_000, "an integer of 5000 digits"),
+        ("seed: " + "[" * 500, "nested"),
+        ("- " * 500 + "1", "nested"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_yaml_beyond_plain_values_is_refused(tmp_path, text, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as refused:
+        parsed("sweep", "--config", str(path))
+    assert len(str(refused.value)) < 1_500

@@ -223,7 +223,7 @@ def test_config_reads_both_places_of_rope_theta():
         ({"vocab_size": True}, "vocab_size=True must be a positive integer"),
         ({"rope_theta": "many"}, "rope_theta='many' must be a positive number"),
         ({"rope_theta": -1}, "rope_theta=-1 must be a positive number"),
-        ({"rope_theta": math.nan}, "rope_theta=nan must be a positive number"),
+        ({"rope_theta": math.nan}, "NaN is no JSON number"),
         ({"rms_norm_eps": -1}, "norm_eps=-1 must be a positive number"),
         ({"rope_scaling": "yarn"}, "rope_scaling='yarn' must be an object, or null"),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\] must be an object, or null"),
@@ -231,6 +231,16 @@ def test_config_reads_both_places_of_rope_theta():
         ({"layer_types": [["full_attention"]]}, "layer_types="),
         ({"tie_word_embeddings": "no"}, "is_tied='no' must be true or false"),
         ({"eos_token_id": ["</s>"]}, r"eos_token_ids=\('</s>',\) must be token ids"),
+        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "factor"),
+        (
+            {"model_type": "llama", "attention_bias": False, "sliding_window": 4096},
+            "sliding_window",
+        ),
+        ({"logits_scaling": 8.0}, "logits_scaling=8.0 is not implemented"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "auto_map"),
+        ({"hidden_size": "9" * 5_000}, r"hidden_size='9+….{0,9} must be a positive integer"),
         ({"eos_token_id": {}}, r"eos_token_ids=\({},\) must be token ids"),
     ],
     ids=str,
@@ -249,7 +259,7 @@ def test_config_file_errors(tmp_path):
     with pytest.raises(InputError, match=r"config\.json is missing"):
         Qwen2Config.from_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    for text, message in (('{"a": ', "is no JSON"), ("[1]", "must hold a JSON object, not list")):
+    for text, message in (('{"a": ', "no JSON"), ("[1]", "must hold a JSON object, not list")):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             Qwen2Config.from_pretrained(tmp_path)

@@ -164,3 +164,45 @@ def test_unusable_folders_are_named(tiny_tokenizer_dir, tmp_path):
     (bare / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="no chat template"):
         load_tokenizer(bare)
+
+
+QWEN3_LIKE = """{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think>
+
+</think>
+
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+"""Writes an empty thought before the last reply; the opening has it where thinking is off."""
+ALWAYS_THINKS = QWEN3_LIKE.partition("{% if enable_thinking")[0] + "<think>\n{% endif %}"
+DROPS_WORDS = QWEN3_LIKE.replace("{{ m.content }}", "{{ m.content.split(' ')[-1] }}")
+
+
+def with_template(folder, copy, template):
+    shutil.copytree(folder, copy)
+    tokenizer = load_tokenizer(copy)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(copy)
+    return copy
+
+
+def test_a_template_that_can_think_is_asked_not_to(tiny_tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(with_template(tiny_tokenizer_dir, tmp_path / "q3", QWEN3_LIKE))
+    chat = [SYSTEM, USER, {"role": "assistant", "content": REPLY}]
+    whole = encode_chat(tokenizer, chat, add_generation_prompt=False)
+    joined = [*encode_chat(tokenizer, chat[:2]), *encode_reply(tokenizer, REPLY)]
+    assert whole[: len(joined)] == joined
+
+
+@pytest.mark.parametrize("template", [ALWAYS_THINKS, DROPS_WORDS], ids=["always", "drops"])
+def test_a_template_by_which_prompt_and_reply_are_not_the_chat_is_refused(
+    tiny_tokenizer_dir, tmp_path, template
+):
+    folder = with_template(tiny_tokenizer_dir, tmp_path / "other", template)
+    with pytest.raises(InputError, match=r"other: a prompt and a reply are not .* it has '"):
+        load_tokenizer(folder)

@@ -1,11 +1,27 @@
 """What comes from outside is bounded, finite and printable, or refused in words."""
 
 import json
+import logging
 import time
 
 import pytest
 
-from emodistill.untrusted import MAX_DEPTH, count, one_line, parse_json, printable, read_json
+from emodistill.errors import InputError
+from emodistill.files import write_json
+from emodistill.jsonl import JsonlAppender
+from emodistill.logs import log_to_file
+from emodistill.untrusted import (
+    MAX_DEPTH,
+    count,
+    one_line,
+    parse_json,
+    parse_toml,
+    printable,
+    read_json,
+    read_typed,
+    refuse_links,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +106,72 @@ def test_text_that_a_terminal_would_obey_is_replaced(text, shown):
 )
 def test_a_count_is_whole_and_not_negative(value, read):
     assert count(value) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a = 2020-01-01", "is a date"),
+        ("a = 12:30:00", "is a time"),
+        ("a = nan", "number nan"),
+        ("a = 1e999", "too large"),
+        ("a = " + "9" * 30, "more than 19 digits"),
+        ("a = " + "9" * 5_000, "digits"),
+        ("a = " + "[" * 3_000, "nested"),
+        ("a" + ".a" * 100 + " = 1", "nested"),
+        ("a" + ".a" * 50_000 + " = 1", "dots"),  # 4 GB in Python's own parser
+        ("a = 'b" + "b" * (1 << 17) + "'", "bytes"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_toml_beyond_plain_values_is_refused(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse_toml(text)
+
+
+def test_half_a_surrogate_pair_can_be_written_again():
+    assert parse_json(r'{"a": ["\ud83d", "\ud83d\ude00"]}') == {"a": ["\ufffd", "😀"]}
+
+
+def test_what_is_shown_of_a_value_is_short():
+    assert len(shown("x" * 10_000)) < 210 and len(shown([["\x1b"] * 9_999])) < 210
+    assert shown({"a": 1}) == "{'a': 1}"
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"a": "1"}', b"\xff", b"", b"[" * 9_999])
+def test_a_typed_file_is_refused_in_words(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json can't be read \(.*Do this\.") as refused:
+        read_typed(path, dict[str, int], "Do this.")
+    assert len(str(refused.value)) < 500
+
+
+def test_nothing_is_written_through_a_symbolic_link(tmp_path):
+    target = tmp_path / "bashrc"
+    target.write_text("mine\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("a.jsonl", ".b.jsonl.lock", "c.json", "stage.log"):
+        (run / name).symlink_to(target)
+    for name in ("a.jsonl", "b.jsonl"):
+        with pytest.raises(InputError, match="is a symbolic link"):
+            JsonlAppender(run / name)
+    write_json(run / "c.json", {"a": 1})  # takes the link's place
+    with log_to_file(run / "stage.log"):
+        logging.getLogger("emodistill").warning("a line")
+    assert target.read_text() == "mine\n" and not (run / "c.json").is_symlink()
+
+
+def test_linked_folders_within_a_run_are_refused_and_a_linked_run_is_not(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "crad" / "sweep").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(elsewhere)
+    refuse_links(tmp_path / "run" / "crad" / "sweep", tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "crad").symlink_to(elsewhere / "crad")
+    with pytest.raises(InputError, match=r"other/crad is a symbolic link"):
+        refuse_links(tmp_path / "other" / "crad" / "sweep", tmp_path / "other")
+    (elsewhere / "crad" / "sweep" / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"checkpoints is a symbolic link"):
+        refuse_links(elsewhere / "crad" / "sweep", elsewhere)

@@ -268,10 +268,45 @@ def test_wrong_indices_are_named(tiny_checkpoint, tmp_path, monkeypatch):
     second.write_bytes(content)
     index = tmp_path / "model.safetensors.index.json"
     for text, message in (
-        ("{", "no usable weight_map"),
-        ('{"weight_map": []}', "no usable weight_map"),
+        ("{", "can't be read"),
+        ('{"weight_map": []}', "can't be read"),
         ('{"weight_map": {"a": "../outside.safetensors"}}', "only .safetensors beside it"),
         ('{"weight_map": {"a": "model.bin"}}', "lists 'model.bin'"),
     ):
         index.write_text(text)
         refused(tmp_path, message)
+
+
+def test_a_head_of_its_own_beside_a_tied_config_is_refused(checkpoint):
+    rewrite(
+        checkpoint,
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + np.float32(0.1)}),
+    )
+    with pytest.raises(InputError, match=r"lm_head\.weight differs .* tie_word_embeddings=true"):
+        load_qwen2(checkpoint)
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(make_hf_checkpoint, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder, hf = make_hf_checkpoint()
+    newer = tmp_path / "both"
+    shutil.copytree(folder, newer)
+    hf.save_pretrained(newer, max_shard_size="20KB")  # leaves the shards and their index
+    assert (newer / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        hf.model.norm.weight.mul_(2)
+    hf.save_pretrained(tmp_path / "single")
+    shutil.copy(tmp_path / "single" / "model.safetensors", newer)
+    theirs = type(hf).from_pretrained(newer).model.norm.weight.detach().numpy()
+    ours = load_qwen2(newer, dtype=jnp.float32).norm.weight[...]
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours, hf.model.norm.weight.detach().numpy())
+
+
+def test_saving_leaves_no_file_that_would_be_read_instead(tiny_checkpoint, tmp_path, monkeypatch):
+    model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    save_qwen2(model, tmp_path)
+    model.norm.weight.set_value(model.norm.weight[...] * 2)
+    monkeypatch.setattr("emodistill.model.weights.MAX_SHARD_BYTES", 5_000)
+    save_qwen2(model, tmp_path)
+    assert_same_weights(load_qwen2(tmp_path, dtype=jnp.float32), model)

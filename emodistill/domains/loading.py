@@ -18,7 +18,7 @@ from emodistill.domains.scenario import (
     split_scenarios,
 )
 from emodistill.errors import InputError, refuse
-from emodistill.untrusted import parse_json
+from emodistill.untrusted import brief, parse_json
 
 
 class LoadedSplit(NamedTuple):
@@ -110,7 +110,7 @@ def _read_jsonl(path: Path, spec: Domain) -> Table:
             continue
         except ValueError as error:
             problems.append(
-                f"{where}: this line is no JSON ({error}). Each line holds one scenario."
+                f"{where}: this line is no JSON ({brief(error)}). Each line holds one scenario."
             )
             continue
         splits.append(("split" in value, where))

@@ -6,14 +6,13 @@ runs/<run>/studies/<study>.json
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from emodistill.errors import InputError
 from emodistill.files import write_json
+from emodistill.untrusted import read_typed
 
 TABLES_OF: Mapping[str, tuple[str, ...]] = {
     "signal": ("table-2", "table-11"),
@@ -71,10 +70,7 @@ def read_arms(run: Path, study: str) -> list[Arm]:
     Raises:
       InputError: the file can't be read.
     """
-    path = study_path(run, study)
-    if not path.is_file():
-        return []
     try:
-        return [Arm(**arm) for arm in json.loads(path.read_text())]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(f"{path} can't be read ({error}); run the study again.") from None
+        return read_typed(study_path(run, study), list[Arm], "Run the study again.")
+    except FileNotFoundError:
+        return []

@@ -13,20 +13,50 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import heapq
-import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from emodistill.errors import InputError
+from emodistill.files import write_json
 from emodistill.jsonl import JsonlAppender, read_lines
+from emodistill.untrusted import brief, read_typed
 
 CALLS = "calls.jsonl"
 OWNER = "recording.json"
 NUM_IDLE_TICKS = 50
 """Turns of the event loop in which nobody may ask for the next answer of the recording before a
 later one is handed out: a caller asks on within a few turns of being answered."""
+
+
+class _Fault(msgspec.Struct):
+    message: str
+    status: int | None
+
+
+class _Answer(msgspec.Struct):
+    text: str
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)]
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
+    latency_s: Annotated[float, msgspec.Meta(ge=0)]
+    cost_usd: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Recorded(msgspec.Struct):
+    """What a line must hold for a replay."""
+
+    dialogue: str
+    request: str
+    answer: _Answer | None = None
+    error: _Fault | None = None
+
+    def __post_init__(self) -> None:
+        if (self.answer is None) == (self.error is None):
+            raise ValueError("a call has either an answer or an error")
+
 
 Call = Mapping[str, Any]
 """`{"answer": …}` or `{"error": …}`, as the client makes them."""
@@ -46,13 +76,18 @@ class Recorder(JsonlAppender):
         super().__init__(folder / CALLS)
         label = folder / OWNER
         if self.path.stat().st_size == 0 or not label.exists():
-            label.write_text(json.dumps({"run": owner}) + "\n", encoding="utf-8")
-        elif (recorded := json.loads(label.read_text()).get("run")) != owner:
+            write_json(label, {"run": owner})
+            return
+        try:
+            recorded = read_typed(label, dict[str, str], "Name an empty folder.").get("run")
+            if recorded != owner:
+                raise InputError(
+                    f"--record {folder} holds the recording of {brief(recorded)}; two runs in one "
+                    "folder could not be told apart. Name an empty one."
+                )
+        except InputError:
             self.close()
-            raise InputError(
-                f"--record {folder} holds the recording of {recorded}; two runs in one folder "
-                "could not be told apart. Name an empty one."
-            )
+            raise
 
     def add(self, dialogue: str, body: bytes, call: Call) -> None:
         """Keep a finished call."""
@@ -80,11 +115,12 @@ class Replayer:
         self._calls: dict[tuple[str, str], deque[tuple[int, Call]]] = {}
         for position, line in enumerate(read_lines(self.path)):
             try:
-                name = line.value["dialogue"], line.value["request"]
-            except (KeyError, TypeError):
+                recorded = msgspec.convert(line.value, _Recorded)
+            except msgspec.ValidationError:
                 raise InputError(
                     f"{line.where}: no recorded call; --replay takes a folder that --record made."
                 ) from None
+            name = recorded.dialogue, recorded.request
             self._calls.setdefault(name, deque()).append((position, line.value))
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._next = 0

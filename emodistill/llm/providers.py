@@ -14,6 +14,7 @@ import msgspec
 
 from emodistill.errors import InputError
 from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.untrusted import brief, parse_toml, read_bytes
 
 OVERRIDE_ENV = "EMODISTILL_PROVIDERS"
 
@@ -102,9 +103,11 @@ def load_providers() -> dict[str, Provider]:
     tables = tomllib.loads(text)
     if path := os.environ.get(OVERRIDE_ENV):
         try:
-            own = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path}: no readable TOML file of providers ({error}).") from None
+            own = parse_toml(read_bytes(Path(path)))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: no readable TOML file of providers ({brief(error)})."
+            ) from None
         for name, table in own.items():
             if not isinstance(table, dict) or "name" in table:
                 raise InputError(f"{path}: {name} must be a table, e.g. [{name}], without a name.")
@@ -139,9 +142,20 @@ def get_provider(name: str | None = None, *, base_url: str | None = None) -> Pro
     return provider
 
 
+def is_loopback(url: str) -> bool:
+    """Whether the address is this machine's own."""
+    try:
+        return urlsplit(url.strip()).hostname in ("localhost", "127.0.0.1", "::1")
+    except ValueError:
+        return False
+
+
 def _checked_url(url: str, where: str) -> str:
     """The URL without what follows its path; credentials in URLs are refused, they'd be logged."""
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError as error:  # such as an open bracket
+        raise InputError(f"{where}: {brief(url)} is no URL ({error}).") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
             f"{where}: the base URL must look like http://127.0.0.1:8000/v1 or https://…/v1, "

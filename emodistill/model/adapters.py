@@ -8,7 +8,7 @@ The safetensors metadata carry the base's fingerprint, and an adapter of another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from emodistill.model.lora import LoRAParam, add_lora, target_layers
 from emodistill.model.processes import is_first, to_host
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import put_like
-from emodistill.model.weights import open_safetensors
+from emodistill.model.weights import check_dtype, open_safetensors
 from emodistill.tensor_files import write_tensors
+from emodistill.untrusted import brief, shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-# PEFT options that change what the weights mean, and the only value understood here.
+# What is written of PEFT's options: those that could change what the weights mean are off.
 _PLAIN_OPTIONS: Mapping[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -42,6 +43,21 @@ _PLAIN_OPTIONS: Mapping[str, Any] = {
     "layers_to_transform": None,
     "modules_to_save": None,
     "trainable_token_indices": None,
+}
+# What an adapter may say. Any other option has to be empty, those of a later PEFT included.
+_READ_OPTIONS = frozenset({"r", "lora_alpha", "target_modules", "base_model_name_or_path"})
+_FREE_OPTIONS = frozenset(
+    {
+        *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode"),
+        *("lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
+    }
+)
+"""They change nothing, or only with another option that is refused."""
+_ALLOWED_VALUES: Mapping[str, Sequence[Any]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # The others (PiSSA, OLoRA, LoftQ, CorDA, …) change the base model's own weights as well.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -87,8 +103,8 @@ def load_adapter(model: Qwen2, folder: Path | str) -> LoRAConfig:
     of that very form gets the adapter's values.
 
     Raises:
-      InputError: a file is missing or torn, the adapter uses an option of PEFT that changes its
-        meaning, or its base, layers, shapes or targets are not those of `model`.
+      InputError: a file is missing or torn, the adapter uses an option of PEFT beyond plain LoRA
+        or numbers that are not finite, or its base, layers, shapes or targets are not `model`'s.
     """
     folder = Path(folder)
     fields = read_json_object(folder / CONFIG_FILE, "name a folder with an adapter in PEFT layout")
@@ -97,7 +113,10 @@ def load_adapter(model: Qwen2, folder: Path | str) -> LoRAConfig:
     if not path.is_file():
         raise InputError(f"{path} is missing; an adapter folder holds it beside {CONFIG_FILE}.")
     with open_safetensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        for name in names:
+            check_dtype(path, name, file.get_slice(name))
+        tensors = {name: file.get_tensor(name) for name in names}
         fingerprint = (file.metadata() or {}).get("base_fingerprint")
     if fingerprint is not None and fingerprint != base_fingerprint(model):
         base = fields.get("base_model_name_or_path") or "its base model"
@@ -145,22 +164,25 @@ def _name(layer: int, target: str, factor: str) -> str:
 
 
 def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
-    for option, plain in _PLAIN_OPTIONS.items():
-        value = fields.get(option, plain)
-        if value != plain and (value or plain):  # an empty option may be None, False, [] or {}
-            raise InputError(
-                f"{path}: {option}={value!r} is not implemented, only {plain!r}; "
-                "export a plain LoRA."
-            )
+    for option, value in fields.items():
+        if option in _READ_OPTIONS or option in _FREE_OPTIONS:
+            continue
+        if value in _ALLOWED_VALUES[option] if option in _ALLOWED_VALUES else not value:
+            continue
+        raise InputError(
+            f"{path}: {brief(option)}={shown(value)} is not implemented; export a plain LoRA. "
+            "(PEFT's save_pretrained has path_initial_model_for_weight_conversion for PiSSA, "
+            "OLoRA and their like.)"
+        )
     targets = fields.get("target_modules")
     known = tuple(TARGETS)  # a tuple, since a target may be unhashable
     if not isinstance(targets, list) or not all(target in known for target in targets):
         raise InputError(
-            f"{path}: target_modules={targets!r} must be a list of {', '.join(TARGETS)}."
+            f"{path}: target_modules={shown(targets)} must be a list of {', '.join(TARGETS)}."
         )
     for name in ("r", "lora_alpha"):
         if not isinstance(fields.get(name), int | float):
-            raise InputError(f"{path}: {name}={fields.get(name)!r} must be a number.")
+            raise InputError(f"{path}: {name}={shown(fields.get(name))} must be a number.")
     try:
         return LoRAConfig(
             rank=fields["r"], alpha=float(fields["lora_alpha"]), targets=tuple(targets)
@@ -188,8 +210,10 @@ def _stack(
                         f"{path}: {name} has shape {list(tensors[name].shape)}, but this model and "
                         f"rank {config.rank} ask for {list(shape)}."
                     )
-            values = np.stack([tensors.pop(name) for name in names])
-            stacked[target, factor] = values.astype(np.float32)
+            values = np.stack([tensors.pop(name) for name in names]).astype(np.float32)
+            if not np.isfinite(values).all():
+                raise InputError(f"{path}: {target} has factors {factor} that are not finite.")
+            stacked[target, factor] = values
     for name in tensors:
         raise InputError(f"{path}: {name} is unexpected; the model has no such adapted layer.")
     return stacked

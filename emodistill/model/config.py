@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from emodistill.configs import EMBEDDED
 from emodistill.errors import InputError
 from emodistill.model import student_folder
+from emodistill.untrusted import brief, read_json, shown
 
 Architecture = Literal["qwen2", "llama", "qwen3"]
 ARCHITECTURES: Mapping[Architecture, str] = {
@@ -67,9 +67,11 @@ def read_json_object(path: Path, advice: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; {advice}.")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); copy the file again.") from None
+        fields = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: this is no JSON ({brief(error)}); copy the file again."
+        ) from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(fields).__name__}.")
     return fields
@@ -104,12 +106,12 @@ class Qwen2Config:
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
             if not _is_positive(value):
-                raise InputError(f"{name}={value!r} must be a positive number.")
+                raise InputError(f"{name}={shown(value)} must be a positive number.")
             object.__setattr__(self, name, float(value))
         if not isinstance(self.is_tied, bool):
             raise InputError(f"is_tied={self.is_tied!r} must be true or false.")
         if not all(token == 0 or _is_size(token) for token in self.eos_token_ids):
-            raise InputError(f"eos_token_ids={self.eos_token_ids!r} must be token ids.")
+            raise InputError(f"eos_token_ids={shown(self.eos_token_ids)} must be token ids.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_heads={self.num_heads} must be a multiple of "
@@ -154,7 +156,7 @@ class Qwen2Config:
         architecture: Any = fields.get("model_type")
         if architecture not in tuple(ARCHITECTURES):  # a tuple, since it may be unhashable
             raise InputError(
-                f"model_type={architecture!r} is not implemented; "
+                f"model_type={shown(architecture)} is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}."
             )
         if architecture == "llama":
@@ -166,7 +168,7 @@ class Qwen2Config:
             _check_size("num_attention_heads", heads)
             _check_size("hidden_size", width)
             given = {"num_key_value_heads": heads, "head_dim": width // heads} | given
-        if base := given.get("rope_parameters", {}).get("rope_theta"):
+        if base := (given.get("rope_parameters") or {}).get("rope_theta"):
             given["rope_theta"] = base
         given.setdefault("tie_word_embeddings", False)
         for name in _HF_NAMES.values():
@@ -201,7 +203,7 @@ class Qwen2Config:
 
 def _check_size(name: str, value: object) -> None:
     if not _is_size(value):
-        raise InputError(f"{name}={value!r} must be a positive integer.")
+        raise InputError(f"{name}={shown(value)} must be a positive integer.")
 
 
 _QWEN25 = {
@@ -278,29 +280,77 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
+_READ_FIELDS = frozenset({"model_type", "eos_token_id", *_HF_NAMES.values()})
+_FREE_FIELDS = frozenset(
+    {
+        *("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+        *("attention_dropout", "initializer_range", "use_cache", "pretraining_tp"),
+        *("bos_token_id", "pad_token_id", "max_window_layers", "sliding_window", "return_dict"),
+        *(
+            "id2label",
+            "label2id",
+            "problem_type",
+            "chunk_size_feed_forward",
+            "task_specific_params",
+        ),
+        *(
+            "output_attentions",
+            "output_hidden_states",
+            "attn_implementation",
+            "task_specific_params",
+        ),
+        *("_attn_implementation", "_attn_implementation_autoset", "unsloth_fixed"),
+        *(
+            "unsloth_version",
+            "max_length",
+            "task_specific_params",
+            "temperature",
+            "top_k",
+            "top_p",
+            "do_sample",
+        ),
+        *("repetition_penalty", "length_penalty", "num_beams", "num_return_sequences"),
+    }
+)
+"""They don't change what is computed here."""
+
+
 def _refuse_options(fields: Mapping[str, Any], architecture: Architecture) -> None:
-    """Raise for options that would otherwise be ignored, and something else computed silently."""
+    """Raise for options that would otherwise be ignored, and something else computed silently.
+
+    An option that is not known here has to be empty.
+    """
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(fields.get(name) or {}, Mapping):
-            raise InputError(f"{name}={fields[name]!r} must be an object, or null.")
+            raise InputError(f"{name}={shown(fields[name])} must be an object, or null.")
     if not isinstance(fields.get("layer_types") or [], list):
-        raise InputError(f"layer_types={fields['layer_types']!r} must be a list.")
+        raise InputError(f"layer_types={shown(fields['layer_types'])} must be a list.")
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope = {name: rope[name] for name in rope.keys() - {"rope_theta", "type"}}
+    # As a top-level field some configurations say which share of a head is rotated.
+    rope = {"partial_rotary_factor": fields.get("partial_rotary_factor")} | rope
     has_attention_bias = bool(fields.get("attention_bias", architecture == "qwen2"))
     layer_types = sorted(set(map(str, fields.get("layer_types") or ["full_attention"])))
     refused = {
-        f"rope_type={kind!r}": kind != "default",
-        f"rope_parameters={rope}": any(isinstance(value, dict) for value in rope.values()),
+        f"rope_type={shown(kind)}": kind != "default",
+        f"rope_parameters={shown(rope)}": any(value not in (None, 1) for value in rope.values()),
         "use_sliding_window=true": fields.get("use_sliding_window"),
-        f"layer_types={layer_types}": layer_types != ["full_attention"],
-        f"hidden_act={fields.get('hidden_act')!r}": fields.get("hidden_act", "silu") != "silu",
+        "sliding_window": architecture == "llama" and fields.get("sliding_window"),
+        f"layer_types={shown(layer_types)}": layer_types != ["full_attention"],
+        f"hidden_act={shown(fields.get('hidden_act'))}": (
+            fields.get("hidden_act", "silu") != "silu"
+        ),
         "mlp_bias=true": fields.get("mlp_bias"),
         f"attention_bias={str(has_attention_bias).lower()}": (
             has_attention_bias != (architecture == "qwen2")
         ),
         "quantization_config": fields.get("quantization_config") is not None,
     }
+    known = {"rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types"}
+    known |= {"hidden_act", "attention_bias"}
+    for name in fields.keys() - _READ_FIELDS - _FREE_FIELDS - known:
+        refused[f"{brief(name)}={shown(fields[name])}"] = bool(fields[name])
     for option, is_refused in refused.items():
         if is_refused:
             raise InputError(

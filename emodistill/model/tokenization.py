@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emodistill.errors import InputError
+from emodistill.untrusted import brief, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +47,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
 
     Raises:
       InputError: the folder or its tokenizer is missing or torn, the tokenizer has no fast form,
-        or it has no chat template.
+        or it has no chat template, or one by which prompt and reply are not the whole chat.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -62,14 +63,42 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
             str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
         )
     except Exception as error:  # transformers and tokenizers raise nearly anything here
-        raise InputError(f"{folder}: the tokenizer can't be read ({error}).") from None
+        raise InputError(f"{folder}: the tokenizer can't be read ({brief(error)}).") from None
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{folder}: the tokenizer has no fast form (tokenizer.json).")
     if not tokenizer.chat_template:
         raise InputError(
             f"{folder}: the tokenizer has no chat template; use an instruction-tuned model."
         )
+    try:
+        _check_template(tokenizer)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
     return tokenizer
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a template by which a prompt and a reply are not the whole chat.
+
+    A student is trained on what it is asked to continue. Templates of thinking models put thoughts
+    between the two, or leave them open.
+    """
+    prompt, reply = {"role": "user", "content": "Go on."}, "I can do 45 days."
+    asked = _render(tokenizer, [prompt], add_generation_prompt=True)
+    whole = _render(
+        tokenizer,
+        [prompt, {"role": "assistant", "content": reply}],
+        add_generation_prompt=False,
+    )
+    if not whole.startswith(asked + reply):
+        separate = asked + reply
+        pairs = enumerate(zip(whole, separate, strict=False))
+        first = next((i for i, (ours, theirs) in pairs if ours != theirs), len(whole))
+        raise InputError(
+            "a prompt and a reply are not what the chat template writes of both: it has "
+            f"{shown(whole[first:])} where they have {shown(separate[first:])}. "
+            "Templates of models that always think are like that; use one that doesn't."
+        )
 
 
 def encode_chat(
@@ -175,10 +204,11 @@ def _render(
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                enable_thinking=False,  # of models that can do both, such as Qwen3
             )
         )
     except Exception as error:  # jinja errors and whatever a template raises
-        raise InputError(f"the chat template refuses these messages ({error}).") from None
+        raise InputError(f"the chat template refuses these messages ({brief(error)}).") from None
 
 
 def _render_with_placeholders(

@@ -34,6 +34,7 @@ from emodistill.model.quantization import is_quantizable, quantized
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import param_sharding
 from emodistill.tensor_files import write_tensors
+from emodistill.untrusted import brief, read_typed, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -42,6 +43,9 @@ MAX_SHARD_BYTES = 4 * 10**9
 MAX_GROUP_BYTES = 2**28
 """Bytes of a stacked parameter that are read at once: little beside the largest shard of a 7B
 model, and enough for the disk."""
+
+TIED_ROWS = 8_192
+"""Of an embedding and its head that are compared at once."""
 
 _READABLE_DTYPES = ("F32", "F16", "BF16")
 _FOREIGN_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt", "*.msgpack", "*.h5")
@@ -137,6 +141,9 @@ def save_qwen2(model: Qwen2, path: Path | str, extra_files: Iterable[Path | str]
     )
     for file, names in split.filename_to_tensors.items():
         write_tensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
+    # What was there before must not be read in place of what is written now.
+    for name in {SINGLE_FILE, INDEX_FILE} - {*split.filename_to_tensors}:
+        (folder / name).unlink(missing_ok=True)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX_FILE, index)
@@ -174,10 +181,10 @@ def open_safetensors(path: Path) -> Any:
 def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Open file of each tensor name."""
     index_path = folder / INDEX_FILE
-    if index_path.is_file():
-        names = _index_files(index_path)
-    elif (folder / SINGLE_FILE).is_file():
+    if (folder / SINGLE_FILE).is_file():  # before an index beside it, as transformers does
         names = [SINGLE_FILE]
+    elif index_path.is_file():
+        names = _index_files(index_path)
     else:
         foreign = sorted(p.name for pattern in _FOREIGN_FORMATS for p in folder.glob(pattern))
         hint = f" {foreign[0]} is another format; convert it to safetensors." if foreign else ""
@@ -198,14 +205,13 @@ class _Index(msgspec.Struct):
 
 
 def _index_files(index_path: Path) -> list[str]:
-    try:
-        index = msgspec.json.decode(index_path.read_bytes(), type=_Index)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{index_path} has no usable weight_map ({error!r}).") from None
+    index = read_typed(index_path, _Index, "Copy the file again.")
     names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index_path} lists {name!r}; only .safetensors beside it are read.")
+            raise InputError(
+                f"{index_path} lists {shown(name)}; only .safetensors beside it are read."
+            )
     return names
 
 
@@ -237,11 +243,37 @@ def _check_tensors(
                 f"{folder}: {name} has shape {tensor.get_shape()}, but config.json asks for "
                 f"{list(shape)}."
             )
-        if tensor.get_dtype() not in _READABLE_DTYPES:
-            raise InputError(
-                f"{folder}: {name} is stored as {tensor.get_dtype()}; "
-                f"readable: {', '.join(_READABLE_DTYPES)}."
-            )
+        check_dtype(folder, name, tensor)
+    if "lm_head.weight" in files and "lm_head.weight" not in expected:
+        _check_tied_head(folder, files)
+
+
+def check_dtype(path: Path, name: str, tensor: Any) -> None:
+    """Refuse a tensor of a file that is stored as no ordinary floats, such as in eight bits."""
+    if tensor.get_dtype() not in _READABLE_DTYPES:
+        raise InputError(
+            f"{path}: {brief(name)} is stored as {tensor.get_dtype()}; "
+            f"readable: {', '.join(_READABLE_DTYPES)}."
+        )
+
+
+def _check_tied_head(folder: Path, files: Mapping[str, Any]) -> None:
+    """Refuse a head of its own beside a config.json that says that it is the embedding's."""
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    head, embedding = (files[name].get_slice(name) for name in names)
+    check_dtype(folder, "lm_head.weight", head)
+    shapes = head.get_shape(), embedding.get_shape()
+    num_rows = shapes[1][0]
+    ends = ((first, min(first + TIED_ROWS, num_rows)) for first in range(0, num_rows, TIED_ROWS))
+    is_same = shapes[0] == shapes[1] and all(
+        np.array_equal(head[first:end], embedding[first:end]) for first, end in ends
+    )
+    if not is_same:
+        raise InputError(
+            f"{folder}: lm_head.weight differs from the embedding, but config.json has "
+            "tie_word_embeddings=true. Set it to false where the head is the model's own, or take "
+            "the head out of the weights."
+        )
 
 
 def _some(names: list[str]) -> str:

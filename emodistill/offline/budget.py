@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Self
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.llm.client import ChatClient, Usage
+from emodistill.untrusted import brief, named_tuple, read_json
 
 SAVE_EVERY_S = 1.0
 """So that a killed process forgets a second's worth of its counts at most."""
@@ -131,10 +131,11 @@ def read_usage(path: Path) -> Usage:
       InputError: the file beside `path` can't be read.
     """
     try:
-        return Usage(**json.loads(usage_path(path).read_text()))
+        return named_tuple(read_json(usage_path(path)), Usage)
     except FileNotFoundError:
         return NO_USAGE
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{usage_path(path)} can't be read ({error}). Delete it; its counts then begin anew."
+            f"{usage_path(path)} can't be read ({brief(error)}). Delete it; its counts then "
+            "begin anew."
         ) from None

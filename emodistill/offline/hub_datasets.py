@@ -57,7 +57,7 @@ from emodistill.offline.store import (
 )
 from emodistill.prompts import focal_messages, load_pack
 from emodistill.records import Judgement, Record, Trajectory
-from emodistill.untrusted import parse_json
+from emodistill.untrusted import brief, parse_json
 
 SPLIT = "train"
 """The one split of every table; which scenarios are held out is said by their own `split`."""
@@ -399,7 +399,7 @@ def _records(kind: type[Record], dataset: Dataset, where: str) -> Iterator[tuple
         except InputError as error:
             problems.append(str(error))
         except ValueError as error:
-            problems.append(f"{where_row}: a column of JSON text holds none ({error}).")
+            problems.append(f"{where_row}: a column of JSON text holds none ({brief(error)}).")
         else:
             yield record, where_row
     refuse(problems)

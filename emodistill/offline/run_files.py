@@ -26,6 +26,7 @@ from emodistill.prompts import PromptPack
 from emodistill.records import Judgement
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
+from emodistill.untrusted import setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
@@ -51,7 +52,11 @@ def judge_file(directory: Path, name: str | None) -> Path:
 def max_turns(home: Path) -> int:
     """The cap that the sweep of a domain's folder was played under."""
     manifest = read_manifest(home / "sweep")
-    return int(manifest.config["max_turns"]) if manifest else SweepConfig().max_turns
+    return (
+        setting_of(manifest.stage, manifest.config, "max_turns", int)
+        if manifest
+        else SweepConfig().max_turns
+    )
 
 
 def read_sweep(
@@ -91,9 +96,7 @@ def read_sweep(
 def sweep_concurrency(run: Path, domain: str) -> int | None:
     """How many dialogues the sweep last played at once; None where its settings aren't there."""
     path = run / domain / "sweep" / "config.yaml"
-    return (
-        Settings.read(path).sections.get("sweep", {}).get("concurrency") if path.is_file() else None
-    )
+    return Settings.read(path).config(SweepConfig).concurrency if path.is_file() else None
 
 
 def played_pairs(home: Path) -> dict[tuple[str, str], Path]:

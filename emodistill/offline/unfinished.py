@@ -18,6 +18,7 @@ from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, is_gone, read_lines
 from emodistill.llm.cassette import request_sha256
 from emodistill.llm.client import Completion, Usage, total_usage
+from emodistill.untrusted import named_tuple
 
 NUM_STALE_LINES = 5_000
 """Lines of finished dialogues that the file may hold before it is written anew: some megabytes, and
@@ -43,8 +44,11 @@ class UnfinishedAnswers(JsonlAppender):
         for value, where in read_lines(path):
             try:
                 dialogue, request = value["dialogue"], value["request"]
-                completion = Completion(**value["answer"])
-            except (LookupError, TypeError):
+                completion = named_tuple(value["answer"], Completion)
+                is_named = isinstance(dialogue, str) and isinstance(request, str)
+            except (LookupError, TypeError, ValueError):
+                is_named = False
+            if not is_named:
                 raise InputError(
                     f"{where}: no answer of an unfinished dialogue. Delete the file; those "
                     "dialogues are then played from their opening."

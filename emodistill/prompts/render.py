@@ -23,7 +23,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
 from emodistill.records import Outcome, Turn
-from emodistill.untrusted import one_line
+from emodistill.untrusted import brief, one_line, parse_toml, read_bytes
 
 _BUILT_IN = Path(__file__).parent
 _OFFERS = _BUILT_IN / "offers.toml"
@@ -62,15 +62,15 @@ def load_pack(directory: Path | None = None) -> PromptPack:
     for name in FILES:
         path = directory / name
         try:
-            raw[name] = path.read_bytes()
-            parsed[name] = tomllib.loads(raw[name].decode())
+            raw[name] = read_bytes(path)
+            parsed[name] = parse_toml(raw[name])
         except OSError as error:
             raise InputError(
                 f"prompt pack {directory}: can't read {name} ({error.strerror}). A pack has the "
                 f"files {', '.join(FILES)}."
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid TOML: {error}.") from None
+        except ValueError as error:
+            raise InputError(f"{path}: not valid TOML: {brief(error)}.") from None
         built_in = tomllib.loads((_BUILT_IN / name).read_text(encoding="utf-8"))
         _check_texts(parsed[name], built_in, path, str(path))
     emotions, path = parsed["emotions.toml"], directory / "emotions.toml"

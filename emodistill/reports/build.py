@@ -16,6 +16,7 @@ from emodistill.reports.page import render_page
 from emodistill.reports.recipe import Recipe, make_table
 from emodistill.reports.report_table import csv_text, latex, markdown
 from emodistill.reports.run_data import RunData, read_run
+from emodistill.untrusted import refuse_links
 
 CASES, PAGE = "cases", "page"
 FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
@@ -99,6 +100,7 @@ def write_report(
             "emotion_study.py, training-curves a training run, support a train_iql.py."
         )
     out_dir = data.run_dir / "report"
+    refuse_links(out_dir, data.run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = [
         _write(out_dir / f"{table.name}.{suffix}", form(table))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from emodistill.errors import InputError
 from emodistill.reports.labels import DOMAIN_TITLES
+from emodistill.train.metrics_log import read_metrics
 
 
 class Curve(NamedTuple):
@@ -39,18 +39,12 @@ def read_curve(path: Path) -> Curve:
     if not path.is_file():
         raise InputError(f"{path} is missing; train that stage first.")
     points: dict[str, list[tuple[float, float]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            step = float(row.pop("step"))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}:{number}: not a line of metrics ({error!r}).") from None
+    for row in read_metrics(path):
+        step = row.pop("step")
         for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                points.setdefault(name, []).append((step, float(value)))
-    columns = {name: np.array(of_metric).T for name, of_metric in points.items()}
-    metrics = {name: (steps, values) for name, (steps, values) in columns.items()}
+            points.setdefault(name, []).append((step, value))
+    metrics = {}
+    for name, of_metric in points.items():
+        steps, values = np.array(of_metric).T
+        metrics[name] = steps, values
     return Curve(domain, stage, cell, metrics)

@@ -9,7 +9,6 @@ each line is named where it ends.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,13 +26,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
+from emodistill.files import replacing
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.run_files import SUPPORT
 from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
 from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
+from emodistill.untrusted import printable, read_typed
 
 COLOURS = {
     "ink": "#1f2328",
@@ -60,6 +63,10 @@ the map."""
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 """What it leaves out is matplotlib's default, whatever the user's own settings are."""
+
+
+MAX_LABEL = 40
+"""Characters of a name in a figure; longer ones would leave no room for what is drawn."""
 
 
 class CurvePanel(NamedTuple):
@@ -100,7 +107,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     }
     present = [(panel, shown) for panel, shown in by_panel.items() if shown]
     looks = _looks(curves)
-    has_legend = len(looks) > 1 and max(map(len, looks)) > 10
+    has_legend = len(looks) > 1 and max(len(_label(name)) for name in looks) > 10
     with _panels(present, (2.55, 2.05), max_columns=4) as (figure, panels):
         for (panel, shown), ax in panels:
             ends = []
@@ -257,7 +264,26 @@ def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
 def _supports(data: RunData) -> dict[str, Any]:
     """domain -> the support map of its selector."""
     files = data.files(f"iql/default/{SUPPORT}")
-    return {domain: json.loads(path.read_text()) for domain, path in files.items()}
+    return {domain: _support(path) for domain, path in files.items()}
+
+
+class _Support(msgspec.Struct):
+    """What `support_maps` reads of a support.json."""
+
+    data: list[list[int]]
+    policy: list[list[float]]
+    emotions: list[str]
+    min_support: int
+    unsupported: float
+
+
+def _support(path: Path) -> dict[str, Any]:
+    advice = f"Delete {path.parent} and train the selector again."
+    support = read_typed(path, _Support, advice)
+    widths = {len(row) for row in (*support.data, *support.policy)}
+    if widths != {len(support.emotions)} or len(support.data) != len(support.policy):
+        raise InputError(f"{path}: its rows are not one number an emotion. {advice}")
+    return msgspec.structs.asdict(support)
 
 
 FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] = {
@@ -273,8 +299,10 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
     with matplotlib.rc_context(fname=STYLE):
-        figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
-        figure.savefig(paths[1], dpi=200, metadata={"Software": None})
+        with replacing(paths[0]) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+        with replacing(paths[1]) as partial:
+            figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
     return paths
 
 
@@ -300,9 +328,19 @@ def _panels(
             ax.set_axis_off()
 
 
+def _label(name: str) -> str:
+    """A name that a user or a folder has given, as a figure shows it: short, and no mathematics.
+
+    Matplotlib reads what stands between two dollar signs as a formula.
+    """
+    line = " ".join(printable(name).split())
+    short = line if len(line) <= MAX_LABEL else f"{line[: MAX_LABEL - 1]}…"
+    return short.replace("$", r"\$")
+
+
 def _ranked(ax: Axes, names: Sequence[str], top: float) -> None:
     """One name a line, the first one on top, without an axis on the left."""
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), list(map(_label, names)))
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(len(names) - 0.4, top)
     ax.grid(axis="x")
@@ -353,7 +391,7 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
     shift = float(np.mean(heights) - np.mean([value for *_, value in ends]))
     for (name, colour, step, _), height in zip(ends, heights, strict=True):
         ax.annotate(
-            name,
+            _label(name),
             (step, height - shift),
             xytext=(4, 0),
             textcoords="offset points",
@@ -365,10 +403,12 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
 
 def _legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
     """Names below the panels."""
-    width = 0.6 + 0.07 * max(map(len, looks))  # inches of an entry, at the style's font size
+    width = 0.6 + 0.07 * max(
+        len(_label(name)) for name in looks
+    )  # inches of an entry, at the style's font size
     figure.legend(
         [Line2D([], [], color=colour, ls=dashes, lw=1.6) for colour, dashes in looks.values()],
-        list(looks),
+        list(map(_label, looks)),
         loc="outside lower left",
         ncols=max(1, min(len(looks), int(figure.get_figwidth() / width))),
         frameon=False,

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from emodistill.reports.templates import render
+from emodistill.untrusted import printable
 
 TableRow = Mapping[str, Any]
 """Key -> value; `block` is the heading under which the row stands, if it has one."""
@@ -64,7 +65,7 @@ class TableColumn:
         if value is None:
             return "–"
         if not isinstance(value, Real):
-            return str(value)
+            return " ".join(printable(str(value)).split())
         if isinstance(value, Integral):
             return f"{value:,}"
         number = float(value)
@@ -150,7 +151,11 @@ def pipes(table: ReportTable, rows: Sequence[TableRow]) -> str:
     texts = [
         [f"**{text}**" if best else text for text, best in cells] for cells in table.cells(rows)
     ]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *texts)]
+    # A cell ends no column and is no HTML; the asterisks at its ends are ours.
+    lines = [
+        [cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in line]
+        for line in (heads, *texts)
+    ]
     first, *others = (max(3, *map(len, column)) for column in zip(*lines, strict=True))
     rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
     padded = [

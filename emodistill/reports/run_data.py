@@ -38,6 +38,7 @@ from emodistill.reports.results import (
 )
 from emodistill.runs import read_manifest
 from emodistill.train.metrics_log import METRICS
+from emodistill.untrusted import setting_of
 
 CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "
@@ -250,8 +251,10 @@ def _emotion_judgements(
 def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dict[str, Path]:
     """Method -> its dialogues; `method (cell)` for cells that are neither default nor a study's."""
     manifest = read_manifest((config.data_from or config.run) / domain / "sweep")
-    usual = config.counterparty or (manifest and manifest.config.get("counterparty"))
-    usual = usual and str(usual).replace("/", "-")
+    usual = config.counterparty
+    if usual is None and manifest is not None:
+        usual = setting_of(manifest.stage, manifest.config, "counterparty", str)
+    usual = usual and usual.replace("/", "-")
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")

@@ -9,8 +9,7 @@ role's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from emodistill.reports.recipe import TableContent
 from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
+from emodistill.untrusted import setting_of
 
 STAGE_TITLES = {"iql": "IQL", "sft": "LoRA-SFT", "jpo": "JPO"}
 STEP_S = "time/step_s"
@@ -82,14 +82,13 @@ def step_times(data: RunData) -> TableContent:
             missing.append(f"JPO of {DOMAIN_TITLES[domain]}")
             continue
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
-        settings = {} if manifest is None else manifest.config
-        rows.append(
-            {"domain": DOMAIN_TITLES[domain], "published": published}
-            | _step_time(data, list(swept.dialogue), step_s[domain], settings)
-        )
+        batch_size = math.nan
+        if manifest is not None:
+            batch_size = setting_of(manifest.stage, manifest.config, "batch_size", float)
+            students.add(setting_of(manifest.stage, manifest.config, "model", str))
+        row = _step_time(data, list(swept.dialogue), step_s[domain], batch_size)
+        rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
         judges |= {j.judge for j in data.judgements.get(domain, ())}
-        if "model" in settings:
-            students.add(str(settings["model"]))
     named = [
         f"{role}: {', '.join(sorted(names))}."
         for role, names in (("Judge", judges), ("Student", students))
@@ -104,10 +103,7 @@ def step_times(data: RunData) -> TableContent:
 
 
 def _step_time(
-    data: RunData,
-    dialogues: Sequence[Trajectory],
-    step_s: np.ndarray,
-    settings: Mapping[str, Any],
+    data: RunData, dialogues: Sequence[Trajectory], step_s: np.ndarray, batch_size: float
 ) -> dict[str, float]:
     """What Eq. 33 is made from, NaN where it is not known; seconds are means but for the step's."""
     domain = dialogues[0].domain
@@ -122,7 +118,7 @@ def _step_time(
         "judging_s": judging.latency_s / num_answers if judging.latency_s else math.nan,
         "num_turns": np.mean([len(t.turns) for t in dialogues]),
         "num_judged_turns": np.mean([len(t.focal_turns) for t in dialogues]),
-        "batch_size": settings.get("batch_size", math.nan),
+        "batch_size": batch_size,
         "concurrency": sweep_concurrency(data.data_dir, domain) or math.nan,
     }
     sample_s = row["negotiation_s"] + row["num_judged_turns"] * row["judging_s"]

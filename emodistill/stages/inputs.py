@@ -14,6 +14,7 @@ from emodistill.model import student_folder
 from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level
 from emodistill.runs import MANIFEST, name_in_run, read_manifest
+from emodistill.untrusted import setting_of
 
 MEBIBYTE = 1 << 20
 
@@ -36,8 +37,14 @@ def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:
     existing = read_manifest(directory, manifest_name)
     if existing is None or existing.status != "finished":
         return config
-    sizes = {name: existing.config[name] for name in ("num_seeds", "num_scenarios")}
-    scenarios, wanted = sizes["num_scenarios"], config.num_scenarios
+    scenarios, wanted = (
+        setting_of(existing.stage, existing.config, "num_scenarios", int | None),
+        config.num_scenarios,
+    )
+    sizes = {
+        "num_seeds": setting_of(existing.stage, existing.config, "num_seeds", int),
+        "num_scenarios": scenarios,
+    }
     has_scenarios = scenarios is None or (wanted is not None and scenarios >= wanted)
     if sizes["num_seeds"] >= config.num_seeds and has_scenarios:
         return dataclasses.replace(config, **sizes)

@@ -31,6 +31,7 @@ from emodistill.stages.stage import (
     named_file,
     next_command,
 )
+from emodistill.untrusted import refuse_links, setting_of
 
 
 def scores_needed(config: Any) -> Requirement:
@@ -88,10 +89,13 @@ def _judged_part(path: Path, existing: Manifest | None) -> dict[str, Any]:
     Raises:
       StaleInputError: it begins otherwise; scores would be joined to other utterances.
     """
-    size = existing.config.get("dialogues_bytes", 0) if existing is not None else 0
+    size, before = 0, ""
+    if existing is not None:
+        size = setting_of(existing.stage, existing.config, "dialogues_bytes", int)
+        before = setting_of(existing.stage, existing.config, "dialogues_sha256", str)
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(size))
-        if existing and size and digest.hexdigest() != existing.config["dialogues_sha256"]:
+        if size and digest.hexdigest() != before:
             raise StaleInputError(
                 f"{path} no longer begins with the dialogues that were judged before. Delete the "
                 "scores beside it to judge anew, or use another --run."
@@ -167,6 +171,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path, scenari
     """
     name = model_name(config, "judge", config.judge)
     path = judge_path(directory, name)
+    refuse_links(directory, config.run)
     played = SweepData(
         read_trajectories(dialogues),
         read_scenarios(scenarios),
@@ -219,7 +224,10 @@ def _is_there(home: Path, need: Requirement) -> bool:
         return not any(path.parent.glob(f"{path.stem}.*.manifest.json"))
     dialogues = home / TRAJECTORIES
     size = dialogues.stat().st_size if dialogues.is_file() else 0
-    return manifest.status == "finished" and manifest.config["dialogues_bytes"] == size
+    return (
+        manifest.status == "finished"
+        and setting_of(manifest.stage, manifest.config, "dialogues_bytes", int) == size
+    )
 
 
 def _training(cell: Cell) -> str:

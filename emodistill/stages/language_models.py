@@ -100,8 +100,11 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
                 f"{name}: --concurrency {config.concurrency} takes more open files than this "
                 f"process may have; {room} calls are in flight at once. ulimit -n 1024 allows more."
             )
+        served = get_provider(provider, base_url=base_url)
+        if config.base_url is not None and tape is None and served.read_keys():
+            print(f"{name}: the key in {served.key_env} goes to {served.base_url}.", flush=True)
         client = ChatClient(
-            get_provider(provider, base_url=base_url),
+            served,
             keys,
             max_in_flight=min(config.concurrency, room),
             retry=RetryPolicy(timeout_s=config.timeout_s),

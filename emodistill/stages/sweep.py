@@ -24,6 +24,7 @@ from emodistill.stages.language_models import (
     open_client,
 )
 from emodistill.stages.stage import Stage, command, follow_up, named_file
+from emodistill.untrusted import setting_of
 
 
 class _SweepDetails(NamedTuple):
@@ -118,8 +119,11 @@ def _resumed(config: SweepConfig) -> SweepConfig:
     manifest = read_manifest(config.run / config.domain / "sweep")
     if manifest is None:
         return config
-    sizes = {name: manifest.config[name] for name in ("num_seeds", "num_scenarios")}
-    return dataclasses.replace(config, **sizes)
+    return dataclasses.replace(
+        config,
+        num_seeds=setting_of(manifest.stage, manifest.config, "num_seeds", int),
+        num_scenarios=setting_of(manifest.stage, manifest.config, "num_scenarios", int | None),
+    )
 
 
 def _judging(cell: Cell) -> str:

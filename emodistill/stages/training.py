@@ -37,6 +37,7 @@ from emodistill.stages.stage import (
     next_command,
 )
 from emodistill.train.metrics_log import METRICS
+from emodistill.untrusted import setting_of
 
 
 class _TrainingDetails(NamedTuple):
@@ -100,10 +101,11 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
             f"{next_command('train_sft', SFTConfig, cell)}, or name another with --sft-cell: "
             f"{', '.join(finished_cells(sft_dir.parent)) or 'there is none yet'}."
         )
-    if manifest.config["emotion_free"] != config.emotion_free:
+    is_emotion_free = setting_of(manifest.stage, manifest.config, "emotion_free", bool)
+    if is_emotion_free != config.emotion_free:
         raise InputError(
             f"emotion_free={config.emotion_free}, but the SFT adapter in {sft_dir} was trained "
-            f"with emotion_free={manifest.config['emotion_free']}; name a fitting one with "
+            f"with emotion_free={is_emotion_free}; name a fitting one with "
             "--sft-cell."
         )
 

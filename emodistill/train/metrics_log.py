@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import msgspec
 
 from emodistill.errors import InputError
 from emodistill.files import replacing
 from emodistill.jsonl import is_gone
+from emodistill.untrusted import brief, parse_json
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -36,7 +40,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter  # imports protobuf, which only a writer needs
 
         with replacing(path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            partial.write_text("".join(map(_text, lines)), encoding="utf-8")
         board = SummaryWriter(str(cell_dir / "tensorboard"), purge_step=num_steps + 1)
         self._writers = path.open("a", buffering=1, encoding="utf-8"), board
 
@@ -50,7 +54,7 @@ class MetricsLog:
                     f"with it whatever was beside it before step {step:,}. Put it back if it was "
                     "moved; start again to make what is missing."
                 )
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(_text({"step": step, **values}))
             for name, value in values.items():
                 board.add_scalar(name, value, step)
 
@@ -62,15 +66,33 @@ class MetricsLog:
             writer.close()
 
 
+def _text(line: Mapping[str, float]) -> str:
+    """A line of the file; JSON has no NaN."""
+    finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+    return json.dumps(finite | {"step": int(line["step"])}) + "\n"
+
+
 def _lines_until(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """The whole lines up to `last_step`; a torn line, which only the last can be, is dropped."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    lines = list(read_metrics(path)) if path.exists() else []
+    return [line for line in lines if line["step"] <= last_step]
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, NaN where there is null; a torn last one is left out.
+
+    Raises:
+      InputError: another line holds no `step`, or something else than numbers.
+    """
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if line["step"] > last_step:
-            break
-        lines.append(line)
-    return lines
+            line = msgspec.convert(parse_json(text), dict[str, float | None])
+            if line.get("step") is None:
+                raise ValueError("no step")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise InputError(
+                f"{path}:{number}: not a line of metrics ({brief(error)}). Delete that line."
+            ) from None
+        yield {name: math.nan if value is None else value for name, value in line.items()}

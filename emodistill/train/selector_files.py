@@ -8,12 +8,12 @@ Free of jax, so that whoever only asks for emotions does not pay for it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -24,6 +24,7 @@ from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.tensor_files import write_tensors
+from emodistill.untrusted import brief, read_typed
 
 DESCRIPTION = "selector.json"
 ARRAYS = "selector.safetensors"
@@ -62,6 +63,16 @@ class SelectorNetworks:
             return softmax(forward(self.actor, observation).astype(np.float64), axis=-1)
         advantages = forward(self.critic, observation) - forward(self.value, observation)  # Eq. 15
         return softmax(self.advantage_scale * advantages.astype(np.float64), axis=-1)
+
+
+class _Description(msgspec.Struct):
+    """`selector.json`."""
+
+    num_features: Annotated[int, msgspec.Meta(ge=1)]
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=100)]
+    state: StateKind
+    advantage_scale: float
+    settings: dict[str, Any]
 
 
 def forward(layers: Layers, observation: np.ndarray) -> np.ndarray:
@@ -104,27 +115,27 @@ def load_selector(directory: Path) -> SelectorNetworks:
     path = directory / DESCRIPTION
     if not path.is_file():
         raise InputError(f"{path} is missing: no trained selector there. Run train_iql.py first.")
-    try:
-        description = json.loads(path.read_text())
-        arrays = load_file(directory / ARRAYS)
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise InputError(
-            f"{directory} holds no readable selector ({error}). Train it again."
-        ) from None
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+    description = read_typed(path, dict[str, Any], "Train the selector again.")
+    if description.get("schema") != SCHEMA:
         raise InputError(f"{path}: this version reads schema={SCHEMA}. Train the selector again.")
     if description.get("emotions") != list(EMOTIONS):
         raise InputError(f"{path}: its emotions are not the 28 labels used here. Train it again.")
+    described = read_typed(path, _Description, "Train the selector again.")
     try:
-        num_features = description["num_features"]
+        arrays = load_file(directory / ARRAYS)
+    except (SafetensorError, OSError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{directory} holds no readable selector ({brief(error)}). Train it again."
+        ) from None
+    num_features = described.num_features
+    try:
         networks = {
             name: tuple(
                 (arrays[f"{name}/{layer}/kernel"], arrays[f"{name}/{layer}/bias"])
-                for layer in range(description["num_layers"])
+                for layer in range(described.num_layers)
             )
             for name in HEADS
         }
-        settings = {key: description[key] for key in ("state", "advantage_scale", "settings")}
     except KeyError as error:
         raise InputError(
             f"{directory}: {error} is missing from the selector. Train it again."
@@ -132,6 +143,15 @@ def load_selector(directory: Path) -> SelectorNetworks:
     for name, layers in networks.items():
         width = num_features
         for layer, (kernel, bias) in enumerate(layers):
+            if kernel.dtype != np.float32 or bias.dtype != np.float32:
+                raise InputError(
+                    f"{directory / ARRAYS}: {name}/{layer} is {kernel.dtype}, not float32. Train "
+                    "the selector again."
+                )
+            if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+                raise InputError(
+                    f"{directory / ARRAYS}: {name}/{layer} is not finite. Train the selector again."
+                )
             if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
                 raise InputError(
                     f"{directory / ARRAYS}: {name}/{layer} has kernel {kernel.shape} and bias "
@@ -142,4 +162,9 @@ def load_selector(directory: Path) -> SelectorNetworks:
             raise InputError(
                 f"{directory / ARRAYS}: {name} gives {width} numbers, not {HEADS[name]}."
             )
-    return SelectorNetworks(**networks, **settings)
+    return SelectorNetworks(
+        **networks,
+        state=described.state,
+        advantage_scale=described.advantage_scale,
+        settings=described.settings,
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from emodistill.configs import IQLConfig
+from emodistill.files import write_json
 from emodistill.model import keep_programs
 from emodistill.offline.rewards import SweepData, training_dialogues
 from emodistill.offline.run_files import SUPPORT
@@ -71,7 +71,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         (networks,) = train_iql(transitions, [config], report=report)
     save_selector(directory, networks)
     support = support_map(networks, transitions, seed=config.seed)
-    (directory / SUPPORT).write_text(json.dumps(support) + "\n", encoding="utf-8")
+    write_json(directory / SUPPORT, support)
     return SelectorResult(
         fitted_q=estimated_values(networks, transitions, config),
         unsupported=support["unsupported"],
