@@ -62,9 +62,9 @@ class SweepConfig(DialogueConfig):
     """Refuse a table with unplayable rows instead of leaving those rows out."""
     focal_temperature: float = setting(0.7, ge=0, le=2)
     """Sampling temperature in the focal role."""
-    num_test: int = 20
+    num_test: int = setting(20, ge=0)
     """Scenarios held out for evaluation."""
-    num_validation: int = 0
+    num_validation: int = setting(0, ge=0)
     """Scenarios taken from the training ones for choosing settings."""
 
 

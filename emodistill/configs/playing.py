@@ -143,7 +143,7 @@ class ReportConfig(Config):
     """The counterparty whose dialogues to report on, where methods have met several."""
     judge: str | None = None
     """The judge whose scores rank the emotions, where there are several."""
-    num_resamples: int = 10_000
+    num_resamples: int = setting(10_000, ge=1)
     """Bootstrap resamples."""
     seed: int = 0
     """Names the random streams of the bootstrap."""
@@ -156,7 +156,7 @@ class SimulatorConfig(Config):
     stage = "simulator"
     host: str = "127.0.0.1"
     """The address to listen at; only this machine reaches the default."""
-    port: int = 8000
+    port: int = setting(8000, ge=0, le=65535)
     """The port to listen at; 0 takes a free one."""
     faults: tuple[str, ...] | None = None
     """What goes wrong, as shares of the calls: `429=0.1 cut hang=0.01`; without any, everything."""

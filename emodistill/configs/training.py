@@ -46,15 +46,15 @@ class IQLConfig(ExperimentConfig):
     """The discount γ."""
     num_steps: int = setting(50_000, ge=1)
     """Updates of the networks."""
-    batch_size: int = 256
+    batch_size: int = setting(256, ge=1)
     """Transitions of an update."""
-    learning_rate: float = 3e-4
+    learning_rate: float = setting(3e-4, gt=0)
     """Adam's learning rate."""
-    polyak: float = 0.005
+    polyak: float = setting(0.005, gt=0, le=1)
     """How much of the critic the target critic takes over at each update."""
-    hidden_width: int = 256
+    hidden_width: int = setting(256, ge=1)
     """Width of the hidden layers."""
-    weight_cap: float = 100.0
+    weight_cap: float = setting(100.0, gt=0)
     """Upper bound of the regression weights."""
     state: StateKind = "geometry"
     """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
@@ -108,7 +108,7 @@ class AdapterConfig(ExperimentConfig):
     """Leave the emotion block out of every prompt."""
     lora_rank: int = setting(16, ge=1)
     """Rank of LoRA."""
-    lora_alpha: float = 32.0
+    lora_alpha: float = setting(32.0, gt=0)
     """Scale of LoRA, which is divided by the rank."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Projections that get a LoRA."""
@@ -125,9 +125,9 @@ class AdapterConfig(ExperimentConfig):
     )
     """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
     for the embedded student 1280."""
-    warmup_fraction: float = 0.03
+    warmup_fraction: float = setting(0.03, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = setting(1.0, gt=0)
     """Global norm at which gradients are clipped."""
     max_tokens: ByStudent[int] = setting(2048, embedded=1024)
     """Tokens of a prompt and its reply; longer prompts lose their oldest turns. auto: 2048, for the
@@ -274,7 +274,7 @@ class MemoryConfig(Config):
     """Tokens of a row; every device that has rows of its own has one."""
     fit_gb: float | None = setting(None, gt=0)
     """Also find the longest row that takes at most so many GB (1e9 bytes) on each device."""
-    lora_rank: int = 16
+    lora_rank: int = setting(16, ge=1)
     """Rank of LoRA."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Projections that get a LoRA."""

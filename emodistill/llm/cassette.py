@@ -23,6 +23,7 @@ import msgspec
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.jsonl import JsonlAppender, read_lines
+from emodistill.llm.replies import FinishReason
 from emodistill.untrusted import brief, read_typed
 
 CALLS = "calls.jsonl"
@@ -43,6 +44,7 @@ class _Answer(msgspec.Struct):
     completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
     latency_s: Annotated[float, msgspec.Meta(ge=0)]
     cost_usd: Annotated[float, msgspec.Meta(ge=0)]
+    finish_reason: FinishReason = "stop"
 
 
 class _Recorded(msgspec.Struct):

@@ -32,18 +32,17 @@ class Read(NamedTuple):
     calls: Sequence[Completion]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LlmReader:
     """A language model at temperature 0; an answer that can't be read is asked for once more.
 
-    What still can't be read then is None, as with `offers.read_offer`, and counted.
+    What still can't be read then is None, as with `offers.read_offer`.
     """
 
     client: ChatClient
     model: str
     max_tokens: int = 24
     """Of an answer; one that thinks first needs more. The second attempt gets twice as many."""
-    num_unread: int = 0
 
     async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
         """The model's reading.
@@ -70,7 +69,6 @@ class LlmReader:
             except ValueError:
                 told = fields(event="no reading", dialogue=dialogue_id, attempt=len(calls))
                 log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
-        self.num_unread += 1
         return Read(None, calls)
 
 

@@ -84,7 +84,7 @@ def step_times(data: RunData) -> TableContent:
         manifest = read_manifest(data.run_dir / domain / "jpo/default")
         batch_size = math.nan
         if manifest is not None:
-            batch_size = setting_of(manifest.stage, manifest.config, "batch_size", float)
+            batch_size = setting_of(manifest.stage, manifest.config, "batch_size", int)
             students.add(setting_of(manifest.stage, manifest.config, "model", str))
         row = _step_time(data, list(swept.dialogue), step_s[domain], batch_size)
         rows.append({"domain": DOMAIN_TITLES[domain], "published": published} | row)
