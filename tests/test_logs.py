@@ -45,7 +45,8 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_half_a_surrogate_pair_does_not_silence_what_comes_after(tmp_path):
+def test_half_a_surrogate_pair_does_not_silence_what_comes_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("emodistill"), "propagate", False)  # to pytest's own
     path = tmp_path / "stage.log"
     with log_to_file(path):
         log.warning("half \ud83d")
