@@ -63,7 +63,8 @@ class _QuietHandler(logging.FileHandler):
 
     def _open(self) -> Any:
         descriptor = open_unlinked(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
-        return os.fdopen(descriptor, "a", encoding="utf-8")
+        # Half a surrogate pair in a message is no reason to lose what comes after it.
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         self.setLevel(logging.CRITICAL + 1)
@@ -73,8 +74,7 @@ class _QuietHandler(logging.FileHandler):
 def log_to_file(path: Path) -> Iterator[None]:
     """Append what the package logs, debug level included, to `path`; no file before there is a
     line."""
-    # Half a surrogate pair in a message is no reason to lose what comes after it.
-    handler = _QuietHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler = _QuietHandler(path, encoding="utf-8", delay=True)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(_JsonFormatter())
     before = _ROOT.level

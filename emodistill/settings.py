@@ -31,10 +31,7 @@ BASE = "base"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that would be read as a number, and writes out what comes twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """Quotes a text that would be read as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", PYTHON_FLOAT, list("+-0123456789"))
@@ -177,6 +174,7 @@ def write_settings(path: Path, cell: Cell) -> None:
         name: {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
         for name, one in configs.items()
     }
-    plain = msgspec.to_builtins(sections, enc_hook=str)
+    # Through JSON, so that nothing is one object twice, which YAML would write by reference.
+    plain = msgspec.json.decode(msgspec.json.encode(sections, enc_hook=str))
     with replacing(path) as partial:
         partial.write_text(yaml.dump(plain, Dumper=_Dumper, sort_keys=False), encoding="utf-8")

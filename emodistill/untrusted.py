@@ -235,7 +235,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
     Raises:
       OSError: it can't be read, or is a pipe or a device, which might never end.
     """
-    with os.fdopen(_open_regular(path), "rb") as file:
+    with open(_open_regular(path), "rb") as file:
         return file.read(max_bytes + 1)
 
 

@@ -242,7 +242,7 @@ def test_cells_that_are_there_under_another_name_are_found(run, paste, capsys):
     assert played.config.seed == 1
     with pytest.raises(InputError, match=r"finished in other cells .* --sft-cell seed=1-") as told:
         file = run.parent / "own.yaml"
-        file.write_text(yaml.dump({"sft": ADAPTER, "jpo": ADAPTER}), encoding="utf-8")
+        file.write_text(yaml.dump({"sft": {**ADAPTER}, "jpo": {**ADAPTER}}), encoding="utf-8")
         prepare(cli.parse(JPOConfig, "", ["--config", str(file), "--run", str(run), "--seed", "1"]))
     (cell,) = re.findall(r"--sft-cell (\S+)\.$", str(told.value))
     assert shlex.split(cell) == [trained.path.parent.name]
@@ -251,7 +251,7 @@ def test_cells_that_are_there_under_another_name_are_found(run, paste, capsys):
 def test_the_next_commands_of_a_run_really_run(run, paste, capsys):
     """From the sweep to the report, each as its predecessor has printed it."""
     file = run.parent / "own file.yaml"
-    file.write_text(yaml.dump(SECTIONS), encoding="utf-8")
+    file.write_text(yaml.dump(json.loads(json.dumps(SECTIONS))), encoding="utf-8")
     cell = cli.parse(SweepConfig, "", ["--config", str(file), "--run", str(run)])
     done = []
     while True:
@@ -306,7 +306,7 @@ def test_where_everything_has_failed_nothing_comes_next(
 
     monkeypatch.setattr(where, fail)
     file = run.parent / "own.yaml"
-    file.write_text(yaml.dump(SECTIONS), encoding="utf-8")
+    file.write_text(yaml.dump(json.loads(json.dumps(SECTIONS))), encoding="utf-8")
     config = cli.parse(stages.STAGES[script].config, "", ["--config", str(file)]).config
     kind, args = type(config), ["--config", str(file), "--run", str(run), *flags]
     with pytest.raises(SystemExit) as ended:

@@ -86,7 +86,7 @@ def test_the_new_objective_trains_an_adapter(
     args = [*flags.split(), *more.split()]
     cli.main(weighted_sft.WeightedSFTConfig, weighted_sft.__doc__, args=args)
     shown = capsys.readouterr().out
-    assert "weighted-sft: 16 steps on 16 turns" in shown
+    assert "weighted-sft: 16 steps on 16 of 16 turns" in shown
     assert "--method iql+sft+weighted-sft" in shown and base.stage == "weighted-sft"
     cell_dir = run / "crad/weighted-sft/default"
     assert (cell_dir / "adapter/adapter_model.safetensors").is_file()

@@ -107,7 +107,7 @@ def test_the_simulated_reader_reads_what_the_simulated_speakers_write(domain, tm
 def test_dialogues_read_by_patterns_and_by_a_model_are_not_mixed(tmp_path):
     config = SweepConfig(run=tmp_path, num_scenarios=2, num_seeds=1)
     run_stage(config)
-    with pytest.raises((InputError, StaleInputError), match="offer reader"):
+    with pytest.raises((InputError, StaleInputError), match="offer_reader"):
         run_stage(SweepConfig(run=tmp_path, num_scenarios=2, num_seeds=1, offer_reader="llm"))
 
 

@@ -114,14 +114,7 @@ class StudentWriter:
                 batch.append(self._requests.get_nowait())
             try:
                 # In a thread: dialogues with API models go on while the device generates.
-                replies = await asyncio.to_thread(
-                    self.generate,
-                    [request.ids for request in batch],
-                    max_new_tokens=self.max_reply_tokens,
-                    temperature=self.temperature,
-                    seeds=[request.seed for request in batch],
-                    eos_ids=stop_ids(self.tokenizer),
-                )
+                replies = await asyncio.to_thread(self._generate, batch)
             except Exception as error:  # handed to those who wait, who raise it
                 for request in batch:
                     if not request.reply_ids.done():

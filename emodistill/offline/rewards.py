@@ -302,10 +302,9 @@ class FocalTurns:
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
 
-def signal_of(turns: FocalTurns, signal: SFTSignal | JPOSignal) -> np.ndarray:
+def signal_of(turns: FocalTurns, signal: JPOSignal) -> np.ndarray:
     """[N] What turns are told apart by, before any scaling; NaN where there is none."""
     signals = {
-        "hybrid": turns.scores,
         "turn-judge": turns.scores,
         "episode-judge": turns.dialogue_scores,
         "outcome": turns.returns,

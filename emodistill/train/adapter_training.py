@@ -161,6 +161,7 @@ def train_adapter(
         model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
     )
     save_adapter(model, cell_dir / "adapter", config.model)
+    signal = "turn-judge" if config.signal == "hybrid" else config.signal
     return AdapterResult(
         num_steps=run.num_steps,
         num_samples=len(examples),
@@ -168,7 +169,7 @@ def train_adapter(
         num_dropped=len(rows) - len(examples),
         num_cut=len(played) - len(turns),
         num_turns=len(turns),
-        num_without_signal=int(np.isnan(signal_of(turns, config.signal)).sum()),
+        num_without_signal=int(np.isnan(signal_of(turns, signal)).sum()),
         num_held_out=len(data.trajectories) - len(trajectories),
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
