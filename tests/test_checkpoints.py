@@ -51,9 +51,8 @@ def assert_equal_runs(cell, whole):
         assert samples == expected[step]
 
 
-@pytest.mark.parametrize(
-    ("stage", "num_stops"), [pytest.param("sft", 2, marks=pytest.mark.slow), ("jpo", 2)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "num_stops"), [("sft", 2), ("jpo", 2)])
 def test_a_run_cut_off_at_random_steps_ends_as_the_whole_one(stage, num_stops, tmp_path):
     mesh_worker.run(tmp_path / "whole", None, 8, stage=stage)
     stops = sorted(

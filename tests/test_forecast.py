@@ -25,9 +25,9 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
 ):
     (tmp_path / "providers.toml").write_text(PRICES)
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "providers.toml"))
-    shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 4, "concurrency": 16}
-    out = stages.plan(Cell(PlanConfig(**shared)))
-    assert "for 320 dialogues, from a pilot of 160" in capsys.readouterr().out
+    shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 2, "concurrency": 16}
+    out = stages.plan(Cell(PlanConfig(**shared, pilot=80)))
+    assert "for 160 dialogues, from a pilot of 80" in capsys.readouterr().out
     assert read_manifest(out.parent).status == "running"
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
     found = json.loads(out.read_text())

@@ -150,7 +150,7 @@ def _fuzz(seeds):
 
 
 def test_a_few_mutated_answers():
-    assert _fuzz(range(25)) >= {"answer", "ExhaustedError"}
+    assert _fuzz(range(10)) >= {"answer", "ExhaustedError"}
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def spoil_and_use(tiny_run, tmp_path, seeds):
 
 
 def test_spoilt_runs_end_in_a_message(tiny_run, tmp_path):
-    spoil_and_use(tiny_run, tmp_path, range(6))
+    spoil_and_use(tiny_run, tmp_path, range(2))
 
 
 @pytest.mark.slow
