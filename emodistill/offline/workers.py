@@ -261,15 +261,18 @@ async def _drain(
 def _settled_heap() -> Iterator[None]:
     """What is loaded by now stays anyway, so the garbage collector need not look at it again; and
     calls come and go by the thousand, so it looks less often at those."""
-    gc.collect()
-    gc.freeze()
+    is_ours = gc.get_freeze_count() == 0  # whoever has frozen the heap before will unfreeze it
+    if is_ours:
+        gc.collect()
+        gc.freeze()
     thresholds = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if is_ours:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
