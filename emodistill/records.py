@@ -45,8 +45,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return msgspec.convert(obj, cls)
         except (msgspec.ValidationError, UnicodeError) as error:
             raise InputError(
-                f"{where}: not a {cls.__name__} record: {brief(error)}. docs/data.md has its "
-                "fields."
+                f"{where}: not a {cls.__name__} record: {brief(error).rstrip('.')}. docs/data.md "
+                "has its fields."
             ) from None
 
 
@@ -60,7 +60,7 @@ class Turn(Record, frozen=True, kw_only=True):
     offer: float | None
     finish_reason: Literal["stop", "length"] = "stop"
     """`length`: the utterance was cut at its limit of tokens, twice. It offers nothing, agrees to
-    nothing and ends nothing, and no student learns from it."""
+    nothing and ends nothing, and nothing is trained on it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = 0.0

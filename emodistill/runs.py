@@ -188,5 +188,5 @@ def input_hashes(paths: Iterable[Path], run: Path) -> dict[str, str]:
 
 def name_in_run(path: Path, run: Path) -> str:
     """A file as manifests name it: relative to the run, so that a run can be moved; else whole."""
-    inside = path.resolve().is_relative_to(run.resolve())
-    return str(path.resolve().relative_to(run.resolve()) if inside else path)
+    whole, home = path.resolve(), run.resolve()
+    return str(whole.relative_to(home) if whole.is_relative_to(home) else whole)

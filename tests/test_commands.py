@@ -209,6 +209,15 @@ def test_what_is_to_be_run_first_can_be_pasted(config, made, paste, tmp_path, mo
             assert one.config.sft_cell == named["sft"]
 
 
+def test_models_that_a_server_of_ones_own_does_not_name_have_a_place_to_be_named(paste, tmp_path):
+    config = SFTConfig(run=tmp_path / "r", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(InputError, match="in place of MODEL") as caught:
+        prepare(Cell(config))
+    lines = [line.strip() for line in str(caught.value).splitlines() if "scripts/" in line]
+    sweep, judge = (cell.config for cell in paste("\n".join(lines)))
+    assert (sweep.model, sweep.counterparty, judge.judge) == ("MODEL",) * 3
+
+
 def test_real_dialogues_are_judged_by_who_has_played_them(tiny_run, paste, tmp_path):
     home = tmp_path / "real/crad/sweep"
     home.mkdir(parents=True)

@@ -53,6 +53,15 @@ def test_training_reads_the_data_of_another_run_and_its_manifest_says_so(data, t
     assert "--data-from" not in next_command("judge", JudgeConfig, cell)
 
 
+def test_another_spelling_of_the_same_run_changes_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole, short = (
+        STAGES["iql"].job(Cell(IQLConfig(run=tmp_path / "new", data_from=path))).inputs
+        for path in (data, data.relative_to(tmp_path))
+    )
+    assert whole == short
+
+
 def test_what_another_run_lacks_is_never_made_there(tmp_path):
     cell = Cell(IQLConfig(run=tmp_path / "new", data_from=tmp_path / "old"))
     with pytest.raises(InputError, match=r"old/crad lacks sweep\. Run first:.*\n.*--run .*old"):

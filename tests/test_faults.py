@@ -106,7 +106,7 @@ def test_no_part_of_a_key_but_its_last_four_characters_is_in_any_file(bad_day):
 
 def test_the_log_names_every_kind_of_trouble(bad_day):
     faults = [line for line in bad_day.told if line.get("event") == "fault"]
-    assert {line["kind"] for line in faults} >= {"limited", "broken", "cut", "alien", "dead"}
+    assert {line["kind"] for line in faults} >= {"limited", "broken", "cut", "foreign", "dead"}
     assert all(line["dialogue"].startswith("crad/") and line["attempt"] >= 1 for line in faults)
     assert sum(line.get("event") == "dialogue" for line in bad_day.told) == 200
 

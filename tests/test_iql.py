@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from tiny_mdp import CONFIG, MDP, transitions
@@ -357,6 +358,16 @@ def test_the_outcome_counts_for_the_last_turn_with_an_emotion():
     counts = (made.num_without_emotion, made.num_early_ends, made.num_without_decision)
     assert counts == (4, 1, 1)
     assert made.num_turns == len(made) + made.num_without_emotion == 10
+
+
+def test_a_cut_turn_is_no_decision_and_is_counted():
+    whole = dialogue("a", [30, 80, 40, 75, 35], "breakdown")
+    turns = list(whole.turns)
+    turns[4] = msgspec.structs.replace(turns[4], finish_reason="length", offer=None)
+    made = make_transitions([msgspec.structs.replace(whole, turns=tuple(turns))], {}, max_turns=30)
+    assert (len(made), made.num_cut, made.num_without_emotion, made.num_turns) == (2, 1, 0, 3)
+    np.testing.assert_array_equal(made.terminal_N, [False, True])
+    assert made.reward_N[-1] < 0
 
 
 def test_a_score_of_a_turn_without_an_emotion_is_no_reward():

@@ -1,5 +1,6 @@
 """A job whose utterances carry no offer that its game can mean stops, and says what it read."""
 
+import msgspec
 import pytest
 from builders import trajectory, turns
 from chat_server import ok
@@ -85,3 +86,14 @@ def test_a_sweep_stops_after_twenty_such_dialogues_and_before_it_starts_again(tm
     result, _ = sweep(tmp_path, respond, **settings, keep_unread=True)
     assert result.is_complete and "100% of utterances without an offer" in result.summary
     assert result.shares == {"without_offer": 1.0, "far_offers": 0.0}
+
+
+def test_cut_utterances_are_no_unread_ones():
+    talk = played(0, None, None, text="I could pay within 4")
+    cut = msgspec.structs.replace(
+        talk, turns=tuple(msgspec.structs.replace(t, finish_reason="length") for t in talk.turns)
+    )
+    assert offer_shares([cut]).num_turns == 0
+    with pytest.raises(InputError, match=r"40 of 40 utterances were cut .* --max-reply-tokens"):
+        after([cut] * 20)
+    after([cut] * 20, is_lenient=True)

@@ -54,7 +54,15 @@ def test_answers(text, domain, offer):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "40 days", "OFFER:", "OFFER: soon", "OFFER: 30 to 40 days", "OFFER: 30 days or 40 days"],
+    [
+        "",
+        "40 days",
+        "OFFER:",
+        "OFFER: soon",
+        "OFFER: 10 days\nOFFER: 30 days",
+        "OFFER: 30 to 40 days",
+        "OFFER: 30 days or 40 days",
+    ],
 )
 def test_an_answer_that_holds_no_single_figure_is_no_reading(text):
     with pytest.raises(ValueError, match="no "):

@@ -51,12 +51,21 @@ def sent(value, **settings):
         ("<|begin_of_thought|>45<|end_of_thought|>60 days.", "60 days."),
         ("<|channel|>analysis<|message|>45<|end|><|start|>assistant<|channel|>final<|message|>60.",
          "60."),
+        ("<|START_THINKING|>45<|END_THINKING|>60 days.", "60 days."),
+        ("<think time=3>45</think >60 days.", "60 days."),
+        ("<inner_thoughts>45</inner_thoughts>60 days.", "60 days."),
+        ("<longcat_think>45</longcat_think>60 days.", "60 days."),
         ("I think 60 days is fair, and < 90.", "I think 60 days is fair, and < 90."),
     ],
 )  # fmt: skip
 def test_thoughts_are_no_speech(text, said):
     assert spoken(text) == said
     assert read_reply(json.dumps(answer(text)).encode()).is_thinking == (said != text)
+
+
+def test_what_is_put_around_an_answer_is_left_out():
+    body = answer("<think>45</think><answer>60 days.</answer>")
+    assert read_reply(json.dumps(body).encode()).text == "60 days."
 
 
 def test_many_marks_take_no_time():
@@ -163,6 +172,8 @@ def one_empty_key(body):
         {"error": {"code": "402", "message": "Insufficient credits."}},
         {"error": {"code": "insufficient_quota", "message": "Pay."}},
         {"error": {"type": "invalid_api_key", "message": "No such key."}},
+        {"error": {"type": "authentication_error", "message": "No such key."}},
+        {"error": {"code": "x-17", "type": "insufficient_quota", "message": "Pay."}},
         {"choices": [{"error": {"code": 402, "message": "Insufficient credits."}}]},
     ],
 )
@@ -177,7 +188,10 @@ def test_an_empty_key_is_dropped_and_the_other_answers(body):
     assert usage.num_errors_in_200 == 1
 
 
-@pytest.mark.parametrize("code", [429, "429", "rate_limit_exceeded", 503, 500, "whatever", None])
+@pytest.mark.parametrize(
+    "code",
+    [429, "429", "rate_limit_exceeded", "rate_limit_error", "overloaded_error", 503, "x", None],
+)
 def test_trouble_in_a_200_is_tried_again(code):
     body = {"error": {"code": code, "message": "Slow down."}}
     completion, calls = ask_and_count(scripted(sent(body), lambda: ok("Hi.")))
@@ -225,6 +239,7 @@ def test_a_200_without_an_answer_is_the_servers_trouble_and_no_wrong_address(bod
         {"prompt_tokens": "ten", "completion_tokens": None},
         {"prompt_tokens": 0, "completion_tokens": 0},
         {"prompt_tokens": 10**15, "completion_tokens": 10**15},
+        {"prompt_tokens": 10**8, "completion_tokens": 10**9},
         {"prompt_tokens": True, "completion_tokens": [3]},
     ],
 )
@@ -263,6 +278,55 @@ def test_a_paid_answer_that_cannot_be_read_is_trouble_and_costs_its_limit(troubl
     assert completion.text == "Hi."
     assert usage.completion_tokens == 160 + 5
     assert usage.num_estimated == 1
+
+
+FOREIGN = [
+    {"choices": [{"text": "hello"}]},
+    {"choices": ["hello"]},
+    {"choices": [{"message": {"content": {"text": "hello"}}}]},
+    {"detail": "done"},
+    {"choices": None},
+]
+
+
+@pytest.mark.parametrize("body", FOREIGN, ids=str)
+@pytest.mark.parametrize("usage", [USAGE, None], ids=["stated", "unstated"])
+def test_an_answer_of_another_form_is_paid_for_as_it_states_or_else_estimated(body, usage):
+    async def job(client, server):
+        await ask(client)
+        return client.usage
+
+    used = run(scripted(sent(body | {"usage": usage}), lambda: ok("Hi.", 10, 5)), job)
+    assert used.completion_tokens == (5 if usage else 160) + 5
+    assert used.num_estimated == (usage is None)
+
+
+def test_a_stream_that_nobody_asked_for_is_paid_for_and_a_web_page_is_not():
+    async def job(client, server):
+        await ask(client)
+        return client.usage.completion_tokens
+
+    def typed(kind):
+        return lambda: web.Response(text="data: {}", content_type=kind)
+
+    assert run(scripted(typed("text/event-stream"), lambda: ok("Hi.", 10, 5)), job) == 165
+    assert run(scripted(typed("text/html"), lambda: ok("Hi.", 10, 5)), job) == 5
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "num_tokens"),
+    [
+        ({"content": None, "reasoning_content": "x" * 4_000}, "stop", 1_000),
+        ({"content": [{"type": "thinking", "thinking": "x" * 400}]}, "stop", 100 + 2),
+        ({"content": "", "reasoning": "x" * 40}, "length", 160),
+        ({"content": ""}, "length", 160),
+        ({"content": ""}, "stop", 0),
+    ],
+)
+def test_thoughts_that_are_not_told_apart_by_usage_are_paid_for(message, reason, num_tokens):
+    body = {"choices": [{"message": message, "finish_reason": reason}]}
+    completion, _ = ask_and_count(scripted(sent(body)))
+    assert completion.completion_tokens == num_tokens
 
 
 def test_the_ceiling_binds_without_any_stated_usage():
@@ -328,6 +392,20 @@ def packed(data, how):
     return sent(encoding, headers={"Content-Encoding": how})
 
 
+@pytest.mark.parametrize("status", [401, 429])
+def test_a_body_that_cannot_be_read_leaves_the_status_as_it_is(status):
+    async def respond(call):
+        bad = sent(b"no gzip", status=status, headers={"Content-Encoding": "gzip"})
+        return bad() if call.key == KEYS[0] else ok("Hi.")
+
+    async def job(client, server):
+        assert (await ask(client)).text == "Hi."
+        return client.keys.num_live, client.keys.num_cooling
+
+    live, cooling = run(respond, job, keys=KEYS[:2])
+    assert live + cooling <= 3 if status == 429 else live == 1
+
+
 @pytest.mark.parametrize("how", ["gzip", "deflate"])
 def test_packed_answers_are_read(how):
     completion, _ = ask_and_count(scripted(packed(json.dumps(answer()).encode(), how)))
@@ -344,7 +422,7 @@ def test_a_packed_bomb_is_not_unpacked(status):
     error, _ = ask_and_count(scripted(response), retry={"max_attempts": 1})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "more than 4,194,304 bytes" in str(error)
+    assert ("more than 4,194,304 bytes" if status == 200 else "HTTP 500") in str(error)
     assert peak < 40 << 20
 
 

@@ -257,7 +257,7 @@ def test_arms_of_other_domains_stay(kappa):
     assert [arm.domain for arm in read_arms(config.run, "kappa")] == ["crad", "crad", "hospital"]
     path.write_text(json.dumps(arms))
     path.with_name("kl.json").write_text("[{}]")
-    with pytest.raises(InputError, match=r"kl\.json can't be read .* run the study again"):
+    with pytest.raises(InputError, match=r"kl\.json can't be read .* Run the study again"):
         read_arms(config.run, "kl")
     path.with_name("kl.json").unlink()
 

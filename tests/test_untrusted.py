@@ -88,6 +88,7 @@ def test_deep_nesting_is_refused_at_once():
         ("a\x1b[31mb", "a\ufffd[31mb"),
         ("half \ud83d pair", "half \ufffd pair"),
         ("right\u202eleft", "right\ufffdleft"),
+        ("a\u2066b\u200fc\u061cd", "a\ufffdb\ufffdc\ufffdd"),
         ("bell\x07, next line\x85, csi\x9b", "bell\ufffd, next line\ufffd, csi\ufffd"),
         ("tab\tand\r\nlines\nstay, as do é and 😀", "tab\tand\nlines\nstay, as do é and 😀"),
     ],

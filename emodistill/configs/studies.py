@@ -170,7 +170,7 @@ class EmotionFreeStudy(StudyConfig):
         "iql+sft+jpo-stripped",
     )
     """Methods to compare."""
-    long_epochs: int = setting(5, ge=1)
+    long_epochs: int = setting(5, ge=0)
     """Epochs of further emotion-free JPO runs, which show its stability; 0 leaves them out."""
     long_domains: tuple[DomainName, ...] = ("crad", "disaster", "student")
     """The domains of those runs."""

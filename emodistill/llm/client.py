@@ -35,12 +35,13 @@ from emodistill.errors import ApiError, EmodistillError
 from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
-from emodistill.llm.providers import Provider
+from emodistill.llm.providers import Provider, is_loopback
 from emodistill.llm.replies import (
     FaultError,
     FinishReason,
     Reply,
     ServerError,
+    StatedUsage,
     kind_of,
     read_reply,
     server_error,
@@ -196,12 +197,16 @@ class _Call(NamedTuple):
 
     @property
     def num_prompt_tokens(self) -> int:
-        """About."""
+        """About how many tokens the prompt has."""
         return len(self.data) // BYTES_PER_TOKEN
 
 
 _ADVICE = {
     "unreachable": "Check that the server runs and that the base URL is right.",
+    "foreign": (
+        "A web page answers there, no API: check the base URL, which usually ends in /v1, and "
+        "whether a proxy or a login page is in between."
+    ),
     "alien": (
         "Something answers there, but not as an OpenAI-compatible API: check the base URL, "
         "which usually ends in /v1."
@@ -286,7 +291,11 @@ class ChatClient:
                 total=self._retry.timeout_s,
                 sock_connect=min(CONNECT_S, self._retry.timeout_s),
             ),
-            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip, deflate",  # what `_body` unpacks
+            },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # `_body` does it, within bounds
             proxy=self._proxy,  # not trust_env, which would send passwords out of ~/.netrc
@@ -462,14 +471,21 @@ class ChatClient:
                 self.url, data=request.data, headers=key.headers, allow_redirects=False
             ) as response:
                 status, headers = response.status, response.headers
-                content = await _body(response)
+                try:
+                    content = await _body(response)
+                except (FaultError, aiohttp.ClientPayloadError):
+                    if status == 200:
+                        raise
+                    content = b""  # the status says what is wrong
             latency_s = time.perf_counter() - started_s
             self._was_reached = True
             if status != 200:
                 raise self._fault(status, _stated_error(content), content, headers)
             content_type = headers.get("Content-Type", "")
             if "json" not in content_type.lower():
-                raise FaultError("alien", f"content type {content_type[:60]!r} instead of JSON")
+                is_page = "html" in content_type.lower()
+                wrong = f"content type {content_type[:60]!r} instead of JSON"
+                raise FaultError("foreign" if is_page else "alien", wrong)
             reply = self._read(content, headers)
         except aiohttp.ConnectionTimeoutError:
             fault = FaultError("unreachable", "no connection in time")
@@ -488,8 +504,13 @@ class ChatClient:
             completion = self._completion(reply, request, latency_s)
             self.gate.went_well()
             return completion
-        if status == 200 and fault.kind in ("cut", "silent", "broken") and not fault.status:
-            self._count(self._used(request, None))  # a model worked for it, so it will be billed
+        if (
+            status == 200
+            and fault.kind in ("cut", "silent", "broken", "alien")
+            and not fault.status
+        ):
+            # A model worked for it, so it will be billed, for as long an answer as was allowed.
+            self._count(self._used(request, fault.usage, request.max_tokens))
         fault.detail = self._shown(fault.detail)
         raise fault
 
@@ -500,7 +521,9 @@ class ChatClient:
         except FaultError as fault:
             if (error := fault.stated) is not None:
                 self._count(Usage(num_errors_in_200=1))
-                raise self._fault(error.status or 500, error, content, headers) from None
+                told = self._fault(error.status or 500, error, content, headers)
+                told.detail = f"HTTP 200 with an error in it: {self._words(error, content)}"
+                raise told from None
             if fault.kind == "alien":
                 fault.detail += f": {self._words(None, content)}"
             raise
@@ -513,7 +536,10 @@ class ChatClient:
         """
         text = reply.text[: CHARS_PER_TOKEN * request.max_tokens]
         is_cut = reply.finish_reason == "length" or text != reply.text
-        used = self._used(request, reply)
+        num_tokens = math.ceil(reply.num_written / BYTES_PER_TOKEN)
+        used = self._used(
+            request, reply.usage, max(num_tokens, request.max_tokens) if is_cut else num_tokens
+        )
         if used.num_estimated and not self.usage.num_estimated:
             log.warning("%s states no tokens; they, and costs, are estimated.", self.url)
         self._count(
@@ -537,21 +563,21 @@ class ChatClient:
             "length" if is_cut else "stop",
         )
 
-    def _used(self, request: _Call, reply: Reply | None) -> Usage:
-        """The tokens and the cost of an answer, estimated where it states none; where it could not
-        be read at all, it is taken to be as long as it was allowed to be."""
-        prompt_tokens = reply.prompt_tokens if reply else None
-        completion_tokens = reply.completion_tokens if reply else None
+    def _used(self, request: _Call, stated: StatedUsage, num_completion_tokens: int) -> Usage:
+        """The tokens and the cost of an answer.
+
+        Args:
+          num_completion_tokens: the estimate, where the server states none.
+        """
+        prompt_tokens, completion_tokens, cached_tokens = stated
         is_estimated = prompt_tokens is None or completion_tokens is None
         if prompt_tokens is None:
             prompt_tokens = request.num_prompt_tokens
         if completion_tokens is None:
-            completion_tokens = (
-                math.ceil(reply.num_written / BYTES_PER_TOKEN) if reply else request.max_tokens
-            )
+            completion_tokens = num_completion_tokens
         cost_usd = 0.0
         if price := self.provider.price(request.model):
-            cached_tokens = min(prompt_tokens, reply.cached_tokens if reply else 0)
+            cached_tokens = min(prompt_tokens, cached_tokens)
             cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         return Usage(
             prompt_tokens=prompt_tokens,
@@ -597,7 +623,7 @@ class ChatClient:
             f"{self.url} gave no usable answer for model {model}{tried}: {fault.detail}. "
             f"{_ADVICE[fault.kind]}"
         )
-        is_alien = fault.kind == "alien" and not self._has_answered
+        is_alien = fault.kind in ("alien", "foreign") and not self._has_answered
         if is_alien or fault.kind in ("forbidden", "misplaced", "unreachable"):
             return ApiError(message)
         return ExhaustedError(message)
@@ -634,9 +660,7 @@ def _stated_error(content: bytes) -> ServerError | None:
 def proxy_of(url: str) -> str | None:
     """The proxy that the environment names for an address; none for one on this machine."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    is_local = host in ("localhost", "::1") or host.startswith("127.")
-    if is_local or urllib.request.proxy_bypass(host):
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 

@@ -145,7 +145,8 @@ def get_provider(name: str | None = None, *, base_url: str | None = None) -> Pro
 def is_loopback(url: str) -> bool:
     """Whether the address is this machine's own."""
     try:
-        return urlsplit(url.strip()).hostname in ("localhost", "127.0.0.1", "::1")
+        host = urlsplit(url.strip()).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
     except ValueError:
         return False
 

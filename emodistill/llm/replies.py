@@ -36,22 +36,32 @@ KIND_OF_STATUS = {
 }
 """What goes wrong, by HTTP status; all others go by their first digit."""
 STATUS_OF_CODE = {
-    "invalid_api_key": 401,
-    "insufficient_quota": 402,
-    "rate_limit_exceeded": 429,
-    "context_length_exceeded": 400,
-    "invalid_request_error": 400,
-    "content_filter": 400,
-    "model_not_found": 404,
+    **dict.fromkeys(("invalid_request_error", "context_length_exceeded", "content_filter"), 400),
+    **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
+    **dict.fromkeys(("insufficient_quota", "insufficient_balance", "billing_error"), 402),
+    "permission_error": 403,
+    **dict.fromkeys(("model_not_found", "not_found_error"), 404),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error"), 429),
+    **dict.fromkeys(("api_error", "server_error"), 500),
+    "overloaded_error": 503,
 }
 """For errors that come without a status of their own, inside an HTTP 200."""
+MAX_TOKENS = 10_000_000
+"""More than any model takes in or gives; what a server states beyond it is no count of tokens."""
 
-_NAMES = "(?:seed:)?(?:think|thinking|thoughts?|reasoning|analysis|reflection)"
-_MARKS = re.compile(
-    rf"(?i)(?P<opening><{_NAMES}>|\[THINK\]|<\|begin_of_thought\|>|◁think▷"
-    r"|<\|channel\|>(?:analysis|commentary)[^<]{0,60}<\|message\|>)"
-    rf"|</{_NAMES}>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|channel\|>final<\|message\|>"
+_NAMES = (
+    r"(?:\w{1,20}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection|scratchpad)"
 )
+_MARKS = re.compile(
+    rf"(?i)(?P<opening><{_NAMES}(?:\s[^<>]{{0,60}})?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷"
+    r"|<\|START_THINKING\|>|<\|channel\|>(?:analysis|commentary)[^<]{0,60}<\|message\|>)"
+    rf"|</{_NAMES}\s{{0,9}}>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|END_THINKING\|>"
+    r"|<\|channel\|>final<\|message\|>"
+)
+_ANSWER_MARKS = re.compile(
+    r"(?i)</?(?:answer|response)>|<\|(?:begin|end)_of_solution\|>|<\|(?:START|END)_RESPONSE\|>"
+)
+"""What some models put around what they say aloud."""
 
 
 class ServerError(NamedTuple):
@@ -60,6 +70,14 @@ class ServerError(NamedTuple):
     status: int
     code: str
     message: str
+
+
+class StatedUsage(NamedTuple):
+    """What a server states of the tokens of a call; None where it states nothing usable."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(eq=False)  # errors are hashed by identity
@@ -73,19 +91,19 @@ class FaultError(Exception):
     attempt: int = 0
     """Which attempt at its request it ended, from 1."""
     stated: ServerError | None = None
-    """What the body of an HTTP 200 states."""
+    """The error that the body of an HTTP 200 states."""
+    usage: StatedUsage = StatedUsage()
+    """What that body states of tokens."""
 
 
 class Reply(NamedTuple):
-    """What a model said, and what its server states of the call; None where it states nothing."""
+    """What a model said, and what its server states of the call."""
 
     text: str
     """Without thoughts."""
     finish_reason: FinishReason
     is_filtered: bool
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int
+    usage: StatedUsage
     num_written: int
     """Characters of all that the model wrote, its thoughts included."""
     is_thinking: bool
@@ -120,13 +138,22 @@ def read_reply(content: bytes) -> Reply:
     """The model's reply in the body of an HTTP 200.
 
     Raises:
-      FaultError: there is none; with what the body states, where it states an error.
+      FaultError: there is none; with what the body states of an error and of tokens.
     """
     try:
         answer = parse_json(content)
     except ValueError as error:
         detail = f"broken JSON, {len(content)} bytes ({printable(str(error))})"
         raise FaultError("cut", detail) from None
+    usage = _stated_usage(answer)
+    try:
+        return _reply(answer, usage)
+    except FaultError as fault:
+        fault.usage = usage
+        raise
+
+
+def _reply(answer: Any, usage: StatedUsage) -> Reply:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     if (error := server_error(answer) or server_error(choice)) is not None:
@@ -140,20 +167,17 @@ def read_reply(content: bytes) -> Reply:
     if reason in BROKEN:
         raise FaultError("broken", f"an answer that broke off (finish_reason {reason!r})")
     written = _text(message.get("content"))
-    text = spoken(written)
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
-    usage = answer.get("usage")
-    stated: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    text = _ANSWER_MARKS.sub("", spoken(written))
+    num_written = sum(_num_chars(part) for name, part in message.items() if name != "role")
+    if num_written == 0 and reason not in CUT and usage.completion_tokens is None:
+        usage = usage._replace(completion_tokens=0)
     return Reply(
         text=printable(text),
         finish_reason="length" if reason in CUT else "stop",
         is_filtered=reason in FILTERED or (not text.strip() and bool(message.get("refusal"))),
-        # No prompt has no tokens, and no text has none: a zero there is no figure.
-        prompt_tokens=count(stated.get("prompt_tokens")) or None,
-        completion_tokens=count(stated.get("completion_tokens")) or (None if written else 0),
-        cached_tokens=_cached_tokens(stated),
-        num_written=len(written) + (len(thoughts) if isinstance(thoughts, str) else 0),
-        is_thinking=text != written,
+        usage=usage,
+        num_written=num_written,
+        is_thinking=spoken(written) != written,
         is_in_parts=isinstance(message.get("content"), list),
     )
 
@@ -165,10 +189,10 @@ def server_error(value: Any) -> ServerError | None:
         return None
     if not isinstance(error, dict):
         return ServerError(0, "", str(error))
-    code = error.get("code") or error.get("type") or ""
-    named = str(code)
-    status = int(named) if named.isdecimal() and len(named) == 3 else STATUS_OF_CODE.get(named, 0)
-    return ServerError(status, named, str(error.get("message") or named))
+    names = [str(error[name]) for name in ("code", "type", "status") if error.get(name)]
+    known = [int(n) if n.isdecimal() and len(n) == 3 else STATUS_OF_CODE.get(n, 0) for n in names]
+    code = names[0] if names else ""
+    return ServerError(next(filter(None, known), 0), code, str(error.get("message") or code))
 
 
 def kind_of(status: int) -> str:
@@ -194,9 +218,21 @@ def _text(content: Any) -> str:
     return content
 
 
-def _cached_tokens(usage: Mapping[str, Any]) -> int:
-    """Prompt tokens out of the provider's cache, by OpenAI's or DeepSeek's name for them."""
-    details = usage.get("prompt_tokens_details")
-    stated = details.get("cached_tokens") if isinstance(details, dict) else None
-    stated = usage.get("prompt_cache_hit_tokens") if stated is None else stated
-    return count(stated) or 0
+def _num_chars(part: Any) -> int:
+    """Characters of all texts in a part of a message, its thoughts included."""
+    if isinstance(part, str):
+        return len(part)
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return sum(map(_num_chars, parts))
+
+
+def _stated_usage(answer: Any) -> StatedUsage:
+    """No prompt has no tokens, and what takes no tokens is not written: a zero is no figure."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    stated: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    details = stated.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    cached = stated.get("prompt_cache_hit_tokens") if cached is None else cached  # DeepSeek's name
+    counts = [count(stated.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (n if n is not None and 0 < n <= MAX_TOKENS else None for n in counts)
+    return StatedUsage(prompt, completion, count(cached) or 0)

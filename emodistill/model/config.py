@@ -283,33 +283,24 @@ class LoRAConfig:
 _READ_FIELDS = frozenset({"model_type", "eos_token_id", *_HF_NAMES.values()})
 _FREE_FIELDS = frozenset(
     {
+        # what the file is, and who has written it
         *("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+        *("tokenizer_class", "unsloth_fixed", "unsloth_version", "transformers.js_config"),
+        *("is_llama_config",),
+        # training, and how the model is run
         *("attention_dropout", "initializer_range", "use_cache", "pretraining_tp"),
-        *("bos_token_id", "pad_token_id", "max_window_layers", "sliding_window", "return_dict"),
-        *(
-            "id2label",
-            "label2id",
-            "problem_type",
-            "chunk_size_feed_forward",
-            "task_specific_params",
-        ),
-        *(
-            "output_attentions",
-            "output_hidden_states",
-            "attn_implementation",
-            "task_specific_params",
-        ),
-        *("_attn_implementation", "_attn_implementation_autoset", "unsloth_fixed"),
-        *(
-            "unsloth_version",
-            "max_length",
-            "task_specific_params",
-            "temperature",
-            "top_k",
-            "top_p",
-            "do_sample",
-        ),
-        *("repetition_penalty", "length_penalty", "num_beams", "num_return_sequences"),
+        *("return_dict", "hf_device_map", "is_decoder", "output_attentions"),
+        *("output_hidden_states", "chunk_size_feed_forward", "keys_to_ignore_at_inference"),
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+        # tokens that the tokenizer knows as well
+        *("bos_token_id", "pad_token_id", "sep_token_id"),
+        # limits: a window that is in use is refused below
+        *("max_window_layers", "sliding_window", "model_max_length", "seq_length"),
+        # heads that are not read, and sampling, which has settings of its own
+        *("id2label", "label2id", "problem_type", "task_specific_params", "max_length"),
+        *("min_length", "temperature", "top_k", "top_p", "typical_p", "do_sample"),
+        *("repetition_penalty", "length_penalty", "num_beams", "num_beam_groups"),
+        *("num_return_sequences",),
     }
 )
 """They don't change what is computed here."""

@@ -78,10 +78,18 @@ def parse_answer(text: str, domain: str) -> float | None:
     Raises:
       ValueError: the answer holds no such line, or no single figure of the domain's unit.
     """
-    label = next(filter(None, map(_LABEL.match, text.splitlines())), None)
-    if label is None:
+    labels = list(filter(None, map(_LABEL.match, text.splitlines())))
+    if not labels:
         raise ValueError("no line OFFER: …")
-    figure = label.string[label.end() :].lstrip(_AROUND).rstrip(_AROUND + ".!")
+    offers = {_figure(label.string[label.end() :], domain) for label in labels}
+    if len(offers) != 1:
+        raise ValueError("no single figure")
+    return offers.pop()
+
+
+def _figure(text: str, domain: str) -> float | None:
+    """The value of what stands after the label; None for `none`."""
+    figure = text.lstrip(_AROUND).rstrip(_AROUND + ".!")
     if figure.lower().startswith("none"):
         return None
     values = {mention.value for mention in scan(plain(figure), domain).mentions}

@@ -107,7 +107,7 @@ def _wrong_end(trajectory: Trajectory, final_value: float) -> Iterator[str]:
     if not ends and not low <= final_value <= high:
         yield f"final_value={final_value:g} must lie between {low:g} and {high:g} {spec.unit}."
     elif ends and not any(abs(final_value - end) <= spec.tolerance + 1e-6 for end in ends):
-        shown = " or ".join(f"{end:g}" for end in ends)
+        shown = " or ".join(dict.fromkeys(f"{end:g}" for end in ends))
         yield (
             f"final_value={final_value:g} is not what was offered last ({shown}). Give the turn "
             "that names the agreed figure that `offer`."

@@ -203,7 +203,7 @@ def import_dataset(config: ImportConfig) -> list[Path]:
     if len(domains) == 1 and domains != {config.domain}:
         (domain,) = domains
         is_known = domain in DOMAINS
-        advice = f"give --domain {domain}" if is_known else f"there is {', '.join(DOMAINS)}"
+        advice = f"give --domain {domain}" if is_known else f"the domains are {', '.join(DOMAINS)}"
         raise InputError(f"{config.source} is of domain {domain!r}; {advice}.")
     dialogues, scenarios = records["dialogues"], records["scenarios"]
     if records["judgements"] or (home / TRAJECTORIES).is_file():

@@ -26,7 +26,10 @@ NUM_EXAMPLES, EXAMPLE_LENGTH = 3, 120
 
 
 class OfferShares(NamedTuple):
-    """How the utterances of some dialogues fare with whoever reads the offers."""
+    """How the utterances of some dialogues fare with whoever reads the offers.
+
+    Those that were cut at their limit of tokens are not among them: nobody has read them.
+    """
 
     num_turns: int
     num_without: int
@@ -63,13 +66,17 @@ def _unusual(trajectory: Trajectory) -> tuple[list[Turn], list[Turn]]:
     """The turns without an offer, and those whose offer is far out."""
     low, high = sorted((trajectory.focal_target, trajectory.counterparty_anchor))
     gap = high - low
-    without = [turn for turn in trajectory.turns if turn.offer is None]
+    without = [turn for turn in _whole_turns(trajectory) if turn.offer is None]
     far = [
         turn
         for turn in trajectory.turns
         if turn.offer is not None and not low - gap <= turn.offer <= high + gap
     ]
     return without, far
+
+
+def _whole_turns(trajectory: Trajectory) -> list[Turn]:
+    return [turn for turn in trajectory.turns if turn.finish_reason == "stop"]
 
 
 class ReadabilityCheck:
@@ -82,12 +89,15 @@ class ReadabilityCheck:
     def __init__(self, *, is_lenient: bool) -> None:
         self._is_lenient = is_lenient
         self._num_dialogues = 0
+        self._num_cut = 0
         self._examples: tuple[list[str], list[str]] = ([], [])
         self.shares = OfferShares(0, 0, 0)
 
     def add(self, trajectory: Trajectory) -> None:
         without, far = _unusual(trajectory)
-        counts = OfferShares(len(trajectory.turns), len(without), len(far))
+        num_whole = len(_whole_turns(trajectory))
+        self._num_cut += len(trajectory.turns) - num_whole
+        counts = OfferShares(num_whole, len(without), len(far))
         self.shares = OfferShares(*(a + b for a, b in zip(self.shares, counts, strict=True)))
         self._num_dialogues += 1
         for examples, turns in zip(self._examples, (without, far), strict=True):
@@ -100,13 +110,20 @@ class ReadabilityCheck:
           is_end: no further dialogues follow.
 
         Raises:
-          InputError: most utterances have no offer, or most offers are far out.
+          InputError: most utterances were cut or have no offer, or most offers are far out.
         """
         if self._is_lenient:
             return
         if self._num_dialogues < (MIN_DIALOGUES_AT_END if is_end else MIN_DIALOGUES):
             return
         without, far = self._examples
+        if self._num_cut > MAX_SHARE * (self._num_cut + self.shares.num_turns):
+            raise InputError(
+                f"{self._num_cut:,} of {self._num_cut + self.shares.num_turns:,} utterances were "
+                "cut at their limit of tokens, and again with double room. Raise "
+                "--max-reply-tokens, above all for a model that thinks first, and start anew in "
+                "another --run. --keep-unread goes on all the same; what is finished is kept."
+            )
         if self.shares.without > MAX_SHARE:
             raise InputError(
                 self._message("carry no readable offer", self.shares.without, "utterances", without)

@@ -100,7 +100,7 @@ class JobsResult:
             text += ". Stopped by --max-cost-usd; raise it and start again to go on"
         if self.offers is not None and self.offers.num_turns:
             text += f". {self.offers.text}"
-        return f"{text}. They are in {self.path}."
+        return f"{text}. They are in {self.path}." if self.num_finished else f"{text}."
 
     @property
     def shares(self) -> dict[str, Any]:

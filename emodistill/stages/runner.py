@@ -20,6 +20,7 @@ from emodistill.model.processes import agree, is_first, joined
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
+from emodistill.stages.language_models import default_model
 from emodistill.stages.stage import (
     Output,
     Requirement,
@@ -29,6 +30,8 @@ from emodistill.stages.stage import (
     pasted,
 )
 
+PLACEHOLDER = "MODEL"
+"""Stands in a printed command for the name of a model that only the user knows."""
 STAGES: dict[str, Stage] = {}
 """Name -> stage; filled by `emodistill.stages`, open to further ones."""
 
@@ -93,6 +96,8 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
     if not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
         last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
+        if any(PLACEHOLDER in command for command in commands):
+            last = f"\nPut the names of your models in place of {PLACEHOLDER}.{last}"
         raise InputError("\n  ".join([f"{home} lacks {names}. Run first:", *commands]) + last)
     settings = cell.settings or Settings.preset("quickstart")
     print(f"{home} lacks {names}: made now on the simulator, at the size of {settings.name}.")
@@ -122,6 +127,8 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
         if isinstance(config, ApiConfig) and config.is_simulated:
             provider = _provider_of_sweep(config.run / config.domain)
             config = dataclasses.replace(config, **provider)
+        if isinstance(config, ApiConfig):
+            config = dataclasses.replace(config, **_unnamed_models(config))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
         name = pasted(config, file).name
@@ -129,6 +136,16 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
             made[config.stage] = name
         commands.append(command(STAGES[config.stage].script, config, file))
     return commands, made
+
+
+def _unnamed_models(config: ApiConfig) -> dict[str, str]:
+    """Settings of models that nobody has named where the provider has none of its own."""
+    roles = {"model": "focal", "counterparty": "counterparty", "judge": "judge"}
+    return {
+        name: PLACEHOLDER
+        for name, role in roles.items()
+        if getattr(config, name, PLACEHOLDER) is None and default_model(config, role) is None
+    }
 
 
 def _is_cell(stage: str) -> bool:

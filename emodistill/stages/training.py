@@ -119,7 +119,7 @@ def _evaluation(cell: Cell) -> str:
     changes = {"method": "iql" if stage == "iql" else method, "cells": {stage: cell.name}}
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
-        swept = read_manifest(config.run / config.domain / "sweep")
+        swept = read_manifest((config.data_from or config.run) / config.domain / "sweep")
         for role, name in (("counterparty", "counterparty"), ("focal", "model")):
             if getattr(playing, name) is None and default_model(playing, role) is None and swept:
                 playing = dataclasses.replace(playing, **{name: swept.config.get(name)})
@@ -148,6 +148,7 @@ def _train_selector(job: Job) -> Result:
         )
     left_out = _listed(
         (trained.num_without_emotion, "turns without an emotion"),
+        (trained.num_cut, "turns that were cut at their limit of tokens"),
         (trained.num_without_reward, "turns without a score"),
         (trained.num_truncated_turns, f"turns of {trained.num_truncated:,} dialogues cut short"),
         (trained.num_without_decision, "dialogues without any emotion"),

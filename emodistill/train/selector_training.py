@@ -36,6 +36,7 @@ class SelectorResult(NamedTuple):
     num_truncated_turns: int
     num_without_reward: int
     num_without_emotion: int
+    num_cut: int
     num_early_ends: int
     num_without_decision: int
     left_out_scenarios: tuple[str, ...]
@@ -83,6 +84,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         num_truncated_turns=transitions.num_truncated_turns,
         num_without_reward=transitions.num_without_reward,
         num_without_emotion=transitions.num_without_emotion,
+        num_cut=transitions.num_cut,
         num_early_ends=transitions.num_early_ends,
         num_without_decision=transitions.num_without_decision,
         left_out_scenarios=transitions.left_out_scenarios,

@@ -55,6 +55,8 @@ class Transitions:
     """Focal turns that lack the judge's score, left out."""
     num_without_emotion: int = 0
     """Focal turns spoken without an emotion, left out."""
+    num_cut: int = 0
+    """Focal turns that were cut at their limit of tokens, left out."""
     num_early_ends: int = 0
     """Dialogues whose last focal turn is one of them, so that an earlier one is terminal."""
     num_without_decision: int = 0
@@ -79,7 +81,7 @@ def make_transitions(
     state: StateKind = "geometry",
     max_turns: int = 30,
 ) -> Transitions:
-    """One transition per focal turn with an emotion; a dialogue's last is terminal, at the cap too.
+    """One transition per whole focal turn with an emotion; the last of a dialogue is terminal.
 
     Rewards are R at that one (Eq. 13) or scenario-wise z-scores of judgements, taken
     over all dialogues given; `max_turns` is the cap that the dialogues were played under.
@@ -89,9 +91,10 @@ def make_transitions(
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
     rewards = iql_rewards(table, signal)
-    is_cut = np.array([is_truncated(trajectory, max_turns) for trajectory in trajectories], bool)
+    is_truncated_D = np.array([is_truncated(t, max_turns) for t in trajectories], bool)
     has_emotion = np.array([emotion is not None for emotion in table.emotions], bool)
-    decisions = np.flatnonzero(has_emotion)
+    is_decision = has_emotion & ~table.is_cut
+    decisions = np.flatnonzero(is_decision)
     dialogues = table.trajectory_index[decisions]
     is_last = np.zeros(len(table), bool)  # rows run dialogue by dialogue
     is_last[decisions[np.append(dialogues[1:] != dialogues[:-1], True)[: len(decisions)]]] = True
@@ -99,15 +102,17 @@ def make_transitions(
     if signal == "outcome":
         rewards = np.where(is_last, table.returns, 0.0)
     has_reward = ~np.isnan(rewards)
-    is_whole = ~is_cut[table.trajectory_index]
+    is_whole = ~is_truncated_D[table.trajectory_index]
     num_without_emotion = int(np.sum(is_whole & ~has_emotion))
-    num_without_reward = int(np.sum(is_whole & has_emotion & ~has_reward))
-    rows = np.flatnonzero(is_whole & has_emotion & has_reward).tolist()
+    num_cut = int(np.sum(is_whole & has_emotion & table.is_cut))
+    num_without_reward = int(np.sum(is_whole & is_decision & ~has_reward))
+    rows = np.flatnonzero(is_whole & is_decision & has_reward).tolist()
     if not rows:
         raise InputError(
             f"{len(trajectories)} trajectories give no transition for signal={signal!r}: "
-            f"{is_cut.sum()} are cut off, {num_without_emotion} turns have no emotion and "
-            f"{num_without_reward} no score. Sweep and judge more dialogues."
+            f"{is_truncated_D.sum()} are cut off, {num_without_emotion} turns have no emotion, "
+            f"{num_cut} were cut at their limit of tokens and {num_without_reward} have no score. "
+            "Sweep and judge more dialogues."
         )
 
     def observed(row: int, num_turns: int | None) -> np.ndarray:
@@ -120,7 +125,7 @@ def make_transitions(
 
     num_early_ends = int(np.sum(is_whole & is_last & ~table.is_last))
     num_whole = len({*table.trajectory_index[is_whole].tolist()})
-    num_deciding = len({*table.trajectory_index[is_whole & has_emotion].tolist()})
+    num_deciding = len({*table.trajectory_index[is_whole & is_decision].tolist()})
 
     return Transitions(
         observation_NS=np.stack([observed(row, table.turn_index[row]) for row in rows]),
@@ -130,12 +135,13 @@ def make_transitions(
         terminal_N=is_last[rows],
         dialogue_N=table.trajectory_index[rows].astype(np.int32),
         state=state,
-        num_dialogues=int(np.sum(~is_cut)),
+        num_dialogues=int(np.sum(~is_truncated_D)),
         num_turns=len(table),
-        num_truncated=int(np.sum(is_cut)),
+        num_truncated=int(np.sum(is_truncated_D)),
         num_truncated_turns=int(np.sum(~is_whole)),
         num_without_reward=num_without_reward,
         num_without_emotion=num_without_emotion,
+        num_cut=num_cut,
         num_early_ends=num_early_ends,
         num_without_decision=num_whole - num_deciding,
         left_out_scenarios=left_out_scenarios(table, rewards),
