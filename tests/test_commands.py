@@ -214,7 +214,7 @@ def test_models_that_a_server_of_ones_own_does_not_name_have_a_place_to_be_named
     with pytest.raises(InputError, match="in place of MODEL") as caught:
         prepare(Cell(config))
     lines = [line.strip() for line in str(caught.value).splitlines() if "scripts/" in line]
-    sweep, judge = (cell.config for cell in paste("\n".join(lines)))
+    sweep, judge = (cell.config for cell in paste("; ".join(lines)))
     assert (sweep.model, sweep.counterparty, judge.judge) == ("MODEL",) * 3
 
 
