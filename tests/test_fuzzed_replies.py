@@ -7,10 +7,10 @@ memory, and what has been spent never falls.
 import asyncio
 import json
 import random
-import resource
 
 import pytest
 from chat_client import ask
+from peak_memory import peak, reset_peak
 
 from emodistill.errors import ApiError
 from emodistill.llm import ChatClient, Price, Provider
@@ -143,9 +143,9 @@ def _fuzz(seeds):
                     spent_usd = client.usage.cost_usd
         server.close()
 
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     asyncio.run(main())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 500 * 1024
+    assert peak() - before < 500 << 20
     return kinds
 
 

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import json
-import resource
 import shutil
 import time
 
 import pytest
+from peak_memory import peak, reset_peak
 from tiny_run import SETTINGS, copy_of
 
 from emodistill import seeding, stages
@@ -93,7 +93,7 @@ def prepare(cell):
 
 def check(run, target, what):
     before = {p: p.read_bytes() for p in target.parent.iterdir() if p.is_file()}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = reset_peak()
     for action in use(run):
         started_s = time.monotonic()
         try:
@@ -102,8 +102,7 @@ def check(run, target, what):
             assert 10 < len(str(error)) < MAX_MESSAGE, (what, str(error))
         assert time.monotonic() - started_s < MAX_S, what
     assert {p: p.read_bytes() for p in target.parent.iterdir() if p.is_file()} == before, what
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory
-    assert grown < MAX_GROWTH, what
+    assert peak() - memory < MAX_GROWTH, what
 
 
 def spoil_and_use(tiny_run, tmp_path, seeds):

@@ -15,6 +15,8 @@ from emodistill.offline.rewards import SweepData, training_dialogues
 from emodistill.offline.run_files import read_sweep
 from emodistill.offline.store import read_scenarios, write_records
 from emodistill.prompts import load_pack
+from emodistill.settings import Cell
+from emodistill.stages import STAGES
 from emodistill.stages.sweep import split_of
 
 PACK = load_pack()
@@ -46,7 +48,7 @@ def split_with(tmp_path, *splits, **sizes):
 
 def test_a_given_split_is_used_as_given_and_said(tmp_path):
     splits = ("test", "train", "test", "test", "test", "validation")
-    split, text = split_with(tmp_path, *splits)
+    split, text, _ = split_with(tmp_path, *splits)
     by_id = {s.scenario_id: s.split for s in split.all()}
     assert [by_id[s.scenario_id] for s in GENERATED[:6]] == [*splits]
     assert "as " in text and "1 train, 1 validation, 4 test" in text and "--num-test" in text
@@ -55,7 +57,7 @@ def test_a_given_split_is_used_as_given_and_said(tmp_path):
 
 
 def test_without_a_split_it_is_drawn_and_said(tmp_path):
-    split, text = split_with(tmp_path, None, None, None)
+    split, text, _ = split_with(tmp_path, None, None, None)
     assert [len(part) for part in split] == [2, 0, 1]
     assert text == "split drawn by --seed 0: 2 train, 0 validation, 1 test"
 
@@ -103,7 +105,7 @@ def test_a_table_may_have_a_column_split(tmp_path):
         path.write_text("\n".join([",".join(names), *rows]) + "\n")
         return load_split("disaster", path, num_test=1, num_validation=0, seed=0)
 
-    split, text = load("test", "train", "Test")
+    split, text, _ = load("test", "train", "Test")
     assert [len(part) for part in split] == [1, 0, 2] and "as " in text
     with pytest.raises(InputError, match=r"own\.csv:3: no `split`"):
         load("test", "")
@@ -284,3 +286,15 @@ def test_a_sweep_is_read_with_its_checks(tmp_path):
     write_records(home / "sweep/scenarios.jsonl", [held_out])
     with pytest.raises(InputError, match=r"trajectories\.jsonl:1: split='train', but the scenario"):
         read_sweep(home, PACK)
+
+
+def test_a_scenario_that_no_prompt_can_be_filled_with_is_named_by_its_line(tmp_path):
+    path = tmp_path / "own.jsonl"
+    lines = [scenario.to_json() for scenario in load_scenarios("crad")[:8]]
+    lines[1]["fields"] = {}
+    for line in lines:
+        del line["split"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = SweepConfig(run=tmp_path / "run", scenarios=path, num_test=2)
+    with pytest.raises(InputError, match=r"own\.jsonl:2: `fields`"):
+        STAGES["sweep"].job(Cell(config))

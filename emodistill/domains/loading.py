@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ class LoadedSplit(NamedTuple):
     split: Split
     text: str
     """A clause for the terminal: whose split it is, and how many scenarios each part has."""
+    where: Mapping[str, str]
+    """scenario_id -> its file and line."""
 
 
 def load_scenarios(
@@ -64,7 +67,7 @@ def load_split(
       InputError: as `load_scenarios`; a file that names the split of some scenarios only; or sizes
         that leave nothing to train on.
     """
-    scenarios, is_split = _load(domain, path, strict)
+    scenarios, is_split, where = _load(domain, path, strict)
     if is_split:
         split = Split(*([s for s in scenarios if s.split == name] for name in Split._fields))
         whose = f"as {path} gives it (--num-test and --num-validation play no part)"
@@ -74,13 +77,16 @@ def load_split(
     sizes = ", ".join(
         f"{len(part)} {name}" for name, part in zip(Split._fields, split, strict=True)
     )
-    return LoadedSplit(split, f"split {whose}: {sizes}")
+    where_by_id = {s.scenario_id: line for s, line in zip(scenarios, where, strict=True)}
+    return LoadedSplit(split, f"split {whose}: {sizes}", where_by_id)
 
 
 def _load(domain: str, path: str | Path | None, strict: bool) -> Table:
     spec = get_domain(domain)
     if path is None:
-        return Table(generate_scenarios(domain), is_split=False)
+        generated = generate_scenarios(domain)
+        names = [f"generated scenario {scenario.scenario_id}" for scenario in generated]
+        return Table(generated, is_split=False, where=names)
     path = Path(path)
     match path.suffix.lower():
         case ".csv":
@@ -131,4 +137,5 @@ def _read_jsonl(path: Path, spec: Domain) -> Table:
     logging.getLogger("emodistill").info(
         "%s: %d scenarios, %d of them repaired.", path, len(scenarios), repaired
     )
-    return Table([scenario for scenario, _ in scenarios], is_split)
+    read, lines = zip(*scenarios, strict=True)
+    return Table(list(read), is_split, lines)

@@ -37,6 +37,8 @@ class Table(NamedTuple):
     scenarios: list[Scenario]
     is_split: bool
     """Whether the file says of each which split it belongs to."""
+    where: Sequence[str]
+    """Where each is: its file and line."""
 
 
 class _Row(NamedTuple):
@@ -97,7 +99,8 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         _LOG.warning("%s: %s.", path, ". ".join(parts))
     text = "%s: %d scenarios, %d of them with a number moved to leave room to bargain."
     _LOG.info(text, path, len(scenarios), sum(scenario.repaired for scenario in scenarios))
-    return Table(_in_their_splits(scenarios, splits), any(name for name, _ in splits))
+    is_split = any(name for name, _ in splits)
+    return Table(_in_their_splits(scenarios, splits), is_split, [where for _, where in splits])
 
 
 def _in_their_splits(

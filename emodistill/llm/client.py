@@ -1,11 +1,17 @@
 """Chat completions over HTTP: the one socket outwards.
 
-What a server does wrong falls into four kinds. A refusal (400 and most other 4xx) concerns this
-request alone and is never repeated. A trouble (429, 5xx, a time-out, a cut or alien body) is
-tried again with jittered backoff up to a ceiling. A key may be bad (401, 402, or a rest of more
-than MAX_REST_S: dropped) or not allowed what is asked (403: the other keys are tried). A wrong
-setting (404, redirects, no live key, nobody listening) would meet every other request too, so it
-ends the job. An error inside an HTTP 200 is what it says it is.
+What goes wrong is of one of four kinds:
+
+- a refusal (400 and most other 4xx, an answer that a filter withholds) concerns this request alone
+  and is never repeated;
+- trouble (429, 5xx, a time-out, a cut or alien body) is met by trying again, with jittered backoff
+  up to a ceiling;
+- a key may be bad (401, 402, a rest of more than MAX_REST_S) and is dropped, or may not do what is
+  asked (403), so that the other keys are tried;
+- a wrong setting (404, redirects, no live key, nobody listening) would meet every other request
+  too, so it ends the job.
+
+An error inside an HTTP 200 is what it says it is.
 
 Nothing that a server sends is believed: answers are bounded in bytes, depth and digits (`replies`,
 `untrusted`), and an answer without usable token counts costs what its length suggests.

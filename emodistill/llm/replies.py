@@ -17,13 +17,15 @@ FinishReason = Literal["stop", "length"]
 """Whether an answer is whole, or was cut at a limit of its length."""
 
 CUT = ("length", "max_tokens", "max_length", "model_length")
+"""Finish reasons of answers that ran into their limit, by the words of several providers."""
 FILTERED = (
     *("content_filter", "safety", "sensitive", "recitation", "blocklist", "prohibited_content"),
     *("spii", "refusal"),
 )
+"""Those of answers that a filter withholds."""
 BROKEN = ("error", "abort", "insufficient_system_resource")
-"""Finish reasons of answers that are cut, withheld, and no answers at all, by the words of several
-providers; every other one, and none, is an answer's own end."""
+"""Those of answers that the server has given up; every other one, and none, is an answer's own
+end."""
 
 KIND_OF_STATUS = {
     401: "dead",

@@ -40,8 +40,7 @@ def _job(cell: Cell) -> Job:
         pack=load_pack(config.prompt_pack),
         loaded=split_of(config),
     )
-    source = str(config.scenarios or "generated")
-    located = [(s, f"{source}: {s.scenario_id}") for s in details.loaded.split.all()]
+    located = [(s, details.loaded.where[s.scenario_id]) for s in details.loaded.split.all()]
     check_prompts(details.pack, located, ("focal", "counterparty"))
     inputs = {"prompt pack": details.pack.sha256}
     if details.reader is not None:
