@@ -13,8 +13,13 @@ from tiny_run import SETTINGS, copy_of
 from emodistill import seeding, stages
 from emodistill.configs import EvaluateConfig, IQLConfig, JPOConfig, JudgeConfig, ReportConfig
 from emodistill.errors import EmodistillError
+from emodistill.model import adapted, embedded_path, load_qwen2
+from emodistill.offline.rewards import training_dialogues
+from emodistill.offline.run_files import read_sweep
+from emodistill.prompts import load_pack
 from emodistill.reports import report
 from emodistill.runs import begin_stage
+from emodistill.selectors import IQLSelector
 from emodistill.settings import Cell
 
 VALUES = (None, [], {}, "", "x" * 5_000, -1, 10**18, 1.5, True, [[[]]], {"a": {"b": []}}, "\x1b[2J")
@@ -75,13 +80,25 @@ def with_other_value(rng, value):
     return VALUES[rng.integers(len(VALUES))]
 
 
+@functools.cache
+def student():
+    return load_qwen2(embedded_path())
+
+
 def use(run):
-    """What reads a received run: the report, and how far each stage comes before it works."""
+    """What reads a received run: the report, how far each stage comes before it works, and what it
+    loads then."""
     yield lambda: report(ReportConfig(run=run, num_resamples=20))
     configs = [SETTINGS.config(kind, run=run) for kind in (JudgeConfig, IQLConfig, JPOConfig)]
     configs.append(SETTINGS.config(EvaluateConfig, run=run, method="iql+sft+jpo"))
     for config in configs:
         yield functools.partial(prepare, Cell(config))
+    home = run / "crad"
+    scores = home / "judge/sim-judge.jsonl"
+    yield lambda: training_dialogues(read_sweep(home, load_pack(), scores))
+    yield lambda: IQLSelector.load(home / "iql/default")
+    for stage in ("sft", "jpo"):
+        yield functools.partial(adapted, student(), home / stage / "default/adapter")
 
 
 def prepare(cell):

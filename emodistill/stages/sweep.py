@@ -84,7 +84,7 @@ def split_of(config: SweepConfig) -> LoadedSplit:
 def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
     """Play the dialogues that are still missing, or those of the first `num_dialogues`."""
     config, details = job.cell.config, job.details
-    split, text = details.loaded
+    split, text, _ = details.loaded
     print(f"sweep: {text}.", flush=True)
 
     async def work() -> Result:
