@@ -25,7 +25,7 @@ from emodistill.settings import Cell
 VALUES = (None, [], {}, "", "x" * 5_000, -1, 10**18, 1.5, True, [[[]]], {"a": {"b": []}}, "\x1b[2J")
 RAW = (b"", b"null", b"[]", b"\xff\xfe\x00", b"[" * 9_999, b"9" * 5_000, b'{"a": 1e999}', b"{" * 80)
 MAX_GROWTH = 500 << 20
-MAX_MESSAGE = 2_500
+MAX_MESSAGE = 8_000  # twenty lines of a file, each with its path
 MAX_S = 60
 
 
