@@ -16,7 +16,7 @@ class InputError(EmodistillError, ValueError):
     """A file, field or flag holds something that can't be used."""
 
 
-MAX_SHOWN = 20
+MAX_LINES = 20
 """Bad lines that one message names; whoever mends so many knows what is wrong with the rest."""
 
 
@@ -31,9 +31,9 @@ def refuse(problems: Sequence[str], advice: str = "") -> None:
     """
     if not problems:
         return
-    lines = [*problems[:MAX_SHOWN]]
-    if len(problems) > MAX_SHOWN:
-        lines.append(f"… and {len(problems) - MAX_SHOWN:,} more.")
+    lines = [*problems[:MAX_LINES]]
+    if len(problems) > MAX_LINES:
+        lines.append(f"… and {len(problems) - MAX_LINES:,} more.")
     raise InputError("\n".join([*lines, *filter(None, [advice])]))
 
 

@@ -131,10 +131,6 @@ class Trajectory(Record, frozen=True, kw_only=True):
     def focal_turns(self) -> tuple[Turn, ...]:
         return tuple(turn for turn in self.turns if turn.speaker == "focal")
 
-    @property
-    def counterparty_turns(self) -> tuple[Turn, ...]:
-        return tuple(turn for turn in self.turns if turn.speaker == "counterparty")
-
 
 class FailedDialogue(Record, frozen=True, kw_only=True):
     """A dialogue that failed for good; `kind` is `refused`, `empty` or `exhausted`."""

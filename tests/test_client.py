@@ -13,7 +13,8 @@ from chat_server import ChatServer, cut, fault, ok, scripted
 
 from emodistill.errors import ApiError
 from emodistill.llm import ChatClient, ExhaustedError, Price, RefusedError, get_provider
-from emodistill.llm.client import CeilingError, RetryPolicy, retry_after_s
+from emodistill.llm.client import CeilingError, RetryPolicy
+from emodistill.llm.transport import retry_after_s
 
 
 def test_a_completion_and_what_went_over_the_wire():

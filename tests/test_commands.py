@@ -31,7 +31,7 @@ from emodistill.configs import (
     TournamentConfig,
 )
 from emodistill.errors import InputError
-from emodistill.llm.client import Usage
+from emodistill.llm.usage import Usage
 from emodistill.offline.workers import JobsResult
 from emodistill.settings import Cell, Settings, write_settings
 from emodistill.stages.runner import finished_cells, prepare

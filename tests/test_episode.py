@@ -9,7 +9,8 @@ from chat_server import ChatServer, fault, negotiate, negotiating, ok, scripted
 
 from emodistill.domains import load_scenarios
 from emodistill.llm import ChatClient, Price, Provider, RefusedError
-from emodistill.llm.client import Completion, RetryPolicy
+from emodistill.llm.client import RetryPolicy
+from emodistill.llm.usage import Completion
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError

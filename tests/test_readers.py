@@ -8,7 +8,7 @@ from tiny_run import run_stage
 from emodistill.configs import EvaluateConfig, SweepConfig
 from emodistill.domains import DOMAINS, get_domain, load_scenarios
 from emodistill.errors import InputError, StaleInputError
-from emodistill.llm.client import Completion
+from emodistill.llm.usage import Completion
 from emodistill.negotiation import read_offer
 from emodistill.negotiation.readers import LlmReader, parse_answer
 from emodistill.offline.store import read_trajectories

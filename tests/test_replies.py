@@ -15,8 +15,9 @@ from chat_server import endless, fault, ok, scripted
 
 from emodistill.errors import ApiError
 from emodistill.llm import ExhaustedError, Price, RefusedError
-from emodistill.llm.client import MAX_ANSWER_BYTES, MAX_REST_S, CeilingError, proxy_of
+from emodistill.llm.client import MAX_REST_S, CeilingError
 from emodistill.llm.replies import FaultError, read_reply, spoken
+from emodistill.llm.transport import MAX_ANSWER_BYTES, proxy_of
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5}
 

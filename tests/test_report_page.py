@@ -27,7 +27,7 @@ from emodistill.configs import ReportConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
-from emodistill.llm.client import Usage
+from emodistill.llm.usage import Usage
 from emodistill.reports import RECIPES, page, read_run, write_report
 from emodistill.reports.build import part_names
 from emodistill.reports.curves import Curve, read_curve

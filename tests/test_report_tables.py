@@ -22,7 +22,7 @@ from emodistill.configs import METHODS, ReportConfig
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import Arm, write_arms
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
-from emodistill.llm.client import Usage
+from emodistill.llm.usage import Usage
 from emodistill.records import CounterpartyPlayer
 from emodistill.reports import paper, read_run, write_report
 from emodistill.reports.case_studies import STRIPPED, cases_markdown

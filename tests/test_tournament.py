@@ -89,13 +89,13 @@ def test_records_say_who_played_which_role_and_what_was_chosen(run):
             assert (trajectory.focal.method, trajectory.counterparty.method) == pair
             for turns, method in (
                 (trajectory.focal_turns, pair[0]),
-                (trajectory.counterparty_turns, pair[1]),
+                (trajectory.turns[1::2], pair[1]),
             ):
                 chosen = [turn.emotion for turn in turns]
                 assert (set(chosen) == {"neutral"}) == (method == "vanilla-llm"), pair
     both = played(run, ("random", "random"))
     assert any(
-        [turn.emotion for turn in t.focal_turns] != [turn.emotion for turn in t.counterparty_turns]
+        [turn.emotion for turn in t.focal_turns] != [turn.emotion for turn in t.turns[1::2]]
         for t in both
     )
 

@@ -8,7 +8,7 @@ from sweeps import content, sweep
 
 from emodistill.errors import ApiError, InputError
 from emodistill.llm import ChatClient, Provider
-from emodistill.llm.client import Completion
+from emodistill.llm.usage import Completion
 from emodistill.offline import unfinished
 from emodistill.offline.budget import read_usage
 from emodistill.offline.store import read_trajectories

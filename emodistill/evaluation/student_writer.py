@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from emodistill.errors import InputError
-from emodistill.llm.client import Completion
 from emodistill.llm.replies import spoken
+from emodistill.llm.usage import Completion
 from emodistill.model import decode_reply, encode_chat, stop_ids
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.seeding import derive

@@ -16,15 +16,15 @@ import heapq
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.jsonl import JsonlAppender, read_lines
-from emodistill.llm.replies import FinishReason
-from emodistill.untrusted import brief, read_typed
+from emodistill.llm.usage import Completion
+from emodistill.untrusted import brief, named_tuple, read_typed
 
 CALLS = "calls.jsonl"
 OWNER = "recording.json"
@@ -33,18 +33,11 @@ NUM_IDLE_TICKS = 50
 later one is handed out: a caller asks on within a few turns of being answered."""
 
 
-class _Fault(msgspec.Struct):
+class CallError(msgspec.Struct):
+    """How a call failed for good; the status of a refusal, None where all attempts met trouble."""
+
     message: str
     status: int | None
-
-
-class _Answer(msgspec.Struct):
-    text: str
-    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)]
-    completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
-    latency_s: Annotated[float, msgspec.Meta(ge=0)]
-    cost_usd: Annotated[float, msgspec.Meta(ge=0)]
-    finish_reason: FinishReason = "stop"
 
 
 class _Recorded(msgspec.Struct):
@@ -52,12 +45,16 @@ class _Recorded(msgspec.Struct):
 
     dialogue: str
     request: str
-    answer: _Answer | None = None
-    error: _Fault | None = None
+    answer: dict[str, Any] | None = None
+    error: CallError | None = None
 
-    def __post_init__(self) -> None:
-        if (self.answer is None) == (self.error is None):
-            raise ValueError("a call has either an answer or an error")
+    @property
+    def call(self) -> Completion | CallError:
+        if self.answer is not None and self.error is None:
+            return named_tuple(self.answer, Completion)
+        if self.answer is None and self.error is not None:
+            return self.error
+        raise ValueError("a call has either an answer or an error")
 
 
 Call = Mapping[str, Any]
@@ -114,21 +111,22 @@ class Replayer:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / CALLS
-        self._calls: dict[tuple[str, str], deque[tuple[int, Call]]] = {}
+        self._calls: dict[tuple[str, str], deque[tuple[int, Completion | CallError]]] = {}
         for position, line in enumerate(read_lines(self.path)):
             try:
                 recorded = msgspec.convert(line.value, _Recorded)
-            except msgspec.ValidationError:
+                call = recorded.call
+            except ValueError:
                 raise InputError(
                     f"{line.where}: no recorded call; --replay takes a folder that --record made."
                 ) from None
             name = recorded.dialogue, recorded.request
-            self._calls.setdefault(name, deque()).append((position, line.value))
+            self._calls.setdefault(name, deque()).append((position, call))
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._next = 0
         self._release: asyncio.Task[None] | None = None
 
-    async def play(self, dialogue: str, body: bytes) -> Call:
+    async def play(self, dialogue: str, body: bytes) -> Completion | CallError:
         """The recorded answer to a request; to the same request asked again, the next one.
 
         Raises:

@@ -19,20 +19,13 @@ Nothing that a server sends is believed: answers are bounded in bytes, depth and
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
-import operator
 import time
-import urllib.request
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 import stamina
@@ -41,10 +34,9 @@ from emodistill.errors import ApiError, EmodistillError
 from emodistill.llm.cassette import Recorder, Replayer
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
-from emodistill.llm.providers import Provider, is_loopback
+from emodistill.llm.providers import Provider
 from emodistill.llm.replies import (
     FaultError,
-    FinishReason,
     Reply,
     ServerError,
     StatedUsage,
@@ -52,6 +44,8 @@ from emodistill.llm.replies import (
     read_reply,
     server_error,
 )
+from emodistill.llm.transport import proxy_of, read_body, retry_after_s
+from emodistill.llm.usage import Completion, Usage
 from emodistill.logs import fields
 from emodistill.untrusted import parse_json, printable
 
@@ -67,8 +61,6 @@ CONNECT_S = 10.0
 """For a connection: a server that is there accepts one at once, however busy it is."""
 MAX_REST_S = 900.0
 """The longest rest that a key is kept for; one that is told to rest for longer is out."""
-MAX_ANSWER_BYTES = 4 << 20
-"""Far above the longest chain of thought with its log-probs."""
 CHARS_PER_TOKEN = 24
 """More than any text has: what goes beyond it, a server that ignores `max_tokens` has sent."""
 NUM_FIRST_CONTACTS = 3
@@ -92,82 +84,6 @@ class CeilingError(EmodistillError):
 
 class ExhaustedError(ApiError):
     """All attempts at this request met trouble; later ones may pass."""
-
-
-class Usage(NamedTuple):
-    """Attempts at calls, how many of them were repetitions, and what the answers used."""
-
-    num_calls: int = 0
-    num_retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    latency_s: float = 0.0
-    """Of all answers together, however many came at once."""
-    num_cut: int = 0
-    """Answers cut at their limit of tokens."""
-    num_filtered: int = 0
-    """Answers withheld by a filter."""
-    num_thinking: int = 0
-    """Answers with thoughts in their text, which were cut off it."""
-    num_in_parts: int = 0
-    """Answers whose text came as a list of parts."""
-    num_errors_in_200: int = 0
-    """Errors inside an HTTP 200."""
-    num_estimated: int = 0
-    """Answers whose tokens the server does not state, or that could not be read; estimated."""
-
-    @property
-    def unusual(self) -> dict[str, int]:
-        """How many answers there were of each kind that is not simply whole."""
-        kinds = {
-            "cut at their limit": self.num_cut,
-            "withheld by a filter": self.num_filtered,
-            "with thoughts cut off": self.num_thinking,
-            "in parts": self.num_in_parts,
-            "an error inside HTTP 200": self.num_errors_in_200,
-            "with estimated tokens": self.num_estimated,
-        }
-        return {kind: count for kind, count in kinds.items() if count}
-
-    def plus(self, other: Usage) -> Usage:
-        return Usage._make(map(operator.add, self, other))
-
-    def minus(self, other: Usage) -> Usage:
-        return Usage._make(map(operator.sub, self, other))
-
-
-def total_usage(usages: Iterable[Usage]) -> Usage:
-    return functools.reduce(Usage.plus, usages, Usage())
-
-
-class Completion(NamedTuple):
-    """A model's answer. `text` may be empty; `latency_s` is of the attempt that succeeded.
-
-    Local models give the same record, at no cost.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    latency_s: float
-    cost_usd: float
-    finish_reason: FinishReason = "stop"
-
-    @property
-    def usage(self) -> Usage:
-        """What the answer used, without the call."""
-        used = (self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
-        return Usage(0, 0, *used)
-
-    def after(self, earlier: Completion) -> Completion:
-        """This answer, at the cost of an earlier one as well that was of no use."""
-        return self._replace(
-            prompt_tokens=self.prompt_tokens + earlier.prompt_tokens,
-            completion_tokens=self.completion_tokens + earlier.completion_tokens,
-            latency_s=self.latency_s + earlier.latency_s,
-            cost_usd=self.cost_usd + earlier.cost_usd,
-        )
 
 
 class AnswerCache(Protocol):
@@ -300,7 +216,7 @@ class ChatClient:
             headers={
                 "Content-Type": "application/json",
                 "Accept": "application/json",
-                "Accept-Encoding": "gzip, deflate",  # what `_body` unpacks
+                "Accept-Encoding": "gzip, deflate",  # what `read_body` unpacks
             },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # `_body` does it, within bounds
@@ -353,12 +269,11 @@ class ChatClient:
         if isinstance(self._tape, Replayer):
             call = await self._tape.play(request.sticky, request.data)
             self._count(Usage(num_calls=1))
-            if "error" in call:
-                message, status = call["error"]["message"], call["error"]["status"]
+            if not isinstance(call, Completion):
+                message, status = call.message, call.status
                 raise ExhaustedError(message) if status is None else RefusedError(message, status)
-            completion = Completion(**call["answer"])
-            self._count(completion.usage)
-            return completion
+            self._count(call.usage)
+            return call
         if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         try:
@@ -478,7 +393,7 @@ class ChatClient:
             ) as response:
                 status, headers = response.status, response.headers
                 try:
-                    content = await _body(response)
+                    content = await read_body(response)
                 except (FaultError, aiohttp.ClientPayloadError):
                     if status == 200:
                         raise
@@ -635,56 +550,9 @@ class ChatClient:
         return ExhaustedError(message)
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The body of an answer, unpacked.
-
-    Raises:
-      FaultError: it is longer than MAX_ANSWER_BYTES, or packed so that it can't be read.
-    """
-    is_packed = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, as its header says
-    content = bytearray()
-    async for chunk in response.content.iter_any():
-        try:
-            room = MAX_ANSWER_BYTES + 1 - len(content)
-            content += unpacker.decompress(chunk, room) if is_packed else chunk
-        except zlib.error as error:
-            raise FaultError("cut", f"a packed body that can't be read ({error})") from None
-        if len(content) > MAX_ANSWER_BYTES:
-            raise FaultError("cut", f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
-    return bytes(content)
-
-
 def _stated_error(content: bytes) -> ServerError | None:
     """The error that a body states, if it is JSON that states one."""
     try:
         return server_error(parse_json(content))
     except ValueError:
         return None
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for an address; none for one on this machine."""
-    parts = urlsplit(url)
-    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The pause that a server asks for, in seconds: `Retry-After` as number or HTTP date,
-    or `retry-after-ms`; None where it asks for none that can be read."""
-    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
-        try:
-            pause_s = scale * float(headers.get(name, ""))
-        except ValueError:
-            continue
-        if math.isfinite(pause_s):
-            return max(0.0, pause_s)
-    try:
-        moment = parsedate_to_datetime(headers.get("Retry-After", ""))
-    except (ValueError, TypeError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -26,7 +26,7 @@ from emodistill.records import (
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import Completion
+    from emodistill.llm.usage import Completion
     from emodistill.prompts import PromptPack
 
 log = logging.getLogger("emodistill.negotiation")

@@ -15,7 +15,8 @@ from emodistill.prompts import offer_messages
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient, Completion
+    from emodistill.llm.client import ChatClient
+    from emodistill.llm.usage import Completion
 
 log = logging.getLogger("emodistill.negotiation")
 

@@ -10,7 +10,8 @@ from emodistill.errors import ApiError
 from emodistill.seeding import derive
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient, Completion
+    from emodistill.llm.client import ChatClient
+    from emodistill.llm.usage import Completion
     from emodistill.prompts import Message
 
 NUM_ATTEMPTS = 3

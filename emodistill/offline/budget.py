@@ -9,7 +9,8 @@ from typing import Self
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
-from emodistill.llm.client import ChatClient, Usage
+from emodistill.llm.client import ChatClient
+from emodistill.llm.usage import Usage
 from emodistill.untrusted import brief, named_tuple, read_json
 
 SAVE_EVERY_S = 1.0

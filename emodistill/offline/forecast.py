@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emodistill.errors import InputError
-from emodistill.llm.client import Usage, total_usage
 from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.llm.usage import Usage, total_usage
 from emodistill.records import Judgement, Trajectory
 
 MIN_PILOT = 2

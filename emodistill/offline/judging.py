@@ -19,7 +19,8 @@ from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm.client import ChatClient, Completion, RefusedError
+from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.usage import Completion
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import JobsResult, run_jobs

@@ -25,7 +25,8 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm.client import ChatClient, RefusedError, Usage
+from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.usage import Usage
 from emodistill.logs import fields
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
 from emodistill.negotiation.readers import LlmReader

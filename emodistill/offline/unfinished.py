@@ -17,7 +17,7 @@ from pathlib import Path
 from emodistill.errors import InputError
 from emodistill.jsonl import JsonlAppender, is_gone, read_lines
 from emodistill.llm.cassette import request_sha256
-from emodistill.llm.client import Completion, Usage, total_usage
+from emodistill.llm.usage import Completion, Usage, total_usage
 from emodistill.untrusted import named_tuple
 
 NUM_STALE_LINES = 5_000

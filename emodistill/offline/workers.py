@@ -19,13 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emodistill.errors import ApiError
-from emodistill.llm.client import (
-    CeilingError,
-    ChatClient,
-    ExhaustedError,
-    RefusedError,
-    Usage,
-)
+from emodistill.llm.client import CeilingError, ChatClient, ExhaustedError, RefusedError
+from emodistill.llm.usage import Usage
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.offline.budget import Budget
 from emodistill.offline.readability import OfferShares

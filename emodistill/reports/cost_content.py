@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emodistill.domains import DOMAINS
-from emodistill.llm.client import Usage
+from emodistill.llm.usage import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.recipe import TableContent

@@ -16,7 +16,7 @@ import numpy as np
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.stability import stability_row
-from emodistill.llm.client import Usage
+from emodistill.llm.usage import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path
 from emodistill.offline.run_files import sweep_concurrency

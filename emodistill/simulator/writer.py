@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emodistill.llm.client import Completion
+from emodistill.llm.usage import Completion
 from emodistill.simulator.server import complete, count_tokens
 
 
