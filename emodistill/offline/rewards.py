@@ -338,7 +338,7 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
 def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
     """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
 
-    NaN where a turn has none. `train.transitions` moves R to the last turn with an emotion.
+    NaN where a turn has none.
     """
     if signal == "outcome":
         return np.where(turns.is_last, turns.returns, 0.0)

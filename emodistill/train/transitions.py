@@ -11,6 +11,7 @@ Free of jax. Axes: N transitions, S state.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,6 @@ def make_transitions(
       InputError: no transition is left.
     """
     table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
-    rewards = iql_rewards(table, signal)
     is_truncated_D = np.array([is_truncated(t, max_turns) for t in trajectories], bool)
     has_emotion = np.array([emotion is not None for emotion in table.emotions], bool)
     is_decision = has_emotion & ~table.is_cut
@@ -99,8 +99,8 @@ def make_transitions(
     is_last = np.zeros(len(table), bool)  # rows run dialogue by dialogue
     is_last[decisions[np.append(dialogues[1:] != dialogues[:-1], True)[: len(decisions)]]] = True
     next_decision = dict(itertools.pairwise(decisions.tolist()))
-    if signal == "outcome":
-        rewards = np.where(is_last, table.returns, 0.0)
+    # The outcome counts for the last decision, whatever is said after it.
+    rewards = iql_rewards(dataclasses.replace(table, is_last=is_last), signal)
     has_reward = ~np.isnan(rewards)
     is_whole = ~is_truncated_D[table.trajectory_index]
     num_without_emotion = int(np.sum(is_whole & ~has_emotion))
