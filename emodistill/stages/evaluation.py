@@ -18,11 +18,11 @@ from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
-from emodistill.settings import Cell, Settings, cell_name
+from emodistill.settings import Cell, cell_name
 from emodistill.stages.inputs import grown, model_hashes
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.runner import STAGES
-from emodistill.stages.stage import Requirement, Stage, command, next_command
+from emodistill.stages.stage import Requirement, Stage, next_command
 
 
 class _MatchDetails(NamedTuple):
@@ -251,9 +251,4 @@ EVALUATE = Stage(
     run=play,
     followed_by=_report,
 )
-PAIR = dataclasses.replace(
-    EVALUATE,
-    config=PairConfig,
-    script="tournament",
-    followed_by=lambda cell: command("report", ReportConfig(run=cell.config.run), Settings()),
-)
+PAIR = dataclasses.replace(EVALUATE, config=PairConfig, script="tournament")

@@ -41,6 +41,8 @@ from emodistill.untrusted import setting_of
 
 
 class _TrainingDetails(NamedTuple):
+    data_home: Path
+    """The domain's folder of the run whose sweep and scores are read."""
     scores: Path | None
     pack: PromptPack | None
     sft_adapter: Path | None
@@ -87,7 +89,7 @@ def _job(cell: Cell) -> Job:
         path=directory / "adapter" if isinstance(config, AdapterConfig) else directory,
         inputs=hashes | input_hashes(files, config.run),
         identity=config.identity(),
-        details=_TrainingDetails(scores, pack, sft_adapter),
+        details=_TrainingDetails(data_home, scores, pack, sft_adapter),
     )
 
 
@@ -134,9 +136,7 @@ def _train_selector(job: Job) -> Result:
     from emodistill.train.selector_training import train_selector  # JAX
 
     config: IQLConfig = job.cell.config
-    sweep = read_sweep(
-        (config.data_from or config.run) / config.domain, load_pack(), job.details.scores
-    )
+    sweep = read_sweep(job.details.data_home, load_pack(), job.details.scores)
     trained = train_selector(config, sweep, job.directory)
     values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
     print(f"iql: value by fitted Q: {values}")
@@ -175,12 +175,11 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     from emodistill.train.adapter_training import train_adapter  # JAX
 
     config, details = job.cell.config, job.details
-    home = (config.data_from or config.run) / config.domain
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     trained = train_adapter(
         config,
-        read_sweep(home, details.pack, details.scores, prompted=("focal",)),
+        read_sweep(details.data_home, details.pack, details.scores, prompted=("focal",)),
         cell_dir=job.directory,
         sft_adapter=details.sft_adapter,
         objective=objective,
