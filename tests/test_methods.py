@@ -11,6 +11,7 @@ from emodistill.evaluation.methods import METHODS, Method, get_method
 def test_the_stages_that_a_method_needs_in_order():
     assert get_method("iql+sft+jpo").stages == ("iql", "sft", "jpo")
     assert get_method("iql+jpo").stages == ("iql", "jpo")
+    assert get_method("vanilla-slm-free").stages == ()
     assert get_method("free-jpo").stages == ("jpo",)
     assert get_method("free-sft+jpo").stages == ("sft", "jpo")
     assert get_method("iql+sft+jpo-stripped").stages == ("sft", "jpo")

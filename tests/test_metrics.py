@@ -1,5 +1,8 @@
 """Figures of dialogues worked out by hand."""
 
+import math
+
+import numpy as np
 import pytest
 from builders import dialogue, trajectory, turns
 
@@ -16,23 +19,38 @@ def test_utility_by_hand():
     assert [metrics.dialogue_utility(row) for row in rows] == [0.5, 1.0, 0.0, 0.0]
 
 
+def test_a_run_counts_once_whatever_its_length():
+    """Eq. 7: a run of one turn that scores 10 and one of nine that score 1 make 5.5."""
+    rows = [
+        dialogue("a", 60.0, num_turns=2, emotions=("joy",)),
+        dialogue("b", 60.0, num_turns=18, emotions=("joy",) * 9),
+    ]
+    scores = {("a", 0): 10.0} | {("b", turn): 1.0 for turn in range(0, 18, 2)}
+    (joy,) = metrics.emotion_scores(rows, scores)
+    assert (joy.mean, joy.num_turns, joy.num_scenarios) == (5.5, 10, 1)
+    assert math.isnan(joy.low) and math.isnan(joy.high)  # one scenario has no spread
+
+
 def test_emotion_scores_count_scenarios_once():
     rows = [
         dialogue("a", 60.0, emotions=("anger", "joy")),
         dialogue("b", 60.0, emotions=("anger", "anger")),
         dialogue("c", 60.0, emotions=("anger", "fear"), scenario_id="debt_002"),
+        dialogue("d", 60.0, emotions=("anger", "fear"), scenario_id="debt_003"),
     ]
-    scores = {("a", 0): 2, ("a", 2): 9, ("b", 0): 4, ("b", 2): 6, ("c", 0): 8}
-    joy, anger = metrics.emotion_scores(rows, scores, n_resamples=2_000)
+    scores = {("a", 0): 2, ("a", 2): 9, ("b", 0): 4, ("b", 2): 6, ("c", 0): 8, ("d", 0): 7}
+    joy, anger = metrics.emotion_scores(rows, scores)
     assert (joy.emotion, joy.mean, joy.num_turns, joy.num_scenarios) == ("joy", 9.0, 1, 1)
-    # anger: scenario means 4 and 8, so 6; the mean over its four turns would be 5.
-    assert (anger.emotion, anger.mean, anger.num_turns, anger.num_scenarios) == ("anger", 6.0, 4, 2)
-    assert (anger.low, anger.high) == (4.0, 8.0)
+    # anger: runs 2 and 5 make 3.5 of the first scenario; with 8 and 7 of the others, 18.5 / 3
+    assert (anger.emotion, anger.num_turns, anger.num_scenarios) == ("anger", 5, 3)
+    assert anger.mean == pytest.approx(18.5 / 3)
+    half = 4.302653 * np.std([3.5, 8, 7], ddof=1) / math.sqrt(3)  # t of two degrees of freedom
+    assert (anger.low, anger.high) == pytest.approx((18.5 / 3 - half, 18.5 / 3 + half), rel=1e-5)
 
 
 def test_emotion_ties_keep_the_vocabulary_order():
     rows = [dialogue("a", 60.0, emotions=("joy", "anger"))]
-    found = metrics.emotion_scores(rows, {("a", 0): 5, ("a", 2): 5}, n_resamples=10)
+    found = metrics.emotion_scores(rows, {("a", 0): 5, ("a", 2): 5})
     assert [score.emotion for score in found] == ["anger", "joy"]
 
 

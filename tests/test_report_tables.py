@@ -38,8 +38,9 @@ from emodistill.reports.report_table import (
     plain,
     signed,
 )
-from emodistill.reports.results import Resampling
+from emodistill.reports.results import Readings, Resampling
 from emodistill.reports.run_data import CAVEAT
+from emodistill.reports.training_content import on_policy_step_s
 
 RECIPE = {recipe.name: recipe for recipe in RECIPES}
 
@@ -88,6 +89,38 @@ def test_table_1_by_hand(tmp_path):
     assert (row["rounds"], row["rounds_std"]) == pytest.approx((6.0, math.sqrt(8 / 3)))
     for name in ("utility_ci", "utility_clustered"):
         assert 0 <= row[f"{name}_low"] < row["utility"] < row[f"{name}_high"] <= 80
+
+
+def test_statistics_about_which_the_paper_says_two_things(tmp_path):
+    """Savings .8 and .4: ± 20 or 28.3; t of one degree of freedom is 12.706."""
+    dialogues = [make_dialogue(number=n, share=s) for n, s in enumerate((0.8, 0.4), 1)]
+    parts = {"evaluations": {"crad": {"iql": dialogues}}}
+    for readings, deviation, half in (
+        (Readings(), 20.0, 20.0),  # of two values the bootstrap has these two alone
+        (Readings(interval="student"), 20.0, 12.7062 * 20 / math.sqrt(2)),
+        (Readings("sample", "student"), math.sqrt(800), 12.7062 * math.sqrt(800) / math.sqrt(2)),
+    ):
+        data = run_data(tmp_path, **parts, readings=readings, resampling=Resampling(500))
+        (row,) = data.method_rows
+        assert row["outcomes_std"] == row["utility_std"] == pytest.approx(deviation)
+        ends = (60 - half, 60 + half)
+        assert (row["interval_low"], row["interval_high"]) == pytest.approx(ends, rel=1e-5)
+        note = make_table(RECIPE["table-1"], data).notes[0]
+        assert f"± is the {readings.deviation} standard deviation" in note
+        note = make_table(RECIPE["table-9"], data).notes[0]
+        assert ("Student's t over dialogues" in note) is (readings.interval == "student")
+    command = ReportConfig(deviation="sample", outcome_interval="student", run=tmp_path)
+    assert read_run(command).readings == Readings("sample", "student", "mean")
+
+
+def test_the_emotion_free_tables_start_from_a_student_without_the_block(tmp_path):
+    methods = ("vanilla-slm", "vanilla-slm-free", "free-sft")
+    played = {m: [make_dialogue(method=m, share=0.5)] for m in methods}
+    data = run_data(tmp_path, evaluations={"crad": played})
+    for name in ("table-3", "table-12"):
+        rows = make_table(RECIPE[name], data).rows
+        assert [row["method"] for row in rows] == ["vanilla-slm-free", "free-sft"]
+        assert rows[0]["paper_utility"] == 8.8
 
 
 def test_the_papers_numbers_stand_beside_ours(tmp_path):
@@ -408,7 +441,7 @@ def test_stability_and_sequences_come_from_curves_and_sweep(tmp_path, written):
     (line,) = written_rows(write_report(run_data(tmp_path, sweep=same), only="table-16"))
     first, second = (turn.emotion for turn in same[0].focal_turns)
     assert line["sequence"] == f"{first} → {second}"
-    assert (line["num_dialogues"], float(line["utility"])) == ("3", pytest.approx(0.5, abs=0.01))
+    assert (line["num_dialogues"], float(line["outcomes"])) == ("3", pytest.approx(0.5, abs=0.01))
     assert line["paper"] == "curiosity → surprise (4, 1.00)"
 
 
@@ -418,6 +451,7 @@ def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
         "crad/judge/gpt-4o-mini": Usage(40, 0, 2_000, 80, 0.5),
         "student/sweep/trajectories": Usage(10, 0, 400, 60, 0.25),
         "student/eval/iql+sft@deepseek/default": Usage(7, 1, 300, 20, 0.125),
+        "crad/judge/qwen-plus": Usage(30, 0, 1_500, 60, 0.375),
     }
     for name, usage in used.items():
         path = tmp_path / f"{name}.usage.json"
@@ -430,13 +464,19 @@ def test_the_cost_table_adds_up_what_the_stages_counted(tmp_path):
         if line.startswith("|")
     ]
     assert rows[2] == ["CRAD", "sweep", "", "100", "3", "5,000", "700", "1.25", "–"]
-    assert [row[:3] for row in rows[3:6]] == [
+    assert [row[:3] for row in rows[3:7]] == [
         ["CRAD", "judge", "gpt-4o-mini"],
+        ["CRAD", "re-judging", "qwen-plus"],
         ["Student", "sweep", ""],
         ["Student", "eval", "iql+sft@deepseek"],
     ]
-    assert rows[8] == ["all", "sweep", "", "110", "3", "5,400", "760", "1.50", "31.00"]
-    assert rows[-1] == ["all", "", "", "157", "4", "7,700", "860", "2.12", "44.60"]
+    assert rows[9] == ["all", "sweep", "", "110", "3", "5,400", "760", "1.50", "31.00"]
+    total, again = rows[-2:]
+    assert total == [
+        "all",
+        *("all but re-judging", "", "157", "4", "7,700", "860", "2.12", "44.60"),
+    ]
+    assert again == ["all", "re-judging", "", "30", "0", "1,500", "60", "0.38", "7.00"]
     (_, first, *_) = csv.reader(path.with_suffix(".csv").read_text().splitlines())
     assert first[:5] == ["By stage", "CRAD", "sweep", "", "100"]
 
@@ -511,5 +551,12 @@ def test_on_policy_steps_by_hand(tmp_path):
 def test_the_papers_on_policy_step_follows_from_its_parts():
     row = paper.tables()["policy-cost"]["all"]["jpo"]
     offline_s, talk_s, judging_s, turns, samples, at_once, on_policy_s, ratio = row
-    assert samples * (talk_s + turns * judging_s) / at_once == on_policy_s
+    found_s = on_policy_step_s(
+        batch_size=samples,
+        negotiation_s=talk_s,
+        num_judged_turns=turns,
+        judging_s=judging_s,
+        concurrency=at_once,
+    )
+    assert found_s == on_policy_s == 680
     assert on_policy_s / offline_s == pytest.approx(ratio, rel=0.05)  # it says roughly

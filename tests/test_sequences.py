@@ -17,35 +17,45 @@ def spoken(name, final_value, *emotions, **kwargs):
 
 ROWS = [
     spoken("a", 30.0, "fear", "anger"),  # savings 1
-    spoken("b", 30.0, "fear", "anger", "fear", "anger"),  # 1, and once for fear -> anger
+    spoken("b", 90.0, "fear", "anger", "fear", "anger"),  # longer: counts for nothing
     spoken("c", 60.0, "fear", "anger"),  # 0.5
-    spoken("d", 30.0, "joy", "joy", "fear"),  # 1
+    spoken("d", 60.0, "fear", "anger"),  # 0.5
     spoken("e", None, "joy", "joy"),
     spoken("f", 30.0, "joy", "joy"),  # 1
-    spoken("g", 30.0, "joy", "joy", None, "fear"),  # 1; None parts joy and fear
+    spoken("g", 40.0, "joy", "joy", None, "fear"),  # longer
+    spoken("h", None, "joy", "joy"),
+    spoken("i", 30.0, "joy", None),  # a turn without an emotion
+    spoken("j", 30.0, "joy"),  # shorter
 ]
 
 
-def test_sequences_by_hand():
-    found = top_sequences(ROWS)
-    fear, joy = found.itertuples()
-    assert [(row.first, row.second) for row in (fear, joy)] == [("fear", "anger"), ("joy", "joy")]
+def test_two_step_dialogues_alone_make_sequences():
+    joy, fear = top_sequences(ROWS).itertuples()
+    assert [(row.first, row.second) for row in (joy, fear)] == [("joy", "joy"), ("fear", "anger")]
+    assert (joy.num_dialogues, joy.num_accepted, joy.outcomes) == (3, 1, 1.0)
+    assert joy.utility == pytest.approx(1 / 3)
     assert (fear.num_dialogues, fear.num_accepted) == (3, 3)
-    assert fear.utility == fear.outcomes == pytest.approx(2.5 / 3)
-    assert (joy.num_dialogues, joy.num_accepted, joy.utility, joy.outcomes) == (4, 3, 0.75, 1.0)
+    assert fear.utility == fear.outcomes == pytest.approx(2 / 3)
+    _, fear = top_sequences(ROWS, average="median").itertuples()
+    assert fear.outcomes == 0.5
 
 
-def test_rarer_sequences_rank_by_savings_then_number_then_vocabulary():
-    found = top_sequences([*ROWS, spoken("h", 30.0, "anger", "fear")], min_dialogues=1)
-    assert [(row.first, row.second, row.num_dialogues) for row in found.itertuples()] == [
-        ("anger", "fear", 2),
-        ("joy", "fear", 1),
-        ("fear", "anger", 3),
-        ("joy", "joy", 4),
+def test_sequences_rank_by_savings_then_number_then_vocabulary():
+    rarer = [
+        spoken("k", 30.0, "anger", "fear"),
+        spoken("l", 30.0, "anger", "anger"),
+        spoken("m", None, "grief", "fear"),  # never closes
     ]
+    found = top_sequences([*ROWS, *rarer], min_dialogues=1)
+    assert [(row.first, row.second, row.num_dialogues) for row in found.itertuples()] == [
+        ("joy", "joy", 3),
+        ("anger", "anger", 1),
+        ("anger", "fear", 1),
+        ("fear", "anger", 3),
+        ("grief", "fear", 1),
+    ]
+    assert math.isnan(found.outcomes.iloc[-1]) and found.utility.iloc[-1] == 0.0
     assert top_sequences([]).empty
-    (failed,) = top_sequences([spoken("e", None, "joy", "fear")], min_dialogues=1).itertuples()
-    assert failed.utility == 0.0 and math.isnan(failed.outcomes)
 
 
 def test_match_rates_by_hand():

@@ -1,4 +1,5 @@
-"""The settings of every stage: one frozen dataclass each, with the paper's defaults (Appendix F).
+"""The settings of every stage: one frozen dataclass each. Which defaults are the paper's, and which
+are ours, is in docs/paper.md.
 
 Free of jax, so that `--help` answers at once.
 """
@@ -33,11 +34,14 @@ from emodistill.configs.playing import (
     EMBEDDED_TEMPERATURE,
     METHODS,
     TEMPERATURE,
+    Deviation,
     EvaluateConfig,
     MatchConfig,
+    OutcomeInterval,
     PairConfig,
     QuickstartConfig,
     ReportConfig,
+    SequenceAverage,
     SimulatorConfig,
     TournamentConfig,
 )

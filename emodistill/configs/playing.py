@@ -22,6 +22,9 @@ from emodistill.configs.base import (
 from emodistill.configs.data import DialogueConfig
 from emodistill.emotions import EMOTION_INDEX
 
+Deviation = Literal["population", "sample"]
+OutcomeInterval = Literal["bootstrap", "student"]
+SequenceAverage = Literal["mean", "median"]
 METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
 """The methods of Table 1, in its order."""
 DEFAULT_CELL = "default"
@@ -79,7 +82,8 @@ class EvaluateConfig(MatchConfig):
     stage = "evaluate"
     method: str = "iql+sft+jpo"
     """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
-    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, free-sft, free-jpo, free-sft+jpo, oracle."""
+    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
+    free-sft+jpo, oracle."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None
@@ -145,6 +149,13 @@ class ReportConfig(Config):
     """The judge whose scores rank the emotions, where there are several."""
     num_resamples: int = setting(10_000, ge=1)
     """Bootstrap resamples."""
+    deviation: Deviation = "population"
+    """What stands behind ±: the paper's Tables 1 to 6 have the one, most rows of Table 12 the
+    other."""
+    outcome_interval: OutcomeInterval = "bootstrap"
+    """The intervals of Tables 9 to 11, `student` for Student's t, which most of the paper's are."""
+    sequence_average: SequenceAverage = "mean"
+    """What the sequences of Table 16 are ranked by."""
     seed: int = 0
     """Names the random streams of the bootstrap."""
 

@@ -162,7 +162,7 @@ class EmotionFreeStudy(StudyConfig):
     targets: tuple[DomainName, ...] = ALL_DOMAINS
     """Domains to play in."""
     methods: tuple[str, ...] = (
-        "vanilla-slm",
+        "vanilla-slm-free",
         "free-sft",
         "free-jpo",
         "free-sft+jpo",

@@ -28,7 +28,7 @@ from emodistill.evaluation.bootstrap import (
     cluster_totals,
     interval_ends,
 )
-from emodistill.evaluation.metrics import scored_emotions
+from emodistill.evaluation.metrics import scenario_means, scored_emotions
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
@@ -43,8 +43,8 @@ def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[di
     Emotions without a scored turn on any scenario of neutral's are left out; ties stand in
     vocabulary order. NaN stands where a test has too few values or no spread.
 
-    Welch's interval takes turns for independent, which those of one dialogue are not; where the
-    two intervals disagree, trust the paired one.
+    Welch's interval takes the scenarios of both sides for independent ones, which they are not:
+    both have played the same. Where the two intervals disagree, trust the paired one.
 
     Returns:
       Rows of these columns:
@@ -57,14 +57,12 @@ def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[di
       | `interval_low`, `interval_high` | its interval by the paired t-test |
       | `t`, `p` | statistic and two-sided p-value of the paired t-test (Eq. 10) |
       | `p_bonferroni` | 27 p, at most 1: below 0.05 where p is below the threshold of Eq. 11 |
-      | `welch` | difference of the means over turns |
-      | `welch_low`, `welch_high` | Welch's interval of it, as in Figure 1 |
+      | `welch_low`, `welch_high` | Welch's interval of it, which does not pair |
 
     Raises:
       InputError: no turn under neutral has a score.
     """
-    turns = scored_emotions(trajectories, scores)
-    means = turns.pivot_table("score", "scenario_id", "emotion")
+    means = scenario_means(scored_emotions(trajectories, scores)).unstack("emotion")
     if NEUTRAL not in means:
         raise InputError(
             f"{len(trajectories)} dialogues have no scored focal turn under {NEUTRAL!r}, to which "
@@ -74,14 +72,12 @@ def emotion_tests(trajectories: Sequence[Trajectory], scores: Scores) -> list[di
     for emotion in means.columns.drop(NEUTRAL):
         pairs = means.loc[:, [emotion, NEUTRAL]].dropna()
         if not pairs.empty:
-            shared = turns.loc[turns.scenario_id.isin(pairs.index), :]
-            rows.append(_emotion_test(emotion, pairs, shared))
+            rows.append(_emotion_test(emotion, pairs))
     return sorted(rows, key=lambda row: (-row["difference"], EMOTION_INDEX[row["emotion"]]))
 
 
-def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> dict[str, Any]:
-    """An emotion against neutral: means of scenarios that have both, and the turns of these."""
-    ours, theirs = (turns.score[turns.emotion == name] for name in (emotion, NEUTRAL))
+def _emotion_test(emotion: str, means: pd.DataFrame) -> dict[str, Any]:
+    """An emotion against neutral, by the means of the scenarios that have both."""
     own, neutral = (means[name].to_numpy() for name in (emotion, NEUTRAL))
     deltas = own - neutral
     t = p = math.nan
@@ -90,8 +86,8 @@ def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> dic
         paired = stats.ttest_rel(own, neutral)
         t, p = float(paired.statistic), float(paired.pvalue)
         paired_ci = paired.confidence_interval(CONFIDENCE)
-    if _has_spread(ours) and _has_spread(theirs):
-        unpaired = stats.ttest_ind(ours, theirs, equal_var=False)
+    if _has_spread(own) and _has_spread(neutral):
+        unpaired = stats.ttest_ind(own, neutral, equal_var=False)
         welch_ci = unpaired.confidence_interval(CONFIDENCE)
     return {
         "emotion": emotion,
@@ -102,7 +98,6 @@ def _emotion_test(emotion: str, means: pd.DataFrame, turns: pd.DataFrame) -> dic
         "p": p,
         # Python's min and max pass NaN on or not, depending on its position; NumPy's always do.
         "p_bonferroni": float(np.minimum(1.0, NUM_TESTS * p)),
-        "welch": float(ours.mean() - theirs.mean()),
         **interval_ends("welch", welch_ci),
     }
 

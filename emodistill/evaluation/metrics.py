@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from emodistill.evaluation.bootstrap import bootstrap_ci
+from emodistill.evaluation.bootstrap import t_interval
 from emodistill.negotiation.mediator import replay
 from emodistill.offline.rewards import Scores, savings
 from emodistill.records import Trajectory
@@ -45,49 +45,64 @@ def dialogue_utility(trajectory: Trajectory) -> float:
 
 
 class EmotionScore(NamedTuple):
-    """How the judge likes turns under one emotion."""
+    """How the judge likes dialogues under one emotion."""
 
     emotion: str
     mean: float
-    """Mean of scenario means (Eqs. 7 and 8), with its 95 % interval over scenarios."""
+    """Mean of the scenarios' means (Eq. 8), with its 95 % t-interval over scenarios."""
     low: float
     high: float
     num_turns: int
     num_scenarios: int
 
 
-def emotion_scores(
-    trajectories: Sequence[Trajectory],
-    scores: Scores,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> list[EmotionScore]:
-    """Judge scores of the focal turns by emotion, best mean first, ties by name.
+def emotion_scores(trajectories: Sequence[Trajectory], scores: Scores) -> list[EmotionScore]:
+    """Judge scores of the focal turns by emotion, best mean first, ties by name (Figure 1).
 
-    Emotions without a scored turn are left out. A scenario counts once whatever its number of
-    turns, as in the paper's Appendix B; there every cell has 20 runs, in a sweep they differ.
+    Each emotion's interval has that emotion's own variance, which is what Welch's has in place of
+    one variance for all; NaN with a single scenario. Emotions without a scored turn are left out.
     """
+    turns = scored_emotions(trajectories, scores)
+    means = scenario_means(turns)
+    num_turns = turns.emotion.value_counts()
     rows = [
         EmotionScore(
-            str(emotion),
-            *bootstrap_ci(turns.groupby("scenario_id").score.mean(), n_resamples, seed),
-            len(turns),
-            turns.scenario_id.nunique(),
+            str(emotion), *t_interval(of_emotion), int(num_turns[emotion]), len(of_emotion)
         )
-        for emotion, turns in scored_emotions(trajectories, scores).groupby("emotion")
+        for emotion, of_emotion in means.groupby("emotion")
     ]
     return sorted(rows, key=lambda row: (-row.mean, row.emotion))
 
 
 def scored_emotions(trajectories: Sequence[Trajectory], scores: Scores) -> pd.DataFrame:
-    """`emotion`, `scenario_id` and `score` of the focal turns that have both emotion and score."""
+    """`emotion`, `scenario_id`, `run` and `score` of the focal turns that have emotion and score.
+
+    A run is a dialogue.
+    """
     rows = [
-        (turn.emotion, trajectory.scenario_id, scores.get((trajectory.trajectory_id, turn.index)))
+        (
+            turn.emotion,
+            trajectory.scenario_id,
+            trajectory.trajectory_id,
+            scores.get((trajectory.trajectory_id, turn.index)),
+        )
         for trajectory in trajectories
         for turn in trajectory.focal_turns
     ]
-    frame = pd.DataFrame(rows, columns=["emotion", "scenario_id", "score"]).dropna()
+    frame = pd.DataFrame(rows, columns=["emotion", "scenario_id", "run", "score"]).dropna()
     return frame.astype({"score": np.float64})
+
+
+def scenario_means(turns: pd.DataFrame) -> pd.Series:
+    """r̄ of Eq. 7 by emotion and scenario: the mean over its runs of each run's mean score.
+
+    A long run counts as much as a short one, and a scenario once whatever its number of runs.
+
+    Args:
+      turns: of `scored_emotions`.
+    """
+    runs = turns.groupby(["emotion", "scenario_id", "run"]).score.mean()
+    return runs.groupby(level=["emotion", "scenario_id"]).mean()
 
 
 def num_unread_offers(trajectory: Trajectory) -> int:

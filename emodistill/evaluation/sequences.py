@@ -1,17 +1,16 @@
 """Recorded emotions: which pairs of them end well, and how far a selector's choices are from them.
 
-Table 16 ranks pairs of emotions in consecutive focal turns. Appendix H counts how often a greedy
+Table 16 ranks the emotions of dialogues with two focal turns. Appendix H counts how often a greedy
 selector would have chosen the recorded emotion, over all turns and over those that SFT keeps.
 
-Departures from the paper: failures count as 0 in a pair's rank, since savings over successes alone
-would put a pair on top that seldom closes (both are given). Matches are also counted by outcome.
-The paper names a shift between the states of the sweep and those met at deployment and measures
-none; `state_shift` does.
+Departures from the paper: a sequence's successes and its savings with failures counted as 0 stand
+beside its rank, since savings over successes alone put one on top that seldom closes. Matches are
+also counted by outcome. The paper names a shift between the states of the sweep and those met at
+deployment and measures none; `state_shift` does.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -28,42 +27,53 @@ from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
 from emodistill.records import Outcome, Trajectory
 
+NUM_STEPS = 2
+"""Focal turns of the dialogues whose emotions are ranked, as in the paper's Table 16."""
 
-def top_sequences(trajectories: Sequence[Trajectory], *, min_dialogues: int = 3) -> pd.DataFrame:
-    """Two-step emotion sequences by utility, then by number of dialogues (Table 16).
 
-    A dialogue counts once for each sequence in it, however often it comes; a focal turn without an
-    emotion parts its neighbours. Further ties stand in vocabulary order.
+def top_sequences(
+    trajectories: Sequence[Trajectory], *, average: str = "mean", min_dialogues: int = 3
+) -> pd.DataFrame:
+    """The emotions of two-step dialogues by savings, then by number of dialogues (Table 16).
+
+    A two-step dialogue has two focal turns, both with an emotion; longer ones don't count. Further
+    ties stand in vocabulary order; sequences that never close come last.
 
     Args:
+      average: of the savings of a sequence's successes, `mean` or `median`.
       min_dialogues: rarer sequences are left out.
 
     Returns:
-      A line a sequence: `first`, `second`, `num_dialogues`, `num_accepted`, `utility` (mean savings
-      with failures counted as 0) and `outcomes` (over the successes; NaN without one).
+      A line a sequence: `first`, `second`, `num_dialogues`, `num_accepted`, `outcomes` (savings
+      over the successes; NaN without one) and `utility` (mean savings, failures counted as 0).
     """
     vocabulary = pd.CategoricalDtype(EMOTIONS)
     rows = [
-        (*pair, dialogue_utility(trajectory), trajectory.outcome == "accepted")
-        for trajectory in trajectories
-        for pair in {*itertools.pairwise(turn.emotion for turn in trajectory.focal_turns)}
+        (*(turn.emotion for turn in t.focal_turns), t.outcome == "accepted", dialogue_utility(t))
+        for t in trajectories
+        if len(t.focal_turns) == NUM_STEPS
     ]
-    frame = pd.DataFrame(rows, columns=["first", "second", "utility", "is_accepted"])
+    frame = pd.DataFrame(rows, columns=["first", "second", "is_accepted", "utility"])
+    frame["outcomes"] = frame.utility.where(frame.is_accepted.astype(bool))  # NaN for a failure
     sequences = (
         frame.astype({"first": vocabulary, "second": vocabulary})
         .groupby(["first", "second"], observed=True)
-        # fsum: the order of the dialogues must not decide between equal means
         .agg(
             num_dialogues=("utility", "size"),
-            num_accepted=("is_accepted", "sum"),
-            won=("utility", math.fsum),
+            num_accepted=("outcomes", "count"),
+            outcomes=("outcomes", _mean if average == "mean" else "median"),
+            utility=("utility", _mean),
         )
         .query("num_dialogues >= @min_dialogues")
         .reset_index()
     )
-    sequences["utility"] = sequences.won / sequences.num_dialogues
-    sequences["outcomes"] = sequences.won / sequences.num_accepted
-    return sequences.sort_values(["utility", "num_dialogues"], ascending=False)
+    return sequences.sort_values(["outcomes", "num_dialogues"], ascending=False, kind="stable")
+
+
+def _mean(values: pd.Series) -> float:
+    """By `fsum`, since the order of the dialogues must not decide between equal means."""
+    known = values.dropna()
+    return math.fsum(known) / len(known) if len(known) else math.nan
 
 
 def match_rates(

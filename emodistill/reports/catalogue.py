@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from emodistill.configs import METHODS
 from emodistill.evaluation.arms import TABLES_OF
@@ -50,8 +52,12 @@ CONTENT: Mapping[str, Callable[[RunData], TableContent]] = {
     "policy-cost": training_content.step_times,
 }
 """Table -> what finds its rows: that of a study shows the study's arms, unless it is named here."""
-NUMBERS = {"effect_points": EFFECT_POINTS, "power": POWER, "num_shifts": NUM_SHIFTS}
-"""What the notes of `tables.toml` name in braces."""
+NUMBERS = {
+    "effect_points": f"{EFFECT_POINTS:g}",
+    "power": f"{POWER:g}",
+    "num_shifts": str(NUM_SHIFTS),
+}
+"""What the notes of `tables.toml` name as `$name`; what they name in braces, `Readings` has."""
 
 
 def _recipes() -> Iterator[Recipe]:
@@ -60,10 +66,10 @@ def _recipes() -> Iterator[Recipe]:
     for table in catalogue["tables"]:
         columns = table.get("columns", ())
         columns = catalogue["columns"][columns] if isinstance(columns, str) else columns
-        changes = {"columns": [TableColumn(**column) for column in columns]}
+        changes: dict[str, Any] = {"columns": [TableColumn(**column) for column in columns]}
         if "notes" in table:
             notes = [catalogue["notes"].get(note, note) for note in table["notes"]]
-            changes["notes"] = [note.format(**NUMBERS) for note in notes]
+            changes["notes"] = [Template(note).safe_substitute(NUMBERS) for note in notes]
         yield Recipe(content=CONTENT[table["name"]], **table | changes)
 
 

@@ -34,13 +34,13 @@ def emotion_sequences(data: RunData) -> TableContent:
     for domain, swept in by_domain(frame):
         listed = paper.tables()["16"].get(domain, {})
         theirs = [f"{pair} ({n}, {value:.2f})" for pair, (n, value) in listed.items()]
-        ours = top_sequences(list(swept.dialogue)).head(NUM_SEQUENCES)
-        for rank, row in enumerate(ours.to_dict("records")):
+        ours = top_sequences(list(swept.dialogue), average=data.readings.average)
+        for rank, row in enumerate(ours.head(NUM_SEQUENCES).to_dict("records")):
             name = f"{row['first']} → {row['second']}"
             if rank < len(theirs):
                 row["paper"] = theirs[rank]
             if name in listed:
-                row["less"] = row["utility"] - listed[name][1]
+                row["less"] = row["outcomes"] - listed[name][1]
             rows.append({"block": domain, "sequence": name} | row)
     return TableContent(rows, players_of=frame)
 

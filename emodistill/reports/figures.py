@@ -257,7 +257,7 @@ def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     ):
         for domain, played in by_domain(frame):
             scores = scores_by_turn(judgements.get(domain, ()))
-            rankings[domain] = emotion_scores(list(played.dialogue), scores, *data.resampling)
+            rankings[domain] = emotion_scores(list(played.dialogue), scores)
     return {domain: rankings[domain] for domain in in_order(rankings) if rankings[domain]}
 
 

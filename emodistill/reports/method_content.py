@@ -15,7 +15,7 @@ from emodistill.reports.run_data import RunData, arm_block
 
 REFINED = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
 FREE_TRAINED = ("free-sft", "free-jpo", "free-sft+jpo")
-FREE = ("vanilla-slm", *FREE_TRAINED, "iql+sft+jpo", "iql+sft+jpo-stripped")
+FREE = ("vanilla-slm-free", *FREE_TRAINED, "iql+sft+jpo", "iql+sft+jpo-stripped")
 
 
 def all_methods(data: RunData) -> TableContent:
@@ -49,7 +49,7 @@ def of_methods(
         order = [*DOMAINS, *methods]
         frame = frame.sort_values(["domain", "label"], key=lambda column: column.map(order.index))
         return TableContent(
-            method_rows(table, frame, data.resampling),
+            method_rows(table, frame, *data.statistics),
             players_of=frame,
             missing=_missing_methods(data, frame, methods),
         )
@@ -88,7 +88,7 @@ def of_study(table: str, study: str) -> Callable[[RunData], TableContent]:
             if arm.reason and arm.path in {*frame.arm}
         ]
         return TableContent(
-            method_rows(table, frame, data.resampling), players_of=frame, missing=missing
+            method_rows(table, frame, *data.statistics), players_of=frame, missing=missing
         )
 
     return content

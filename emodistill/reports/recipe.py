@@ -14,7 +14,7 @@ import pandas as pd
 
 from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.report_table import ReportTable, TableColumn, TableRow
-from emodistill.reports.results import models
+from emodistill.reports.results import Readings, models
 from emodistill.reports.run_data import RunData
 
 ABOUT_RUN = "about the run"
@@ -67,7 +67,7 @@ def make_table(recipe: Recipe, data: RunData) -> ReportTable | None:
     columns = content.columns or recipe.columns
     notes: list[str] = []
     for note in recipe.notes:
-        notes += _about_run(data, content) if note == ABOUT_RUN else [note]
+        notes += _about_run(data, content) if note == ABOUT_RUN else [filled(note, data.readings)]
     rows = [
         {**row, "block": DOMAIN_TITLES.get(row.get("block", ""), row.get("block", ""))}
         | _beside(row, columns)
@@ -76,6 +76,13 @@ def make_table(recipe: Recipe, data: RunData) -> ReportTable | None:
     return ReportTable(
         name=recipe.name, title=recipe.title, columns=columns, rows=rows, notes=notes
     )
+
+
+def filled(note: str, readings: Readings) -> str:
+    """The note with the words for `{deviation}`, `{interval}` and `{average}`."""
+    for name, word in readings.words().items():
+        note = note.replace(f"{{{name}}}", word)
+    return note
 
 
 def _beside(row: TableRow, columns: Sequence[TableColumn]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Success: share of `accepted` dialogues. Outcomes: mean savings over those. Utility: mean savings
 with failures counted as 0. Rounds: turns of both roles. In bounds: share of the focal offers that
 open at the target or, later, step neither back nor past the counterparty's offer. ± is the
-population standard deviation over dialogues. Intervals are 95 % percentile bootstrap: over
+standard deviation over dialogues (`Readings`). Intervals are 95 % percentile bootstrap: over
 dialogues, and over scenarios with all their dialogues (clustered), which is the one to trust where
 a scenario has several. Beside a paired difference stand the p-value of a sign-flip test over
 scenarios, Holm's correction of it for the contrasts of the domain, and how many scenarios a stated
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from emodistill.configs import METHODS
+from emodistill.configs import METHODS, Deviation, OutcomeInterval, SequenceAverage
 from emodistill.evaluation.bootstrap import (
     bootstrap_ci,
     clustered_ci,
     interval_ends,
     paired_difference_ci,
+    t_interval,
 )
 from emodistill.evaluation.comparisons import (
     holm,
@@ -59,6 +60,22 @@ class Resampling(NamedTuple):
 
     num_resamples: int = 10_000
     seed: int = 0
+
+
+class Readings(NamedTuple):
+    """How statistics are taken about which the paper says two things (docs/paper.md)."""
+
+    deviation: Deviation = "population"
+    """Of ±."""
+    interval: OutcomeInterval = "bootstrap"
+    """Of the outcomes in Tables 9 to 11."""
+    average: SequenceAverage = "mean"
+    """Of Table 16."""
+
+    def words(self) -> dict[str, str]:
+        """How notes call them."""
+        intervals = {"bootstrap": "percentile bootstrap", "student": "Student's t"}
+        return {**self._asdict(), "interval": intervals[self.interval]}
 
 
 Labelled = tuple[Mapping[str, str | None], Sequence[Trajectory]]
@@ -120,7 +137,9 @@ def models(frame: pd.DataFrame) -> list[str]:
     return [", ".join(sorted({*frame[role]})) for role in roles]
 
 
-def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:
+def method_rows(
+    table: str, frame: pd.DataFrame, resampling: Resampling, readings: Readings
+) -> list[dict[str, Any]]:
     """Success, outcomes, utility and rounds by block and label, and the paper's for `table`.
 
     In per cent but for the rounds; NaN where there is nothing to average.
@@ -130,6 +149,10 @@ def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list
         block, label, published_as = group[["block", "label", "published_as"]].iloc[0]
         utility, scenarios = 100 * group.utility, group.scenario_id
         outcomes, of_outcomes = utility[group.success], scenarios[group.success]
+        if readings.interval == "bootstrap":
+            interval = bootstrap_ci(outcomes, *resampling)
+        else:
+            interval = t_interval(outcomes, ddof=readings.deviation == "sample")
         rows.append(
             {
                 "block": block,
@@ -138,22 +161,22 @@ def method_rows(table: str, frame: pd.DataFrame, resampling: Resampling) -> list
                 "num_dialogues": len(group),
                 "num_successes": len(outcomes),
                 "success": 100 * group.success.mean(),
-                **mean_std("outcomes", outcomes),
-                **interval_ends("interval", bootstrap_ci(outcomes, *resampling)),
+                **mean_std("outcomes", outcomes, readings),
+                **interval_ends("interval", interval),
                 **interval_ends("clustered", clustered_ci(outcomes, of_outcomes, *resampling)),
-                **mean_std("utility", utility),
+                **mean_std("utility", utility, readings),
                 **interval_ends("utility_ci", bootstrap_ci(utility, *resampling)),
                 **interval_ends("utility_clustered", clustered_ci(utility, scenarios, *resampling)),
-                **mean_std("rounds", group.rounds),
+                **mean_std("rounds", group.rounds, readings),
                 "in_bounds": 100 * group.dialogue.map(in_bounds).explode().astype(float).mean(),
             }
         )
     return rows
 
 
-def mean_std(name: str, values: pd.Series) -> dict[str, Any]:
-    """`<name>` and `<name>_std`: mean and population standard deviation, NaN without values."""
-    return {name: values.mean(), f"{name}_std": values.std(ddof=0)}
+def mean_std(name: str, values: pd.Series, readings: Readings) -> dict[str, Any]:
+    """`<name>` and `<name>_std`: mean and standard deviation, NaN without values."""
+    return {name: values.mean(), f"{name}_std": values.std(ddof=readings.deviation == "sample")}
 
 
 def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from emodistill.reports.curves import Curve, read_curve
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN, in_order
 from emodistill.reports.results import (
     Labelled,
+    Readings,
     Resampling,
     dialogue_frame,
     method_rows,
@@ -57,6 +58,7 @@ class RunData:
     data_from: Path | None = None
     """The run whose sweep and scores this one reads, where it has none of its own."""
     resampling: Resampling
+    readings: Readings = Readings()
     dialogues: pd.DataFrame
     """Every dialogue, one line each (`results.dialogue_frame`); a dialogue of a study's arm may be
     one of a method as well and then has a line as either."""
@@ -97,6 +99,11 @@ class RunData:
         return {domain: path for domain, path in paths.items() if path.is_file()}
 
     @property
+    def statistics(self) -> tuple[Resampling, Readings]:
+        """How tables average."""
+        return self.resampling, self.readings
+
+    @property
     def data_dir(self) -> Path:
         """The run that the sweep and its scores are in."""
         return self.data_from or self.run_dir
@@ -104,7 +111,7 @@ class RunData:
     @cached_property
     def method_rows(self) -> list[dict[str, Any]]:
         """The rows of Table 1."""
-        return method_rows("table-1", self.played_in("evaluation"), self.resampling)
+        return method_rows("table-1", self.played_in("evaluation"), *self.statistics)
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:
@@ -152,6 +159,7 @@ def read_run(config: ReportConfig) -> RunData:
         run_dir=run,
         data_from=config.data_from,
         resampling=Resampling(config.num_resamples, config.seed),
+        readings=Readings(config.deviation, config.outcome_interval, config.sequence_average),
         dialogues=dialogue_frame(
             [
                 *_sweeps_and_tournaments(run, data_run),

@@ -33,7 +33,7 @@ def pairings(data: RunData) -> TableContent:
                     missing.append(f"{focal} against {other} in {DOMAIN_TITLES[domain]}")
                     continue
                 row[f"success_{other}"] = 100 * group.success.mean()
-                row |= mean_std(f"utility_{other}", 100 * group.utility)
+                row |= mean_std(f"utility_{other}", 100 * group.utility, data.readings)
                 if (theirs := published.get(f"{focal} @ {other}")) is not None:
                     row[f"paper_{other}"], row[f"paper_{other}_std"] = theirs[1:]
                     row[f"less_{other}"] = row[f"utility_{other}"] - theirs[1]
