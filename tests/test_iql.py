@@ -160,7 +160,7 @@ def test_each_loss_reaches_its_own_network_only():
     batch = q_learning.Data(
         jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3)[::-1], jnp.array([1.0, 1.0, 0.0])
     )
-    settings = q_learning._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0)
+    settings = q_learning._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0, 0.0)
     own = {"value/loss": "value", "critic/loss": "critic", "actor/loss": "actor"}
 
     @jax.jit
@@ -178,6 +178,24 @@ def test_each_loss_reaches_its_own_network_only():
         }
         assert norms.pop(own[loss_name]) > 0
         assert set(norms.values()) == {0.0}, loss_name
+
+
+def test_the_policy_learns_from_the_target_critic_or_the_critic_itself():
+    """Eq. 15 prints the critic's Q; after an update the two differ."""
+    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
+    critic = [(kernel + 0.1, bias) for kernel, bias in state.params["critic"]]
+    params = state.params | {"critic": critic}
+    batch = q_learning.Data(
+        jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3), jnp.zeros(3)
+    )
+    value = np.asarray(q_learning.forward(params["value"], batch.observation))[:, 0]
+    for advantage_q, layers in (("target", state.target), ("online", critic)):
+        q = np.asarray(q_learning.forward(layers, batch.observation))
+        config = dataclasses.replace(CONFIG, advantage_q=advantage_q)
+        settings = jax.tree.map(lambda leaf: leaf[0], q_learning._settings([config]))
+        metrics = q_learning._losses(params, state.target, batch, settings)[1]
+        expected = (q[np.arange(3), [0, 5, 27]] - value).mean()
+        assert float(metrics["advantage/mean"]) == pytest.approx(expected, rel=1e-5)
 
 
 def leaves_equal(run, other):

@@ -14,9 +14,15 @@ from emodistill.train import losses
 from emodistill.train.losses import MAX_LOG_RATIO, token_logprobs
 
 
-def sft_loss(logp_BT, mask_BT):
+def sft_loss(logp_BT, mask_BT, loss_mean="token"):
     """Of a step that consists of these samples; at least one token, so that none give 0."""
-    return losses.sft_loss(logp_BT, mask_BT, num_tokens=jnp.maximum(mask_BT.sum(), 1))
+    return losses.sft_loss(
+        logp_BT,
+        mask_BT,
+        loss_mean=loss_mean,
+        num_samples=jnp.maximum(mask_BT.any(axis=1).sum(), 1),
+        num_tokens=jnp.maximum(mask_BT.sum(), 1),
+    )
 
 
 def alol_loss(logp_BT, mask_BT, advantages_B):
@@ -98,12 +104,25 @@ def test_token_logprobs_are_log_softmax_in_float32():
     np.testing.assert_allclose(big, math.log(0.25), rtol=1e-6)
 
 
-def test_sft_loss_is_the_mean_over_all_response_tokens():
+def test_sft_loss_is_a_mean_over_tokens_or_over_replies():
     logp_BT, _, mask_BT, _ = sample()
-    kept = [float(p) for p, m in zip(logp_BT.ravel(), mask_BT.ravel(), strict=True) if m]
-    loss, metrics = sft_loss(logp_BT, mask_BT)
-    np.testing.assert_allclose(loss, -sum(kept) / len(kept), rtol=1e-6)
-    assert metrics["sft/loss"] == loss
+    replies = [
+        [-float(p) for p, m in zip(*row, strict=True) if m]
+        for row in zip(logp_BT, mask_BT, strict=True)
+    ]
+    replies = [reply for reply in replies if reply]
+    tokens = [nll for reply in replies for nll in reply]
+    per_token = sum(tokens) / len(tokens)
+    for loss_mean, expected in (
+        ("token", per_token),
+        ("reply", sum(sum(reply) / len(reply) for reply in replies) / len(replies)),
+        ("reply-sum", sum(tokens) / len(replies)),  # Eq. 16 as printed
+    ):
+        loss, metrics = sft_loss(logp_BT, mask_BT, loss_mean=loss_mean)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(metrics["sft/loss"], per_token, rtol=1e-6)
+    with pytest.raises(ValueError, match="loss_mean='sum' is none of"):
+        sft_loss(logp_BT, mask_BT, loss_mean="sum")
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -28,6 +28,14 @@ def test_sft_takes_the_best_in_the_order_of_the_turns():
     assert quality[rows].min() >= np.delete(quality, rows).max()
 
 
+def test_sft_can_rank_by_signed_scores():
+    """As in Appendix Q: a scenario whose turns score high no longer has more of them kept."""
+    rows = select(SFTConfig(top_fraction=0.5, quality_score="advantage")).groups[:, 0]
+    quality = ADVANTAGES + 0.5 * TURNS.returns
+    assert quality[rows].min() >= np.delete(quality, rows).max()
+    assert rows.tolist() != select(SFTConfig(top_fraction=0.5)).groups[:, 0].tolist()
+
+
 def test_jpo_takes_all_that_have_a_score_or_the_best_of_them():
     groups, advantages = select(JPOConfig(kappa=0.5))
     assert groups[:, 0].tolist() == list(range(len(TURNS)))

@@ -57,6 +57,7 @@ from emodistill.configs.training import (
     MemoryConfig,
     MeshShape,
     Packing,
+    QualityScore,
     RefinementConfig,
     Remat,
     SFTConfig,

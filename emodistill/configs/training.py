@@ -22,6 +22,8 @@ StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
+QualityScore = Literal["raw", "advantage"]
+LossMean = Literal["token", "reply", "reply-sum"]
 RatioKind = Literal["mean-token", "sequence", "token"]
 Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
@@ -56,6 +58,8 @@ class IQLConfig(ExperimentConfig):
     """Width of the hidden layers."""
     weight_cap: float = setting(100.0, gt=0)
     """Upper bound of the regression weights."""
+    advantage_q: Literal["target", "online"] = "target"
+    """Whose Q the policy is regressed on: the target critic's, or the critic's own (as printed)."""
     state: StateKind = "geometry"
     """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
 
@@ -188,8 +192,13 @@ class SFTConfig(AdapterConfig):
     stage = "sft"
     signal: SFTSignal = "hybrid"  # type: ignore[assignment]
     """What ranks the turns: score and shaped return, or the judge's scores alone."""
+    quality_score: QualityScore = "raw"
+    """r of the hybrid r + R/2: the judge's 1 to 10, or its signed advantage as in Appendix Q."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of a domain's scored turns that is kept."""
+    loss_mean: LossMean = "token"
+    """What the loss is a mean over: all tokens; replies, of each one's mean; or replies, of each
+    one's sum (as printed)."""
 
 
 @configuration

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from emodistill.configs import IQLSignal, JPOSignal, SFTSignal
+from emodistill.configs import IQLSignal, JPOSignal, QualityScore, SFTSignal
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError, refuse
 from emodistill.prompts import PromptPack
@@ -312,10 +312,17 @@ def signal_of(turns: FocalTurns, signal: JPOSignal) -> np.ndarray:
     return _by_signal(signal, signals)
 
 
-def sft_quality(turns: FocalTurns, signal: SFTSignal = "hybrid") -> np.ndarray:
-    """[N] What SFT ranks turns by (Eq. 23, Appendix D.2), NaN without a score."""
+def sft_quality(
+    turns: FocalTurns, signal: SFTSignal = "hybrid", score: QualityScore = "raw"
+) -> np.ndarray:
+    """[N] What SFT ranks turns by (Eq. 23, Appendix D.2), NaN without a score.
+
+    Args:
+      score: what r is in `hybrid`: the judge's score, or its advantage within the scenario.
+    """
+    scores = turns.scores if score == "raw" else jpo_advantages(turns)
     qualities = {
-        "hybrid": turns.scores + 0.5 * turns.returns,
+        "hybrid": scores + 0.5 * turns.returns,
         "episode-judge": turns.dialogue_scores,
         "turn-judge": turns.scores,
     }

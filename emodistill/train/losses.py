@@ -1,6 +1,6 @@
 """The training losses as pure functions: arrays and floats in, `(loss, metrics)` out.
 
-SFT is token cross-entropy on the reply (Eq. 16). JPO is the clipped surrogate on judge
+SFT is token cross-entropy on the reply (Eqs. 4, 16 and 20). JPO is the clipped surrogate on judge
 advantages with a K3 anchor to the reference (Eqs. 17-19):
 
     L = −E[min(ρ Ã, clip(ρ, 1−ε, 1+ε) Ã)] + λ_KL E[exp(Δ) − Δ − 1],   Δ = log π_ref − log π
@@ -10,9 +10,10 @@ Every log-ratio is clamped to ±MAX_LOG_RATIO nats before the exponential: clamp
 inf · 0 = NaN in the gradient. Beyond the bound the term is constant and its gradient zero; 20 nats
 for a token (or the mean over a reply) is far outside what a clipped update reaches.
 
-Departure from the printed formula: `ratio="mean-token"`, the default of the settings, takes
-ρ = exp(mean log-ratio of the reply's tokens); `"sequence"` is the formula as printed, `"token"`
-clips every token by itself.
+Departures from the printed formulas, which the settings' defaults make: `ratio="mean-token"` takes
+ρ = exp(mean log-ratio of the reply's tokens), where `"sequence"` is the formula as printed and
+`"token"` clips every token by itself; `loss_mean="token"` divides SFT's loss by tokens, where
+`"reply-sum"` is the formula as printed and `"reply"` gives every reply one weight.
 
 All sums are divided by the totals of the whole optimiser step, so the losses and metrics of
 micro-batches add up to those of the step. T counts positions of the reply here; masking a position
@@ -47,17 +48,39 @@ def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 
 
 def sft_loss(
-    logp_BT: jax.Array, mask_BT: jax.Array, *, num_tokens: jax.Array | float
+    logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    *,
+    loss_mean: str,
+    num_samples: jax.Array | float,
+    num_tokens: jax.Array | float,
 ) -> tuple[jax.Array, Metrics]:
-    """Mean negative log-likelihood per response token, in nats (Eq. 16); metric `sft/loss`.
+    """Negative log-likelihood of replies, in nats (Eq. 16).
 
     Args:
       logp_BT: log-probs of the reply's tokens.
       mask_BT: True where the token belongs to a reply.
-      num_tokens: response tokens of the whole optimiser step.
+      loss_mean: `token`, the mean over all response tokens; `reply`, the mean over replies of each
+        one's mean; `reply-sum`, the mean over replies of each one's sum, as printed.
+      num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step.
+
+    Returns:
+      The loss and `sft/loss`, which is the mean over response tokens whatever is minimised.
+
+    Raises:
+      ValueError: `loss_mean` is unknown.
     """
-    loss = -_masked(logp_BT, mask_BT).sum() / num_tokens
-    return loss, {"sft/loss": loss}
+    nll_B = -_masked(logp_BT, mask_BT).sum(axis=1)
+    per_token = nll_B.sum() / num_tokens
+    if loss_mean == "token":
+        loss = per_token
+    elif loss_mean == "reply":
+        loss = (nll_B / jnp.maximum(mask_BT.sum(axis=1), 1)).sum() / num_samples
+    elif loss_mean == "reply-sum":
+        loss = nll_B.sum() / num_samples
+    else:
+        raise ValueError(f"loss_mean={loss_mean!r} is none of 'token', 'reply', 'reply-sum'.")
+    return loss, {"sft/loss": per_token}
 
 
 def jpo_loss(

@@ -55,7 +55,7 @@ class Objective(NamedTuple):
 
 def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
     """The best `top_fraction` of the turns."""
-    quality = sft_quality(turns, config.signal)
+    quality = sft_quality(turns, config.signal, config.quality_score)
     return Selection(np.sort(top_fraction(quality, config.top_fraction))[:, None])
 
 
@@ -103,7 +103,13 @@ def select_pairs(config: DPOConfig, turns: FocalTurns) -> Selection:
 
 
 def _sft(config: SFTConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    return sft_loss(logp_SU, batch.mask_SU, num_tokens=batch.num_tokens)
+    return sft_loss(
+        logp_SU,
+        batch.mask_SU,
+        loss_mean=config.loss_mean,
+        num_samples=batch.num_samples,
+        num_tokens=batch.num_tokens,
+    )
 
 
 def _jpo(config: JPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

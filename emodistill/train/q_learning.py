@@ -4,9 +4,10 @@ The whole training is one compiled program: transitions live on the device, a sc
 steps, and several runs (seeds, or a grid of settings) are a leading axis. Between its chunks the
 host draws the next minibatches, passes on metrics, shows progress.
 
-Departures from the paper: the three losses are taken at the same parameters and applied by one
-Adam (no shared weights, so it is three optimisers in one); states are clipped features, not text;
-regression weights are capped.
+Departures from the paper: the policy is regressed on the target critic's advantage, as in IQL's own
+publication, where Eq. 15 prints the critic's own (`advantage_q`); the three losses are taken at the
+same parameters and applied by one Adam (no shared weights, so it is three optimisers in one);
+states are clipped features, not text; regression weights are capped.
 
 Axes: K runs, N transitions, B batch, S state, A emotions, P logged points, L steps of a point.
 """
@@ -70,6 +71,8 @@ class _Settings(NamedTuple):
     learning_rate: jax.Array
     polyak: jax.Array
     weight_cap: jax.Array
+    is_online: jax.Array
+    """1 where the policy is regressed on the critic's own Q, 0 for the target critic's."""
 
 
 class Data(NamedTuple):
@@ -145,7 +148,7 @@ def _losses(
     next_value_B1 = forward(fixed(params["value"]), batch.next_observation)
     value_B, q_B = value_B1[:, 0], at_action(q_BA, batch.action)
     target_q_B = fixed(at_action(forward(target, batch.observation), batch.action))
-    advantage_B = target_q_B - fixed(value_B)
+    advantage_B = jnp.where(settings.is_online > 0, fixed(q_B), target_q_B) - fixed(value_B)
     raw_weight_B = jnp.exp(settings.advantage_scale * advantage_B)
     weight_B = jnp.minimum(raw_weight_B, settings.weight_cap)
     log_probs_BA = jax.nn.log_softmax(logits_BA)
@@ -280,8 +283,10 @@ def train_iql(
 
 
 def _settings(configs: Sequence[IQLConfig]) -> _Settings:
-    columns = ([getattr(config, name) for config in configs] for name in _Settings._fields)
-    return _Settings(*(jnp.asarray(column, jnp.float32) for column in columns))
+    *numbers, _ = _Settings._fields
+    columns = {name: [getattr(config, name) for config in configs] for name in numbers}
+    columns["is_online"] = [config.advantage_q == "online" for config in configs]
+    return _Settings(**{name: jnp.asarray(c, jnp.float32) for name, c in columns.items()})
 
 
 def device_data(transitions: Transitions) -> Data:
