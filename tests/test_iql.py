@@ -15,7 +15,7 @@ from tiny_mdp import CONFIG, MDP, transitions
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import DivergenceError, InputError
 from emodistill.negotiation.states import DialogueState, feature_names, features
-from emodistill.offline.rewards import scenario_advantages, trajectory_return
+from emodistill.offline.rewards import TurnLimit, scenario_advantages, trajectory_return
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 from emodistill.train import q_learning
 from emodistill.train.selector_files import SelectorNetworks, forward, load_selector, save_selector
@@ -318,7 +318,7 @@ def dialogue(name, offers, outcome, *, scenario_id="debt_001", emotions=("anger"
 def test_transitions_by_hand():
     accepted = dialogue("b", [30, 80, 40, 70, 60], "accepted")
     cut = dialogue("a", [30, 85, 35], "ongoing")
-    made = make_transitions([accepted, cut], {}, max_turns=30)
+    made = make_transitions([accepted, cut], {})
     assert (len(made), made.num_dialogues, made.num_truncated) == (3, 1, 1)
     assert made.observation_NS.shape == (3, len(feature_names("geometry")))
     assert made.observation_NS.dtype == np.float32
@@ -333,11 +333,23 @@ def test_transitions_by_hand():
 
 def test_open_at_the_cap_is_terminal_and_paid():
     capped = dialogue("a", [30, 85, 35, 80], "ongoing")
-    made = make_transitions([capped], {}, state="upstream", max_turns=4)
+    made = make_transitions([capped], {}, state="upstream", limit=TurnLimit(4, 4))
     np.testing.assert_array_equal(made.terminal_N, [False, True])
     assert made.reward_N[-1] == pytest.approx(trajectory_return(capped, 4), rel=1e-6)
     assert made.reward_N[-1] < -1
     assert made.observation_NS.shape == (2, 10)
+
+
+def test_thirty_turns_of_the_focal_side_are_sixty_of_both():
+    """The shape of the return stays; progress and what counts as cut off go by the sixty."""
+    cut = dialogue("a", [30, 85, 35, 80], "ongoing")
+    with pytest.raises(InputError, match="1 are cut off"):
+        make_transitions([cut], {}, limit=TurnLimit(4, 8))
+    ended = dialogue("a", [30, 85, 35, 80], "breakdown")
+    made = make_transitions([ended], {}, limit=TurnLimit(4, 8))
+    assert made.reward_N[-1] == pytest.approx(trajectory_return(ended, 4), rel=1e-6)
+    progress = made.observation_NS[:, feature_names("geometry").index("progress")]
+    np.testing.assert_allclose(progress, [0.0, 2 / 8])
 
 
 def test_turns_without_score_or_emotion_are_left_out_and_counted():
@@ -364,7 +376,7 @@ def test_the_outcome_counts_for_the_last_turn_with_an_emotion():
     gap = dialogue("b", [30, 80, 40, 75, 35], "breakdown", emotions=("anger", None, "fear"))
     mute = dialogue("c", [30, 80, 40], "breakdown", emotions=(None, None))
     whole = dialogue("d", [30, 80, 40], "breakdown")
-    made = make_transitions([silent_end, gap, mute, whole], {}, max_turns=30)
+    made = make_transitions([silent_end, gap, mute, whole], {})
     np.testing.assert_array_equal(made.dialogue_N, [0, 0, 1, 1, 3, 3])
     np.testing.assert_array_equal(made.terminal_N, [False, True] * 3)
     ends = [trajectory_return(one) for one in (silent_end, gap, whole)]
@@ -382,7 +394,7 @@ def test_a_cut_turn_is_no_decision_and_is_counted():
     whole = dialogue("a", [30, 80, 40, 75, 35], "breakdown")
     turns = list(whole.turns)
     turns[4] = msgspec.structs.replace(turns[4], finish_reason="length", offer=None)
-    made = make_transitions([msgspec.structs.replace(whole, turns=tuple(turns))], {}, max_turns=30)
+    made = make_transitions([msgspec.structs.replace(whole, turns=tuple(turns))], {})
     assert (len(made), made.num_cut, made.num_without_emotion, made.num_turns) == (2, 1, 0, 3)
     np.testing.assert_array_equal(made.terminal_N, [False, True])
     assert made.reward_N[-1] < 0

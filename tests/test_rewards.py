@@ -172,7 +172,7 @@ def test_aligned_offers_takes_the_last_reply_to_each_focal_turn():
 
 def test_truncated_is_open_before_the_cap():
     assert rewards.is_truncated(trajectory("a", [30, 80, 35], outcome="ongoing"))
-    assert not rewards.is_truncated(trajectory("a", [30, 80, 35], outcome="ongoing"), max_turns=3)
+    assert not rewards.is_truncated(trajectory("a", [30, 80, 35], outcome="ongoing"), cap=3)
     assert not rewards.is_truncated(trajectory("a", [30, 80, 35], outcome="breakdown"))
 
 

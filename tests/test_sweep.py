@@ -63,6 +63,19 @@ def test_the_planned_dialogues_are_played_once_each(tmp_path):
         assert emotions == plan[: len(emotions)]
 
 
+@pytest.mark.parametrize(("count_turns", "num_turns"), [("both", 4), ("focal", 8)])
+def test_the_cap_may_count_the_focal_sides_turns_alone(tmp_path, count_turns, num_turns):
+    async def stubborn(call):
+        return ok("I can't move.")
+
+    settings = {"num_seeds": 1, "max_turns": 4, "count_turns": count_turns, "keep_unread": True}
+    sweep(tmp_path, stubborn, **settings)
+    for trajectory in read_trajectories(tmp_path / "trajectories.jsonl"):
+        emotions = [turn.emotion for turn in trajectory.focal_turns]
+        assert len(trajectory.turns) == num_turns == 2 * len(emotions)
+        assert emotions == planned_emotions(0, trajectory.trajectory_id, num_turns // 2)
+
+
 def test_the_plan_visits_every_scenario_before_any_again():
     plan = plan_sweep(SCENARIOS, num_seeds=2)
     assert [d.trajectory_id for d in plan[:2]] == [

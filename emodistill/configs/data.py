@@ -33,7 +33,10 @@ class DialogueConfig(ApiConfig):
     """Tokens of one utterance at most; one that is cut is asked for once more with twice as many.
     A model that thinks first needs room for its thoughts."""
     max_turns: int = setting(30, ge=2)
-    """Turns of a dialogue at most, both sides together."""
+    """Turns of a dialogue at most, and T of the shaped return."""
+    count_turns: Literal["both", "focal"] = "both"
+    """Whose turns --max-turns counts: both sides' together, or the focal side's, as Appendix Q.5
+    says."""
     agreement: AgreementRule = "stand"
     """When a dialogue counts as agreed; `upstream` is the |difference| <= 5 rule, to compare."""
     offer_reader: OfferReaderKind = "pattern"

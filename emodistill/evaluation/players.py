@@ -20,7 +20,7 @@ from emodistill.emotions import NEUTRAL
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
-from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, turn_cap
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, Writer
 from emodistill.offline.sweep import plan_dialogues, play_all
@@ -123,7 +123,7 @@ class PlayerPool(AsyncExitStack):
             counterparty=await self.player(counterparty, "counterparty", opponent=focal),
             pack=self.pack,
             seed=config.seed,
-            max_turns=config.max_turns,
+            max_turns=turn_cap(config.max_turns, config.count_turns),
             agreement=config.agreement,
             silence_ends=True,
             reader=reader,

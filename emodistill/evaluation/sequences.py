@@ -24,7 +24,14 @@ from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import DialogueState, feature_names, features
-from emodistill.offline.rewards import FocalTurns, Scores, sft_quality, top_fraction
+from emodistill.offline.rewards import (
+    USUAL_LIMIT,
+    FocalTurns,
+    Scores,
+    TurnLimit,
+    sft_quality,
+    top_fraction,
+)
 from emodistill.records import Outcome, Trajectory
 
 NUM_STEPS = 2
@@ -83,7 +90,7 @@ def match_rates(
     n_resamples: int = 10_000,
     seed: int = 0,
     *,
-    max_turns: int = 30,
+    limit: TurnLimit = USUAL_LIMIT,
 ) -> list[dict[str, Any]]:
     """Replay the recorded states through `choose` and count its agreement with the emotions spoken.
 
@@ -92,20 +99,20 @@ def match_rates(
 
     Args:
       choose: the selector's greedy choice.
-      max_turns: the cap that the dialogues were played under.
+      limit: what the dialogues were played under.
 
     Returns:
       A row a group: `group` (`all`; `kept`, the turns that SFT trains on by default; or an outcome
       of the dialogue), `num_turns`, `num_matches`, and `rate` (per cent), with its interval over
       scenarios as `interval_low` and `interval_high`; NaN without turns.
     """
-    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=limit.horizon)
     matches = []
     for row in range(len(table)):
         trajectory = trajectories[table.trajectory_index[row]]
         if (emotion := table.emotions[row]) is not None:
             before = trajectory.turns[: table.turn_index[row]]
-            chosen = choose(DialogueState.from_turns(trajectory, before, max_turns))
+            chosen = choose(DialogueState.from_turns(trajectory, before, limit.cap))
             matches.append((row, trajectory.outcome, table.scenario_ids[row], chosen == emotion))
     turns = pd.DataFrame(matches, columns=["row", "outcome", "scenario_id", "is_match"])
     is_kept = turns.row.isin(top_fraction(sft_quality(table)))
@@ -124,7 +131,7 @@ def state_shift(
     sweep: Sequence[Trajectory],
     evaluation: Sequence[Trajectory],
     *,
-    max_turns: int = 30,
+    limit: TurnLimit = USUAL_LIMIT,
 ) -> pd.DataFrame:
     """How far the states met at evaluation are from the sweep's, feature by feature, widest first.
 
@@ -141,7 +148,7 @@ def state_shift(
     sides: list[np.ndarray] = []
     for name, trajectories in (("sweep", sweep), ("evaluation", evaluation)):
         states = [
-            features(DialogueState.from_turns(t, t.turns[: turn.index], max_turns))
+            features(DialogueState.from_turns(t, t.turns[: turn.index], limit.cap))
             for t in trajectories
             for turn in t.focal_turns
         ]

@@ -81,6 +81,15 @@ class Match:
     reader: LlmReader | None = None
 
 
+def turn_cap(max_turns: int, count_turns: str) -> int:
+    """Turns of a dialogue at most, both sides together.
+
+    Args:
+      count_turns: whose turns `max_turns` counts, `both` sides' or the `focal` side's.
+    """
+    return max_turns if count_turns == "both" else 2 * max_turns
+
+
 async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
     """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both players.
 

@@ -47,7 +47,7 @@ from emodistill.offline.rewards import (
     sft_quality,
     training_dialogues,
 )
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, max_turns
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, turn_limit
 from emodistill.offline.store import (
     locate_scenarios,
     locate_trajectories,
@@ -135,7 +135,7 @@ def export_run(config: ExportConfig) -> Path:
         [scenario for scenario, _ in scenarios],
         scores_by_turn(scored),
         pack,
-        max_turns(home),
+        turn_limit(home),
     )
     tables: dict[str, Iterable[Record]] = {
         "turns": _training_turns(sweep),
@@ -154,7 +154,7 @@ def export_run(config: ExportConfig) -> Path:
         card = _card(
             infos,
             domain=config.domain,
-            max_turns=sweep.max_turns,
+            max_turns=sweep.limit.horizon,
             judge=scored[0].judge if scored else None,
             pack_sha256=sweep.pack.sha256,
         )
@@ -229,7 +229,7 @@ def _training_turns(sweep: SweepData) -> Iterator[TrainingTurn]:
     """
     trajectories = training_dialogues(sweep)
     scenario_of = scenarios_by_dialogue(trajectories, sweep.scenarios)
-    played = FocalTurns.from_trajectories(trajectories, sweep.scores, max_turns=sweep.max_turns)
+    played = FocalTurns.from_trajectories(trajectories, sweep.scores, max_turns=sweep.limit.horizon)
     turns = played.whole()
     columns = {
         "score": turns.scores,

@@ -41,6 +41,18 @@ Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
 
 
+class TurnLimit(NamedTuple):
+    """How long a sweep's dialogues could get."""
+
+    horizon: int = 30
+    """T of Eq. 27: the focal turn from which on a move weighs nothing."""
+    cap: int = 30
+    """Turns of both sides together at most."""
+
+
+USUAL_LIMIT = TurnLimit()
+
+
 class SweepData(NamedTuple):
     """A judged sweep: what all objectives select their turns from."""
 
@@ -50,8 +62,7 @@ class SweepData(NamedTuple):
     scores: Scores
     pack: PromptPack
     """The prompts that the student will be given."""
-    max_turns: int = 30
-    """T of the shaped return."""
+    limit: TurnLimit = USUAL_LIMIT
 
 
 def training_dialogues(data: SweepData) -> list[Trajectory]:
@@ -176,9 +187,9 @@ def trajectory_return(trajectory: Trajectory, max_turns: int = 30) -> float:
     )
 
 
-def is_truncated(trajectory: Trajectory, max_turns: int = 30) -> bool:
-    """Whether a failure cut the dialogue off: still open, and not for lack of turns."""
-    return trajectory.outcome == "ongoing" and len(trajectory.turns) < max_turns
+def is_truncated(trajectory: Trajectory, cap: int = 30) -> bool:
+    """Whether a failure cut the dialogue off: still open, with fewer turns than it could have."""
+    return trajectory.outcome == "ongoing" and len(trajectory.turns) < cap
 
 
 def scenario_advantages(

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from operator import attrgetter
 from pathlib import Path
+from typing import Literal
 
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
+from emodistill.negotiation.episode import turn_cap
 from emodistill.offline.data_checks import (
     Prompted,
     check_dialogues,
@@ -20,7 +22,7 @@ from emodistill.offline.data_checks import (
     check_scores,
 )
 from emodistill.offline.judging import judge_path, scores_by_turn
-from emodistill.offline.rewards import SweepData
+from emodistill.offline.rewards import USUAL_LIMIT, SweepData, TurnLimit
 from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
 from emodistill.records import Judgement
@@ -49,14 +51,16 @@ def judge_file(directory: Path, name: str | None) -> Path:
     return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
 
 
-def max_turns(home: Path) -> int:
-    """The cap that the sweep of a domain's folder was played under."""
+def turn_limit(home: Path) -> TurnLimit:
+    """How long the dialogues in a domain's folder could get; without a manifest, by default."""
     manifest = read_manifest(home / "sweep")
-    return (
-        setting_of(manifest.stage, manifest.config, "max_turns", int)
-        if manifest
-        else SweepConfig().max_turns
+    if manifest is None:
+        return USUAL_LIMIT
+    horizon, counted = (
+        setting_of(manifest.stage, manifest.config, name, kind)
+        for name, kind in (("max_turns", int), ("count_turns", Literal["both", "focal"]))
     )
+    return TurnLimit(horizon, turn_cap(horizon, counted))
 
 
 def read_sweep(
@@ -89,7 +93,7 @@ def read_sweep(
         scenarios=[scenario for scenario, _ in scenarios],
         pack=pack,
         scores=scores_by_turn(judgement for judgement, _ in judgements),
-        max_turns=max_turns(home),
+        limit=turn_limit(home),
     )
 
 

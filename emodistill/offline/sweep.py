@@ -28,7 +28,14 @@ from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.llm.usage import Usage
 from emodistill.logs import fields
-from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
+from emodistill.negotiation.episode import (
+    ChooseEmotion,
+    Match,
+    PlannedDialogue,
+    Player,
+    play,
+    turn_cap,
+)
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
@@ -103,10 +110,11 @@ async def run_sweep(
       StaleInputError: `out_dir` was begun with other scenarios.
       ApiError, InputError: see `play_all`.
     """
+    cap = turn_cap(config.max_turns, config.count_turns)
     planned = plan_sweep(scenarios, num_seeds=config.num_seeds, num_scenarios=config.num_scenarios)
 
     def choose_for(dialogue: PlannedDialogue) -> ChooseEmotion:
-        num_turns = (config.max_turns + 1) // 2  # the focal agent opens
+        num_turns = (cap + 1) // 2  # the focal agent opens
         emotions = planned_emotions(config.seed, dialogue.trajectory_id, num_turns)
         return lambda state: emotions[len(state.emotions)]
 
@@ -121,7 +129,7 @@ async def run_sweep(
         counterparty=Player(writer=opposite),
         pack=pack,
         seed=config.seed,
-        max_turns=config.max_turns,
+        max_turns=cap,
         agreement=config.agreement,
         reader=reader,
     )

@@ -13,7 +13,7 @@ from emodistill.evaluation.cases import (
 )
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.rewards import FocalTurns
-from emodistill.offline.run_files import max_turns
+from emodistill.offline.run_files import turn_limit
 from emodistill.reports.labels import DOMAIN_TITLES, FULLY_TRAINED, in_order
 from emodistill.reports.report_table import plain, signed
 from emodistill.reports.run_data import RunData
@@ -32,7 +32,7 @@ def cases_markdown(data: RunData) -> str | None:
         turns = FocalTurns.from_trajectories(
             sweep,
             scores_by_turn(data.judgements.get(domain, ())),
-            max_turns=max_turns(data.data_dir / domain),
+            max_turns=turn_limit(data.data_dir / domain).horizon,
         )
         trained, stripped = (
             data.records("evaluation", domain=domain, label=name)

@@ -7,7 +7,7 @@ import functools
 from emodistill.evaluation.comparisons import emotion_tests
 from emodistill.evaluation.sequences import match_rates, state_shift, top_sequences
 from emodistill.offline.judging import scores_by_turn
-from emodistill.offline.run_files import max_turns
+from emodistill.offline.run_files import turn_limit
 from emodistill.reports import paper
 from emodistill.reports.labels import FULLY_TRAINED, PAPER_DOMAIN
 from emodistill.reports.recipe import TableContent
@@ -62,7 +62,7 @@ def selector_matches(data: RunData) -> TableContent:
                     selector.choose, rng=stream(data.resampling.seed, "matches", domain)
                 ),
                 *data.resampling,
-                max_turns=max_turns(data.data_dir / domain),
+                limit=turn_limit(data.data_dir / domain),
             )
         ]
     return TableContent(rows)
@@ -75,7 +75,7 @@ def shifted_features(data: RunData) -> TableContent:
         played = data.records("evaluation", domain=domain, label=FULLY_TRAINED)
         if any(t.focal_turns for t in played):
             shifts = state_shift(
-                list(swept.dialogue), played, max_turns=max_turns(data.data_dir / domain)
+                list(swept.dialogue), played, limit=turn_limit(data.data_dir / domain)
             )
             rows += shifts.head(NUM_SHIFTS).assign(block=domain).to_dict("records")
     return TableContent(rows)

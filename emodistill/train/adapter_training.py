@@ -103,7 +103,7 @@ def train_adapter(
     """
     objective = objective or OBJECTIVES[config.stage]
     trajectories = training_dialogues(data)
-    played = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.max_turns)
+    played = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.limit.horizon)
     turns = played.whole()
     groups, advantages = objective.select(config, turns)
     order = stream(config.seed, "max-samples").permutation(len(groups))

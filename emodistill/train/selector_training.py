@@ -56,7 +56,7 @@ def train_selector(config: IQLConfig, sweep: SweepData, directory: Path) -> Sele
         sweep.scores,
         signal=config.signal,
         state=config.state,
-        max_turns=sweep.max_turns,
+        limit=sweep.limit,
     )
     with (
         MetricsLog(directory, num_steps=0) as log,

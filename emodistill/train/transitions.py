@@ -23,8 +23,10 @@ from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
 from emodistill.negotiation.states import DialogueState, features
 from emodistill.offline.rewards import (
+    USUAL_LIMIT,
     FocalTurns,
     Scores,
+    TurnLimit,
     iql_rewards,
     is_truncated,
     left_out_scenarios,
@@ -80,18 +82,18 @@ def make_transitions(
     *,
     signal: IQLSignal = "outcome",
     state: StateKind = "geometry",
-    max_turns: int = 30,
+    limit: TurnLimit = USUAL_LIMIT,
 ) -> Transitions:
     """One transition per whole focal turn with an emotion; the last of a dialogue is terminal.
 
     Rewards are R at that one (Eq. 13) or scenario-wise z-scores of judgements, taken
-    over all dialogues given; `max_turns` is the cap that the dialogues were played under.
+    over all dialogues given; `limit` is what the dialogues were played under.
 
     Raises:
       InputError: no transition is left.
     """
-    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=max_turns)
-    is_truncated_D = np.array([is_truncated(t, max_turns) for t in trajectories], bool)
+    table = FocalTurns.from_trajectories(trajectories, scores, max_turns=limit.horizon)
+    is_truncated_D = np.array([is_truncated(t, limit.cap) for t in trajectories], bool)
     has_emotion = np.array([emotion is not None for emotion in table.emotions], bool)
     is_decision = has_emotion & ~table.is_cut
     decisions = np.flatnonzero(is_decision)
@@ -118,7 +120,7 @@ def make_transitions(
     def observed(row: int, num_turns: int | None) -> np.ndarray:
         trajectory = trajectories[table.trajectory_index[row]]
         before = trajectory.turns[:num_turns]
-        return features(DialogueState.from_turns(trajectory, before, max_turns), state)
+        return features(DialogueState.from_turns(trajectory, before, limit.cap), state)
 
     def next_turn(row: int) -> int | None:
         return None if is_last[row] else int(table.turn_index[next_decision[row]])
