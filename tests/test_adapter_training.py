@@ -24,7 +24,7 @@ from emodistill.errors import InputError
 from emodistill.model import LoRAParam, load_adapter, load_qwen2
 from emodistill.offline.rewards import SweepData
 from emodistill.prompts import load_pack
-from emodistill.train.adapter_training import train_adapter
+from emodistill.train.adapter_training import planned_steps, train_adapter
 
 
 def die_once_saved(cell_dir, step):
@@ -90,6 +90,19 @@ def sft_adapter(sft_result, sft_dir):
 def reference_files(cell_dir):
     """The stored log-probs of the references, and when each was written."""
     return {path: path.stat().st_mtime_ns for path in (cell_dir.parent / "reference").iterdir()}
+
+
+def test_steps_are_announced_beside_the_papers():
+    config = JPOConfig(model="student", num_epochs=2)
+    assert planned_steps(config, 21_040, 1_315) == (
+        "jpo: 21,040 samples, 1,315 steps an epoch, epochs: 2; "
+        "the paper: 1,315 steps an epoch, epochs: 5 (Table 15)."
+    )
+    short = SFTConfig(model="student", domain="hospital", max_steps=7)
+    assert planned_steps(short, 160, 10) == (
+        "sft: 160 samples, 10 steps an epoch, epochs: 2, stopped after 7 steps."
+    )
+    assert "the paper: 312.5 steps an epoch" in planned_steps(SFTConfig(), 5_000, 313)
 
 
 class TestStages:

@@ -198,9 +198,13 @@ class PackedBatches:
             self._row_scores[micro.shape] = max(self._row_scores[micro.shape], most)
 
     @property
+    def steps_per_epoch(self) -> int:
+        return len(self._steps)
+
+    @property
     def num_steps(self) -> int:
         """Steps in `num_epochs` epochs."""
-        return len(self._steps) * self.num_epochs
+        return self.steps_per_epoch * self.num_epochs
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -25,6 +25,7 @@ from emodistill.model import (
     base_fingerprint,
     encode_chat,
     encode_reply,
+    is_first,
     load_adapter,
     lora_sha256,
     make_mesh,
@@ -53,6 +54,15 @@ CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS = 2048, 8192
 SAMPLES_PER_ROW = 8
 """Samples of a step for every device with rows of its own: with fewer, the samples of a row share
 too little of their prompts for prefix trees to pay."""
+
+
+PAPER_STEPS = {
+    ("sft", "crad"): (625, 2),
+    ("jpo", "crad"): (6_575, 5),
+    ("jpo", "disaster"): (3_650, 5),
+    ("jpo", "student"): (2_100, 5),
+}
+"""(stage, domain) -> optimiser steps in all and epochs (Table 15, Appendix L)."""
 
 
 class AdapterResult(NamedTuple):
@@ -157,6 +167,8 @@ def train_adapter(
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
+    if is_first():
+        print(planned_steps(config, len(examples), batches.steps_per_epoch), flush=True)
     run = train(
         model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
     )
@@ -174,6 +186,21 @@ def train_adapter(
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
     )
+
+
+def planned_steps(config: AdapterConfig, num_samples: int, steps_per_epoch: int) -> str:
+    """What training is about to do, beside what the paper reports of the same stage and domain."""
+    num_steps = steps_per_epoch * config.num_epochs
+    text = (
+        f"{config.stage}: {num_samples:,} samples, {steps_per_epoch:,} steps an epoch, epochs: "
+        f"{config.num_epochs}"
+    )
+    if config.max_steps is not None and config.max_steps < num_steps:
+        text += f", stopped after {config.max_steps:,} steps"
+    if published := PAPER_STEPS.get((config.stage, config.domain)):
+        total, epochs = published
+        text += f"; the paper: {total / epochs:,.4g} steps an epoch, epochs: {epochs} (Table 15)"
+    return f"{text}."
 
 
 def mesh_shape(config: AdapterConfig, num_devices: int, num_heads: int) -> MeshShape:
