@@ -113,6 +113,28 @@ def test_statistics_about_which_the_paper_says_two_things(tmp_path):
     assert read_run(command).readings == Readings("sample", "student", "mean")
 
 
+def test_a_run_against_another(tmp_path):
+    """Utilities of .8 and .6 against .5 and .5 on the same scenarios: 20 points."""
+    shares = {"this": (0.8, 0.6), "other": (0.5, 0.5)}
+    for run, (first, second) in shares.items():
+        path = tmp_path / run / "crad/eval/iql@sim-counterparty/default.jsonl"
+        played = [make_dialogue(number=n, share=s) for n, s in ((1, first), (2, second))]
+        write_dialogues(path, played)
+    write_dialogues(
+        tmp_path / "this/crad/eval/random@sim-counterparty/default.jsonl", [make_dialogue(share=1)]
+    )
+    config = ReportConfig(run=tmp_path / "this", against=tmp_path / "other", num_resamples=200)
+    (row,) = written_rows(write_report(read_run(config), only="against"))
+    assert (row["method"], row["num_scenarios"]) == ("iql", "2")
+    means = [float(row[name]) for name in ("method_mean", "baseline_mean", "difference")]
+    assert means == pytest.approx([70, 50, 20])
+    assert row["reading"] == "unclear"  # two scenarios show nothing
+    ends = float(row["interval_low"]), float(row["interval_high"])
+    assert ends == pytest.approx((10, 30))
+    with pytest.raises(InputError, match=r"none holds no dialogue of evaluate\.py"):
+        read_run(ReportConfig(run=tmp_path / "this", against=tmp_path / "none"))
+
+
 def test_the_emotion_free_tables_start_from_a_student_without_the_block(tmp_path):
     methods = ("vanilla-slm", "vanilla-slm-free", "free-sft")
     played = {m: [make_dialogue(method=m, share=0.5)] for m in methods}

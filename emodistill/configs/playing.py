@@ -23,7 +23,7 @@ from emodistill.configs.data import DialogueConfig
 from emodistill.emotions import EMOTION_INDEX
 
 Deviation = Literal["population", "sample"]
-OutcomeInterval = Literal["bootstrap", "student"]
+OutcomeInterval = Literal["bootstrap", "normal", "student"]
 SequenceAverage = Literal["mean", "median"]
 METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
 """The methods of Table 1, in its order."""
@@ -141,6 +141,8 @@ class ReportConfig(Config):
     """The folder of the experiment."""
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
+    against: Path | None = None
+    """Another run, with whose methods those of this one are compared (table `against`)."""
     only: str | None = None
     """One table or figure, e.g. table-1."""
     counterparty: str | None = None
@@ -150,10 +152,11 @@ class ReportConfig(Config):
     num_resamples: int = setting(10_000, ge=1)
     """Bootstrap resamples."""
     deviation: Deviation = "population"
-    """What stands behind ±: the paper's Tables 1 to 6 have the one, most rows of Table 12 the
-    other."""
+    """What stands behind ±: most of the paper's tables have the one, the trained rows of Tables 3
+    and 12 the other."""
     outcome_interval: OutcomeInterval = "bootstrap"
-    """The intervals of Tables 9 to 11, `student` for Student's t, which most of the paper's are."""
+    """The intervals of Tables 9 to 11. The paper's call themselves bootstrap; most of Table 9's are
+    `normal`, most of Tables 10 and 11's `student` (Student's t)."""
     sequence_average: SequenceAverage = "mean"
     """What the sequences of Table 16 are ranked by."""
     seed: int = 0

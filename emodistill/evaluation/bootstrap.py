@@ -1,4 +1,4 @@
-"""Intervals for means: percentile bootstrap (paper, Appendix I), plain or by scenario; Student's t.
+"""Intervals for means: percentile bootstrap (paper, Appendix I), plain or by scenario; by formula.
 
 The plain form resamples dialogues, as the paper does. Dialogues of one scenario are alike, so
 wherever a scenario has several, resampling whole scenarios gives the honest width; comparing two
@@ -57,12 +57,12 @@ def bootstrap_ci(values: Values, n_resamples: int = 10_000, seed: int = 0) -> In
     return _interval([each], n_resamples, stream(seed, "bootstrap"))
 
 
-def t_interval(values: Values, *, ddof: int = 1) -> Interval:
-    """The mean of `values` with Student's t-interval, m ± t s/√n with n − 1 degrees of freedom.
+def formula_ci(values: Values, *, is_normal: bool = False, ddof: int = 1) -> Interval:
+    """The mean of `values` with Student's interval, m ± t s/√n with n − 1 degrees of freedom.
 
     Args:
-      ddof: what is taken off n in the variance: 1 for an unbiased one. With 0 most intervals of the
-        paper's Tables 9 and 10 come out, which call themselves bootstrap.
+      is_normal: takes 1.96 in place of t.
+      ddof: what is taken off n in the variance s²: 1 for an unbiased one.
 
     Returns:
       (mean, low, high); without a width (NaN) for a single value.
@@ -76,7 +76,9 @@ def t_interval(values: Values, *, ddof: int = 1) -> Interval:
     mean = float(array.mean())
     if array.size == 1:
         return Interval(mean, np.nan, np.nan)
-    half = stats.t.isf((1.0 - CONFIDENCE) / 2.0, array.size - 1) * stats.sem(array, ddof=ddof)
+    tail = (1.0 - CONFIDENCE) / 2.0
+    quantile = stats.norm.isf(tail) if is_normal else stats.t.isf(tail, array.size - 1)
+    half = float(quantile * stats.sem(array, ddof=ddof))
     return Interval(mean, mean - half, mean + half)
 
 

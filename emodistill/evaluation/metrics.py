@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from emodistill.evaluation.bootstrap import t_interval
+from emodistill.evaluation.bootstrap import formula_ci
 from emodistill.negotiation.mediator import replay
 from emodistill.offline.rewards import Scores, savings
 from emodistill.records import Trajectory
@@ -67,7 +67,7 @@ def emotion_scores(trajectories: Sequence[Trajectory], scores: Scores) -> list[E
     num_turns = turns.emotion.value_counts()
     rows = [
         EmotionScore(
-            str(emotion), *t_interval(of_emotion), int(num_turns[emotion]), len(of_emotion)
+            str(emotion), *formula_ci(of_emotion), int(num_turns[emotion]), len(of_emotion)
         )
         for emotion, of_emotion in means.groupby("emotion")
     ]

@@ -22,6 +22,7 @@ from emodistill.reports.method_content import (
     FREE,
     FREE_TRAINED,
     REFINED,
+    against_other_run,
     all_methods,
     of_methods,
     of_study,
@@ -48,6 +49,7 @@ CONTENT: Mapping[str, Callable[[RunData], TableContent]] = {
     "shift": emotion_content.shifted_features,
     "ratings": tournament_content.strengths,
     "differences": lambda data: TableContent(data.differences),
+    "against": against_other_run,
     "cost": cost_content.call_costs,
     "policy-cost": training_content.step_times,
 }

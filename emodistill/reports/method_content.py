@@ -10,7 +10,7 @@ from emodistill.configs import METHODS
 from emodistill.domains import DOMAINS
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN
 from emodistill.reports.recipe import TableContent
-from emodistill.reports.results import method_rows
+from emodistill.reports.results import differences_from, method_rows
 from emodistill.reports.run_data import RunData, arm_block
 
 REFINED = ("iql+sft+alol", "iql+sft+jpo", "iql+sft+dpo")
@@ -55,6 +55,15 @@ def of_methods(
         )
 
     return content
+
+
+def against_other_run(data: RunData) -> TableContent:
+    """This run's methods less another run's of the same names."""
+    if data.against is None:
+        return TableContent([])
+    frame = data.played_in("evaluation")
+    rows = differences_from(frame, data.against, data.resampling)
+    return TableContent(rows, players_of=frame)
 
 
 def _missing_methods(data: RunData, frame: pd.DataFrame, methods: Sequence[str]) -> list[str]:

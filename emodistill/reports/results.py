@@ -22,9 +22,9 @@ from emodistill.configs import METHODS, Deviation, OutcomeInterval, SequenceAver
 from emodistill.evaluation.bootstrap import (
     bootstrap_ci,
     clustered_ci,
+    formula_ci,
     interval_ends,
     paired_difference_ci,
-    t_interval,
 )
 from emodistill.evaluation.comparisons import (
     holm,
@@ -74,7 +74,11 @@ class Readings(NamedTuple):
 
     def words(self) -> dict[str, str]:
         """How notes call them."""
-        intervals = {"bootstrap": "percentile bootstrap", "student": "Student's t"}
+        intervals = {
+            "bootstrap": "percentile bootstrap",
+            "normal": "mean ± 1.96 s/√n",
+            "student": "Student's t",
+        }
         return {**self._asdict(), "interval": intervals[self.interval]}
 
 
@@ -152,7 +156,11 @@ def method_rows(
         if readings.interval == "bootstrap":
             interval = bootstrap_ci(outcomes, *resampling)
         else:
-            interval = t_interval(outcomes, ddof=readings.deviation == "sample")
+            interval = formula_ci(
+                outcomes,
+                is_normal=readings.interval == "normal",
+                ddof=readings.deviation == "sample",
+            )
         rows.append(
             {
                 "block": block,
@@ -199,12 +207,39 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
             if {method, baseline} <= by_label.keys()
             and by_label[method].scenario_id.isin(by_label[baseline].scenario_id).any()
         ]
-        adjusted = holm([row["p"] for row in of_domain]).tolist()
-        for row, p in zip(of_domain, adjusted, strict=True):
-            # A reading claims no more than the corrected test: NaN, no test, is no significance.
-            is_clear = p <= SIGNIFICANCE
-            rows.append(row | {"p_holm": p} | ({} if is_clear else {"reading": "unclear"}))
+        rows += _corrected(of_domain)
     return rows
+
+
+def differences_from(
+    frame: pd.DataFrame, other: pd.DataFrame, resampling: Resampling
+) -> list[dict[str, Any]]:
+    """Each method less the same one of another run, on the scenarios that both have played.
+
+    As `paired_differences`, corrected for all methods of a domain; `method_mean` and
+    `baseline_mean` are the utilities that are compared.
+    """
+    rows = []
+    for domain, played in by_domain(frame):
+        theirs = other.loc[other.domain == domain, :]
+        of_domain = [
+            {"block": domain, "method": method} | _difference(group, same, resampling)
+            for method, group in played.groupby("label", sort=False)
+            if not (same := theirs.loc[theirs.label == method, :]).empty
+            and group.scenario_id.isin(same.scenario_id).any()
+        ]
+        rows += _corrected(of_domain)
+    return rows
+
+
+def _corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a domain with Holm's p; a reading claims no more than the corrected test."""
+    adjusted = holm([row["p"] for row in rows]).tolist()
+    return [
+        # NaN, no test, is no significance.
+        row | {"p_holm": p} | ({} if p <= SIGNIFICANCE else {"reading": "unclear"})
+        for row, p in zip(rows, adjusted, strict=True)
+    ]
 
 
 def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
@@ -219,6 +254,7 @@ def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
 
     return {
         "num_scenarios": len(deltas),
+        "method_mean": 100 * ours.utility[ours.scenario_id.isin(theirs.scenario_id)].mean(),
         "baseline_mean": 100 * theirs.utility[theirs.scenario_id.isin(ours.scenario_id)].mean(),
         "difference": ci.mean,
         **interval_ends("interval", ci),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class RunData:
     """study -> its arms."""
     arm_curves: Mapping[str | None, Curve]
     """path of an arm that is only trained -> its metrics."""
+    against: pd.DataFrame | None = None
+    """The evaluation of the run that this one is compared with."""
     unfinished: Mapping[tuple[str, str], str]
     """(domain, method) of evaluations that were cut off -> the command that goes on."""
     num_failed: int
@@ -139,6 +142,12 @@ def read_run(config: ReportConfig) -> RunData:
         or several judges have scored, and none is named.
     """
     run, data_run = config.run, config.data_from or config.run
+    against = None
+    if config.against is not None:
+        other = dataclasses.replace(config, run=config.against, data_from=None, against=None)
+        against = read_run(other).played_in("evaluation")
+        if against.empty:
+            raise InputError(f"--against {config.against} holds no dialogue of evaluate.py.")
     arms = {study: of_study for study in TABLES_OF if (of_study := read_arms(run, study))}
     finished = [
         (study, arm, run / arm.path)
@@ -176,6 +185,7 @@ def read_run(config: ReportConfig) -> RunData:
             if path not in arm_paths
         ],
         arms=arms,
+        against=against,
         arm_curves={arm.path: read_curve(path) for _, arm, path in finished if arm.method is None},
         unfinished={
             name: "evaluate.py --config "
