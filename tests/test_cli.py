@@ -266,26 +266,6 @@ def test_a_value_out_of_range_is_refused_by_name(cls, name, bad, good):
         assert getattr(cls(**{name: value}), name) == value
 
 
-def test_the_papers_defaults():
-    assert (JPOConfig().clip, JPOConfig().kl_coef, JPOConfig().kappa) == (0.2, 0.04, 1.0)
-    model = {"model": "/models/qwen2.5-7b"}
-    rates = (JPOConfig(**model).learning_rate, SFTConfig(**model).learning_rate)
-    assert rates == (5e-6, 1e-4)
-    assert (SFTConfig().top_fraction, SFTConfig().lora_rank, SFTConfig().lora_alpha) == (
-        0.25,
-        16,
-        32,
-    )
-    iql = IQLConfig()
-    assert (iql.expectile, iql.advantage_scale, iql.discount) == (0.7, 3.0, 0.99)
-    assert (iql.num_steps, iql.batch_size, iql.learning_rate) == (50_000, 256, 3e-4)
-    assert (SweepConfig().num_seeds, SweepConfig().max_turns, SweepConfig().num_test) == (
-        100,
-        30,
-        20,
-    )
-
-
 def test_identity_leaves_out_where_and_how_fast():
     one = SweepConfig(run=Path("runs/a"), concurrency=2, max_cost_usd=1.0)
     assert one.identity() == SweepConfig(run=Path("runs/b"), provider="openai").identity()

@@ -29,7 +29,7 @@ METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", 
 """The methods of Table 1, in its order."""
 DEFAULT_CELL = "default"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
-"""Sampling temperatures where none is asked for: the paper's, and the embedded student's."""
+"""Sampling temperatures where none is asked for: of a checkpoint, and the embedded student's."""
 
 
 @configuration

@@ -93,7 +93,7 @@ class MeshShape:
 class AdapterConfig(ExperimentConfig):
     """What all training of the student shares: the student, its LoRA, the optimiser (Appendix F).
 
-    `auto` is the paper's value for a 7B student and another one for the embedded student, which has
+    `auto` is one value for a checkpoint and another one for the embedded student, which has
     two million parameters.
     """
 
