@@ -1,8 +1,9 @@
 """The published scenario tables (CSV): a row becomes a scalar game, or says why it can't.
 
 How a row becomes a game, and which numbers are moved to leave room to bargain, is in `_play`.
-A row that gives no number where one is needed, or whose texts can't be told apart, is left out
-and named by its line; `strict` refuses the file instead. Ids count the rows of the file.
+A row that gives no number where one is needed, or whose cells can't be told apart, is left out and
+named by its line. Where only neighbouring texts can't be told apart, they are kept as one text.
+`strict` refuses the file in both cases. Ids count the rows of the file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from emodistill.domains.cells import (
     conventional_cells,
     plain_cells,
     read_cells,
+    read_joined,
     read_number,
 )
 from emodistill.domains.registry import DOMAINS, Domain, get_domain
@@ -44,13 +46,15 @@ class Table(NamedTuple):
 class _Row(NamedTuple):
     """A row's first line, and its cells by column or the `problem` with it.
 
-    `lacks` names a column that the row does not have and the table can do without.
+    `lacks` names a column that the row does not have and the table can do without, `joined` columns
+    whose texts can't be told apart.
     """
 
     line_number: int
     cells: Mapping[str, str]
     problem: str = ""
     lacks: str = ""
+    joined: str = ""
 
 
 def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
@@ -82,10 +86,13 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         else:
             left_out.append(f"line {row.line_number}: {outcome}")
     short = [f"line {row.line_number} has no {row.lacks}" for row in rows if row.lacks]
-    if strict and (left_out or short):
+    joined = [f"line {row.line_number}: {row.joined}" for row in rows if row.joined]
+    if strict and (left_out or short or joined):
+        apart = [f"{one} can't be told apart" for one in joined]
         raise InputError(
             f"{path}: --strict refuses rows that can't be used in full. "
-            f"{'; '.join([*left_out, *short])}. Correct these lines or leave out --strict."
+            f"{'; '.join([*left_out, *short, *apart])}. Correct these lines (texts with commas "
+            "belong in double quotes) or leave out --strict."
         )
     if not scenarios:
         reasons = "; ".join(left_out[:5]) or "there is no row below the header"
@@ -95,6 +102,11 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         parts.append(f"{len(left_out)} of {len(rows)} rows left out ({'; '.join(left_out)})")
     if short:
         parts.append(f"read as {NOT_STATED!r}: {'; '.join(short)}")
+    if joined:
+        parts.append(
+            f"{len(joined)} of {len(rows)} rows read with texts that can't be told apart as one "
+            f"text, the other fields as {NOT_STATED!r} ({'; '.join(joined)})"
+        )
     if parts:
         _LOG.warning("%s: %s.", path, ". ".join(parts))
     text = "%s: %d scenarios, %d of them with a number moved to leave room to bargain."
@@ -205,8 +217,10 @@ def _rows(lines: Sequence[str], columns: Sequence[CsvColumn], spec: Domain) -> I
         if cells is not None:
             yield _Row(line_number, _named(columns, cells))
         else:
-            unreadable = _Row(line_number, {}, problem=_why_unreadable(line, columns))
-            yield _short_row(line, columns, spec, line_number) or unreadable
+            row = _short_row(line, columns, spec, line_number)
+            if row is None and not is_spaced:
+                row = _joined_row(line, columns, spec, line_number)
+            yield row or _Row(line_number, {}, problem=_why_unreadable(line, columns))
 
 
 def _named(columns: Iterable[CsvColumn], cells: Sequence[str]) -> dict[str, str]:
@@ -241,12 +255,23 @@ def _short_row(
     return _Row(line_number, _named(others, cells) | {optional: ""}, lacks=optional)
 
 
+def _joined_row(
+    line: str, columns: Sequence[CsvColumn], spec: Domain, line_number: int
+) -> _Row | None:
+    """A row of which no more than the borders between neighbouring texts are uncertain."""
+    read = read_joined(line, columns, optional=spec.table.get("optional"))
+    if read is None:
+        return None
+    joined = "; ".join(f"{names[0]} to {names[-1]}" for names in read.joined)
+    return _Row(line_number, _named(columns, read.cells), joined=joined)
+
+
 def _why_unreadable(line: str, columns: Sequence[CsvColumn]) -> str:
     cells = conventional_cells(line)
     if len(cells) == len(columns) and (misfit := _misfit(cells, columns)):
         return misfit
     return (
-        f"{len(cells)} cells for {len(columns)} columns, and no certain way to tell its texts "
+        f"{len(cells)} cells for {len(columns)} columns, and no certain way to tell its cells "
         f"apart; put texts with commas in double quotes"
     )
 
