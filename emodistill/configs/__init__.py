@@ -21,6 +21,7 @@ from emodistill.configs.base import (
     setting,
 )
 from emodistill.configs.data import (
+    GENERATED,
     DialogueConfig,
     ExportConfig,
     ImportConfig,

@@ -29,6 +29,8 @@ from emodistill.errors import InputError, refuse
 
 _LOG = logging.getLogger("emodistill")
 _MAX_LINES_PER_ROW = 20  # a quote left open must not swallow the rest of the file
+REPOSITORY = "https://github.com/Yunbo-max/EmoMAS"
+"""Where the tables are published, in its folder data/."""
 NOT_STATED = "not stated"
 """What a field holds where the table's cell is empty or missing."""
 
@@ -70,7 +72,11 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         to bargain over or no playable row at all.
     """
     spec = get_domain(domain)
-    lines = read_text(path).split("\n")
+    where = (
+        f" The published one is {spec.table['name']} in the folder data/ of {REPOSITORY}; "
+        "--scenarios generated plays built-in scenarios instead."
+    )
+    lines = read_text(path, where).split("\n")
     if not lines[0].strip():
         raise InputError(f"{path}:1 is empty; the first line must be the header of {_table(spec)}.")
     columns = _columns(path, lines[0], spec)
@@ -136,12 +142,16 @@ def _in_their_splits(
     return [scenario for scenario, _ in named]
 
 
-def read_text(path: Path) -> str:
-    """The text of a scenario file, without a byte-order mark."""
+def read_text(path: Path, advice: str = "") -> str:
+    """The text of a scenario file, without a byte-order mark.
+
+    Args:
+      advice: what to say of a file that isn't there.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check --scenarios.") from None
+        raise InputError(f"{path} does not exist; check --scenarios.{advice}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; --scenarios takes one file.") from None
     except UnicodeDecodeError as error:
@@ -184,8 +194,9 @@ def _columns(path: Path, header: str, spec: Domain) -> list[CsvColumn]:
                 )
         raise InputError(
             f"{path} is not {_table(spec)}: its header lacks {', '.join(absent)} "
-            f"(it has {', '.join(names) or 'none'}). Give the comma-separated published table, "
-            f"or scenarios as .jsonl."
+            f"(it has {', '.join(names) or 'none'}). Give the comma-separated table as it is "
+            f"published in the folder data/ of {REPOSITORY}, or scenarios as .jsonl. The table "
+            f"has the columns {', '.join(c.name for c in _columns_of(spec) if c.is_needed)}."
         )
     if len(present) < len(names):
         raise InputError(f"{path}:1: two columns of the header have the same name; rename one.")
