@@ -549,6 +549,13 @@ def test_texts_that_can_not_be_told_apart_are_kept_as_one(
         load(tmp_path, domain, GOOD[domain], row, strict=True)
 
 
+def test_a_split_is_no_text_that_might_be_joined(tmp_path, caplog):
+    header = HEADERS["student"] + ",split"
+    rows = [f"{GOOD['student']},train", f"{GOOD['student']},at,all,test"]
+    (scenario,) = load(tmp_path, "student", *rows, header=header)
+    assert scenario.split == "train" and "line 3: 11 cells for 9 columns" in warnings(caplog)[0]
+
+
 @pytest.mark.parametrize(
     ("domain", "row", "problem"),
     [

@@ -8,6 +8,7 @@ named by its line. Where only neighbouring texts can't be told apart, they are k
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
     if not lines[0].strip():
         raise InputError(f"{path}:1 is empty; the first line must be the header of {_table(spec)}.")
     columns = _columns(path, lines[0], spec)
-    split_column = next((c.name for c in columns if _plain_name(c.name) == "split"), "")
+    split_column = next((c.name for c in columns if _is_split(c.name)), "")
     rows = list(_rows(lines, columns, spec))
     scenarios, left_out, splits = [], [], []
     for number, row in enumerate(rows, start=1):
@@ -164,6 +165,11 @@ def read_text(path: Path, advice: str = "") -> str:
 
 def _plain_name(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _is_split(name: str) -> bool:
+    """Whether a column of that name says which split a row belongs to."""
+    return _plain_name(name) == "split"
 
 
 def _table(spec: Domain) -> str:
@@ -271,7 +277,7 @@ def _joined_row(
 ) -> _Row | None:
     """A row of which no more than the borders between neighbouring texts are uncertain."""
     read = read_joined(line, columns, optional=spec.table.get("optional"))
-    if read is None:
+    if read is None or any(map(_is_split, itertools.chain(*read.joined))):
         return None
     joined = "; ".join(f"{names[0]} to {names[-1]}" for names in read.joined)
     return _Row(line_number, _named(columns, read.cells), joined=joined)
