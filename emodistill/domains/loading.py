@@ -143,7 +143,11 @@ def read_ids(path: Path, known: Collection[str]) -> list[str]:
         elif name not in known:
             problems.append(f"{path}:{number}: there is no scenario {shown(name)}.")
     example = f" (such as {min(known)})" if known else ""
-    refuse(problems, f"Name each scenario to hold out once, by its scenario_id{example}.")
+    refuse(
+        problems,
+        f"Name each scenario to hold out once, by its scenario_id{example}; rows of a table that "
+        "are left out have none.",
+    )
     if not line_of:
         raise InputError(f"--test-ids {path} names no scenario; give a scenario_id a line.")
     return [*line_of]

@@ -73,11 +73,11 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         to bargain over or no playable row at all.
     """
     spec = get_domain(domain)
-    where = (
+    advice = (
         f" The published one is {spec.table['name']} in the folder data/ of {REPOSITORY}; "
         "--scenarios generated plays built-in scenarios instead."
     )
-    lines = read_text(path, where).split("\n")
+    lines = read_text(path, advice).split("\n")
     if not lines[0].strip():
         raise InputError(f"{path}:1 is empty; the first line must be the header of {_table(spec)}.")
     columns = _columns(path, lines[0], spec)
