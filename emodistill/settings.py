@@ -8,7 +8,9 @@ jpo: {kappa: 0.5}
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import operator
 import re
 import typing
 from collections.abc import Mapping
@@ -109,12 +111,12 @@ class Settings:
         hints = typing.get_type_hints(cls)
         values = {}
         for key, value in given.items():
+            hint = _hint_for(value, hints[key])
             try:
-                values[key] = msgspec.convert(value, hints[key], dec_hook=_path)
+                values[key] = msgspec.convert(value, hint, dec_hook=_path)
             except msgspec.ValidationError as error:
-                hint = hints[key]
                 expected = hint.__name__ if isinstance(hint, type) else str(hint)
-                expected = re.sub(r"(typing|pathlib)\.", "", expected)
+                expected = re.sub(r"(typing|pathlib|collections\.abc)\.", "", expected)
                 raise InputError(
                     f"{self.name}: {section}.{key}={shown(value)}: expected {expected} ({error})."
                 ) from None
@@ -157,6 +159,17 @@ def cell_name(changes: Mapping[str, Any]) -> str:
     words = "_".join(f"{key}={value}" for key, value in sorted(changes.items()))
     readable = "".join(c if c.isalnum() or c in "=._-" else "-" for c in words)[:60]
     return f"{readable}-{hashlib.sha256(canonical_json(changes).encode()).hexdigest()[:4]}"
+
+
+def _hint_for(value: Any, hint: Any) -> Any:
+    """The part of a type that `value` is to be read as: msgspec has no union of a path and more."""
+    kinds = typing.get_args(hint)
+    mappings = [kind for kind in kinds if typing.get_origin(kind) is Mapping]
+    if not mappings:
+        return hint
+    if isinstance(value, Mapping):
+        return mappings[0]
+    return functools.reduce(operator.or_, (kind for kind in kinds if kind not in mappings))
 
 
 def _path(kind: type, value: Any) -> Any:

@@ -22,6 +22,7 @@ from emodistill.configs.base import (
     setting,
 )
 from emodistill.configs.data import (
+    GENERATED,
     DialogueConfig,
     ExportConfig,
     ImportConfig,

@@ -69,6 +69,7 @@ def setting(
     embedded: Any = dataclasses.MISSING,
     operational: bool = False,
     is_path: bool = False,
+    none: str = "None",
 ) -> Any:
     """A field of a configuration, with what its value must satisfy.
 
@@ -80,6 +81,7 @@ def setting(
       operational: the setting changes speed or storage, never results. It stays out of manifests
         and cell names.
       is_path: a string that may name a folder, as a student's does.
+      none: the word that stands for None on a command line.
     """
     bounds = {operator.ge: ge, operator.gt: gt, operator.le: le, operator.lt: lt}
     metadata: dict[str, Any] = {
@@ -87,6 +89,7 @@ def setting(
         "hint": hint,
         "operational": operational,
         "is_path": is_path,
+        "none": none,
     }
     if embedded is not dataclasses.MISSING:
         metadata["by_student"] = {True: embedded, False: default}

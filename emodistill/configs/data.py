@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from emodistill.configs.base import (
     DEFAULT_RUN,
@@ -13,8 +16,12 @@ from emodistill.configs.base import (
     DomainName,
     OfferReaderKind,
     configuration,
+    require,
     setting,
 )
+
+GENERATED = "generated"
+"""What `scenarios` says to play the built-in ones."""
 
 
 @configuration
@@ -59,8 +66,11 @@ class SweepConfig(DialogueConfig):
     stage = "sweep"
     num_seeds: int = setting(100, ge=1)
     """Dialogues per scenario."""
-    scenarios: Path | None = None
-    """A published table (.csv) or scenario lines (.jsonl); the built-in generator if left out."""
+    scenarios: Annotated[
+        Path | Mapping[DomainName, Path] | None, tyro.conf.arg(metavar=f"PATH|{GENERATED}")
+    ] = setting(None, none=GENERATED)
+    """A published table (.csv) or scenario lines (.jsonl); the built-in ones if left out or
+    `generated`. A configuration file may name a file for each domain."""
     strict: bool = False
     """Refuse a table with unplayable rows instead of leaving those rows out."""
     focal_temperature: float = setting(0.7, ge=0, le=2)
@@ -69,6 +79,23 @@ class SweepConfig(DialogueConfig):
     """Scenarios held out for evaluation."""
     num_validation: int = setting(0, ge=0)
     """Scenarios taken from the training ones for choosing settings."""
+    held_out: Literal["drawn", "last"] = "drawn"
+    """Which scenarios are held out: some drawn by --seed, or the last of the file (the paper's
+    Appendix Q suggests so)."""
+    test_ids: Path | None = None
+    """A text file with the ids of the scenarios to hold out, one a line."""
+
+    def __post_init__(self) -> None:
+        given = self.scenarios
+        if isinstance(given, Mapping):  # one that lacks the domain stays, for the sweep to refuse
+            given = given.get(self.domain, given)
+        object.__setattr__(self, "scenarios", None if given == Path(GENERATED) else given)
+        ApiConfig.__post_init__(self)
+        require(
+            self.test_ids is None or self.held_out == "drawn",
+            f"--test-ids {self.test_ids} names the scenarios to hold out; leave out --held-out "
+            f"{self.held_out}, or the ids.",
+        )
 
 
 @configuration

@@ -7,13 +7,17 @@ columns. A reading may depart from the convention only at a comma that borders o
 cell that starts after a comma and a space starts with a capital), or inside a text with such
 cells on both sides; the reading with the fewest departures counts if it is the only one.
 Anything else is no reading: a cell is never moved to another column on a guess.
+
+Where nothing but the borders between neighbouring texts is uncertain, `read_joined` gives these
+texts as one.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -54,6 +58,11 @@ class CsvColumn:
     words: Sequence[str] = ()
     field: str = ""
     number: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing that stands in a cell proves that it is this column's."""
+        return self.kind in ("text", "word", "speech")
 
     @property
     def is_needed(self) -> bool:
@@ -165,11 +174,7 @@ def plain_cells(line: str) -> list[str]:
 
 def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
     """The cells of `line`, one per column; None where it has no reading, or several as good."""
-    tokens = _tokens(line)
-    while len(tokens) > len(columns) and not tokens[-1].text.strip():
-        tokens.pop()  # empty cells that a spreadsheet adds at the end
-    if len(tokens) > _MAX_TOKENS_PER_COLUMN * len(columns):
-        return None
+    tokens = _row_tokens(line, len(columns))
 
     @functools.cache
     def best(column: int, start: int, is_pinned: bool) -> list[tuple[int, tuple[str, ...]]]:
@@ -186,7 +191,7 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
             is_quoted = any(token.is_quoted for token in of_cell)
             if is_quoted and len(of_cell) > 1:
                 break
-            text = ",".join(token.text for token in of_cell).strip()
+            text = _text(of_cell)
             if not columns[column].fits(text, is_quoted=is_quoted):
                 continue
             pins = columns[column].pins(text) or is_quoted
@@ -199,5 +204,138 @@ def read_cells(line: str, columns: Sequence[CsvColumn]) -> list[str] | None:
         fewest = min(num_departures for num_departures, _ in readings) if readings else 0
         return [reading for reading in readings if reading[0] == fewest][:2]
 
-    readings = best(0, 0, True)
+    readings = best(0, 0, True) if tokens else []
     return list(readings[0][1]) if len(readings) == 1 else None
+
+
+class JoinedCells(NamedTuple):
+    """The cells of a line, one per column, some of which hold the text of several columns."""
+
+    cells: list[str]
+    joined: list[list[str]]
+    """The columns whose texts can't be told apart: one of them holds the text of them all, commas
+    included, and the others are empty."""
+
+
+def read_joined(
+    line: str, columns: Sequence[CsvColumn], *, optional: str | None = None
+) -> JoinedCells | None:
+    """The cells of `line` where no more than borders between neighbouring texts are uncertain.
+
+    Neighbouring columns of texts are read as one column, whose borders to all others must be
+    certain: there has to be one reading of the others, whatever it departs from. Within such a run
+    the texts at both ends that can't be but their columns' own are kept apart.
+
+    Args:
+      optional: a column that rows may lack.
+    """
+    if line.count('"') % 2:  # who knows where that cell was meant to end?
+        return None
+    tokens = _row_tokens(line, len(columns))
+    groups = [
+        list(group)
+        for is_open, same in itertools.groupby(columns, key=lambda column: column.is_open)
+        for group in ([[*same]] if is_open else ([column] for column in same))
+    ]
+
+    @functools.cache
+    def readings(number: int, start: int) -> list[tuple[int, ...]]:
+        """Where each group from `number` on stops, the first beginning at `start`; two at most."""
+        if number == len(groups):
+            return [()] if start == len(tokens) else []
+        found: list[tuple[int, ...]] = []
+        for stop in range(start + 1, len(tokens) - len(groups) + number + 2):
+            if _is_certain(groups[number], tokens[start:stop]):
+                found += ((stop, *stops) for stops in readings(number + 1, stop))
+            if len(found) > 1:
+                break
+        return found[:2]
+
+    if not tokens or len(all_stops := readings(0, 0)) != 1:
+        return None
+    cells: list[str] = []
+    joined: list[list[str]] = []
+    start = 0
+    for group, stop in zip(groups, all_stops[0], strict=True):
+        of_group, uncertain = _apart(group, tokens[start:stop], optional)
+        cells += of_group
+        joined += [uncertain] if uncertain else []
+        start = stop
+    return JoinedCells(cells, joined)
+
+
+def _row_tokens(line: str, num_columns: int) -> list[_Token]:
+    """The tokens of a row; none for a line that is too long to be one."""
+    tokens = _tokens(line)
+    while len(tokens) > num_columns and not tokens[-1].text.strip():
+        tokens.pop()  # empty cells that a spreadsheet adds at the end
+    return tokens if len(tokens) <= _MAX_TOKENS_PER_COLUMN * num_columns else []
+
+
+def _text(tokens: Sequence[_Token]) -> str:
+    return ",".join(token.text for token in tokens).strip()
+
+
+def _is_certain(group: Sequence[CsvColumn], tokens: Sequence[_Token]) -> bool:
+    """Whether the tokens can be all that stands in these columns, several of which are texts."""
+    if len(group) > 1:
+        return True
+    (column,) = group
+    is_quoted = any(token.is_quoted for token in tokens)
+    text = _text(tokens)
+    if (is_quoted and len(tokens) > 1) or not column.fits(text, is_quoted=is_quoted):
+        return False
+    # A figure that only informs might be any word; here nothing else would say where it stands.
+    return column.kind != "figure" or not text or column.pins(text)
+
+
+def _apart(
+    group: Sequence[CsvColumn], tokens: Sequence[_Token], optional: str | None
+) -> tuple[list[str], list[str]]:
+    """The cells of neighbouring columns, and the names of those whose texts stand in one cell."""
+    texts = [*_chunks(tokens)]
+    if len(texts) == len(group):
+        cells = [_text(text) for text in texts]
+        if all(column.fits(cell) for column, cell in zip(group, cells, strict=True)):
+            return cells, []
+    is_short = len(texts) < len(group)
+    is_whole = optional is None and len(tokens) >= len(group)  # no text is missing
+
+    def stands_alone(column: CsvColumn, text: list[_Token]) -> bool:
+        """Whether the outermost text is that of the outermost column and of no other."""
+        if is_short:  # a text holds those of several columns, or a column has none
+            is_spoken = column.name != optional and column.speaks(_text(text))
+            return is_spoken or (is_whole and len(text) == 1)
+        is_speech = column.kind == "speech" and column.pins(_text(text))
+        return text[0].is_quoted or is_speech
+
+    num_inner = min(len(texts), len(group))  # one at least is kept for what stands together
+    first, last = 0, 0  # texts that are kept apart at the beginning and at the end
+    while num_inner > 1 and stands_alone(group[first], texts[first]):
+        first, num_inner = first + 1, num_inner - 1
+    while num_inner > 1 and stands_alone(group[-1 - last], texts[-1 - last]):
+        last, num_inner = last + 1, num_inner - 1
+    inner = group[first : len(group) - last]
+    usual = [column for column in inner if column.is_needed and column.name != optional]
+    holder = [*usual, *(column for column in inner if column.is_needed), *inner][0]
+    num_before, num_behind = (
+        sum(map(len, part)) for part in (texts[:first], texts[len(texts) - last :])
+    )
+    together = _text(tokens[num_before : len(tokens) - num_behind])
+    cells = [
+        *map(_text, texts[:first]),
+        *(together if column is holder else "" for column in inner),
+        *map(_text, texts[len(texts) - last :]),
+    ]
+    return cells, [column.name for column in inner] if len(inner) > 1 else []
+
+
+def _chunks(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
+    """Tokens by the cells that they make under the convention."""
+    chunk: list[_Token] = []
+    for token in tokens:
+        if chunk and (token.is_quoted or chunk[-1].is_quoted or not token.is_continuation):
+            yield chunk
+            chunk = []
+        chunk.append(token)
+    yield chunk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from emodistill.domains.generator import generate_scenarios
 from emodistill.domains.published import Table, read_table, read_text
 from emodistill.domains.registry import Domain, get_domain
 from emodistill.domains.scenario import (
+    HeldOut,
     Scenario,
     Split,
     is_split_given,
@@ -19,7 +20,9 @@ from emodistill.domains.scenario import (
     split_scenarios,
 )
 from emodistill.errors import InputError, refuse
-from emodistill.untrusted import brief, parse_json
+from emodistill.untrusted import MAX_CONFIG_BYTES, brief, parse_json, read_bytes, shown
+
+_AS_GIVEN = "split as "
 
 
 class LoadedSplit(NamedTuple):
@@ -30,6 +33,11 @@ class LoadedSplit(NamedTuple):
     """A clause for the terminal: whose split it is, and how many scenarios each part has."""
     where: Mapping[str, str]
     """scenario_id -> its file and line."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the file of the scenarios has split them itself."""
+        return self.text.startswith(_AS_GIVEN)
 
 
 def load_scenarios(
@@ -56,29 +64,93 @@ def load_split(
     num_validation: int,
     seed: int,
     strict: bool = False,
+    held_out: HeldOut = "drawn",
+    test_ids: Path | None = None,
 ) -> LoadedSplit:
-    """The scenarios of `domain` in their split: the file's own, or else drawn by `seed`.
+    """The scenarios of `domain` in their split: the file's own, or else one that is made here.
 
     Args:
-      num_test, num_validation: scenarios to hold out where the split is drawn; of no consequence
-        for a file that has its own.
+      num_test, num_validation: scenarios to hold out; of no consequence for a file that has its own
+        split, nor `num_test` with `test_ids`.
+      held_out: which scenarios the test ones are (see `split_scenarios`).
+      test_ids: a file that names the test scenarios (see `read_ids`).
 
     Raises:
-      InputError: as `load_scenarios`; a file that names the split of some scenarios only; or sizes
-        that leave nothing to train on.
+      InputError: as `load_scenarios`; a file that names the split of some scenarios only; ids that
+        can't be used, or beside a file that has its own split; or sizes that leave nothing to train
+        on.
     """
     scenarios, is_split, where = _load(domain, path, strict)
     if is_split:
+        if test_ids is not None:
+            raise InputError(
+                f"--test-ids {test_ids}: {path} says itself which scenarios are held out. Leave "
+                "out the ids, or the splits of that file."
+            )
         split = Split(*([s for s in scenarios if s.split == name] for name in Split._fields))
-        whose = f"as {path} gives it (--num-test and --num-validation play no part)"
+        whose = (
+            f"{_AS_GIVEN}{path} gives it (--num-test, --num-validation and --held-out play no part)"
+        )
     else:
-        split = split_scenarios(scenarios, num_test, num_validation, seed)
-        whose = f"drawn by --seed {seed}"
+        ids = None if test_ids is None else read_ids(test_ids, [s.scenario_id for s in scenarios])
+        split = split_scenarios(
+            scenarios, num_test, num_validation, seed, held_out=held_out, test_ids=ids
+        )
+        if test_ids is not None:
+            whose = f"split with those of {test_ids} held out (--num-test plays no part)"
+        elif held_out == "last":
+            whose = f"split with the last {num_test} of {path or 'the built-in scenarios'} held out"
+        else:
+            whose = f"split drawn by --seed {seed}"
+        if num_validation and (test_ids is not None or held_out == "last"):
+            whose += f", {num_validation} for validation drawn by --seed {seed}"
     sizes = ", ".join(
         f"{len(part)} {name}" for name, part in zip(Split._fields, split, strict=True)
     )
     where_by_id = {s.scenario_id: line for s, line in zip(scenarios, where, strict=True)}
-    return LoadedSplit(split, f"split {whose}: {sizes}", where_by_id)
+    return LoadedSplit(split, f"{whose}: {sizes}", where_by_id)
+
+
+def read_ids(path: Path, known: Collection[str]) -> list[str]:
+    """The scenario ids of a text file, one a line; blank lines and comments (#) are passed over.
+
+    Args:
+      known: the ids that there are.
+
+    Raises:
+      InputError: the file can't be read, names no scenario, one that isn't known or one twice; the
+        message has all such lines.
+    """
+    try:
+        data = read_bytes(path)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ValueError(f"more than {MAX_CONFIG_BYTES:,} bytes")
+        lines = data.decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"--test-ids {path} can't be read ({brief(reason)}). Give a text file with a "
+            "scenario_id a line."
+        ) from None
+    line_of: dict[str, int] = {}
+    problems = []
+    for number, line in enumerate(lines, start=1):
+        if not (name := line.partition("#")[0].strip()):
+            continue
+        first = line_of.setdefault(name, number)
+        if first != number:
+            problems.append(f"{path}:{number}: {shown(name)} stands in line {first} too.")
+        elif name not in known:
+            problems.append(f"{path}:{number}: there is no scenario {shown(name)}.")
+    example = f" (such as {min(known)})" if known else ""
+    refuse(
+        problems,
+        f"Name each scenario to hold out once, by its scenario_id{example}; rows of a table that "
+        "are left out have none.",
+    )
+    if not line_of:
+        raise InputError(f"--test-ids {path} names no scenario; give a scenario_id a line.")
+    return [*line_of]
 
 
 def _load(domain: str, path: str | Path | None, strict: bool) -> Table:

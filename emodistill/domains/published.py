@@ -1,12 +1,14 @@
 """The published scenario tables (CSV): a row becomes a scalar game, or says why it can't.
 
 How a row becomes a game, and which numbers are moved to leave room to bargain, is in `_play`.
-A row that gives no number where one is needed, or whose texts can't be told apart, is left out
-and named by its line; `strict` refuses the file instead. Ids count the rows of the file.
+A row that gives no number where one is needed, or whose cells can't be told apart, is left out and
+named by its line. Where only neighbouring texts can't be told apart, they are kept as one text.
+`strict` refuses the file in both cases. Ids count the rows of the file.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from emodistill.domains.cells import (
     conventional_cells,
     plain_cells,
     read_cells,
+    read_joined,
     read_number,
 )
 from emodistill.domains.registry import DOMAINS, Domain, get_domain
@@ -27,6 +30,8 @@ from emodistill.errors import InputError, refuse
 
 _LOG = logging.getLogger("emodistill")
 _MAX_LINES_PER_ROW = 20  # a quote left open must not swallow the rest of the file
+REPOSITORY = "https://github.com/Yunbo-max/EmoMAS"
+"""Where the tables are published, in its folder data/."""
 NOT_STATED = "not stated"
 """What a field holds where the table's cell is empty or missing."""
 
@@ -44,13 +49,15 @@ class Table(NamedTuple):
 class _Row(NamedTuple):
     """A row's first line, and its cells by column or the `problem` with it.
 
-    `lacks` names a column that the row does not have and the table can do without.
+    `lacks` names a column that the row does not have and the table can do without, `joined` columns
+    whose texts can't be told apart.
     """
 
     line_number: int
     cells: Mapping[str, str]
     problem: str = ""
     lacks: str = ""
+    joined: str = ""
 
 
 def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
@@ -66,11 +73,15 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         to bargain over or no playable row at all.
     """
     spec = get_domain(domain)
-    lines = read_text(path).split("\n")
+    advice = (
+        f" The published one is {spec.table['name']} in the folder data/ of {REPOSITORY}; "
+        "--scenarios generated plays built-in scenarios instead."
+    )
+    lines = read_text(path, advice).split("\n")
     if not lines[0].strip():
         raise InputError(f"{path}:1 is empty; the first line must be the header of {_table(spec)}.")
     columns = _columns(path, lines[0], spec)
-    split_column = next((c.name for c in columns if _plain_name(c.name) == "split"), "")
+    split_column = next((c.name for c in columns if _is_split(c.name)), "")
     rows = list(_rows(lines, columns, spec))
     scenarios, left_out, splits = [], [], []
     for number, row in enumerate(rows, start=1):
@@ -82,10 +93,13 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         else:
             left_out.append(f"line {row.line_number}: {outcome}")
     short = [f"line {row.line_number} has no {row.lacks}" for row in rows if row.lacks]
-    if strict and (left_out or short):
+    joined = [f"line {row.line_number}: {row.joined}" for row in rows if row.joined]
+    if strict and (left_out or short or joined):
+        apart = [f"{one} can't be told apart" for one in joined]
         raise InputError(
             f"{path}: --strict refuses rows that can't be used in full. "
-            f"{'; '.join([*left_out, *short])}. Correct these lines or leave out --strict."
+            f"{'; '.join([*left_out, *short, *apart])}. Correct these lines (texts with commas "
+            "belong in double quotes) or leave out --strict."
         )
     if not scenarios:
         reasons = "; ".join(left_out[:5]) or "there is no row below the header"
@@ -95,6 +109,11 @@ def read_table(path: Path, domain: str, *, strict: bool = False) -> Table:
         parts.append(f"{len(left_out)} of {len(rows)} rows left out ({'; '.join(left_out)})")
     if short:
         parts.append(f"read as {NOT_STATED!r}: {'; '.join(short)}")
+    if joined:
+        parts.append(
+            f"{len(joined)} of {len(rows)} rows read with texts that can't be told apart as one "
+            f"text, the other fields as {NOT_STATED!r} ({'; '.join(joined)})"
+        )
     if parts:
         _LOG.warning("%s: %s.", path, ". ".join(parts))
     text = "%s: %d scenarios, %d of them with a number moved to leave room to bargain."
@@ -124,12 +143,16 @@ def _in_their_splits(
     return [scenario for scenario, _ in named]
 
 
-def read_text(path: Path) -> str:
-    """The text of a scenario file, without a byte-order mark."""
+def read_text(path: Path, advice: str = "") -> str:
+    """The text of a scenario file, without a byte-order mark.
+
+    Args:
+      advice: what to say of a file that isn't there.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check --scenarios.") from None
+        raise InputError(f"{path} does not exist; check --scenarios.{advice}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; --scenarios takes one file.") from None
     except UnicodeDecodeError as error:
@@ -142,6 +165,11 @@ def read_text(path: Path) -> str:
 
 def _plain_name(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _is_split(name: str) -> bool:
+    """Whether a column of that name says which split a row belongs to."""
+    return _plain_name(name) == "split"
 
 
 def _table(spec: Domain) -> str:
@@ -172,8 +200,9 @@ def _columns(path: Path, header: str, spec: Domain) -> list[CsvColumn]:
                 )
         raise InputError(
             f"{path} is not {_table(spec)}: its header lacks {', '.join(absent)} "
-            f"(it has {', '.join(names) or 'none'}). Give the comma-separated published table, "
-            f"or scenarios as .jsonl."
+            f"(it has {', '.join(names) or 'none'}). Give the comma-separated table as it is "
+            f"published in the folder data/ of {REPOSITORY}, or scenarios as .jsonl. The table "
+            f"has the columns {', '.join(c.name for c in _columns_of(spec) if c.is_needed)}."
         )
     if len(present) < len(names):
         raise InputError(f"{path}:1: two columns of the header have the same name; rename one.")
@@ -205,8 +234,10 @@ def _rows(lines: Sequence[str], columns: Sequence[CsvColumn], spec: Domain) -> I
         if cells is not None:
             yield _Row(line_number, _named(columns, cells))
         else:
-            unreadable = _Row(line_number, {}, problem=_why_unreadable(line, columns))
-            yield _short_row(line, columns, spec, line_number) or unreadable
+            row = _short_row(line, columns, spec, line_number)
+            if row is None and not is_spaced:
+                row = _joined_row(line, columns, spec, line_number)
+            yield row or _Row(line_number, {}, problem=_why_unreadable(line, columns))
 
 
 def _named(columns: Iterable[CsvColumn], cells: Sequence[str]) -> dict[str, str]:
@@ -241,12 +272,23 @@ def _short_row(
     return _Row(line_number, _named(others, cells) | {optional: ""}, lacks=optional)
 
 
+def _joined_row(
+    line: str, columns: Sequence[CsvColumn], spec: Domain, line_number: int
+) -> _Row | None:
+    """A row of which no more than the borders between neighbouring texts are uncertain."""
+    read = read_joined(line, columns, optional=spec.table.get("optional"))
+    if read is None or any(map(_is_split, itertools.chain(*read.joined))):
+        return None
+    joined = "; ".join(f"{names[0]} to {names[-1]}" for names in read.joined)
+    return _Row(line_number, _named(columns, read.cells), joined=joined)
+
+
 def _why_unreadable(line: str, columns: Sequence[CsvColumn]) -> str:
     cells = conventional_cells(line)
     if len(cells) == len(columns) and (misfit := _misfit(cells, columns)):
         return misfit
     return (
-        f"{len(cells)} cells for {len(columns)} columns, and no certain way to tell its texts "
+        f"{len(cells)} cells for {len(columns)} columns, and no certain way to tell its cells "
         f"apart; put texts with commas in double quotes"
     )
 

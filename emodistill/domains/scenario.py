@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -64,6 +64,10 @@ class Scenario(Record, frozen=True, kw_only=True):
         return self.focal_target - self.counterparty_anchor
 
 
+HeldOut = Literal["drawn", "last"]
+"""Which scenarios are held out for the test: some drawn by a seed, or the last ones."""
+
+
 class Split(NamedTuple):
     train: list[Scenario]
     validation: list[Scenario]
@@ -74,16 +78,29 @@ class Split(NamedTuple):
 
 
 def split_scenarios(
-    scenarios: Sequence[Scenario], n_test: int = 20, n_validation: int = 0, seed: int = 0
+    scenarios: Sequence[Scenario],
+    n_test: int = 20,
+    n_validation: int = 0,
+    seed: int = 0,
+    *,
+    held_out: HeldOut = "drawn",
+    test_ids: Collection[str] | None = None,
 ) -> Split:
-    """Split by scenario; stable under the order of `scenarios`; `split` is set on each.
+    """Split by scenario; `split` is set on each.
 
-    The test set depends on `seed` and `n_test` alone, so that asking for a validation set takes
-    it out of the training scenarios and leaves the test set as it was.
+    The test set does not depend on `n_validation`, so that asking for a validation set takes it out
+    of the training scenarios and leaves the test set as it was. What is drawn is stable under the
+    order of `scenarios`.
+
+    Args:
+      held_out: whether the test scenarios are drawn by `seed`, or the last `n_test`.
+      test_ids: the test scenarios; `n_test` and `held_out` then play no part.
     """
     ids = sorted(scenario.scenario_id for scenario in scenarios)
     if len(set(ids)) != len(ids):
         raise InputError("two scenarios share a scenario_id; ids must be unique within a domain.")
+    if test_ids is not None:
+        n_test = len(test_ids)
     if n_test < 0 or n_validation < 0 or n_test + n_validation >= len(ids):
         raise InputError(
             f"n_test={n_test} and n_validation={n_validation} leave no training scenario of the "
@@ -91,20 +108,25 @@ def split_scenarios(
             "the scenarios a `split`."
         )
     order = [ids[i] for i in stream(seed, "split").permutation(len(ids))]
-    num_held_out = n_test + n_validation
+    if test_ids is not None:
+        test = {*test_ids}
+    elif held_out == "last":
+        test = {scenario.scenario_id for scenario in scenarios[len(ids) - n_test :]}
+    else:
+        test = {*order[:n_test]}
+    others = [scenario_id for scenario_id in order if scenario_id not in test]
 
-    def part(name: SplitName, ids: Sequence[str]) -> list[Scenario]:
-        chosen = set(ids)
+    def part(name: SplitName, ids: Collection[str]) -> list[Scenario]:
         return [
             msgspec.structs.replace(scenario, split=name)
             for scenario in scenarios
-            if scenario.scenario_id in chosen
+            if scenario.scenario_id in ids
         ]
 
     return Split(
-        train=part("train", order[num_held_out:]),
-        validation=part("validation", order[n_test:num_held_out]),
-        test=part("test", order[:n_test]),
+        train=part("train", {*others[n_validation:]}),
+        validation=part("validation", {*others[:n_validation]}),
+        test=part("test", test),
     )
 
 

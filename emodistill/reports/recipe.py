@@ -18,7 +18,8 @@ from emodistill.reports.results import Readings, models
 from emodistill.reports.run_data import RunData
 
 ABOUT_RUN = "about the run"
-"""Among a recipe's notes: who played, what is missing, and where the figures come from."""
+"""Among a recipe's notes: who played on which scenarios, what is missing, and where the figures
+come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,14 @@ def _about_run(data: RunData, content: TableContent) -> list[str]:
     if frame is not None and len(frame):
         focal, counterparty = models(frame)
         lines.append(f"Focal side: {focal}. Counterparty: {counterparty}.")
+    played = {*data.scenario_sources} if frame is None or not len(frame) else {*frame.domain}
+    sources = [
+        f"{DOMAIN_TITLES.get(domain, domain)}: {source}"
+        for domain, source in data.scenario_sources.items()
+        if domain in played
+    ]
+    if sources:
+        lines.append(f"Scenarios: {'; '.join(sources)}.")
     if content.missing:
         lines.append(f"Missing: {'; '.join(content.missing)}.")
     if data.caveat:

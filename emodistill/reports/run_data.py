@@ -38,6 +38,7 @@ from emodistill.reports.results import (
     method_rows,
     paired_differences,
 )
+from emodistill.reports.scenario_sources import source_text
 from emodistill.runs import read_manifest
 from emodistill.train.metrics_log import METRICS
 from emodistill.untrusted import setting_of
@@ -120,6 +121,16 @@ class RunData:
     def differences(self) -> list[dict[str, Any]]:
         """Methods against each other on the scenarios that both have played."""
         return paired_differences(self.played_in("evaluation"), self.resampling)
+
+    @cached_property
+    def scenario_sources(self) -> dict[str, str]:
+        """domain -> which scenarios its dialogues are on, for every domain that has any."""
+        files = self.files(SCENARIOS)
+        unknown = "not known, as the run has no scenarios.jsonl"
+        return {
+            domain: source_text(files[domain]) if domain in files else unknown
+            for domain in in_order({*files, *self.dialogues.domain})
+        }
 
     @cached_property
     def caveat(self) -> str:

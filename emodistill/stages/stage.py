@@ -86,10 +86,16 @@ def command(script: str, config: Config, file: Settings) -> str:
     words = ["python", f"scripts/{script}.py"]
     if file.path is not None:
         words += ["--config", str(file.path)]
-    alone, with_student = file.config(type(config)), pasted(config, file).base
+    # What a file leaves to the student or the domain is the file's matter, whoever names these two.
+    deciding = {
+        name: getattr(config, name)
+        for name in ("domain", config.student_field)
+        if name is not None and hasattr(config, name)
+    }
+    alone, decided = file.config(type(config)), file.config(type(config), **deciding)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        usual = alone if field.name == config.student_field else with_student
+        usual = alone if field.name in deciding else decided
         if value == getattr(usual, field.name):
             continue
         flag = field.name.replace("_", "-")
@@ -97,6 +103,8 @@ def command(script: str, config: Config, file: Settings) -> str:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, Mapping):
             words += [f"--{flag}", *itertools.chain.from_iterable(value.items())]
+        elif value is None:
+            words += [f"--{flag}", field.metadata.get("none", "None")]
         else:
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, values)]

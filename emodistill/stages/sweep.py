@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.configs import JudgeConfig, SweepConfig
+from emodistill.configs import GENERATED, JudgeConfig, SweepConfig
 from emodistill.domains import load_split
 from emodistill.domains.loading import LoadedSplit
+from emodistill.errors import InputError
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.sweep import failures_path, run_sweep
@@ -45,8 +48,8 @@ def _job(cell: Cell) -> Job:
     inputs = {"prompt pack": details.pack.sha256}
     if details.reader is not None:
         inputs["offer reader's prompt"] = offer_prompt_sha256()
-    if config.scenarios is not None:
-        inputs |= input_hashes([config.scenarios], config.run)
+    files = [path for path in (scenario_file(config), config.test_ids) if path is not None]
+    inputs |= input_hashes(files, config.run)
     home = config.run / config.domain
     output = home / TRAJECTORIES
     config = grown(config, home / "sweep")
@@ -69,23 +72,41 @@ def _job(cell: Cell) -> Job:
     )
 
 
+def scenario_file(config: SweepConfig) -> Path | None:
+    """The file that the scenarios of the domain come from; None for the built-in ones.
+
+    Raises:
+      InputError: the files that are named by domain lack this one.
+    """
+    if isinstance(config.scenarios, Mapping):
+        raise InputError(
+            f"`scenarios` names files for {', '.join(config.scenarios) or 'no domain'} and none "
+            f"for --domain {config.domain}. Add `{config.domain}: FILE` there, give --scenarios "
+            f"FILE, or have built-in ones played by --scenarios {GENERATED} (in the file, "
+            f"scenarios: {GENERATED})."
+        )
+    return config.scenarios
+
+
 def split_of(config: SweepConfig) -> LoadedSplit:
     """The scenarios that `config` names, in their split."""
     return load_split(
         config.domain,
-        config.scenarios,
+        scenario_file(config),
         num_test=config.num_test,
         num_validation=config.num_validation,
         seed=config.seed,
         strict=config.strict,
+        held_out=config.held_out,
+        test_ids=config.test_ids,
     )
 
 
 def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
     """Play the dialogues that are still missing, or those of the first `num_dialogues`."""
     config, details = job.cell.config, job.details
-    split, text, _ = details.loaded
-    print(f"sweep: {text}.", flush=True)
+    split = details.loaded.split
+    print(f"sweep: {details.loaded.text}.", flush=True)
 
     async def work() -> Result:
         async with open_client(config, job.name) as client:
@@ -104,6 +125,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
             swept.cost_usd,
             {
                 "split": {name: len(part) for name, part in split._asdict().items()},
+                "is_split_given": details.loaded.is_given,
                 "unusual_answers": swept.usage.unusual,
                 **swept.shares,
             },

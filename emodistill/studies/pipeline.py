@@ -23,6 +23,7 @@ from emodistill.reports import report
 from emodistill.reports.report_table import terminal_text
 from emodistill.settings import Cell, Settings
 from emodistill.stages import run, tournament
+from emodistill.stages.sweep import scenario_file
 from emodistill.studies.arm_runner import run_study
 
 
@@ -33,6 +34,8 @@ def quickstart(config: QuickstartConfig, settings: Settings) -> Path:
         if name not in studies:
             known = ", ".join(studies)
             raise InputError(f"{settings.name}: studies: {name!r} is none of {known}.")
+    for domain in config.domains:  # before the first of them is worked on
+        scenario_file(settings.config(SweepConfig, domain=domain))
     started_s = time.monotonic()
     if settings.config(SweepConfig).is_simulated:
         print(
