@@ -284,7 +284,8 @@ _READ_FIELDS = frozenset({"model_type", "eos_token_id", *_HF_NAMES.values()})
 _FREE_FIELDS = frozenset(
     {
         # what the file is, and who has written it
-        *("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+        *("architectures", "_name_or_path", "_model_name_or_path", "transformers_version"),
+        *("dtype", "torch_dtype", "unk_token_id"),
         *("tokenizer_class", "unsloth_fixed", "unsloth_version", "transformers.js_config"),
         *("is_llama_config",),
         # training, and how the model is run
