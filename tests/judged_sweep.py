@@ -12,7 +12,6 @@ from emodistill.emotions import EMOTIONS
 FOCAL = """
 system = "{rules}{role}{context}"
 user = "{history}{emotion}{cue}"
-emotion = "{emotion}"
 opening = "begin "
 cue = "now:"
 line = "{speaker}{text}"
