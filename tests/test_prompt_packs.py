@@ -204,6 +204,7 @@ goal = "target_value"
             r"\[names\]: goal = 'targets': nothing is known as that; .*target",
         ),
         ('goal = "anchor"', r"\[names\]: goal = 'anchor': nothing is known"),
+        ('goal = ["target"]', r"\[names\]: goal = \['target'\]: nothing is known"),
         ("goal = 3", r"\[names\]: goal = 3: nothing is known"),
         ('target = "target_value"', r"\[names\]: target is a name already"),
         ('debtor = "creditor"', r"\[names\]: debtor is a name already"),
@@ -257,7 +258,7 @@ def test_all_marks_for_pasting_are_named_by_file_and_section(pack_of):
     lines = str(refused.value).splitlines()
     assert [line.rpartition("/")[2].partition(": ")[0] for line in lines[:-1]] == [
         *("focal.toml", "focal.toml [crad]", "judge.toml [turn]"),
-        "emotions.toml [fillings.admiration]",
+        "emotions.toml [fillings]",
     ]
     assert "PASTE: the first" in lines[0] and "Put the text itself" in lines[-1]
 

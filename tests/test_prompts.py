@@ -608,6 +608,18 @@ def test_all_unknown_placeholders_are_named_at_once(own_pack):
         assert found in str(refused.value)
 
 
+def test_what_all_scenarios_lack_is_said_once(own_pack):
+    pack = load_pack(own_pack("focal.toml", "{overdue_reason}", "{excuse}"))
+    located = [(scenario, f"s:{i}") for i, scenario in enumerate(SCENARIOS["crad"])]
+    with pytest.raises(InputError, match=r"^all 100 scenarios: .*\{excuse\}") as refused:
+        check_prompts(pack, located, ("focal",))
+    assert str(refused.value).count("excuse") == 1
+    fields = {**SCENARIOS["crad"][0].fields, "excuse": "rain"}
+    located[0] = (msgspec.structs.replace(SCENARIOS["crad"][0], fields=fields), "s:0")
+    with pytest.raises(InputError, match=r"^s:1: .*\{excuse\}[^\n]*\ns:2: "):
+        check_prompts(pack, located, ("focal",))
+
+
 def test_a_pack_for_one_domain_and_plain_braces(own_pack):
     for name in ("focal.toml", "counterparty.toml", "judge.toml"):
         text = (own_pack.folder / name).read_text(encoding="utf-8")

@@ -200,7 +200,7 @@ def check_prompts(
       InputError: with all lines of such scenarios and all names that they lack, a pack without the
         domain, or one whose emotion block can't be left out.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for scenario, where in scenarios:
         found = []
         for render in (render for who in _PROMPTS if who in prompted for render in _PROMPTS[who]):
@@ -208,5 +208,10 @@ def check_prompts(
                 render(pack, scenario)
             except InputError as error:
                 found.append(str(error))
-        problems += [f"{where}: `fields`: {' '.join(dict.fromkeys(found))}"] if found else []
-    refuse(problems, "Give `fields` what the prompts name, or use a --prompt-pack that fits.")
+        if found:
+            problems[where] = " ".join(dict.fromkeys(found))
+    if 1 < len(problems) == len(scenarios) and len(set(problems.values())) == 1:
+        # It is the pack, or a field that the whole file lacks.
+        problems = {f"all {len(scenarios):,} scenarios": problems.popitem()[1]}
+    lines = [f"{where}: `fields`: {problem}" for where, problem in problems.items()]
+    refuse(lines, "Give `fields` what the prompts name, or use a --prompt-pack that fits.")

@@ -107,12 +107,10 @@ def load_pack(directory: Path | None = None) -> PromptPack:
         "Put the text itself in the place of each such mark.",
     )
     refuse([problem for name in FIGURES for problem in _stray_braces(texts[name])])
+    names = {name: files[name].pop("names", {}) for name in FIGURES}
+    refuse([p for name in FIGURES for p in _name_problems(names[name], name, where[name])])
+    files |= {name: _with_our_names(files[name], names[name]) for name in FIGURES}
     problems: list[str] = []
-    for name in FIGURES:
-        names = files[name].pop("names", {})
-        wrong = list(_name_problems(names, name, where[name]))
-        problems += wrong
-        files[name] = files[name] if wrong else _with_our_names(files[name], names)
     for name in ("focal.toml", "counterparty.toml"):
         problems += _player_problems(files[name], name, where[name])
     problems += _judge_problems(files["judge.toml"], where["judge.toml"])
@@ -132,7 +130,9 @@ def _texts(parsed_file: Mapping[str, Any], where: str, section: str = "") -> Ite
         if isinstance(value, str):
             yield _Located(f"{where} [{section}]" if section else where, key, value)
         elif isinstance(value, Mapping):
-            yield from _texts(value, where, f"{section}.{key}" if section else key)
+            is_filling = section == "fillings"  # all of them are named together
+            inner = f"{section}.{key}" if section and not is_filling else section or key
+            yield from _texts(value, where, inner)
 
 
 def _marks(texts: Iterable[_Located]) -> list[str]:
@@ -162,7 +162,7 @@ def _name_problems(names: Any, file: str, where: str) -> Iterator[str]:
     for theirs, ours in names.items():
         if theirs in known:
             yield f"{where} [names]: {theirs} is a name already, which this would hide."
-        if ours not in known:
+        if not isinstance(ours, str) or ours not in known:
             yield (
                 f"{where} [names]: {theirs} = {shown(ours)}: nothing is known as that; there is "
                 f"{', '.join(sorted(known))}."
