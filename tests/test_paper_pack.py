@@ -228,3 +228,15 @@ def test_a_run_from_the_sweep_to_evaluation(tmp_path, monkeypatch):
     ):
         with pytest.raises(StaleInputError, match="prompt pack"):
             run_stage(stage)
+
+    path.write_bytes(
+        path.read_bytes().replace(b"\n{emotion_text}", b" {target_days} {emotion_text}")
+    )
+    base = config(SFTConfig, **adapter)
+    for stage in (
+        dataclasses.replace(base, emotion_free=True, lora_rank=2),
+        config(EvaluateConfig, method="iql+sft+jpo-stripped"),
+    ):
+        # Before anything is learned or played, which would name no scenarios.
+        with pytest.raises(InputError, match=r"^all \d+ scenarios: .*paragraph of \{emotion\}"):
+            run_stage(stage, base if stage.stage == "sft" else None)

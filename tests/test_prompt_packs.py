@@ -108,6 +108,14 @@ Speak, Creditor.""".strip()
     assert f"SO FAR\nBegin, {FACTS['debtor']} waits.\n\nSpeak" in opening
 
 
+def test_a_message_that_comes_out_empty_is_not_sent(pack_of):
+    moved = ("{context}", "{context}\n\n{history}"), ("# Talks so far\n{history}\n\n", "")
+    pack = pack_of(focal=changed("focal", *moved, ("\n\n{cue}", "")))
+    toned, free = (focal_messages(pack, SCENARIO, SAID[:2], emotion) for emotion in ("joy", None))
+    assert [message["role"] for message in toned] == ["system", "user"]
+    assert free == toned[:1]
+
+
 def test_the_history_may_stand_in_the_system_message(pack_of):
     moved = ("{context}", "{context}\n\n# Said\n{history}"), ("# Talks so far\n{history}\n\n", "")
     system, user = focal_messages(
