@@ -64,7 +64,7 @@ def test_the_pack_is_refused_until_all_is_pasted(tmp_path):
     lines = str(refused.value).splitlines()
     for name, texts in PASTED.items():
         assert sum(line.count("PASTE:") for line in lines if f"{name} [" in line) == len(texts)
-    assert lines[3].count("PASTE: Appendix P.4, ") == 28 and len(lines) == 5
+    assert lines[3].count("PASTE: Appendix P.4, ") == 27 and len(lines) == 5
     assert f"{PAPER_PACK}/judge.toml [turn]: PASTE: Appendix P.3, the system message; " in lines[2]
     half = paste_texts(tmp_path / "half")
     path = half / "emotions.toml"

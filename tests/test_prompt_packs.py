@@ -55,6 +55,13 @@ Speak, {focal}.'''
 """
 
 
+@pytest.mark.parametrize("inside", ["emotion_text!r", "emotion_text:>300", "emotion_text:x"])
+def test_braces_hold_a_name_and_nothing_more(pack_of, inside):
+    text = ONE_MESSAGE.replace("{emotion_text}", f"{{{inside}}}")
+    with pytest.raises(InputError, match="has more in its braces than a name"):
+        pack_of(focal=text)
+
+
 @pytest.fixture
 def pack_of(tmp_path):
     """A pack whose files are the built-in ones, or the given texts."""

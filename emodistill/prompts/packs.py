@@ -208,7 +208,8 @@ def _player_problems(texts: Mapping[str, Any], file: str, where: str) -> Iterato
             if key not in merged:
                 yield f"{asking}: `{key}` must be there, and be a text."
         if isinstance(merged.get("line"), str):
-            yield from _unknown(merged["line"], ("speaker", "text"), f"{where}: line")
+            place = here if "line" in section else where
+            yield from _unknown(merged["line"], ("speaker", "text"), f"{place}: line")
 
 
 def _judge_problems(texts: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -31,9 +31,14 @@ def parsed(text: str) -> tuple[tuple[str, str | None], ...]:
     """Pairs of plain text and the name that follows it, None at the end.
 
     Raises:
-      ValueError: braces that don't match.
+      ValueError: braces that don't match, or more in them than a name.
     """
-    return tuple((plain, name) for plain, name, _, _ in Formatter().parse(text))
+    pairs = []
+    for plain, name, form, conversion in Formatter().parse(text):
+        if form or conversion:
+            raise ValueError(f"{{{name}}} has more in its braces than a name")
+        pairs.append((plain, name))
+    return tuple(pairs)
 
 
 @cache
