@@ -13,6 +13,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, Method, get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
+from emodistill.model import load_tokenizer, student_folder, template_sha256
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.offline.sweep import failures_path
@@ -193,6 +194,10 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
       loaded: students that several matches share (see `PlayerPool`).
     """
     config, details = job.cell.config, job.details
+    template: dict[str, str] = {}
+    if any(get_method(name).writer == "student" for name in _method_names(config)):
+        tokenizer = load_tokenizer(student_folder(config.student))
+        template["chat_template"] = template_sha256(tokenizer)
 
     async def work() -> Result:
         async with (
@@ -213,7 +218,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
         return Result(
             played.summary,
             played.cost_usd,
-            {"unusual_answers": played.usage.unusual} | played.shares,
+            {"unusual_answers": played.usage.unusual} | played.shares | template,
             is_complete=played.is_complete,
         )
 
