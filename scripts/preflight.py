@@ -1,4 +1,4 @@
-"""What a training would learn from, checked in a minute before it takes hours; writes nothing.
+"""What a training would learn from, checked before it takes hours; writes nothing.
 
     python scripts/preflight.py jpo --kappa 0.5
     python scripts/preflight.py sft --run runs/qwen --model /path/to/Qwen2.5-7B-Instruct

@@ -37,7 +37,7 @@ from emodistill.train.shown_samples import show_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKS = [
-    *("leaks", "masks", "end of turn", "template", "trainable", "adapter's base", "adapter"),
+    *("leaks", "masks", "end of turn", "template", "trainable", "adapter fits", "adapter"),
     *("step 0", "rows"),
 ]
 
@@ -318,7 +318,7 @@ def test_an_adapter_of_another_base(copy, tiny_checkpoint, tiny_tokenizer_dir, p
     other = Qwen2(form, key=jax_key(1, "other"), dtype=jnp.float32)
     save_qwen2(other, copy / "other", extra_files=sorted(tiny_tokenizer_dir.iterdir()))
     code, text, problems = preflight(copy, student="other")
-    assert (code, problems) == (3, ["adapter's base"])
+    assert (code, problems) == (3, ["adapter fits"])
     assert "was trained on another base model" in text
 
 
@@ -334,7 +334,7 @@ def test_an_adapter_of_another_base_that_is_loaded_all_the_same(copy, preflight,
     edit_adapter(copy, lambda _, tensor: tensor, base_fingerprint="f" * 64)
     monkeypatch.setattr("emodistill.model.adapters.base_fingerprint", lambda model: "f" * 64)
     code, text, problems = preflight(copy)
-    assert (code, problems) == (3, ["adapter's base"])
+    assert (code, problems) == (3, ["adapter fits"])
     assert "was trained on base ffffffffffff" in text
 
 

@@ -6,6 +6,7 @@ reference) and compare it with what is worked out here in another way.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -82,16 +83,17 @@ def check_training(
     except InputError as error:
         if sft_adapter is None:
             raise
-        return [Finding("adapter's base", str(error), is_problem=True)]
+        return [Finding("adapter fits", str(error), is_problem=True)]
     packed = pack_samples(config, data, selected, start)
     batches, model = packed.batches, start.model
     report = _show_masks(config, data, look, packed, start, console)
 
     epoch = epoch_work(batches, report.num_attention_pairs)
-    console.print()
-    console.print(left_out_text(config, data, selected, packed), soft_wrap=True)
-    console.print(tokens_text(batches, epoch), soft_wrap=True)
-    console.print(steps_text(config, selected, batches), soft_wrap=True)
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say()
+    say(left_out_text(config, data, selected, packed))
+    say(tokens_text(batches, epoch))
+    say(steps_text(config, selected, batches))
 
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     loud = objective._replace(loss=with_logprobs(objective.loss))
@@ -112,9 +114,8 @@ def check_training(
     step = take_first_step(parts, state, first_rows(batches))
     alone = check_alone(parts, model, batches, step, is_new=config.starts_from_base)
     measured_s = seconds_per_position(parts, state, batches) if look.measure else None
-    hours = hours_text(config, batches, epoch, model, measured_s=measured_s)
-    console.print(hours, soft_wrap=True)
-    console.print()
+    say(hours_text(config, batches, epoch, model, measured_s=measured_s))
+    say()
     template = check_templates(
         config,
         cell_dir.parents[1],

@@ -91,11 +91,11 @@ def check_base(model: Qwen2, sft_adapter: Path | None) -> Finding | None:
     ours = base_fingerprint(model)
     if theirs is None:
         text = f"{sft_adapter} doesn't say which base it was trained on; not checked."
-        return Finding("adapter's base", text)
+        return Finding("adapter fits", text)
     if theirs != ours:
         text = f"{sft_adapter} was trained on base {theirs[:12]}…, and this one is {ours[:12]}…."
-        return Finding("adapter's base", text, is_problem=True)
-    return Finding("adapter's base", f"{ours[:12]}…, the one that is loaded.")
+        return Finding("adapter fits", text, is_problem=True)
+    return Finding("adapter fits", f"it was trained on base {ours[:12]}…, the one that is loaded.")
 
 
 class FirstStep(NamedTuple):
