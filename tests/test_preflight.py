@@ -280,7 +280,7 @@ def test_a_test_scenario_that_is_trained_on(copy, preflight):
     code, text, problems = preflight(copy)
     assert (code, problems) == (3, ["leaks"])
     assert f"{SCENARIOS[0].scenario_id} is trained on, and held out for test" in text
-    assert "the rest: not checked, since training refuses" in text
+    assert "unknown the rest: not checked, since training refuses" in text
 
 
 def test_a_test_scenario_that_is_trained_on_under_another_id(copy, preflight):
@@ -373,7 +373,7 @@ def test_what_is_lacking_is_code_2_and_nothing_is_made(home, preflight, tmp_path
 def test_a_server_is_said_to_be_unchecked(home, preflight):
     code, text, problems = preflight(home, "jpo", "--url", "http://127.0.0.1:9/v1")
     assert (code, problems) == (0, []), text
-    assert "http://127.0.0.1:9/v1: a server's chat template can't be seen" in text
+    assert "unknown server: http://127.0.0.1:9/v1: a server's chat template can't be seen" in text
 
 
 class TestShownTokens:

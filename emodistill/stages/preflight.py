@@ -63,13 +63,15 @@ def preflight(cell: Cell) -> bool:
         # What has been found may be the reason, and says more.
         if not any(finding.is_problem for finding in found):
             raise
-        found.append(Finding("the rest", f"not checked, since training refuses: {error}"))
+        text = f"not checked, since training refuses: {error}"
+        found.append(Finding("the rest", text, is_checked=False))
     print(*found, sep="\n")
     problems = [finding.check for finding in found if finding.is_problem]
+    num_checked = sum(finding.is_checked for finding in found)
     if problems:
-        print(f"preflight: {len(problems)} of {len(found)} checks: {', '.join(problems)}")
+        print(f"preflight: {len(problems)} of {num_checked} checks: {', '.join(problems)}")
     else:
-        print(f"preflight: {len(found)} checks, no problem")
+        print(f"preflight: {num_checked} checks, no problem")
         print(f"next: {command(stage.script, config, named_file(cell))}")
     return not problems
 

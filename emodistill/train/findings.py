@@ -16,9 +16,12 @@ class Finding(NamedTuple):
     text: str
     """What is the case, or what is wrong and what to do about it."""
     is_problem: bool = False
+    is_checked: bool = True
+    """False where nothing could be told either way."""
 
     def __str__(self) -> str:
-        return f"{'PROBLEM' if self.is_problem else 'ok':8}{self.check}: {self.text}"
+        passed = "ok" if self.is_checked else "unknown"
+        return f"{'PROBLEM' if self.is_problem else passed:8}{self.check}: {self.text}"
 
 
 def some_of(names: Sequence[str]) -> str:

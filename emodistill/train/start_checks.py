@@ -91,7 +91,7 @@ def check_base(model: Qwen2, sft_adapter: Path | None) -> Finding | None:
     ours = base_fingerprint(model)
     if theirs is None:
         text = f"{sft_adapter} doesn't say which base it was trained on; not checked."
-        return Finding("adapter fits", text)
+        return Finding("adapter fits", text, is_checked=False)
     if theirs != ours:
         text = f"{sft_adapter} was trained on base {theirs[:12]}…, and this one is {ours[:12]}…."
         return Finding("adapter fits", text, is_problem=True)

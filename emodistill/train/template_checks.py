@@ -71,8 +71,8 @@ def check_templates(
 
 def server_finding(url: str) -> Finding:
     """What can be said about the template of a server: nothing."""
-    text = f"{url}: a server's chat template can't be seen from outside; NOT checked."
-    return Finding("server", text)
+    text = f"{url}: a server's chat template can't be seen from outside; not checked."
+    return Finding("server", text, is_checked=False)
 
 
 def _of_student(home: Path, weights: Collection[str]) -> Iterator[_Made]:
