@@ -14,6 +14,7 @@ from emodistill import cli
 from emodistill.configs import (
     CONFIGS,
     EMBEDDED,
+    PREFLIGHTS,
     EvaluateConfig,
     ExportConfig,
     ImportConfig,
@@ -292,13 +293,16 @@ def test_a_missing_preset_is_a_clear_error():
         Settings.preset("slow")
 
 
+OTHERS = (PlanConfig, PretrainConfig)
+
+
 def test_every_flag_has_a_text():
     """What a field means stands below it, where `--help` finds it."""
     import tyro._docstrings as docstrings
 
     bare = [
         f"{cls.__name__}.{field.name}"
-        for cls in {*CONFIGS.values(), *BENCHMARKS.values(), PlanConfig, PretrainConfig}
+        for cls in {*CONFIGS.values(), *BENCHMARKS.values(), *PREFLIGHTS.values(), *OTHERS}
         for field in dataclasses.fields(cls)
         if not docstrings.get_field_docstring(cls, field.name, ())
     ]

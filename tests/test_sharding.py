@@ -26,8 +26,8 @@ from emodistill.model import Qwen2, add_lora, processes, sharding
 from emodistill.model.config import PUBLISHED
 from emodistill.runs import begin_stage
 from emodistill.seeding import jax_key
-from emodistill.train.adapter_training import mesh_shape
 from emodistill.train.loop import warn_of_empty_rows
+from emodistill.train.preparation import mesh_shape
 
 SHAPES = [
     f"{data}x{fsdp}x{8 // data // fsdp}"

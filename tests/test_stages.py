@@ -55,6 +55,10 @@ def test_stages_leave_what_the_next_ones_read(tiny_run):
     assert dict(played[0].focal.cells) == {"iql": "default", "jpo": "default"}
     assert {t.split for t in played} == {"test"}
     assert not {t.scenario_id for t in played} & {t.scenario_id for t in trajectories}
+    manifests = [read_manifest(tiny_run / f"crad/{stage}/default") for stage in ("sft", "jpo")]
+    folder = tiny_run / "crad/eval/iql+sft+jpo@sim-counterparty"
+    manifests.append(read_manifest(folder, "default.manifest.json"))
+    assert len({one.inputs["chat template"] for one in manifests}) == 1
 
 
 @pytest.mark.parametrize("stage", [pytest.param("alol", marks=pytest.mark.slow), "dpo"])

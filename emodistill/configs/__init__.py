@@ -46,6 +46,7 @@ from emodistill.configs.playing import (
     SimulatorConfig,
     TournamentConfig,
 )
+from emodistill.configs.preflight import PREFLIGHTS
 from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyConfig
 from emodistill.configs.training import (
     AdapterConfig,

@@ -68,15 +68,16 @@ def run(cell: Cell, work: Callable[[Job], Result] | None = None) -> Output:
     return Output(job.path, stage.followed_by(cell))
 
 
-def prepare(cell: Cell, only: Container[str] | None = None) -> None:
+def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: bool = False) -> None:
     """Make what the stage of `cell` needs and what isn't there.
 
     Args:
       only: leave all but these stages to the caller.
+      is_read_only: make nothing, and say how it is made.
 
     Raises:
-      InputError: it has to be paid for, or several processes train together; the message has the
-        commands that make it.
+      InputError: it has to be paid for, several processes train together, or nothing is to be
+        made; the message has the commands that make it.
     """
     lacking = _lacking(cell)
     if only is not None:
@@ -93,7 +94,7 @@ def prepare(cell: Cell, only: Container[str] | None = None) -> None:
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
     is_elsewhere = any(one.config.run != cell.config.run for one in lacking)
     is_free = all(_is_all_simulated(one.config) for one in [cell, *lacking])
-    if not is_alone or is_elsewhere or not is_free:
+    if is_read_only or not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
         last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
         if any(PLACEHOLDER in command for command in commands):

@@ -81,9 +81,7 @@ def train(
     warn_of_empty_rows(model.mesh, batches, config)
     stage, shown = config.stage, objective.shown_metric
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
-    graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    loss_fn = functools.partial(objective.loss, config)
-    trainer = Trainer(graphdef, loss_fn, config, num_steps, model.mesh)
+    trainer, lora, frozen = make_trainer(model, config, objective, num_steps)
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
@@ -151,6 +149,24 @@ def train(
                 )
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
+
+
+class TrainerParts(NamedTuple):
+    """A trainer, and what it trains."""
+
+    trainer: Trainer
+    lora: nnx.State
+    """What is trained."""
+    frozen: nnx.State
+
+
+def make_trainer(
+    model: Qwen2, config: AdapterConfig, objective: Objective, num_steps: int
+) -> TrainerParts:
+    """The trainer of `model` for a run of `num_steps`: its LoRA is trained, all else is frozen."""
+    graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+    loss_fn = functools.partial(objective.loss, config)
+    return TrainerParts(Trainer(graphdef, loss_fn, config, num_steps, model.mesh), lora, frozen)
 
 
 def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: AdapterConfig) -> None:

@@ -8,8 +8,9 @@ them, so a whole ablation shares one file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,38 @@ from emodistill.train.trainer import response_logprobs
 ARRAY = "ref_logp"
 
 
+class ReferenceFile(NamedTuple):
+    """Where the log-probs of a reference are kept."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    """All that the values depend on."""
+
+    @property
+    def key(self) -> str:
+        """The hash of the facts, which is also the file's name."""
+        return self.path.stem
+
+
+def reference_file(
+    model: Qwen2, batches: PackedBatches, *, directory: Path, made_from: Mapping[str, str]
+) -> ReferenceFile:
+    """The file for `model` as it is now and the rows of `batches`; it need not be there.
+
+    Args:
+      made_from: hashes of what the values depend on beside shapes, dtype and device.
+    """
+    facts = {
+        **made_from,
+        **batches.identity,
+        "dtype": str(jnp.dtype(model.dtype)),
+        "quantization": str(model.quantization),
+        "backend": jax.default_backend(),
+    }
+    key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    return ReferenceFile(directory / f"{key}.safetensors", facts)
+
+
 def reference_logprobs(
     model: Qwen2, batches: PackedBatches, *, directory: Path, made_from: Mapping[str, str]
 ) -> np.ndarray:
@@ -41,30 +74,27 @@ def reference_logprobs(
     Returns: float32 [N, U], zeros after a reply's end.
 
     Args:
-      made_from: hashes of what the values depend on beside shapes, dtype and device.
+      made_from: as for `reference_file`.
 
     Raises:
       InputError: not all processes can read the file.
     """
-    facts = {
-        **made_from,
-        **batches.identity,
-        "dtype": str(jnp.dtype(model.dtype)),
-        "quantization": str(model.quantization),
-        "backend": jax.default_backend(),
-    }
-    key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
-    path = directory / f"{key}.safetensors"
-    shape = (len(batches.examples), batches.num_reply_tokens)
-    stored = _read(path, key, shape)
+    file = reference_file(model, batches, directory=directory, made_from=made_from)
+    stored = stored_logprobs(file, batches)
     if not agree(lambda: stored is not None):
-        logp_NU = _compute(model, batches, shape)
+        logp_NU = computed_logprobs(model, batches, batches.each_batch(), len(batches.examples))
         if is_first():
-            write_tensors(path, {ARRAY: logp_NU}, {"key": key, "made_from": canonical_json(facts)})
+            metadata = {"key": file.key, "made_from": canonical_json(file.facts)}
+            write_tensors(file.path, {ARRAY: logp_NU}, metadata)
         return logp_NU
     if stored is None:
-        raise InputError(f"{path} can't be read here; all processes must see the same files.")
+        raise InputError(f"{file.path} can't be read here; all processes must see the same files.")
     return stored
+
+
+def stored_logprobs(file: ReferenceFile, batches: PackedBatches) -> np.ndarray | None:
+    """What the file holds for `batches`; None where it is missing or not what its name says."""
+    return _read(file.path, file.key, (len(batches.examples), batches.num_reply_tokens))
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
@@ -81,7 +111,18 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
     return logp_NU if is_whole and np.isfinite(logp_NU).all() else None
 
 
-def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np.ndarray:
+def computed_logprobs(
+    model: Qwen2,
+    batches: PackedBatches,
+    rows: Iterable[tuple[list[int], Batch]],
+    num_samples: int,
+) -> np.ndarray:
+    """log π under `model` of the samples in `rows`, float32 [N, U]; zeros for all others.
+
+    Args:
+      rows: micro-batches of `batches`, each with its samples along S, as `each_batch` has them.
+      num_samples: how many they are together.
+    """
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -89,14 +130,14 @@ def _compute(model: Qwen2, batches: PackedBatches, shape: tuple[int, int]) -> np
         logp_SU = response_logprobs(nnx.merge(graphdef, state), batch)
         return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)
 
-    def dispatched(rows: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
-        numbers, batch = rows
+    def dispatched(row: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
+        numbers, batch = row
         return numbers, logprobs(state, sharding.put_batch(batch, model.mesh))
 
-    logp_NU = np.zeros(shape, np.float32)
-    with Progress("reference", total=shape[0], unit="samples", is_shown=is_first()) as bar:
+    logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
+    with Progress("reference", total=num_samples, unit="samples", is_shown=is_first()) as bar:
         # Reading a result waits for the device, which must have the next micro-batches by then.
-        for numbers, logp_SU in prefetched(dispatched, batches.each_batch(), ahead=STEPS_AHEAD):
+        for numbers, logp_SU in prefetched(dispatched, rows, ahead=STEPS_AHEAD):
             logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
             bar.advance(len(numbers))
     return logp_NU

@@ -131,8 +131,11 @@ class Trainer:
 
     def loss(self, lora: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, Metrics]:
         """A micro-batch's share of the step's loss, and of its metrics."""
-        model = nnx.merge(self._graphdef, lora, frozen)
-        return self._loss_fn(response_logprobs(model, batch), batch)
+        return self._loss_fn(response_logprobs(self.model(lora, frozen), batch), batch)
+
+    def model(self, lora: nnx.State, frozen: nnx.State) -> Qwen2:
+        """The model whose two halves these are."""
+        return nnx.merge(self._graphdef, lora, frozen)
 
     def put(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step on the devices, as a step wants them."""
