@@ -44,9 +44,8 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
         raise InputError("the model has no LoRA to save; add_lora or load_adapter comes first.")
     folder = Path(folder)
     tensors = {}
-    for target, factor, variable in _factors(model):
-        for layer, values in enumerate(to_host(variable[...])):
-            tensors[_name(layer, target, factor)] = np.ascontiguousarray(values, np.float32)
+    for layer, target, a_RI, b_OR in layer_factors(model):
+        tensors[_name(layer, target, "A")], tensors[_name(layer, target, "B")] = a_RI, b_OR
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
     if not is_first():
         return
@@ -121,6 +120,17 @@ def adapted(model: Qwen2, folder: Path | str) -> Qwen2:
     beside = nnx.merge(*nnx.split(model))
     load_adapter(beside, folder)
     return beside
+
+
+def layer_factors(model: Qwen2) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """Layer, target, A [R, I] and B [O, R] of each adapted projection, float32 on the host."""
+    layers = target_layers(model)
+    for target in model.lora.targets if model.lora else ():
+        lora = layers[target].lora
+        stacked = zip(to_host(lora.a[...]), to_host(lora.b[...]), strict=True)
+        for layer, factors in enumerate(stacked):
+            a_RI, b_OR = (np.ascontiguousarray(factor, np.float32) for factor in factors)
+            yield layer, target, a_RI, b_OR
 
 
 def _factors(model: Qwen2) -> Iterator[tuple[str, str, LoRAParam]]:
