@@ -57,7 +57,7 @@ class VerifyConfig(Config):
     """Whose key is sent, and what else a request needs (see sweep.py); EMODISTILL_API_KEY without
     one."""
     tolerance: float = setting(0.15, gt=0, lt=0.5)
-    """How far the server's log-probs may be from the adapter's (or the base's), as a share of the
-    distance between the two; a base of four bits takes more, such as 0.4."""
+    """How far the server's log-probs may be from the adapter's (or the base's) on the way between
+    the two, as a share of it; they may scatter by twice as much."""
     timeout_s: float = setting(120.0, gt=0)
     """Seconds for one attempt at a call."""

@@ -122,7 +122,9 @@ def by_logprobs(measured: Sequence[Measured], tolerance: float) -> AdapterVerdic
     """Whose log-probs the server's are.
 
     Args:
-      tolerance: the distance that counts as none, as a share of the adapter's effect.
+      tolerance: how far from an end of the way between base and adapter counts as at it, as a
+        share of the adapter's effect. Off the way they may be twice as far: fewer bits of a base
+        scatter log-probs, and another scale moves them along.
     """
     # Where adapter and base agree, as on most of the tokens of a fluent text, all servers do.
     telling = [m for m in measured if abs(m.adapter - m.base) > NOISE / 2]
@@ -136,9 +138,11 @@ def by_logprobs(measured: Sequence[Measured], tolerance: float) -> AdapterVerdic
     )
     if effect == 0:
         return AdapterVerdict("unknown", f"{found} The adapter changes nothing.")
-    if to_adapter <= tolerance * effect:
+    squares = sum((m.adapter - m.base) ** 2 for m in measured)
+    share = sum((m.server - m.base) * (m.adapter - m.base) for m in measured) / squares
+    if abs(share - 1) <= tolerance and to_adapter <= 2 * tolerance * effect:
         return AdapterVerdict("in use", found)
-    if to_base <= tolerance * effect:
+    if abs(share) <= tolerance and to_base <= 2 * tolerance * effect:
         return AdapterVerdict("not in use", f"{found} The base answers.")
     if effect < NOISE:
         return AdapterVerdict(
@@ -146,8 +150,6 @@ def by_logprobs(measured: Sequence[Measured], tolerance: float) -> AdapterVerdic
             f"{found} The adapter's effect is within what number formats change; train it longer, "
             "or serve it in the precision of the canaries.",
         )
-    squares = sum((m.adapter - m.base) ** 2 for m in measured)
-    share = sum((m.server - m.base) * (m.adapter - m.base) for m in measured) / squares
     return AdapterVerdict(
         "other",
         f"{found} Along the way from base to adapter they are at {share:.2f} (1 would be the "
