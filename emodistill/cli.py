@@ -99,7 +99,8 @@ def parse(
         markers = (tyro.conf.OmitSubcommandPrefixes,)
         config = tyro.cli(union, args=rest, description=text, config=markers)
     if settings is not None and settings.path is not None:
-        is_typed = any(arg.partition("=")[0] in ("--base-url", "--base_url") for arg in rest)
+        flags = ("--base-url", "--base_url", "--url")
+        is_typed = any(arg.partition("=")[0] in flags for arg in rest)
         if not is_typed:
             _check_addresses(settings, getattr(config, "provider", None))
     section = BASE if BASE in file.sections else config.stage
@@ -110,7 +111,7 @@ def parse(
 
 
 def _check_addresses(settings: Settings, provider: str | None) -> None:
-    """Refuse a file's own `base_url` where it would be sent a key that lies in the environment.
+    """Refuse a file's own address where it would be sent a key that lies in the environment.
 
     Args:
       provider: the one that the command names.
@@ -122,7 +123,7 @@ def _check_addresses(settings: Settings, provider: str | None) -> None:
 
     sections = [settings.sections, *settings.sections.values()]
     for section in (one for one in sections if isinstance(one, Mapping)):
-        address = section.get("base_url")
+        address = section.get("base_url", section.get("url"))
         if not isinstance(address, str) or is_loopback(address):
             continue
         for name in {provider, section.get("provider"), settings.sections.get("provider")}:
@@ -131,10 +132,12 @@ def _check_addresses(settings: Settings, provider: str | None) -> None:
             named = get_provider(name, base_url=address)
             usual = get_provider(name).base_url if name else ""
             if named.base_url != usual and named.key_env and os.environ.get(named.key_env):
+                field = "base_url" if "base_url" in section else "url"
                 raise InputError(
-                    f"{settings.name}: base_url={brief(address)} would be sent your key in "
-                    f"{named.key_env}. If you trust that address, confirm it with --base-url "
-                    f"{brief(address)}, or make it a provider of your own (EMODISTILL_PROVIDERS)."
+                    f"{settings.name}: {field}={brief(address)} would be sent your key in "
+                    f"{named.key_env}. If you trust that address, confirm it with "
+                    f"--{field.replace('_', '-')} {brief(address)}, or make it a provider of your "
+                    "own (EMODISTILL_PROVIDERS)."
                 )
 
 

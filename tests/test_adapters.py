@@ -8,6 +8,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from emodistill import seeding
@@ -91,6 +92,53 @@ def test_we_read_pefts(make_hf_checkpoint, tmp_path):
     assert error < 1e-5
 
 
+PATTERNS = {
+    "ranks by target": {"rank_pattern": {"q_proj": 5, "v_proj": 1}},
+    "ranks by layer": {"rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 6}},
+    "scales": {"alpha_pattern": {r"layers\.[02]\.self_attn\.(q|o)_proj": 3.5, "down_proj": 40}},
+    "all": {"rank_pattern": {"^model.layers.2.*": 1}, "alpha_pattern": {"o_proj": 1}},
+}
+
+
+@pytest.mark.parametrize("is_rank_stabilized", [False, True], ids=["", "rsLoRA"])
+@pytest.mark.parametrize("patterns", [{}, *PATTERNS.values()], ids=["none", *PATTERNS])
+def test_ranks_and_scales_that_differ_are_read_as_peft_means_them(
+    make_hf_checkpoint, tmp_path, is_rank_stabilized, patterns
+):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    folder, hf = make_hf_checkpoint()
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=7,
+        target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
+        use_rslora=is_rank_stabilized,
+        **patterns,
+    )
+    theirs = peft.get_peft_model(hf, config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(TOKENS_BT)).logits
+        expected = torch.log_softmax(logits, -1).numpy()
+        with theirs.disable_adapter():
+            base = torch.log_softmax(theirs(torch.tensor(TOKENS_BT)).logits, -1).numpy()
+    model = load_qwen2(folder, dtype=jnp.float32)
+    load_adapter(model, tmp_path)
+    ours = np.asarray(nnx.log_softmax(model(TOKENS_BT)))
+    assert np.abs(ours - expected).max() < 1e-4
+    assert np.abs(ours - base).max() > 0.1
+    # What is written again is plain, and the same adapter.
+    save_adapter(model, tmp_path / "plain", "base")
+    again = load_qwen2(folder, dtype=jnp.float32)
+    load_adapter(again, tmp_path / "plain")
+    assert lora_sha256(again) == lora_sha256(model)
+
+
 def test_round_trip(tiny_checkpoint, adapter):
     original = with_random_adapter(tiny_checkpoint, rank=4, alpha=8)
     fresh = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
@@ -157,13 +205,20 @@ def test_missing_and_torn_files_are_named(tiny_checkpoint, adapter):
     ("changes", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type='LOHA' is not implemented"),
-        ({"use_rslora": True}, "use_rslora=True"),
+        ({"use_rslora": "yes"}, "use_rslora='yes' must be true or false"),
         ({"use_dora": True}, "use_dora=True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern="),
+        ({"rank_pattern": {"q_proj": 8}}, r"q_proj.lora_A.weight has shape \[4, 32\], .* rank 8"),
+        ({"rank_pattern": {"q_proj": 10**12}}, r"q_proj.lora_A.weight has shape"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj: rank=0 must be"),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern=\['q_proj'\] must be an object"),
+        ({"alpha_pattern": {"q_proj": "much"}}, "alpha_pattern: q_proj: alpha='much' must be"),
+        ({"alpha_pattern": {"(": 2}}, r"alpha_pattern: \( can't be read"),
+        ({"alpha_pattern": {"(a+)+": 2}}, "too much of a regular expression"),
+        ({"alpha_pattern": {".*.*.*x": 2}}, "too much of a regular expression"),
         ({"bias": "all"}, "bias='all'"),
         ({"target_modules": "all-linear"}, "target_modules='all-linear' must be a list"),
-        ({"target_modules": ["q_proj", "c_attn"]}, "target_modules="),
+        ({"target_modules": ["q_proj", "c_attn"]}, r"\['c_attn'\] can't be adapted here"),
         ({"target_modules": ["q_proj"]}, "is unexpected"),
         ({"target_modules": list(TARGETS)}, "gate_proj.lora_A.weight is missing"),
         ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\], .* \[8, 32\]"),
@@ -213,12 +268,10 @@ def test_another_lora_in_place_is_refused(tiny_checkpoint, adapter):
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-        ({"use_rslora": True}, "use_rslora=True"),
         ({"use_dora": True}, "use_dora=True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "target_modules="),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"layers_to_transform": [0]}, "layers_to_transform"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),

@@ -459,6 +459,19 @@ def test_a_provider_that_is_typed_gets_no_address_from_a_file(tmp_path, monkeypa
     parsed("sweep", "--config", str(path), "--provider", "openai")
 
 
+@pytest.mark.parametrize("text", [f"url: {EVIL}", f"verify-adapter: {{url: {EVIL}}}"])
+def test_nor_does_one_that_names_the_server_of_an_adapter(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("EMODISTILL_API_KEY", "sk-secret")
+    path = tmp_path / "received.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"url={EVIL} would be sent .*--url {EVIL}"):
+        parsed("verify-adapter", "--config", str(path))
+    typed = parsed("verify-adapter", "--config", str(path), "--url", EVIL)
+    assert typed.url == EVIL
+    monkeypatch.delenv("EMODISTILL_API_KEY")
+    assert parsed("verify-adapter", "--config", str(path)).url == EVIL
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

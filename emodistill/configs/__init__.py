@@ -4,6 +4,7 @@ are ours, is in docs/paper.md.
 Free of jax, so that `--help` answers at once.
 """
 
+from emodistill.configs.adapters import AdapterForm, ExportAdapterConfig, VerifyConfig
 from emodistill.configs.base import (
     AUTO,
     BLIND_JUDGE,
@@ -82,6 +83,8 @@ CONFIGS: dict[str, type[Config]] = {
         ReportConfig,
         QuickstartConfig,
         SimulatorConfig,
+        ExportAdapterConfig,
+        VerifyConfig,
         MemoryConfig,
         *STUDIES.values(),
     )

@@ -1,6 +1,6 @@
 """Language models behind OpenAI-compatible APIs."""
 
-from emodistill.llm.client import ChatClient, ExhaustedError, RefusedError
+from emodistill.llm.client import ChatClient, ExhaustedError, RefusedError, ScoredCompletion
 from emodistill.llm.providers import Price, Provider, get_provider, load_providers
 from emodistill.llm.usage import Completion
 
@@ -11,6 +11,7 @@ __all__ = [
     "Price",
     "Provider",
     "RefusedError",
+    "ScoredCompletion",
     "get_provider",
     "load_providers",
 ]

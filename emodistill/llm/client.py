@@ -44,6 +44,7 @@ from emodistill.llm.replies import (
     read_reply,
     server_error,
 )
+from emodistill.llm.token_scores import ScoredPosition
 from emodistill.llm.transport import proxy_of, read_body, retry_after_s
 from emodistill.llm.usage import Completion, Usage
 from emodistill.logs import fields
@@ -107,6 +108,13 @@ class RetryPolicy:
     """The first pause after trouble, doubled each time."""
     max_backoff_s: float = 30.0
     """Bound of a pause."""
+
+
+class ScoredCompletion(NamedTuple):
+    """An answer, and the log-probs of its tokens; none where the server states none."""
+
+    completion: Completion
+    scores: tuple[ScoredPosition, ...]
 
 
 class _Call(NamedTuple):
@@ -246,6 +254,47 @@ class ChatClient:
           ExhaustedError: trouble on every attempt.
           ApiError: nothing can work as things are set up: URL, model name, keys.
         """
+        data = self._body(
+            messages, model=model, temperature=temperature, max_tokens=max_tokens, seed=seed
+        )
+        completion = self.cache.get(sticky, data) if self.cache else None
+        if completion is None:
+            completion = await self._answer(_Call(data, model, max_tokens, sticky))
+            if self.cache:
+                self.cache.add(sticky, data, completion)
+        return completion
+
+    async def scored_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str,
+        max_tokens: int,
+        extra: Mapping[str, Any],
+    ) -> ScoredCompletion:
+        """The likeliest completion, with what the server says of its tokens; never recorded.
+
+        Args:
+          extra: fields of the request that ask for log-probs.
+
+        Raises:
+          RefusedError, ExhaustedError, ApiError: as `chat`.
+        """
+        data = self._body(
+            messages, model=model, temperature=0.0, max_tokens=max_tokens, seed=0, extra=extra
+        )
+        return await self._call(_Call(data, model, max_tokens, ""))
+
+    def _body(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str,
+        temperature: float,
+        max_tokens: int,
+        seed: int | None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> bytes:
         body: dict[str, Any] = {
             "model": model,
             "messages": messages,
@@ -256,13 +305,8 @@ class ChatClient:
         if seed is not None:
             body["seed"] = seed
         body.update(self.provider.extra_body)
-        data = json.dumps(body).encode()
-        completion = self.cache.get(sticky, data) if self.cache else None
-        if completion is None:
-            completion = await self._answer(_Call(data, model, max_tokens, sticky))
-            if self.cache:
-                self.cache.add(sticky, data, completion)
-        return completion
+        body.update(extra or {})
+        return json.dumps(body).encode()
 
     async def _answer(self, request: _Call) -> Completion:
         """From a recording, or from the server and into one."""
@@ -277,7 +321,7 @@ class ChatClient:
         if self.usage.cost_usd >= self.ceiling_usd:
             raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
         try:
-            completion = await self._call(request)
+            completion = (await self._call(request)).completion
         except (RefusedError, ExhaustedError) as error:
             if self._tape is not None:
                 status = error.status if isinstance(error, RefusedError) else None
@@ -291,7 +335,7 @@ class ChatClient:
     def _count(self, used: Usage) -> None:
         self.usage = self.usage.plus(used)
 
-    async def _call(self, request: _Call) -> Completion:
+    async def _call(self, request: _Call) -> ScoredCompletion:
         try:
             return await self._with_some_key(request, 1)
         except FaultError as fault:
@@ -314,7 +358,7 @@ class ChatClient:
             last = fault
         raise self._error(last, request.model)  # out here, so that the error has no context to show
 
-    async def _with_some_key(self, request: _Call, number: int) -> Completion:
+    async def _with_some_key(self, request: _Call, number: int) -> ScoredCompletion:
         """The `number`-th attempt; it goes on to another key where one is dead or may not."""
         forbidden: dict[ApiKey, FaultError] = {}
         num_tokens = request.num_prompt_tokens + request.max_tokens
@@ -379,7 +423,7 @@ class ChatClient:
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
-    async def _attempt(self, key: ApiKey, request: _Call) -> Completion:
+    async def _attempt(self, key: ApiKey, request: _Call) -> ScoredCompletion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
         self._count(Usage(num_calls=1))
@@ -424,7 +468,7 @@ class ChatClient:
         else:
             completion = self._completion(reply, request, latency_s)
             self.gate.went_well()
-            return completion
+            return ScoredCompletion(completion, reply.scores)
         if (
             status == 200
             and fault.kind in ("cut", "silent", "broken", "alien")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from emodistill.llm.token_scores import ScoredPosition, read_token_scores
 from emodistill.untrusted import count, parse_json, printable
 
 FinishReason = Literal["stop", "length"]
@@ -112,6 +113,8 @@ class Reply(NamedTuple):
     """Whether thoughts were cut off the text."""
     is_in_parts: bool
     """Whether the content came as a list of parts."""
+    scores: tuple[ScoredPosition, ...] = ()
+    """Log-probs of its tokens, thoughts included, where the server states them."""
 
 
 def spoken(text: str) -> str:
@@ -181,6 +184,7 @@ def _reply(answer: Any, usage: StatedUsage) -> Reply:
         num_written=num_written,
         is_thinking=spoken(written) != written,
         is_in_parts=isinstance(message.get("content"), list),
+        scores=read_token_scores(choice),
     )
 
 

@@ -10,55 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
-from emodistill.model.config import TARGETS, LoRAConfig, read_json_object
+from emodistill.model.config import LoRAConfig, read_json_object
 from emodistill.model.fingerprint import base_fingerprint
 from emodistill.model.lora import LoRAParam, add_lora, target_layers
+from emodistill.model.peft_options import PLAIN_OPTIONS, ModuleForm, PeftOptions, module_path
 from emodistill.model.processes import is_first, to_host
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.sharding import put_like
 from emodistill.model.weights import check_dtype, open_safetensors
 from emodistill.tensor_files import write_tensors
-from emodistill.untrusted import brief, shown
+from emodistill.untrusted import brief
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-# What is written of PEFT's options: those that could change what the weights mean are off.
-_PLAIN_OPTIONS: Mapping[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "use_rslora": False,
-    "use_dora": False,
-    "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layers_to_transform": None,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-}
-# What an adapter may say. Any other option has to be empty, those of a later PEFT included.
-_READ_OPTIONS = frozenset({"r", "lora_alpha", "target_modules", "base_model_name_or_path"})
-_FREE_OPTIONS = frozenset(
-    {
-        *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode"),
-        *("lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
-    }
-)
-"""They change nothing, or only with another option that is refused."""
-_ALLOWED_VALUES: Mapping[str, Sequence[Any]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    # The others (PiSSA, OLoRA, LoftQ, CorDA, …) change the base model's own weights as well.
-    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-}
 
 
 def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None:
@@ -74,16 +44,15 @@ def save_adapter(model: Qwen2, folder: Path | str, base_model_name: str) -> None
         raise InputError("the model has no LoRA to save; add_lora or load_adapter comes first.")
     folder = Path(folder)
     tensors = {}
-    for target, factor, variable in _factors(model):
-        for layer, values in enumerate(to_host(variable[...])):
-            tensors[_name(layer, target, factor)] = np.ascontiguousarray(values, np.float32)
+    for layer, target, a_RI, b_OR in layer_factors(model):
+        tensors[_name(layer, target, "A")], tensors[_name(layer, target, "B")] = a_RI, b_OR
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
     if not is_first():
         return
     write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     alpha = model.lora.alpha
     config = {
-        **_PLAIN_OPTIONS,
+        **PLAIN_OPTIONS,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_name,
         "r": model.lora.rank,
@@ -100,15 +69,19 @@ def load_adapter(model: Qwen2, folder: Path | str) -> LoRAConfig:
     """Put the adapter in `folder` onto `model`, in place, and give its form.
 
     A model without LoRA gets one of the adapter's rank, alpha and targets; a model whose LoRA is
-    of that very form gets the adapter's values.
+    of that very form gets the adapter's values. Where ranks or scales differ between modules, the
+    LoRA has the largest rank and the scale 1: zeros fill up the others, and B takes their scales.
 
     Raises:
-      InputError: a file is missing or torn, the adapter uses an option of PEFT beyond plain LoRA
-        or numbers that are not finite, or its base, layers, shapes or targets are not `model`'s.
+      InputError: a file is missing or torn, the adapter uses an option of PEFT that is not
+        implemented, or numbers that are not finite, or its base, layers, shapes or targets are not
+        `model`'s.
     """
     folder = Path(folder)
     fields = read_json_object(folder / CONFIG_FILE, "name a folder with an adapter in PEFT layout")
-    config = _lora_config(fields, folder / CONFIG_FILE)
+    options = PeftOptions.read(fields, folder / CONFIG_FILE)
+    forms = options.forms(model.config.num_layers)
+    config = options.lora_config(forms)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(f"{path} is missing; an adapter folder holds it beside {CONFIG_FILE}.")
@@ -124,7 +97,7 @@ def load_adapter(model: Qwen2, folder: Path | str) -> LoRAConfig:
             f"{folder} was trained on another base model ({fingerprint[:12]}…, here "
             f"{base_fingerprint(model)[:12]}…); load {base} first."
         )
-    values = _stack(tensors, model, config, path)
+    values = _stack(tensors, model, config, forms, path)
     if model.lora is None:
         add_lora(model, config.rank, config.alpha, config.targets)
     elif model.lora != config:
@@ -149,6 +122,17 @@ def adapted(model: Qwen2, folder: Path | str) -> Qwen2:
     return beside
 
 
+def layer_factors(model: Qwen2) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """Layer, target, A [R, I] and B [O, R] of each adapted projection, float32 on the host."""
+    layers = target_layers(model)
+    for target in model.lora.targets if model.lora else ():
+        lora = layers[target].lora
+        stacked = zip(to_host(lora.a[...]), to_host(lora.b[...]), strict=True)
+        for layer, factors in enumerate(stacked):
+            a_RI, b_OR = (np.ascontiguousarray(factor, np.float32) for factor in factors)
+            yield layer, target, a_RI, b_OR
+
+
 def _factors(model: Qwen2) -> Iterator[tuple[str, str, LoRAParam]]:
     """The factors A and B of each adapted projection, stacked over layers."""
     layers = target_layers(model)
@@ -159,48 +143,27 @@ def _factors(model: Qwen2) -> Iterator[tuple[str, str, LoRAParam]]:
 
 
 def _name(layer: int, target: str, factor: str) -> str:
-    path = f"layers.{layer}.{TARGETS[target]}.{target}.lora_{factor}"
-    return f"base_model.model.model.{path}.weight"
-
-
-def _lora_config(fields: Mapping[str, Any], path: Path) -> LoRAConfig:
-    for option, value in fields.items():
-        if option in _READ_OPTIONS or option in _FREE_OPTIONS:
-            continue
-        if value in _ALLOWED_VALUES[option] if option in _ALLOWED_VALUES else not value:
-            continue
-        raise InputError(
-            f"{path}: {brief(option)}={shown(value)} is not implemented; export a plain LoRA. "
-            "(PEFT's save_pretrained has path_initial_model_for_weight_conversion for PiSSA, "
-            "OLoRA and their like.)"
-        )
-    targets = fields.get("target_modules")
-    known = tuple(TARGETS)  # a tuple, since a target may be unhashable
-    if not isinstance(targets, list) or not all(target in known for target in targets):
-        raise InputError(
-            f"{path}: target_modules={shown(targets)} must be a list of {', '.join(TARGETS)}."
-        )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(fields.get(name), int | float):
-            raise InputError(f"{path}: {name}={shown(fields.get(name))} must be a number.")
-    try:
-        return LoRAConfig(
-            rank=fields["r"], alpha=float(fields["lora_alpha"]), targets=tuple(targets)
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return f"base_model.model.{module_path(layer, target)}.lora_{factor}.weight"
 
 
 def _stack(
-    tensors: dict[str, np.ndarray], model: Qwen2, config: LoRAConfig, path: Path
+    tensors: dict[str, np.ndarray],
+    model: Qwen2,
+    config: LoRAConfig,
+    forms: Mapping[str, Sequence[ModuleForm]],
+    path: Path,
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The factors [L, …] of each target out of `tensors`, every name and shape checked."""
+    """The factors [L, …] of each target out of `tensors`, every name and shape checked.
+
+    Factors of a smaller rank than `config` has are filled up with zeros, which add nothing to
+    B A; what a module's scale has over that of `config` goes into its B.
+    """
     layers, stacked = target_layers(model), {}
     for target in config.targets:
         num_layers, O, I = layers[target].weight.shape  # noqa: E741
-        for factor, shape in (("A", (config.rank, I)), ("B", (O, config.rank))):
-            names = [_name(layer, target, factor) for layer in range(num_layers)]
-            for name in names:
+        for layer, (rank, _) in enumerate(forms[target]):  # before anything of that rank is made
+            for factor, shape in (("A", (rank, I)), ("B", (O, rank))):
+                name = _name(layer, target, factor)
                 if name not in tensors:
                     raise InputError(
                         f"{path}: {name} is missing; the adapter is of another model or torn."
@@ -208,12 +171,21 @@ def _stack(
                 if tensors[name].shape != shape:
                     raise InputError(
                         f"{path}: {name} has shape {list(tensors[name].shape)}, but this model and "
-                        f"rank {config.rank} ask for {list(shape)}."
+                        f"rank {rank} ask for {list(shape)}."
                     )
-            values = np.stack([tensors.pop(name) for name in names]).astype(np.float32)
+        a_LRI = np.zeros((num_layers, config.rank, I), np.float32)
+        b_LOR = np.zeros((num_layers, O, config.rank), np.float32)
+        for layer, (rank, scale) in enumerate(forms[target]):
+            a_LRI[layer, :rank] = tensors.pop(_name(layer, target, "A"))
+            b_LOR[layer, :, :rank] = tensors.pop(_name(layer, target, "B"))
+            if scale != config.scale:
+                b_LOR[layer] *= np.float32(scale / config.scale)
+        for factor, values in (("A", a_LRI), ("B", b_LOR)):
             if not np.isfinite(values).all():
                 raise InputError(f"{path}: {target} has factors {factor} that are not finite.")
             stacked[target, factor] = values
     for name in tensors:
-        raise InputError(f"{path}: {name} is unexpected; the model has no such adapted layer.")
+        raise InputError(
+            f"{path}: {brief(name)} is unexpected; the model has no such adapted layer."
+        )
     return stacked

@@ -178,8 +178,12 @@ def open_safetensors(path: Path) -> Any:
         ) from None
 
 
-def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Open file of each tensor name."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder.
+
+    Raises:
+      InputError: there are none, or one is missing, or the index can't be used.
+    """
     index_path = folder / INDEX_FILE
     if (folder / SINGLE_FILE).is_file():  # before an index beside it, as transformers does
         names = [SINGLE_FILE]
@@ -189,11 +193,17 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
         foreign = sorted(p.name for pattern in _FOREIGN_FORMATS for p in folder.glob(pattern))
         hint = f" {foreign[0]} is another format; convert it to safetensors." if foreign else ""
         raise InputError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}.{hint}")
-    files: dict[str, Any] = {}
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing, but {INDEX_FILE} lists it; copy it too.")
-        file = stack.enter_context(open_safetensors(folder / name))
+    return [folder / name for name in names]
+
+
+def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Open file of each tensor name."""
+    files: dict[str, Any] = {}
+    for path in weight_files(folder):
+        file = stack.enter_context(open_safetensors(path))
         files.update(dict.fromkeys(file.keys(), file))
     return files
 

@@ -4,6 +4,7 @@
 it was.
 """
 
+from emodistill.stages.adapter_export import export_adapter
 from emodistill.stages.device_memory import plan_memory
 from emodistill.stages.evaluation import EVALUATE, PAIR
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
@@ -23,6 +24,7 @@ __all__ = [
     "Requirement",
     "Stage",
     "compare_judges",
+    "export_adapter",
     "judge_matches",
     "plan",
     "plan_memory",
