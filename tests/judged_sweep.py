@@ -11,8 +11,7 @@ from emodistill.emotions import EMOTIONS
 
 FOCAL = """
 system = "{rules}{role}{context}"
-user = "{history}{emotion}{cue}"
-emotion = "{emotion}"
+user = "{history}\\n\\n{emotion}\\n\\n{cue}"
 opening = "begin "
 cue = "now:"
 line = "{speaker}{text}"

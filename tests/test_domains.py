@@ -215,9 +215,10 @@ def test_unreadable_files_say_why(tmp_path):
         "folder.csv": "folder.csv is a folder",
         "latin.csv": "latin.csv is not UTF-8 text .*save it as UTF-8",
         "empty.jsonl": "empty.jsonl holds no scenario",
-        "table.pkl": r"table.pkl: scenarios are read from .csv .* or .jsonl .*'.pkl'",
-        "table.xlsx": "'.xlsx'",
-        "table": "a file without a suffix",
+        "table.pkl": r"table.pkl: scenarios are read from .csv .* or .jsonl .* not from .pkl files",
+        "table.xlsx": "not from .xlsx files",
+        "table": "not from suffixless files",
+        ".": "is a folder; --scenarios takes one file",
     }.items():
         with pytest.raises(InputError, match=message):
             load_scenarios("crad", tmp_path / name)

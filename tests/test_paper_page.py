@@ -112,8 +112,8 @@ def test_the_defaults_are_the_codes():
         ("IQLConfig", set()),
         ("SFTConfig", set()),
         ("JPOConfig", SHARED),
-        ("ALoLConfig", SHARED),
-        ("DPOConfig", SHARED),
+        ("ALoLConfig", SHARED - {"learning_rate"}),
+        ("DPOConfig", SHARED - {"learning_rate"}),
         ("EvaluateConfig", (PLAYED | SHARED) - {"focal_temperature"}),
         ("ReportConfig", set()),
     ],
@@ -135,8 +135,19 @@ def test_every_flag_that_it_names_is_one():
     assert flags - known == {"help"} and len(flags) > 10
 
 
-def test_printed_yaml_takes_what_the_page_calls_printed():
-    file = Settings.read(ROOT / "configs/printed.yaml")
+def test_printed_yaml_takes_what_the_page_calls_printed_and_changes_nothing_else():
+    """What it changes beside configs/ours.yaml has a comment that says where it is printed."""
+    path = ROOT / "configs/printed.yaml"
+    file, ours = Settings.read(path), Settings.read(ROOT / "configs/ours.yaml")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    commented = {line.partition(":")[0].strip() for line in lines if "  # " in line}
+    changed = set()
+    for name in ours.sections.keys() | file.sections.keys() - {"run"}:
+        before, after = (one.sections.get(name) or {} for one in (ours, file))
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys = before.keys() | after.keys()
+            changed |= {key for key in keys if before.get(key) != after.get(key)}
+    assert changed == commented
     jpo, sft = file.config(JPOConfig), file.config(SFTConfig)
     assert (jpo.ratio, jpo.data, sft.loss_mean) == ("sequence", "top", "reply-sum")
     assert file.config(IQLConfig).advantage_q == "online"
@@ -194,3 +205,27 @@ def test_the_paper_has_both_deviations():
         assert utility == pytest.approx(100 * p)
         expected = 100 * math.sqrt(p * (1 - p) * 20 / (20 - ddof))
         assert deviation == pytest.approx(expected, abs=0.06)
+
+
+def test_utilities_tell_which_deviation_outcomes_have():
+    """Of 20 scenarios, failures at 0: the deviation of utilities follows from that of outcomes."""
+
+    def fits(row, ddof):
+        success, outcomes, of_outcomes, utility, printed, *_ = row
+        num = round(success / 5)
+        squares = of_outcomes**2 * (num - ddof) + num * outcomes**2
+        expected = math.sqrt(max(0.0, (squares - 20 * utility**2) / (20 - ddof)))
+        return abs(expected - printed) <= 0.12
+
+    rows = [
+        row
+        for table in ("2", "5")
+        for by_label in paper.tables()[table].values()
+        for row in by_label.values()
+    ]
+    assert (len(rows), sum(fits(row, 0) for row in rows)) == (21, 20)
+    kappas = paper.tables()["6"]["iql+sft+jpo"]
+    assert fits(kappas["κ = 0.75"], 1) and not fits(kappas["κ = 0.75"], 0)
+    trained = paper.tables()["3"]["crad"]
+    neither = [kappas["κ = 0"], trained["free-sft"], trained["free-sft+jpo"]]
+    assert not any(fits(row, ddof) for row in neither for ddof in (0, 1))

@@ -14,6 +14,7 @@ import pytest
 from emodistill.domains import DOMAINS, format_value, get_domain, load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.offline.data_checks import check_prompts
 from emodistill.prompts import (
     counterparty_messages,
     dialogue_judge_messages,
@@ -22,7 +23,7 @@ from emodistill.prompts import (
     offer_messages,
     turn_judge_messages,
 )
-from emodistill.prompts.render import FILES
+from emodistill.prompts.packs import FILES
 from emodistill.records import Turn
 from emodistill.untrusted import printable
 
@@ -205,12 +206,22 @@ def test_an_utterance_is_never_taken_for_the_counterpartys_emotion_block():
     assert free[1]["content"].count("# Tone {emotion}") == 1
 
 
-def test_a_pack_may_put_the_counterpartys_emotion_elsewhere(own_pack):
-    pack = load_pack(own_pack("counterparty.toml", "# Tone\n{emotion}\n\n{cue}", "{emotion} {cue}"))
-    turns = speech("First.")
-    toned, free = (counterparty_messages(pack, game("crad"), turns, e) for e in ("joy", None))
-    assert PACK.emotion_blocks["joy"] in text_of(toned)
-    assert free[1]["content"] == toned[1]["content"].replace(PACK.emotion_blocks["joy"], "")
+@pytest.mark.parametrize("side", ["focal", "counterparty"])
+def test_an_emotion_that_shares_its_paragraph_cant_be_left_out(own_pack, side):
+    pack = load_pack(own_pack(f"{side}.toml", "# Tone\n{emotion}\n\n{cue}", "{emotion} {cue}"))
+
+    def prompted(emotion):
+        if side == "focal":
+            return focal_messages(pack, game("crad"), [], emotion)
+        return counterparty_messages(pack, game("crad"), speech("One."), emotion)
+
+    assert PACK.emotion_blocks["joy"] in text_of(prompted("joy"))
+    message = rf"{side}\.toml: user: the paragraph of \{{emotion\}} .*\{{cue\}} .*Put a blank line"
+    with pytest.raises(InputError, match=message):
+        prompted(None)
+    check_prompts(pack, [(game("crad"), "s:1")], (side,))
+    with pytest.raises(InputError, match=rf"s:1: .*{message}"):
+        check_prompts(pack, [(game("crad"), "s:1")], (f"emotion-free {side}",))
 
 
 def test_emotion_blocks_are_of_like_length():
@@ -488,7 +499,44 @@ def test_a_file_that_is_no_toml_is_named(own_pack, name, content):
             r"emotions\.toml \[\w+\]: nothing is known as \{mood\}; there is adjective, feeling",
         ),
         ("focal.toml", "cue =", "hint =", r"focal\.toml: `cue` must be there"),
-        ("focal.toml", "system =", "system = 3\nnote =", r"focal\.toml: `system` must be there"),
+        (
+            "focal.toml",
+            'opening = "',
+            'opening = 3 # "',
+            r"`opening` must be there, and be a text",
+        ),
+        ("focal.toml", "user =", "usr =", r"focal\.toml: nothing reads `usr`; there is system, us"),
+        ("focal.toml", "user =", "usr =", r"focal\.toml: \{history\} must be in .* 0 times"),
+        ("focal.toml", "{emotion}", "calm", r"focal\.toml: no message names \{emotion\}"),
+        ("focal.toml", "opening =", "emotion = 'x'\nopening =", r"nothing reads `emotion`"),
+        ("focal.toml", "{role}", "{role} {history}", r"\{history\} must be in .* there 2 times"),
+        ("focal.toml", "[crad]", "[loans]", r"focal\.toml: nothing reads `loans`; there is .*crad"),
+        (
+            "focal.toml",
+            'focal = "Cr',
+            'focals = "Cr',
+            r"toml \[crad\]: `focal` must be there",
+        ),
+        (
+            "focal.toml",
+            "{speaker}",
+            "{name}",
+            r"focal\.toml: line: nothing is known as \{name\}; there is speaker, text",
+        ),
+        (
+            "judge.toml",
+            "{value}",
+            "{figure}",
+            r"judge\.toml \[ending\]: accepted: nothing is known as \{figure\}; there is value",
+        ),
+        (
+            "judge.toml",
+            "{utterance}",
+            "{it}",
+            r"\[turn\]: \{utterance\} must be in .*\{it",
+        ),
+        ("judge.toml", "case =", "facts =", r"judge\.toml \[crad\]: `case` must be there"),
+        ("judge.toml", "user =", "usr =", r"judge\.toml \[turn\]: nothing reads `usr`"),
         ("focal.toml", "{rules}", "{rules", r"focal\.toml: system: .*for plain braces"),
         ("counterparty.toml", "line =", "row =", r"counterparty\.toml: `line` must be there"),
         ("counterparty.toml", "role =", "part =", r"counterparty\.toml \[crad\]: `role` must be"),
@@ -509,28 +557,67 @@ def test_a_broken_pack_says_where(own_pack, name, old, new, message):
         (
             "focal.toml",
             "{target}",
-            "{goal}",
-            r"focal\.toml: context: .*\{goal\}; there is .*target",
+            "{goal} or {aim}",
+            r"focal\.toml \[crad\]: context: .*\{goal\}, \{aim\}; there is .*target",
         ),
-        ("focal.toml", "{history}", "{talks}", r"focal\.toml: user: nothing is known as \{talks\}"),
-        ("focal.toml", "{speaker}", "{name}", r"focal\.toml: line: nothing is known as \{name\}"),
+        (
+            "focal.toml",
+            "{history}",
+            "{history} {talks}",
+            r"focal\.toml: user: nothing is known as \{talks\}",
+        ),
         (
             "focal.toml",
             "as the {focal}",
             "as {me}",
             r"focal\.toml: cue: nothing is known as \{me\}",
         ),
-        ("focal.toml", "[crad]", "[loans]", r"focal\.toml has no section \[crad\]"),
-        ("counterparty.toml", "{anchor}", "{target}", r"counterparty\.toml: context: .*\{target\}"),
-        ("judge.toml", "{utterance}", "{words}", r"judge\.toml \[turn\]: user: .*\{words\}"),
+        (
+            "counterparty.toml",
+            "{anchor}",
+            "{target}",
+            r"counterparty\.toml \[crad\]: context: .*\{target\}",
+        ),
         ("judge.toml", "{direction}", "{way}", r"judge\.toml \[turn\]: system: .*\{way\}"),
-        ("judge.toml", "{collateral}", "{pledge}", r"judge\.toml \[crad\]: .*\{pledge\}"),
+        ("judge.toml", "{collateral}", "{pledge}", r"judge\.toml \[crad\]: case: .*\{pledge\}"),
     ],
 )
 def test_an_unknown_placeholder_says_where(own_pack, name, old, new, message):
     pack = load_pack(own_pack(name, old, new))
     with pytest.raises(InputError, match=message):
         render_all(pack, game("crad"))
+    with pytest.raises(InputError, match=message):
+        check_prompts(pack, [(game("crad"), "s:1")], ("focal", "counterparty", "judge"))
+
+
+def test_all_unknown_placeholders_are_named_at_once(own_pack):
+    own_pack("focal.toml", "{overdue_reason}", "{excuse}")
+    own_pack("focal.toml", "as the {focal}", "as {me}")
+    own_pack("counterparty.toml", "{cash_flow}", "{purse}")
+    own_pack("judge.toml", "{utterance}", "{utterance} {mood}")
+    pack = load_pack(own_pack("judge.toml", "{recovery_stage}", "{phase}"))
+    with pytest.raises(InputError) as refused:
+        check_prompts(pack, [(game("crad"), "s:1")], ("focal", "counterparty", "judge"))
+    for found in (
+        "focal.toml [crad]: context: nothing is known as {excuse}",
+        "focal.toml: cue: nothing is known as {me}",
+        "counterparty.toml [crad]: context: nothing is known as {purse}",
+        "judge.toml [turn]: user: nothing is known as {mood}",
+        "judge.toml [crad]: case: nothing is known as {phase}",
+    ):
+        assert found in str(refused.value)
+
+
+def test_what_all_scenarios_lack_is_said_once(own_pack):
+    pack = load_pack(own_pack("focal.toml", "{overdue_reason}", "{excuse}"))
+    located = [(scenario, f"s:{i}") for i, scenario in enumerate(SCENARIOS["crad"])]
+    with pytest.raises(InputError, match=r"^all 100 scenarios: .*\{excuse\}") as refused:
+        check_prompts(pack, located, ("focal",))
+    assert str(refused.value).count("excuse") == 1
+    fields = {**SCENARIOS["crad"][0].fields, "excuse": "rain"}
+    located[0] = (msgspec.structs.replace(SCENARIOS["crad"][0], fields=fields), "s:0")
+    with pytest.raises(InputError, match=r"^s:1: .*\{excuse\}[^\n]*\ns:2: "):
+        check_prompts(pack, located, ("focal",))
 
 
 def test_a_pack_for_one_domain_and_plain_braces(own_pack):

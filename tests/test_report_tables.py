@@ -108,7 +108,8 @@ def test_statistics_about_which_the_paper_says_two_things(tmp_path):
         note = make_table(RECIPE["table-1"], data).notes[0]
         assert f"± is the {readings.deviation} standard deviation" in note
         note = make_table(RECIPE["table-9"], data).notes[0]
-        assert ("Student's t over dialogues" in note) is (readings.interval == "student")
+        student = f"Student's t with the {readings.deviation} deviation over dialogues"
+        assert (student in note) is (readings.interval == "student")
     command = ReportConfig(deviation="sample", outcome_interval="student", run=tmp_path)
     assert read_run(command).readings == Readings("sample", "student", "mean")
 
@@ -131,8 +132,14 @@ def test_a_run_against_another(tmp_path):
     assert row["reading"] == "unclear"  # two scenarios show nothing
     ends = float(row["interval_low"]), float(row["interval_high"])
     assert ends == pytest.approx((10, 30))
-    with pytest.raises(InputError, match=r"none holds no dialogue of evaluate\.py"):
-        read_run(ReportConfig(run=tmp_path / "this", against=tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    for other, message in (
+        ("empty", r"empty holds no dialogue of evaluate\.py"),
+        ("none", "none: there is no such folder"),
+        ("other/../this", "is this run; name another one"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_run(ReportConfig(run=tmp_path / "this", against=tmp_path / other))
 
 
 def test_the_emotion_free_tables_start_from_a_student_without_the_block(tmp_path):

@@ -171,7 +171,7 @@ def test_ids_name_the_scenarios_to_hold_out(tmp_path, text, outcome):
         with pytest.raises(InputError, match=outcome):
             split_of(config)
         return
-    split, said, _ = split_of(config)
+    split, said, *_ = split_of(config)
     assert ids_of(split)[2] == outcome and len(split.validation) == 3
     assert f"split with those of {path} held out (--num-test plays no part)" in said
 

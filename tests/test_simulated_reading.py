@@ -16,8 +16,10 @@ from emodistill.simulator.reading import (
     Speech,
     accepts,
     last_figure,
+    messages_text,
     read_brief,
     read_history,
+    read_sections,
     read_tone,
     show_figure,
 )
@@ -40,8 +42,8 @@ def test_briefs_are_read_from_the_built_in_pack(domain):
 def test_tones_are_read_from_the_emotion_block(domain):
     turns = turns_of("I feel sad about the tone.", "Mind your tone, you sound angry.")
     for emotion in (*EMOTIONS, None):
-        user = focal_messages(PACK, SCENARIOS[domain][0], turns, emotion)[1]["content"]
-        assert read_tone(user) == emotion
+        messages = focal_messages(PACK, SCENARIOS[domain][0], turns, emotion)
+        assert read_tone(read_sections(*messages_text(messages))) == emotion
 
 
 def test_a_history_is_read_line_by_line():

@@ -15,6 +15,7 @@ from emodistill.model.tokenization import (
     end_of_turn_id,
     load_tokenizer,
     stop_ids,
+    stored_template_sha256,
     template_sha256,
 )
 
@@ -112,6 +113,34 @@ def test_template_hash_follows_the_template(tiny_tokenizer_dir):
     assert len(before) == 64 and before == template_sha256(load_tokenizer(tiny_tokenizer_dir))
     tokenizer.chat_template += " "
     assert template_sha256(tokenizer) != before
+
+
+@pytest.mark.parametrize("layout", ["as it is", "own file", "by name"])
+def test_the_template_hash_is_read_off_the_files(tiny_tokenizer_dir, tmp_path, layout):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    config, own_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    template = load_tokenizer(folder).chat_template
+    own_file.unlink(missing_ok=True)
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}
+    if layout == "own file":
+        own_file.write_text(template + "\n{# ä #}")
+    elif layout == "by name":
+        kept["chat_template"] = [
+            {"name": "default", "template": template},
+            {"name": "tools", "template": "x"},
+        ]
+    else:
+        kept["chat_template"] = template
+    config.write_text(json.dumps(kept))
+    assert stored_template_sha256(folder) == template_sha256(load_tokenizer(folder))
+
+
+def test_a_folder_without_a_template_or_with_a_torn_one(tmp_path):
+    assert stored_template_sha256(tmp_path) is None
+    for content in ("{", "[]"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(InputError, match=f"{tmp_path}: the tokenizer can't be read"):
+            stored_template_sha256(tmp_path)
 
 
 def test_trimming_templates_are_followed_and_rewriting_ones_refused(tiny_tokenizer_dir):

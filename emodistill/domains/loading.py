@@ -22,8 +22,6 @@ from emodistill.domains.scenario import (
 from emodistill.errors import InputError, refuse
 from emodistill.untrusted import MAX_CONFIG_BYTES, brief, parse_json, read_bytes, shown
 
-_AS_GIVEN = "split as "
-
 
 class LoadedSplit(NamedTuple):
     """Scenarios, each in its split, and who has split them."""
@@ -33,11 +31,8 @@ class LoadedSplit(NamedTuple):
     """A clause for the terminal: whose split it is, and how many scenarios each part has."""
     where: Mapping[str, str]
     """scenario_id -> its file and line."""
-
-    @property
-    def is_given(self) -> bool:
-        """Whether the file of the scenarios has split them itself."""
-        return self.text.startswith(_AS_GIVEN)
+    is_given: bool = False
+    """Whether the file of the scenarios has split them itself."""
 
 
 def load_scenarios(
@@ -89,7 +84,7 @@ def load_split(
             )
         split = Split(*([s for s in scenarios if s.split == name] for name in Split._fields))
         whose = (
-            f"{_AS_GIVEN}{path} gives it (--num-test, --num-validation and --held-out play no part)"
+            f"split as {path} gives it (--num-test, --num-validation and --held-out play no part)"
         )
     else:
         ids = None if test_ids is None else read_ids(test_ids, [s.scenario_id for s in scenarios])
@@ -108,7 +103,7 @@ def load_split(
         f"{len(part)} {name}" for name, part in zip(Split._fields, split, strict=True)
     )
     where_by_id = {s.scenario_id: line for s, line in zip(scenarios, where, strict=True)}
-    return LoadedSplit(split, f"{whose}: {sizes}", where_by_id)
+    return LoadedSplit(split, f"{whose}: {sizes}", where_by_id, is_given=is_split)
 
 
 def read_ids(path: Path, known: Collection[str]) -> list[str]:
@@ -160,6 +155,8 @@ def _load(domain: str, path: str | Path | None, strict: bool) -> Table:
         names = [f"generated scenario {scenario.scenario_id}" for scenario in generated]
         return Table(generated, is_split=False, where=names)
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; --scenarios takes one file.")
     match path.suffix.lower():
         case ".csv":
             return read_table(path, domain, strict=strict)
@@ -167,7 +164,7 @@ def _load(domain: str, path: str | Path | None, strict: bool) -> Table:
             return _read_jsonl(path, spec)
     raise InputError(
         f"{path}: scenarios are read from .csv (the published table of {domain}) or .jsonl (one "
-        f"scenario a line), not from {path.suffix or 'a file without a suffix'!r} files."
+        f"scenario a line), not from {path.suffix or 'suffixless'} files."
     )
 
 

@@ -87,6 +87,11 @@ def format_value(domain: str, value: float) -> str:
     if spec.clock_origin_h is not None:
         minutes = round(spec.clock_origin_h * 60 + value * 60) % _DAY_MINUTES
         return f"{datetime.min + timedelta(minutes=minutes):%I:%M %p}".lstrip("0")
-    rounded = round(value, 2)
-    number = f"{rounded:.2f}".rstrip("0").rstrip(".")
-    return f"{number} {spec.unit_singular if rounded == 1 else spec.unit}"
+    number = f"{round(value, 2):.2f}".rstrip("0").rstrip(".")
+    return f"{number} {spec.unit_singular if number == '1' else spec.unit}"
+
+
+def format_number(domain: str, value: float) -> str:
+    """A value without its unit: "35", "1", "90"; a clock time, which has none, as it is."""
+    shown = format_value(domain, value)
+    return shown if get_domain(domain).clock_origin_h is not None else shown.split()[0]

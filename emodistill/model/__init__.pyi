@@ -22,6 +22,7 @@ from .tokenization import encode_chat as encode_chat
 from .tokenization import encode_reply as encode_reply
 from .tokenization import load_tokenizer as load_tokenizer
 from .tokenization import stop_ids as stop_ids
+from .tokenization import stored_template_sha256 as stored_template_sha256
 from .tokenization import template_sha256 as template_sha256
 from .weights import load_qwen2 as load_qwen2
 from .weights import save_qwen2 as save_qwen2

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emodistill.errors import InputError
-from emodistill.untrusted import brief, shown
+from emodistill.untrusted import MAX_BYTES, brief, read_bytes, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -186,6 +186,28 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 (hex) of the chat template."""
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def stored_template_sha256(folder: Path) -> str | None:
+    """`template_sha256` of the tokenizer in a model folder, by its files alone; None without one.
+
+    Raises:
+      InputError: a file that is no JSON or no text.
+    """
+    try:
+        own_file = folder / "chat_template.jinja"  # goes before the configuration, as there
+        if own_file.is_file():
+            return hashlib.sha256(own_file.read_text(encoding="utf-8").encode()).hexdigest()
+        config = folder / "tokenizer_config.json"
+        # Not as other JSON from outside: lengths without a bound are written in 31 digits there.
+        stored = json.loads(read_bytes(config, MAX_BYTES)) if config.is_file() else {}
+        template = stored.get("chat_template")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{folder}: the tokenizer can't be read ({brief(error)}).") from None
+    if isinstance(template, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
 
 
 def _content(message: Message, index: int) -> str:

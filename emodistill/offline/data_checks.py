@@ -7,13 +7,14 @@ scores their dialogues. Everything that is wrong is told at once, by line and fi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from emodistill.domains import Scenario, get_domain
 from emodistill.domains.registry import DOMAINS
 from emodistill.domains.scenario import scenario_problems
+from emodistill.emotions import NEUTRAL
 from emodistill.errors import InputError, refuse
 from emodistill.negotiation.mediator import RULES
 from emodistill.offline.judging import judge_path
@@ -22,14 +23,30 @@ from emodistill.prompts import (
     counterparty_messages,
     dialogue_judge_messages,
     focal_messages,
+    turn_judge_messages,
 )
-from emodistill.records import Judgement, Record, Trajectory
+from emodistill.records import Judgement, Record, Trajectory, Turn
 
 T = TypeVar("T", bound=Record)
 Located = Sequence[tuple[T, str]]
 """Records, each with where it is (`trajectories.jsonl:12`)."""
 
-Prompted = Literal["focal", "counterparty", "judge"]
+Prompted = Literal[
+    "focal", "counterparty", "judge", "emotion-free focal", "emotion-free counterparty"
+]
+_OPENING = Turn(index=0, speaker="focal", emotion=NEUTRAL, text="", offer=None)
+_PROMPTS: Mapping[Prompted, Sequence[Callable[[PromptPack, Scenario], object]]] = {
+    "focal": [lambda pack, scenario: focal_messages(pack, scenario, (), NEUTRAL)],
+    "counterparty": [lambda pack, scenario: counterparty_messages(pack, scenario, ())],
+    "judge": [
+        lambda pack, scenario: turn_judge_messages(pack, scenario, (_OPENING,), 0),
+        lambda pack, scenario: dialogue_judge_messages(pack, scenario, (), "breakdown", None),
+    ],
+    "emotion-free focal": [lambda pack, scenario: focal_messages(pack, scenario, (), None)],
+    "emotion-free counterparty": [
+        lambda pack, scenario: counterparty_messages(pack, scenario, (), None)
+    ],
+}
 
 FIELDS = "docs/data.md says what each field holds."
 _OF_SCENARIO = ("domain", "split", "focal_target", "counterparty_anchor", "unit")
@@ -177,20 +194,24 @@ def check_prompts(
     """Refuse scenarios whose `fields` lack what the pack's prompts are filled with.
 
     Args:
-      prompted: who will be prompted with them.
+      prompted: who will be prompted with them, and whether without an emotion.
 
     Raises:
-      InputError: with all lines of such scenarios, or a pack without the domain.
+      InputError: with all lines of such scenarios and all names that they lack, a pack without the
+        domain, or one whose emotion block can't be left out.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for scenario, where in scenarios:
-        try:
-            if "focal" in prompted:
-                focal_messages(pack, scenario, (), None)
-            if "counterparty" in prompted:
-                counterparty_messages(pack, scenario, (), None)
-            if "judge" in prompted:
-                dialogue_judge_messages(pack, scenario, (), "breakdown", None)
-        except InputError as error:
-            problems.append(f"{where}: `fields`: {error}")
-    refuse(problems, "Give `fields` what the prompts name, or use a --prompt-pack that fits.")
+        found = []
+        for render in (render for who in _PROMPTS if who in prompted for render in _PROMPTS[who]):
+            try:
+                render(pack, scenario)
+            except InputError as error:
+                found.append(str(error))
+        if found:
+            problems[where] = " ".join(dict.fromkeys(found))
+    if 1 < len(problems) == len(scenarios) and len(set(problems.values())) == 1:
+        # It is the pack, or a field that the whole file lacks.
+        problems = {f"all {len(scenarios):,} scenarios": problems.popitem()[1]}
+    lines = [f"{where}: `fields`: {problem}" for where, problem in problems.items()]
+    refuse(lines, "Give `fields` what the prompts name, or use a --prompt-pack that fits.")

@@ -1,12 +1,11 @@
 """Prompt packs and how records become chat messages."""
 
+from emodistill.prompts.packs import PromptPack, load_pack
 from emodistill.prompts.render import (
     Message,
-    PromptPack,
     counterparty_messages,
     dialogue_judge_messages,
     focal_messages,
-    load_pack,
     offer_messages,
     offer_prompt_sha256,
     turn_judge_messages,

@@ -1,160 +1,73 @@
-"""Records -> chat messages, by a pack of four TOML files (paper, Appendix P; our own wording).
+"""Records -> chat messages, by a prompt pack (paper, Appendix P; the built-in texts are our own).
 
-The focal prompt has five blocks in a fixed order: rules, role and context form the system
-message; history, emotion and the cue the user message. All of a dialogue's turns therefore share
-what precedes the emotion. Scenario fields and utterances enter as data: nothing in them is
-expanded again, each stays in one line, and none can close the fence around it (`<utterance>`).
+The built-in focal prompt has five blocks in a fixed order: rules, role and context form the
+system message; history, emotion and the cue the user message. All of a dialogue's turns therefore
+share what precedes the emotion. Other packs lay the parts out as they like. Scenario fields and
+utterances enter as data: nothing in them is expanded again, each stays in one line, and none can
+close the fence around it (`<utterance>`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from string import Formatter
 from typing import Any
 
-from emodistill.domains.registry import DOMAINS, format_value, get_domain
+from emodistill.domains.registry import format_number, format_value, get_domain
 from emodistill.domains.scenario import Scenario
-from emodistill.emotions import EMOTIONS, NEUTRAL
+from emodistill.emotions import NEUTRAL
 from emodistill.errors import InputError
+from emodistill.prompts.packs import BLOCKS, BUILT_IN, CASE_BLOCKS, MESSAGES, PromptPack
+from emodistill.prompts.templates import (
+    Template,
+    as_data,
+    check_known,
+    fill,
+    names_in,
+    without_paragraph,
+)
 from emodistill.records import Outcome, Turn
-from emodistill.untrusted import brief, one_line, parse_toml, read_bytes
 
-_BUILT_IN = Path(__file__).parent
-_OFFERS = _BUILT_IN / "offers.toml"
-_BLOCKS = ("rules", "role", "context")
-FILES = ("focal.toml", "counterparty.toml", "judge.toml", "emotions.toml")
-
-_FENCE = re.compile(r"(?i)<(?=\s*/?\s*(?:case|talks|utterance)\b)")
+_OFFERS = BUILT_IN / "offers.toml"
 
 Message = dict[str, str]
 """One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptPack:
-    """The texts of all four prompt families and the hashes that manifests record."""
-
-    focal: Mapping[str, Any]
-    counterparty: Mapping[str, Any]
-    judge: Mapping[str, Any]
-    emotion_blocks: Mapping[str, str]
-    sha256: str
-    rubric_sha256: str
-
-
-def load_pack(directory: Path | None = None) -> PromptPack:
-    """The built-in pack, or the one in `directory` (the same four file names).
-
-    Raises:
-      InputError: a file is missing or is no TOML, a text or an emotion's filling is missing, or a
-        template has stray braces; the message names the file and the text. A placeholder that
-        nothing is known about is an error where it is filled.
-    """
-    directory = directory or _BUILT_IN
-    raw: dict[str, bytes] = {}
-    parsed: dict[str, dict[str, Any]] = {}
-    for name in FILES:
-        path = directory / name
-        try:
-            raw[name] = read_bytes(path)
-            parsed[name] = parse_toml(raw[name])
-        except OSError as error:
-            raise InputError(
-                f"prompt pack {directory}: can't read {name} ({error.strerror}). A pack has the "
-                f"files {', '.join(FILES)}."
-            ) from None
-        except ValueError as error:
-            raise InputError(f"{path}: not valid TOML: {brief(error)}.") from None
-        built_in = tomllib.loads((_BUILT_IN / name).read_text(encoding="utf-8"))
-        _check_texts(parsed[name], built_in, path, str(path))
-    emotions, path = parsed["emotions.toml"], directory / "emotions.toml"
-    fillings = _table(emotions, "fillings", path)
-    if missing := [label for label in EMOTIONS if label not in fillings]:
-        raise InputError(f"{path}: no filling for {', '.join(missing)}.")
-    return PromptPack(
-        **{family: parsed[f"{family}.toml"] for family in ("focal", "counterparty", "judge")},
-        emotion_blocks={
-            label: _expand(emotions["template"], _table(fillings, label, path), f"{path} [{label}]")
-            for label in EMOTIONS
-        },
-        sha256=hashlib.sha256(b"\0".join(raw[name] for name in FILES)).hexdigest(),
-        rubric_sha256=hashlib.sha256(raw["judge.toml"]).hexdigest(),
-    )
-
-
-def _check_texts(
-    texts: Mapping[str, Any], model: Mapping[str, Any], path: Path, where: str
-) -> None:
-    """Refuse texts that lack one of the built-in pack's, or whose braces don't match.
-
-    A pack may leave domains out that it is not used for, and say of emotions what it wants.
-    """
-    for key, value in model.items():
-        if isinstance(value, str):
-            if not isinstance(texts.get(key), str):
-                raise InputError(f"{where}: `{key}` must be there, and be a text.")
-            try:
-                _parsed(texts[key])
-            except ValueError as error:
-                raise InputError(
-                    f"{where}: {key}: {error}; write {{{{ and }}}} for plain braces."
-                ) from None
-        elif key != "fillings" and (key in texts or key not in DOMAINS):
-            _check_texts(_table(texts, key, path), value, path, f"{path} [{key}]")
-
-
-def _table(parsed: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
-    if not isinstance(parsed.get(key), Mapping):
-        raise InputError(f"{path}: the section [{key}] must be there, with `name = value` lines.")
-    return parsed[key]
-
-
 def focal_messages(
     pack: PromptPack, scenario: Scenario, turns: Sequence[Turn], emotion: str | None
 ) -> list[Message]:
-    """The focal agent's prompt for its next turn; `emotion=None` leaves the block out."""
-    block = ""
-    if emotion is not None:
-        tone = {"emotion": pack.emotion_blocks[emotion]}
-        block = _fill(pack.focal, "emotion", tone, "focal.toml")
-    shown = {"target": format_value(scenario.domain, scenario.focal_target)}
-    return _player_messages(pack.focal, "focal.toml", scenario, turns, shown, block)
+    """The focal agent's prompt for its next turn; `emotion=None` leaves the block out.
+
+    The block is the paragraph with {emotion}, with the blank lines around it.
+
+    Raises:
+      InputError: the pack lacks the domain or names what the scenario lacks, or without an emotion
+        something else would go with its paragraph.
+    """
+    figures = _figures("target", scenario.domain, scenario.focal_target)
+    return _player_messages(pack, "focal.toml", scenario, turns, figures, emotion)
 
 
 def counterparty_messages(
     pack: PromptPack, scenario: Scenario, turns: Sequence[Turn], emotion: str | None = NEUTRAL
 ) -> list[Message]:
-    """The counterparty's prompt for its next turn; `emotion=None` leaves the block out.
-
-    Packs have no text of its own around this block: it is the paragraph of `user` with {emotion}.
-    """
-    texts, block = pack.counterparty, ""
-    if emotion is None:
-        texts = {**texts, "user": _without_emotion(texts["user"])}
-    else:
-        block = pack.emotion_blocks[emotion]
-    shown = {"anchor": format_value(scenario.domain, scenario.counterparty_anchor)}
-    return _player_messages(texts, "counterparty.toml", scenario, turns, shown, block)
-
-
-def _without_emotion(template: str) -> str:
-    """The template without the paragraph that holds {emotion} and nothing else to fill in."""
-    paragraphs = template.split("\n\n")
-    others = (p for p in paragraphs if {name for _, name in _parsed(p) if name} != {"emotion"})
-    return "\n\n".join(others)
+    """The counterparty's prompt for its next turn, likewise."""
+    figures = _figures("anchor", scenario.domain, scenario.counterparty_anchor)
+    return _player_messages(pack, "counterparty.toml", scenario, turns, figures, emotion)
 
 
 def offer_messages(domain: str, utterance: str) -> list[Message]:
     """The prompt for a language model that reads the offer out of an utterance."""
     texts, game = _offer_texts(), get_domain(domain)
-    values = {"quantity": game.quantity, "example": texts["examples"][game.unit]}
-    return _chat(texts, values, values | {"utterance": _data(utterance)}, "offers.toml")
+    values = {
+        "quantity": game.quantity,
+        "example": texts["examples"][game.unit],
+        "utterance": as_data(utterance),
+    }
+    return _chat({role: Template(f"offers.toml: {role}", texts[role]) for role in MESSAGES}, values)
 
 
 def offer_prompt_sha256() -> str:
@@ -174,7 +87,7 @@ def turn_judge_messages(
     turn = turns[turn_index]
     if turn.speaker != "focal":
         raise InputError(f"turn {turn_index} is the counterparty's; the judge scores focal turns.")
-    judged = {"utterance": _data(turn.text)}
+    judged = {"utterance": as_data(turn.text)}
     return _judge_messages(pack, scenario, "turn", turns[:turn_index], judged)
 
 
@@ -187,8 +100,9 @@ def dialogue_judge_messages(
 ) -> list[Message]:
     """The judge's prompt for a whole dialogue and how it ended."""
     value = "" if final_value is None else format_value(scenario.domain, final_value)
-    ending = _expand(pack.judge["ending"][outcome], {"value": value}, "judge.toml [ending]")
-    return _judge_messages(pack, scenario, "dialogue", turns, {"ending": ending})
+    ending = Template("judge.toml [ending]", pack.judge["ending"][outcome])
+    judged = {"ending": fill(ending, {"value": value})}
+    return _judge_messages(pack, scenario, "dialogue", turns, judged)
 
 
 def _judge_messages(
@@ -198,99 +112,120 @@ def _judge_messages(
     turns: Sequence[Turn],
     judged: Mapping[str, str],
 ) -> list[Message]:
-    case = _domain(pack.judge, scenario, "judge.toml")
-    roles = _domain(pack.focal, scenario, "focal.toml")
-    target = {"target": format_value(scenario.domain, scenario.focal_target)}
-    where = f"judge.toml [{scenario.domain}]"
-    user = {
-        "case": _expand(case["case"], {**_facts(scenario), **target}, where),
-        **target,
-        "focal": roles["focal"],
-        "history": _history(pack.focal, roles, turns, "focal.toml"),
-        **judged,
+    domain = scenario.domain
+    section = _section(pack.judge, scenario, "judge.toml")
+    of_talks = _texts(pack.focal, "focal.toml", scenario)
+    labels = _labels(of_talks)
+    figures = _figures("target", domain, scenario.focal_target)
+    known = {**_facts(scenario), **figures, **labels}
+    own = section.get(level, {})
+    messages = {
+        role: Template(f"judge.toml [{f'{domain}.' if role in own else ''}{level}]: {role}", text)
+        for role in MESSAGES
+        if (text := {**pack.judge[level], **own}.get(role))
     }
-    system = {"focal": roles["focal"].lower(), "direction": case["direction"]}
-    return _chat(pack.judge[level], system, user, f"judge.toml [{level}]")
-
-
-def _player_messages(
-    texts: Mapping[str, Any],
-    file: str,
-    scenario: Scenario,
-    turns: Sequence[Turn],
-    shown: Mapping[str, str],
-    emotion: str,
-) -> list[Message]:
-    """A player's prompt: what it is shown of the game, the talks and its block of emotion."""
-    domain = _domain(texts, scenario, file)
-    facts = {**_facts(scenario), **shown}
-    user = {
-        "history": _history(texts, domain, turns, file),
-        "emotion": emotion,
-        "cue": _fill(texts, "cue", domain, file),
+    blocks = {
+        name: Template(f"judge.toml [{domain}]: {name}", section[name])
+        for name in _used(CASE_BLOCKS, messages)
     }
-    system = {name: _fill(domain, name, facts, file).strip() for name in _BLOCKS}
-    return _chat(texts, system, user, file)
-
-
-def _chat(
-    texts: Mapping[str, Any], system: Mapping[str, Any], user: Mapping[str, Any], where: str
-) -> list[Message]:
-    """The templates `system` and `user` of `texts`, each filled with its values."""
+    parts = {"history": _history(of_talks, turns, known, is_focal=True), **judged}
+    check_known(
+        [(block, known) for block in blocks.values()]
+        + [(message, {*known, *blocks, *parts}) for message in messages.values()]
+    )
+    values = {**known, **parts, **{name: fill(block, known) for name, block in blocks.items()}}
+    # The built-in rubric speaks of "the creditor", while labels of lines have a capital letter.
+    lowered = {**values, "focal": labels["focal"].lower()}
     return [
-        {"role": role, "content": _fill(texts, role, values, where).strip()}
-        for role, values in (("system", system), ("user", user))
+        message
+        for role, template in messages.items()
+        for message in _chat({role: template}, lowered if role == "system" else values)
     ]
 
 
-def _domain(texts: Mapping[str, Any], scenario: Scenario, file: str) -> Mapping[str, str]:
+def _player_messages(
+    pack: PromptPack,
+    file: str,
+    scenario: Scenario,
+    turns: Sequence[Turn],
+    figures: Mapping[str, str],
+    emotion: str | None,
+) -> list[Message]:
+    """A player's prompt: what it is shown of the game, the talks and its block of emotion."""
+    texts = _texts(getattr(pack, file.removesuffix(".toml")), file, scenario)
+    messages = {role: texts[role] for role in MESSAGES if role in texts and texts[role].text}
+    if emotion is None:
+        messages = {
+            role: without_paragraph(template, "emotion") for role, template in messages.items()
+        }
+    known = {**_facts(scenario), **figures, **_labels(texts)}
+    blocks = {name: texts[name] for name in _used(BLOCKS, messages)}
+    parts = {
+        "history": "",
+        "emotion": "" if emotion is None else pack.emotion_blocks[emotion],
+    }
+    check_known(
+        [(block, known) for block in blocks.values()]
+        + [(message, {*known, *blocks, *parts}) for message in messages.values()]
+    )
+    parts["history"] = _history(texts, turns, known, is_focal=file == "focal.toml")
+    filled = {name: fill(block, known) for name, block in blocks.items()}
+    # The cue is the end of a message, the other blocks are set into lines of the template.
+    filled = {name: text if name == "cue" else text.strip() for name, text in filled.items()}
+    return _chat(messages, {**known, **filled, **parts})
+
+
+def _chat(templates: Mapping[str, Template], values: Mapping[str, str]) -> list[Message]:
+    """The messages, each filled with the values; one that is empty is not sent."""
+    filled = ((role, fill(template, values).strip()) for role, template in templates.items())
+    return [{"role": role, "content": content} for role, content in filled if content]
+
+
+def _texts(texts: Mapping[str, Any], file: str, scenario: Scenario) -> dict[str, Template]:
+    """The texts of a player's file for a domain, whose own go before the file's."""
+    section = _section(texts, scenario, file)
+    found = {
+        key: Template(f"{file}: {key}", text)
+        for key, text in texts.items()
+        if isinstance(text, str)
+    }
+    return found | {
+        key: Template(f"{file} [{scenario.domain}]: {key}", text) for key, text in section.items()
+    }
+
+
+def _used(names: Iterable[str], messages: Mapping[str, Template]) -> list[str]:
+    used = {name for template in messages.values() for name in names_in(template.text)}
+    return [name for name in names if name in used]
+
+
+def _section(texts: Mapping[str, Any], scenario: Scenario, file: str) -> Mapping[str, Any]:
     if scenario.domain not in texts:
         raise InputError(f"{file} has no section [{scenario.domain}].")
     return texts[scenario.domain]
 
 
+def _labels(texts: Mapping[str, Template]) -> dict[str, str]:
+    return {role: texts[role].text for role in ("focal", "counterparty")}
+
+
+def _figures(name: str, domain: str, value: float) -> dict[str, str]:
+    """A figure of the game as people say it, and as a number alone."""
+    return {name: format_value(domain, value), f"{name}_value": format_number(domain, value)}
+
+
 def _facts(scenario: Scenario) -> dict[str, str]:
-    return {name: _data(str(value)) for name, value in scenario.fields.items()}
-
-
-def _data(text: str) -> str:
-    """A text from outside as prompts hold it: in one line, and with no tag of a fence."""
-    return _FENCE.sub("‹", one_line(text))
+    return {name: as_data(str(value)) for name, value in scenario.fields.items()}
 
 
 def _history(
-    texts: Mapping[str, Any], domain: Mapping[str, str], turns: Sequence[Turn], file: str
+    texts: Mapping[str, Template],
+    turns: Sequence[Turn],
+    known: Mapping[str, str],
+    *,
+    is_focal: bool,
 ) -> str:
     if not turns:  # only the focal side opens
-        return _fill(texts, "opening", domain, file) if file == "focal.toml" else ""
-    lines = ({"speaker": domain[turn.speaker], "text": _data(turn.text)} for turn in turns)
-    return "\n".join(_fill(texts, "line", line, file) for line in lines)
-
-
-@cache
-def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
-    return tuple((text, name) for text, name, _, _ in Formatter().parse(template))
-
-
-def _fill(texts: Mapping[str, Any], key: str, values: Mapping[str, Any], file: str) -> str:
-    return _expand(texts[key], values, f"{file}: {key}")
-
-
-def _expand(template: str, values: Mapping[str, Any], where: str) -> str:
-    """Replace each `{name}` once; what is filled in is data and is not looked at again.
-
-    Templates keep to this subset of `str.format` (no attributes, no format specifications, let
-    alone a template language): packs are hashed into every record, so that another syntax would be
-    another experiment.
-    """
-    parts = []
-    for text, name in _parsed(template):
-        parts.append(text)
-        if name is not None:
-            if name not in values:
-                raise InputError(
-                    f"{where}: nothing is known as {{{name}}}; there is "
-                    f"{', '.join(sorted(values))}."
-                )
-            parts.append(str(values[name]))
-    return "".join(parts)
+        return fill(texts["opening"], known) if is_focal else ""
+    lines = ({"speaker": texts[turn.speaker].text, "text": as_data(turn.text)} for turn in turns)
+    return "\n".join(fill(texts["line"], line) for line in lines)

@@ -72,12 +72,17 @@ class Readings(NamedTuple):
     average: SequenceAverage = "mean"
     """Of Table 16."""
 
+    @property
+    def ddof(self) -> int:
+        """What is taken off the number of values in a variance."""
+        return 1 if self.deviation == "sample" else 0
+
     def words(self) -> dict[str, str]:
         """How notes call them."""
         intervals = {
             "bootstrap": "percentile bootstrap",
-            "normal": "mean ± 1.96 s/√n",
-            "student": "Student's t",
+            "normal": f"mean ± 1.96 s/√n with the {self.deviation} deviation",
+            "student": f"Student's t with the {self.deviation} deviation",
         }
         return {**self._asdict(), "interval": intervals[self.interval]}
 
@@ -159,7 +164,7 @@ def method_rows(
             interval = formula_ci(
                 outcomes,
                 is_normal=readings.interval == "normal",
-                ddof=readings.deviation == "sample",
+                ddof=readings.ddof,
             )
         rows.append(
             {
@@ -184,7 +189,7 @@ def method_rows(
 
 def mean_std(name: str, values: pd.Series, readings: Readings) -> dict[str, Any]:
     """`<name>` and `<name>_std`: mean and standard deviation, NaN without values."""
-    return {name: values.mean(), f"{name}_std": values.std(ddof=readings.deviation == "sample")}
+    return {name: values.mean(), f"{name}_std": values.std(ddof=readings.ddof)}
 
 
 def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict[str, Any]]:

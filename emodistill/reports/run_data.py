@@ -155,6 +155,10 @@ def read_run(config: ReportConfig) -> RunData:
     run, data_run = config.run, config.data_from or config.run
     against = None
     if config.against is not None:
+        if config.against.resolve() == run.resolve():
+            raise InputError(f"--against {config.against} is this run; name another one.")
+        if not config.against.is_dir():
+            raise InputError(f"--against {config.against}: there is no such folder.")
         other = dataclasses.replace(config, run=config.against, data_from=None, against=None)
         against = read_run(other).played_in("evaluation")
         if against.empty:

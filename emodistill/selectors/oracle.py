@@ -13,6 +13,7 @@ import numpy as np
 from emodistill.configs import TYPED_COUNTERPARTIES
 from emodistill.prompts import counterparty_messages
 from emodistill.seeding import derive
+from emodistill.simulator.reading import messages_text, read_sections
 from emodistill.simulator.response_model import best_emotion, hidden_type, phase_of
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ class OracleSelector:
         *,
         counterparty: str | None,
     ) -> None:
-        system = counterparty_messages(pack, scenario, ())[0]["content"]
+        messages = counterparty_messages(pack, scenario, ())
+        told = read_sections(*messages_text(messages)).scenario
         self._domain = scenario.domain
         own_seed = derive(seed, "counterparty", trajectory_id)
         only = TYPED_COUNTERPARTIES.get(counterparty or "")
-        self._type = hidden_type(system, own_seed, only).name
+        self._type = hidden_type(told, own_seed, only).name
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
         focal = [offer for offer in state.focal_offers if offer is not None]

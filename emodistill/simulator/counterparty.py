@@ -21,6 +21,7 @@ from emodistill.simulator.reading import (
     read_brief,
     read_figures,
     read_history,
+    read_sections,
     round_figure,
     show_figure,
     step,
@@ -40,16 +41,17 @@ class Stance(NamedTuple):
 
 def counterparty_reply(request: Request, type_name: str | None = None) -> str:
     """The next counterparty utterance for a chat request; `type_name` fixes the hidden type."""
-    system, seed, brief = request.system, request.seed, read_brief(request.system)
-    history = read_history(request.user, brief.role)
+    scenario, talks, *_ = read_sections(request.system, request.user)
+    seed, brief = request.seed, read_brief(scenario)
+    history = read_history(talks, brief.role)
     texts = rm.PHRASES["counterparty"]
     num_heard = sum(not speech.is_own for speech in history)
     # Its words depend on the seed at any temperature, as its character does.
-    rng = stream(seed, "sim-counterparty-words", system, num_heard)
+    rng = stream(seed, "sim-counterparty-words", scenario, num_heard)
     if brief.own_figure is None or not num_heard:
         return str(rng.choice(texts["flat"])) or "I am listening."
-    kind = rm.hidden_type(system, seed, type_name)
-    stance = react(system, brief.domain, brief.own_figure, history, kind, seed)
+    kind = rm.hidden_type(scenario, seed, type_name)
+    stance = react(scenario, brief.domain, brief.own_figure, history, kind, seed)
     shown = show_figure(stance.value, brief.domain)
     if stance.accepts_offer:
         return str(rng.choice(texts["accept"])).format(v=shown)
@@ -61,7 +63,7 @@ def counterparty_reply(request: Request, type_name: str | None = None) -> str:
 
 
 def react(
-    system: str,
+    scenario: str,
     domain: str,
     preference: float,
     history: Sequence[Speech],
@@ -89,7 +91,7 @@ def react(
         new_arguments = rm.arguments(text, domain) - arguments
         arguments |= new_arguments
         is_repeat = text in focal[: turn - 1]
-        noise = stream(seed, "sim-counterparty-noise", system, turn).normal(0.0, rm.NOISE)
+        noise = stream(seed, "sim-counterparty-noise", scenario, turn).normal(0.0, rm.NOISE)
         drive = (
             rm.EMOTION_GAIN * effect
             + rm.LEVERAGE_GAIN * bool(new_arguments)

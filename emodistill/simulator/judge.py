@@ -6,11 +6,11 @@ what tends to work in a domain at that phase of the talks, not the counterparty'
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from emodistill.domains import get_domain
 from emodistill.simulator import response_model as rm
 from emodistill.simulator.reading import (
     Request,
@@ -20,6 +20,7 @@ from emodistill.simulator.reading import (
     read_brief,
     read_figures,
     read_history,
+    read_sections,
 )
 
 NOISE = 0.8  # standard deviation in points
@@ -31,7 +32,6 @@ BAD_ANSWERS = (
     "SCORE: high",
     "The utterance deserves 8 or 9 points.",
 )
-_CASE = re.compile(r"# Case\s+(.*?)\n(?:Target of the (\w+): (.*?)\n)", re.DOTALL)
 
 
 def blind_reply(request: Request) -> str:
@@ -41,23 +41,22 @@ def blind_reply(request: Request) -> str:
 
 def judge_reply(request: Request) -> str:
     """The judge's answer to a turn or dialogue request."""
-    rng, user = request.rng, request.user
+    rng, sections = request.rng, read_sections(request.system, request.user)
     if rng.random() < BAD_ANSWER_ODDS:
         return str(rng.choice(BAD_ANSWERS))
-    if (case := _CASE.search(user)) is None:
-        return "I can't find a case to judge."
-    role = case[2].lower()
-    domain = read_brief(f"{request.system}\n{case[1]}").domain
-    if (target := last_figure(case[3], domain)) is None:
+    target = read_brief(sections.scenario).own_figure
+    if target is None:
         return "I can't find the target."
-    # The target's own line looks like an utterance, so the talks are read from behind it.
-    before, mark, after = user[case.end() :].partition("\n# Utterance to score\n")
-    history = read_history(before, role)
-    if mark:
-        utterance = [speech.text for speech in read_history(after, role)] or [after]
-        points = score_turn(domain, target, history, utterance[0])
+    domain = read_brief(sections.scenario).domain
+    role = get_domain(domain).focal_role
+    history = read_history(sections.talks, role)
+    if sections.utterance is not None:
+        lines = sections.utterance.splitlines()
+        text = next((line for line in lines if line and not line.startswith("<")), "")
+        spoken = read_history(text, role)
+        points = score_turn(domain, target, history, spoken[0].text if spoken else text)
     else:
-        points = score_dialogue(domain, target, history, user)
+        points = score_dialogue(domain, target, history, sections.ending or "")
     return _answer(int(np.clip(round(points + rng.normal(0.0, NOISE)), 1, 10)))
 
 
@@ -93,10 +92,10 @@ def score_turn(domain: str, target: float, history: Sequence[Speech], text: str)
     return points
 
 
-def score_dialogue(domain: str, target: float, history: Sequence[Speech], user: str) -> float:
+def score_dialogue(domain: str, target: float, history: Sequence[Speech], ending: str) -> float:
     """The noiseless score of a whole dialogue, in points."""
     _, theirs = read_figures(history, domain)
-    deal = last_figure(user.partition("\n# How they ended\n")[2], domain)
+    deal = last_figure(ending, domain)
     if deal is None:
         return 3.0
     if not theirs or theirs[0] == target:

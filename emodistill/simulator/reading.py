@@ -1,5 +1,8 @@
 """How the simulated models read what they are sent: messages in, nothing else.
 
+Prompts are read in any layout of a pack (docs/prompts.md): headings tell the talks and the tone
+from what stays the same in a dialogue, be it in one message or in two.
+
 This is a reader of its own, apart from `emodistill.negotiation`: an error shared between the
 simulated models and the measuring instrument would be invisible. It knows the figures as these
 models write them ("35 days", "90 minutes", "10:45 PM").
@@ -7,6 +10,7 @@ models write them ("35 days", "90 minutes", "10:45 PM").
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emodistill.domains import format_value, get_domain
+from emodistill.domains import DOMAINS, format_value, get_domain
 from emodistill.emotions import EMOTIONS
 from emodistill.simulator.response_model import AFFECTS, PHRASES
 
@@ -33,6 +37,17 @@ _FOREIGN = re.compile(
 )
 _REACH = 40  # characters before a figure that can tell whose it is
 _LINE = re.compile(r"^([A-Z][\w ]{1,30}): (.*)$")
+_HEADING = re.compile(r"^(?:#.*|[A-Z][A-Z' /-]{5,}:?)$", re.MULTILINE)
+_HEADED = {
+    "utterance": re.compile(r"\butterance\b", re.I),
+    "ending": re.compile(r"\b(ended|ending|outcome)\b", re.I),
+    "talks": re.compile(
+        r"\b(talks|history|dialog(ue)?|conversation|timeline|transcript|current situation)\b", re.I
+    ),
+    "tone": re.compile(r"\b(tone|emotion\w*)\b", re.I),
+}
+"""What the parts of a prompt that change within a dialogue are headed by."""
+_TONE_WORDS = re.compile(r"\b(?:sound|tone|emotion)\b[^.\n]*", re.I)
 _ACCEPT = re.compile(r"^[^.!?]*\b(agreed|deal|accept)\b", re.IGNORECASE)
 _NO_ACCEPT = re.compile(r"\b(no deal|can't|not|could accept|would accept|if|unless)\b", re.I)
 
@@ -54,8 +69,21 @@ class Speech(NamedTuple):
     text: str
 
 
+class Sections(NamedTuple):
+    """The parts of a prompt."""
+
+    scenario: str
+    """All that stays the same in a dialogue: rules, role, facts."""
+    talks: str
+    tone: str | None
+    """What stands below the heading of the tone; None where there is no such heading."""
+    utterance: str | None
+    ending: str | None
+    """What a judge is to score, and how a whole dialogue ended."""
+
+
 class Brief(NamedTuple):
-    """A player's system message, read: the game, its own figure, the facts of the case."""
+    """What a player is told of the scenario, read: the game, its own figure, the facts."""
 
     domain: str
     own_figure: float | None
@@ -70,31 +98,73 @@ def messages_text(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     return system, user
 
 
+def read_sections(system: str, user: str) -> Sections:
+    """The parts of a prompt, by its headings: lines with a hash before them, or in capitals.
+
+    Without a heading of the talks, these are the user's message; of a single message, the lines
+    that begin with the name of a role.
+    """
+    text = "\n".join(filter(None, (system, user)))
+    starts = [0, *(match.start() for match in _HEADING.finditer(text)), len(text)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(starts)]
+    headings = ["", *(piece.partition("\n")[0] for piece in pieces[1:])]
+    placed = {
+        name: max((i for i, heading in enumerate(headings) if of.search(heading)), default=None)
+        for name, of in _HEADED.items()
+    }
+    found = {
+        name: None if i is None else pieces[i].partition("\n")[2] for name, i in placed.items()
+    }
+    talks = found.pop("talks")
+    if talks is not None:
+        rest = "".join(piece for i, piece in enumerate(pieces) if i not in placed.values())
+        return Sections(rest.removesuffix("\n"), talks, **found)
+    if system and user:
+        return Sections(system, user, **found)
+    lines = text.splitlines()
+    said = [line for line in lines if (of := _LINE.match(line)) and _is_role(of[1])]
+    toned = [line for line in lines if line not in said and _TONE_WORDS.search(line)]
+    rest = "\n".join(line for line in lines if line and line not in (*said, *toned))
+    return Sections(rest, "\n".join([*said, *toned[-1:]]), **found)
+
+
+def _is_role(label: str) -> bool:
+    games = map(get_domain, DOMAINS)
+    roles = {word for game in games for word in _words(game.focal_role, game.counterparty_role)}
+    return not roles.isdisjoint(_words(label))
+
+
+def _words(*texts: str) -> set[str]:
+    return {word for text in texts for word in text.lower().split()}
+
+
 @cache
-def read_brief(system: str) -> Brief:
-    lowered = system.lower()
+def read_brief(scenario: str) -> Brief:
+    lowered = scenario.lower()
     domain = next((of for word, of in _DOMAIN_OF_WORD.items() if word in lowered), "crad")
     lines: dict[str, str] = {}
     own = None
-    for line in system.splitlines():
-        key, colon, value = line.partition(": ")
+    for line in scenario.splitlines():
+        key, colon, value = line.lstrip("-*• ").partition(": ")
         if colon:
             lines[key.lower()] = value.strip().rstrip(".")
             if re.search(r"\b(target|preference|preferred)\b", key, re.IGNORECASE):
-                own = last_figure(value, domain)
+                figure = last_figure(value, domain)
+                own = own if figure is None else figure
     facts = {
-        name: match[1].strip()
+        name: found[1].strip()
         for name, (key, stated) in PHRASES["facts"][domain].items()
-        if (match := re.search(stated, lines.get(key, "")))
+        for value in [next((v for k, v in lines.items() if re.fullmatch(key, k)), "")]
+        if (found := re.search(stated, value))
     }
-    role = re.search(r"[Yy]ou are the (\w+)", system)
+    role = re.search(r"you are (?:only )?the (\w+)", scenario, re.IGNORECASE)
     return Brief(domain, own, facts, role[1].lower() if role else "")
 
 
-def read_history(user: str, role: str) -> list[Speech]:
-    """The labelled lines of the history; `role` is the reader's own label."""
-    matches = filter(None, map(_LINE.match, user.splitlines()))
-    return [Speech(match[1].lower() == role, match[2]) for match in matches]
+def read_history(talks: str, role: str) -> list[Speech]:
+    """The labelled lines of the history; the reader's own label has a word of `role`."""
+    matches, own = filter(None, map(_LINE.match, talks.splitlines())), _words(role)
+    return [Speech(not own.isdisjoint(_words(match[1])), match[2]) for match in matches]
 
 
 def read_figures(history: Sequence[Speech], domain: str) -> tuple[list[float], list[float]]:
@@ -110,11 +180,12 @@ def read_figures(history: Sequence[Speech], domain: str) -> tuple[list[float], l
     return own, theirs
 
 
-def read_tone(user: str) -> str | None:
+def read_tone(sections: Sections) -> str | None:
     """The emotion that a prompt asks for, by its label or adjective; None where none is asked."""
-    _, mark, tone = user.rpartition("# Tone")
-    if not mark:
-        match = re.search(r"\b(?:sound|tone|emotion)\b[^.\n]*", user, re.IGNORECASE)
+    tone = sections.tone
+    if tone is None:
+        unsaid = (line for line in sections.talks.splitlines() if not _LINE.match(line))
+        match = _TONE_WORDS.search("\n".join(unsaid))
         tone = match[0] if match else ""
     first = tone.strip().split(".")[0].lower()
     words = [(label, label) for label in EMOTIONS]

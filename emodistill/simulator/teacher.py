@@ -21,6 +21,7 @@ from emodistill.simulator.reading import (
     read_brief,
     read_figures,
     read_history,
+    read_sections,
     read_tone,
     round_figure,
     show_figure,
@@ -44,9 +45,10 @@ CLOSE_ODDS = 0.7
 
 def teacher_reply(request: Request) -> str:
     """The next focal utterance for a chat request."""
-    rng, brief = request.rng, read_brief(request.system)
-    figure = _figure_sentence(brief, read_history(request.user, brief.role), rng)
-    sentences = [*_affect(read_tone(request.user), rng), *_argument(brief, rng), figure]
+    sections = read_sections(request.system, request.user)
+    rng, brief = request.rng, read_brief(sections.scenario)
+    figure = _figure_sentence(brief, read_history(sections.talks, brief.role), rng)
+    sentences = [*_affect(read_tone(sections), rng), *_argument(brief, rng), figure]
     if rng.random() < 0.3 and len(sentences) > 1:
         sentences[-1], sentences[-2] = sentences[-2], sentences[-1]
     return " ".join(sentences)

@@ -13,8 +13,9 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, Method, get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
+from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
-from emodistill.offline.store import read_scenarios
+from emodistill.offline.store import locate_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
@@ -193,6 +194,19 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
       loaded: students that several matches share (see `PlayerPool`).
     """
     config, details = job.cell.config, job.details
+    scenarios = _held_out(
+        (config.data_from or config.run) / config.domain / SCENARIOS, config.split
+    )
+    check_prompts(
+        details.pack,
+        scenarios,
+        (
+            "emotion-free focal" if _is_emotion_free(details.focal) else "focal",
+            "emotion-free counterparty"
+            if _is_emotion_free(details.counterparty)
+            else "counterparty",
+        ),
+    )
 
     async def work() -> Result:
         async with (
@@ -202,9 +216,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             played = await pool.play(
                 details.focal,
                 details.counterparty,
-                _held_out(
-                    (config.data_from or config.run) / config.domain / SCENARIOS, config.split
-                ),
+                [scenario for scenario, _ in scenarios],
                 path=job.output,
                 label=job.name,
                 reader=offer_reader(client, details.reader, config),
@@ -220,13 +232,17 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
     return asyncio.run(work())
 
 
-def _held_out(path: Path, split: str) -> list[Scenario]:
-    """The scenarios of a run that nothing was trained on, in order.
+def _is_emotion_free(player: PlayerSpec) -> bool:
+    return player.method is not None and get_method(player.method).selector == "none"
+
+
+def _held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
+    """The scenarios of a run that nothing was trained on, in order, with where each is.
 
     Raises:
       InputError: there is none.
     """
-    scenarios = [scenario for scenario in read_scenarios(path) if scenario.split == split]
+    scenarios = [located for located in locate_scenarios(path) if located[0].split == split]
     if not scenarios:
         flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
 from emodistill.jsonl import read_lines
-from emodistill.model import student_folder
+from emodistill.model import stored_template_sha256, student_folder
 from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level
 from emodistill.runs import MANIFEST, name_in_run, read_manifest
@@ -52,7 +52,7 @@ def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:
 
 
 def model_hashes(model: str) -> dict[str, str]:
-    """What identifies a student: the hashes of its files.
+    """What identifies a student: the hashes of its files and of its chat template.
 
     Of a large shard, its size and a mebibyte in every sixteen are hashed, since no training leaves
     those alone; a small one is read whole.
@@ -67,7 +67,8 @@ def model_hashes(model: str) -> dict[str, str]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise InputError(f"student {model}: {folder} holds no *.safetensors; nothing else is read.")
-    hashes = {}
+    template = stored_template_sha256(folder)
+    hashes = {} if template is None else {"chat template": template}
     for path in [folder / "config.json", folder / "tokenizer.json", *shards]:
         if not path.is_file():
             continue

@@ -177,9 +177,10 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     config, details = job.cell.config, job.details
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
+    prompted = ("emotion-free focal",) if config.emotion_free else ("focal",)
     trained = train_adapter(
         config,
-        read_sweep(details.data_home, details.pack, details.scores, prompted=("focal",)),
+        read_sweep(details.data_home, details.pack, details.scores, prompted=prompted),
         cell_dir=job.directory,
         sft_adapter=details.sft_adapter,
         objective=objective,

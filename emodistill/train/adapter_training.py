@@ -159,6 +159,8 @@ def train_adapter(
         "chat_template": template_sha256(tokenizer),
         "samples": batches.sha256,
     }
+    if is_first():
+        print(planned_steps(config, len(examples), batches.steps_per_epoch), flush=True)
     if objective.needs_reference:
         directory = cell_dir.parent / "reference"
         batches.set_reference(
@@ -167,8 +169,6 @@ def train_adapter(
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
-    if is_first():
-        print(planned_steps(config, len(examples), batches.steps_per_epoch), flush=True)
     run = train(
         model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
     )
