@@ -24,6 +24,7 @@ from emodistill.configs.base import (
 )
 from emodistill.configs.data import (
     GENERATED,
+    ConvertConfig,
     DialogueConfig,
     ExportConfig,
     ImportConfig,

@@ -131,6 +131,17 @@ class ImportConfig(Config):
 
 
 @configuration
+class ConvertConfig(Config):
+    """A GGUF checkpoint as a folder that a student can be loaded from (extra `gguf`)."""
+
+    stage = "convert"
+    source: Path
+    """The GGUF file of a Llama- or Qwen-type model with a chat template."""
+    out: Path
+    """The folder to write, which must not exist; four bytes a parameter."""
+
+
+@configuration
 class PlanConfig(SweepConfig):
     """A forecast of the sweep with these settings, and of its judging."""
 

@@ -42,7 +42,7 @@ def save_gguf_adapter(model: Qwen2, path: Path, name: str) -> None:
     """
     if model.lora is None:
         raise InputError("the model has no LoRA to save; add_lora or load_adapter comes first.")
-    gguf = _package()
+    gguf = gguf_package()
     config = model.config
     num_heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     with replacing(path) as partial:
@@ -73,10 +73,15 @@ def paired_rows(matrix_OX: np.ndarray, num_heads: int) -> np.ndarray:
     return matrix_OX.reshape(num_heads, 2, -1, X).swapaxes(1, 2).reshape(O, X)
 
 
-def _package() -> Any:
+def gguf_package() -> Any:
+    """The package `gguf`.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError:
         raise InputError(
-            "GGUF files are written by the package gguf: pip install 'emodistill[gguf]'."
+            "GGUF files are read and written by the package gguf: pip install 'emodistill[gguf]'."
         ) from None
