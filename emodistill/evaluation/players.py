@@ -74,7 +74,7 @@ class PlayerPool(AsyncExitStack):
     """Makes players from their specs, and loads what they share once. An async context manager.
 
     There is one student's base, whatever the number of adapters, and players that would write alike
-    share a writer, so that both roles are generated for in one batch.
+    share a writer, so that both roles are answered by one engine.
 
     Args:
       loaded: students by name, filled at first use; pools that share it share their weights.
