@@ -164,6 +164,7 @@ class Engine:
         self._handles = itertools.count()
         self._waiting: deque[_Served] = deque()
         self._served: list[_Served | None] = [None] * num_slots
+        self._is_put_off = False
         self._is_stop_BV = np.zeros((num_slots, config.vocab_size), bool)
         self._is_stop_on_device: jax.Array | None = None
         self._stops: list[frozenset[int]] = [frozenset()] * num_slots
@@ -287,7 +288,7 @@ class Engine:
             self._slots = kv_cache.load_blocks(self._slots, self._blocks, some, self._mesh)
 
     def _prefill(self) -> bool:
-        """Compute a chunk; False where no prompt has anything left to enter."""
+        """Compute a chunk; False where nothing is left to enter, or is put off."""
         num_pieces = CHUNK // BLOCK
         chosen: list[tuple[int, _Served]] = []
         under_way: set[bytes] = set()
@@ -303,6 +304,12 @@ class Engine:
                 chosen.append((slot, one))
                 start += BLOCK
         if not chosen:
+            return False
+        # A chunk that is not full waits, once, for what the next requests bring: it costs as much
+        # as a full one.
+        others_decode = any(one is not None and one.is_decoding for one in self._served)
+        self._is_put_off = len(chosen) < num_pieces and others_decode and not self._is_put_off
+        if self._is_put_off:
             return False
         tokens_GP = np.zeros((num_pieces, BLOCK), np.int32)
         slots_G = np.zeros(num_pieces, np.int32)
