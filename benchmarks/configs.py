@@ -117,6 +117,26 @@ class IQLBenchmark(RepeatedBenchmark):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateBenchmark(RepeatedBenchmark):
+    """Reply tokens per second of dialogues that are evaluated side by side."""
+
+    stage: ClassVar[str] = "bench-generate"
+    module: ClassVar[str] = "generation"
+    peers: tuple[Literal["hf"], ...] = setting(("hf",), operational=True)
+    """Libraries to compare with."""
+    size: Literal["135m", "embedded"] = "135m"
+    """A random checkpoint of SmolLM2-135M's shapes, or the student that ships."""
+    dialogues: int = setting(20, ge=1)
+    """Dialogues that are played at the same time."""
+    turns: int = setting(8, ge=1)
+    """Focal turns of each."""
+    peer_turns: int = setting(2, ge=1)
+    """How many of a round's turns a peer generates, from short to long ones evenly."""
+    num_slots: int = setting(20, ge=1)
+    """Requests that ours serves at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PackingBenchmark(Config):
     """What packing costs and saves as samples and turns grow in number."""
 
@@ -163,6 +183,7 @@ BENCHMARKS: dict[str, type[Config]] = {
         MFUBenchmark,
         PackingBenchmark,
         IQLBenchmark,
+        GenerateBenchmark,
         LoadBenchmark,
         MemoryBenchmark,
     )

@@ -6,6 +6,8 @@ python scripts/bench.py jpo --size embedded --steps 4
 python scripts/bench.py mfu
 python scripts/bench.py packing
 python scripts/bench.py iql
+python scripts/bench.py generate
+python scripts/bench.py generate --size embedded --peer-turns 8
 python scripts/bench.py load --num-layers 8
 python scripts/bench.py memory
 """

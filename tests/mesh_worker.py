@@ -5,6 +5,7 @@ python mesh_worker.py CELL train STAGE MESH NUM_STEPS [FLAGS]
 python mesh_worker.py CELL die STAGE MESH NUM_STEPS
 python mesh_worker.py CELL preempt STAGE MESH NUM_STEPS FLAGS
 python mesh_worker.py OUT.json load FOLDER MESH [FLAGS]
+python mesh_worker.py OUT.json generate FOLDER MESH PROMPTS
 python mesh_worker.py CELL refuse FLAGS
 python mesh_worker.py OUT fail FLAGS
 
@@ -36,6 +37,8 @@ from emodistill.batches import PackedBatches, Step
 from emodistill.configs import DPOConfig, JPOConfig, MeshShape, SFTConfig
 from emodistill.errors import InputError, StoppedError
 from emodistill.model import (
+    Engine,
+    GenerationRequest,
     LoRAParam,
     Qwen2,
     Qwen2Config,
@@ -221,6 +224,16 @@ def load(folder: str, mesh) -> dict[str, object]:
     }
 
 
+def greedy(folder: str, mesh: jax.sharding.Mesh, prompts: str) -> list[list[int]]:
+    """Greedy continuations by sharded weights, each as long as tests/test_engine.py has it."""
+    engine = Engine(load_qwen2(folder, mesh, dtype=np.float32), num_slots=4)
+    requests = [
+        GenerationRequest(ids, 5 + 3 * n, 0.0, stop_ids=frozenset({n, 7, 9}))
+        for n, ids in enumerate(json.loads(prompts))
+    ]
+    return [generated.ids for generated in engine.generate(requests)]
+
+
 def job(cell_dir: Path, kappa: float) -> Job:
     """A stage in `cell_dir`, where it has written its output."""
     output = cell_dir / "metrics.jsonl"
@@ -251,6 +264,9 @@ def main(out: Path, command: str, *args: str) -> None:
         if is_first():
             raise InputError(f"{out} can't be written.")
         agree(lambda: True)
+    elif command == "generate":
+        folder, shape, prompts = args
+        out.write_text(json.dumps(greedy(folder, make_mesh(MeshShape.parse(shape)), prompts)))
     elif command == "load":
         folder, shape = args
         found = load(folder, make_mesh(MeshShape.parse(shape)))

@@ -29,6 +29,7 @@ TINY = {
     ),
     # 50 steps in a grid of one, so that all trainings run the same program.
     "iql": ({"num_steps": 50}, {"NUM_TRANSITIONS": 500, "GRID": [{"expectile": 0.9}]}),
+    "generate": ({"size": "embedded", "dialogues": 2, "turns": 2, "num_slots": 2}, {}),
     "load": ({"model": "embedded", "num_layers": 2}, {}),
     # What is compiled has its own tests (test_memory_plan); here it is what is said about it.
     "memory": (
@@ -37,6 +38,8 @@ TINY = {
     ),
 }
 """By name: settings, and what of the module is smaller here."""
+UNMEASURED = {"generate"}
+"""Benchmarks of which no result is kept yet."""
 
 
 @pytest.mark.parametrize("name", configs.BENCHMARKS)
@@ -51,11 +54,15 @@ def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monke
     few = {"rounds": 1, "peers": (), "model": str(tiny_checkpoint)}
     module.run(benchmark(**({key: few[key] for key in few if key in fields} | settings)))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    kept = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    assert list(result) == list(kept)
-    assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
     assert result["ours"] > 0
     assert result["rounds"] == 1
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if name in UNMEASURED:
+        assert not path.exists()
+        return
+    kept = json.loads(path.read_text())
+    assert list(result) == list(kept)
+    assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
 
 
 def test_contenders_alternate(capsys):

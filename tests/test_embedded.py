@@ -1,7 +1,6 @@
 """The student in the package follows its prompt: it is a negotiator, if not yet a good one."""
 
 import asyncio
-import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.metrics import in_bounds
 from emodistill.evaluation.student_writer import StudentWriter
-from emodistill.model import embedded_path, generate, load_qwen2, load_tokenizer
+from emodistill.model import Engine, embedded_path, load_qwen2, load_tokenizer
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
@@ -46,9 +45,8 @@ def trajectories():
         return await play(PlannedDialogue(scenario, 0, scenario.scenario_id), match)
 
     async def all_of_them():
-        width = 4 * NUM_DIALOGUES
         async with StudentWriter(
-            functools.partial(generate, load_qwen2(folder, dtype=jnp.float32), width=width),
+            Engine(load_qwen2(folder, dtype=jnp.float32)),
             load_tokenizer(folder),
             model="embedded",
             temperature=0.7,

@@ -2,10 +2,22 @@
 
 import asyncio
 
+import jax.numpy as jnp
 import pytest
 
+from emodistill.errors import InputError
 from emodistill.evaluation.student_writer import StudentWriter
-from emodistill.model import embedded_path, load_tokenizer
+from emodistill.model import (
+    Engine,
+    Generated,
+    GenerationRequest,
+    NewTokens,
+    embedded_path,
+    encode_chat,
+    load_qwen2,
+    load_tokenizer,
+    stop_ids,
+)
 from emodistill.model.tokenization import encode_reply
 from emodistill.negotiation.writers import EmptyReplyError
 
@@ -17,17 +29,34 @@ def tokenizer():
     return load_tokenizer(embedded_path())
 
 
+class Script:
+    """An engine that says `texts` in turn; `rooms` are the limits it was given."""
+
+    def __init__(self, tokenizer, *texts):
+        self.replies = [encode_reply(tokenizer, text) for text in texts]
+        self.waiting, self.rooms = [], []
+
+    def add(self, request):
+        self.rooms.append(request.max_new_tokens)
+        self.waiting.append(self.replies.pop(0)[: request.max_new_tokens])
+        return len(self.rooms)
+
+    def cancel(self, handle):
+        raise AssertionError("nobody cancels")
+
+    def step(self):
+        ids = self.waiting.pop()
+        reason = "length" if len(ids) == self.rooms[-1] else "stop"
+        return [NewTokens(len(self.rooms), ids, None, Generated(ids, None, reason))]
+
+
 def reply_of(tokenizer, *texts, room=8, max_prompt_tokens=100):
     """The writer's reply where its model says `texts` in turn, and the room that each had."""
-    rooms, left = [], list(texts)
-
-    def generate(prompts, *, max_new_tokens, **settings):
-        rooms.append(max_new_tokens)
-        return [encode_reply(tokenizer, left.pop(0))[:max_new_tokens] for _ in prompts]
+    script = Script(tokenizer, *texts)
 
     async def main():
         async with StudentWriter(
-            generate,
+            script,
             tokenizer,
             model="test",
             temperature=0.0,
@@ -36,40 +65,27 @@ def reply_of(tokenizer, *texts, room=8, max_prompt_tokens=100):
         ) as writer:
             return await writer.reply(MESSAGES, dialogue_id="d", seed=0)
 
-    return asyncio.run(main()), rooms
+    return asyncio.run(main()), script.rooms
 
 
-def test_a_whole_reply_is_asked_for_once(tokenizer):
-    reply, rooms = reply_of(tokenizer, "60 days.")
-    assert (reply.text, reply.finish_reason, rooms) == ("60 days.", "stop", [8])
-
-
-def test_a_cut_reply_is_generated_again_with_double_room(tokenizer):
+def test_a_whole_reply_is_asked_for_once_with_double_room(tokenizer):
     text = "I can pay within 45 days."
     room = len(encode_reply(tokenizer, text)) - 2
-    reply, rooms = reply_of(tokenizer, text, text, room=room)
-    assert (reply.text, reply.finish_reason, rooms) == (text, "stop", [room, 2 * room])
-    assert reply.completion_tokens == 2 * room + 2
+    reply, rooms = reply_of(tokenizer, text, room=room)
+    assert (reply.text, reply.finish_reason, rooms) == (text, "stop", [2 * room])
+    assert reply.completion_tokens == room + 2
 
 
-def test_what_is_cut_again_says_so(tokenizer):
+def test_what_is_cut_says_so(tokenizer):
     text = "I can pay within 45 days, and " * 10
-    reply, rooms = reply_of(tokenizer, text, text)
-    assert (reply.finish_reason, rooms) == ("length", [8, 16])
+    reply, rooms = reply_of(tokenizer, text)
+    assert (reply.finish_reason, rooms) == ("length", [16])
     assert text.startswith(reply.text.strip())
 
 
-def test_a_reply_that_just_fits_is_whole(tokenizer):
-    text = "I can pay within 45 days."
-    room = len(encode_reply(tokenizer, text))
-    reply, rooms = reply_of(tokenizer, text, room=room)
-    assert (reply.finish_reason, rooms) == ("stop", [room])
-
-
-def test_a_window_without_double_room_leaves_it_cut(tokenizer):
+def test_a_window_without_double_room_cuts_earlier(tokenizer):
     text = "I can pay within 45 days, and " * 10
-    prompt = 20
-    reply, rooms = reply_of(tokenizer, text, room=80, max_prompt_tokens=prompt)
+    reply, rooms = reply_of(tokenizer, text, room=80, max_prompt_tokens=20)
     assert (reply.finish_reason, rooms) == ("length", [80])
 
 
@@ -80,4 +96,70 @@ def test_thoughts_are_no_speech(tokenizer):
 
 def test_only_thoughts_are_an_empty_reply(tokenizer):
     with pytest.raises(EmptyReplyError):
-        reply_of(tokenizer, *["<think>45 days?"] * 4, room=80)
+        reply_of(tokenizer, *["<think>45 days?"] * 2, room=80)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_qwen2(embedded_path(), dtype=jnp.float32)
+
+
+def playing(model, tokenizer, main, **settings):
+    """What `main(writer)` gives, with a writer of the embedded student."""
+
+    async def run():
+        engine = Engine(model, num_slots=4, max_kept_tokens=1024, **settings)
+        async with StudentWriter(
+            engine,
+            tokenizer,
+            model="embedded",
+            temperature=1.0,
+            max_reply_tokens=10,
+            max_prompt_tokens=500,
+        ) as writer:
+            return await main(writer)
+
+    return asyncio.run(run())
+
+
+def test_replies_join_while_others_are_written_and_stay_the_same(model, tokenizer):
+    messages = [[{"role": "user", "content": f"I need {n} days. " * (n % 9)}] for n in range(12)]
+
+    def said(order, pause_s):
+        async def main(writer):
+            async def one(n):
+                await asyncio.sleep(pause_s * n)
+                return (await writer.reply(messages[n], dialogue_id="d", seed=n)).text
+
+            return dict(zip(order, await asyncio.gather(*map(one, order)), strict=True))
+
+        return playing(model, tokenizer, main)
+
+    assert said(range(12), 0.0) == said([*range(11, -1, -1)], 0.01)
+
+
+def test_whoever_goes_away_leaves_the_others_alone(model, tokenizer):
+    async def main(writer):
+        first = asyncio.create_task(writer.reply(MESSAGES, dialogue_id="a", seed=0))
+        others = [writer.reply(MESSAGES, dialogue_id="b", seed=n) for n in range(1, 6)]
+        await asyncio.sleep(0.01)
+        first.cancel()
+        found = await asyncio.gather(*others)
+        assert writer.engine.num_unfinished == 0
+        return [one.text for one in found]
+
+    expected = [
+        playing(model, tokenizer, lambda w, n=n: w.reply(MESSAGES, dialogue_id="b", seed=n)).text
+        for n in range(1, 6)
+    ]
+    assert playing(model, tokenizer, main) == expected
+
+
+def test_an_impossible_request_is_refused_and_the_next_one_answered(model, tokenizer):
+    async def main(writer):
+        with pytest.raises(InputError, match="there is room for 0"):
+            await writer.reply(MESSAGES * 20, dialogue_id="d", seed=0)
+        return await writer._generated(GenerationRequest(encode_chat(tokenizer, MESSAGES), 2, 0.0))
+
+    assert len(playing(model, tokenizer, main, max_tokens=20).ids) == 2
+    assert stop_ids(tokenizer)

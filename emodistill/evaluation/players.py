@@ -74,7 +74,7 @@ class PlayerPool(AsyncExitStack):
     """Makes players from their specs, and loads what they share once. An async context manager.
 
     There is one student's base, whatever the number of adapters, and players that would write alike
-    share a writer, so that both roles are generated for in one batch.
+    share a writer, so that both roles are answered by one engine.
 
     Args:
       loaded: students by name, filled at first use; pools that share it share their weights.
@@ -189,7 +189,7 @@ class PlayerPool(AsyncExitStack):
         return self._students[key]
 
     def _load_student(self, adapter_dir: Path | None, temperature: float) -> StudentWriter:
-        from emodistill.model import adapted, generate  # jax, which API models do without
+        from emodistill.model import Engine, adapted  # jax, which API models do without
         from emodistill.train.student import load_student  # jax, which API models do without
 
         name = self.config.student
@@ -199,7 +199,7 @@ class PlayerPool(AsyncExitStack):
         if adapter_dir is not None:
             model = adapted(model, adapter_dir)
         return StudentWriter(
-            functools.partial(generate, model),
+            Engine(model),
             tokenizer,
             model=name,
             temperature=temperature,

@@ -1,17 +1,24 @@
-"""The student as a writer that answers live dialogues in batches."""
+"""The student as a writer that answers live dialogues, several at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from emodistill.errors import InputError
 from emodistill.llm.replies import spoken
 from emodistill.llm.usage import Completion
-from emodistill.model import decode_reply, encode_chat, stop_ids
+from emodistill.model import (
+    Generated,
+    GenerationRequest,
+    NewTokens,
+    decode_reply,
+    encode_chat,
+    stop_ids,
+)
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.seeding import derive
 
@@ -20,27 +27,26 @@ if TYPE_CHECKING:
 
     from emodistill.prompts import Message
 
-GATHERING_S = 0.01
-"""Pause before a batch starts: turns of other dialogues that end at about the same time join it."""
 
+class Generator(Protocol):
+    """What a writer needs of `model.Engine`."""
 
-class _Request(NamedTuple):
-    ids: list[int]
-    seed: int
-    max_tokens: int
-    reply_ids: asyncio.Future[list[int]]
+    def add(self, request: GenerationRequest) -> int: ...
+    def cancel(self, handle: int) -> None: ...
+    def step(self) -> list[NewTokens]: ...
 
 
 @dataclass(slots=True, eq=False)
 class StudentWriter:
-    """A local model as a writer: prompts that wait at the same time are generated together.
+    """A local model as a writer: prompts are answered side by side, and join while others are
+    being answered.
 
-    A reply depends on its own prompt and seed alone, never on which prompts it shares a batch
-    with (see `model.generate`). Use as an async context manager.
+    A reply depends on its own prompt and seed alone, never on which prompts it shares the engine
+    with (see `model.Engine`). Use as an async context manager.
     """
 
-    generate: Callable[..., list[list[int]]]
-    """`model.generate` of the student."""
+    engine: Generator
+    """An engine of the student, which nobody else uses."""
     tokenizer: PreTrainedTokenizerFast
     _: KW_ONLY
     model: str
@@ -48,7 +54,11 @@ class StudentWriter:
     max_reply_tokens: int
     max_prompt_tokens: int
     """Longer prompts don't fit the window; `fits` tells the caller, who drops the oldest turns."""
-    _requests: asyncio.Queue[_Request] = field(default_factory=asyncio.Queue, init=False)
+    _new: list[tuple[GenerationRequest, asyncio.Future[Generated]]] = field(
+        default_factory=list, init=False
+    )
+    _waiting: dict[int, asyncio.Future[Generated]] = field(default_factory=dict, init=False)
+    _has_new: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _worker: asyncio.Task[None] = field(init=False)
 
     async def __aenter__(self) -> Self:
@@ -68,8 +78,8 @@ class StudentWriter:
     ) -> Completion:
         """The student's next utterance; an empty one is asked for again, once.
 
-        One that is cut is generated once more with double room, as far as the window has that, and
-        begins with the same words; what is cut again stays, with the finish reason `length`.
+        One that is longer than `max_reply_tokens` goes on to double that, as far as the window has
+        room; what is cut there stays, with the finish reason `length`.
 
         Raises:
           InputError: the prompt doesn't fit the window.
@@ -83,58 +93,59 @@ class StudentWriter:
             )
         started_s = time.monotonic()
         turn_seed = derive(seed, "turn", messages[-1]["content"])
+        has_double_room = len(ids) + self.max_reply_tokens <= self.max_prompt_tokens
         num_tokens = 0
-        stops = stop_ids(self.tokenizer)
-        rooms = [self.max_reply_tokens]
-        if len(ids) + self.max_reply_tokens <= self.max_prompt_tokens:
-            rooms.append(2 * self.max_reply_tokens)
         for next_seed in (turn_seed, derive(turn_seed, "after an empty reply")):
-            is_cut = False
-            reply_ids: list[int] = []
-            for room in rooms:
-                future = asyncio.get_running_loop().create_future()
-                self._requests.put_nowait(_Request(ids, next_seed, room, future))
-                reply_ids = await future
-                num_tokens += len(reply_ids)
-                is_cut = len(reply_ids) == room and reply_ids[-1] not in stops
-                if not is_cut:
-                    break
-            text = spoken(decode_reply(self.tokenizer, reply_ids))
+            generated = await self._generated(
+                GenerationRequest(
+                    ids,
+                    max_new_tokens=self.max_reply_tokens * (2 if has_double_room else 1),
+                    temperature=self.temperature,
+                    seed=next_seed,
+                    stop_ids=frozenset(stop_ids(self.tokenizer)),
+                )
+            )
+            num_tokens += len(generated.ids)
+            text = spoken(decode_reply(self.tokenizer, generated.ids))
             if text.strip():
                 elapsed_s = time.monotonic() - started_s
-                reason = "length" if is_cut else "stop"
+                reason = generated.finish_reason
                 return Completion(text, len(ids), num_tokens, elapsed_s, 0.0, reason)
         raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
 
+    async def _generated(self, request: GenerationRequest) -> Generated:
+        future = asyncio.get_running_loop().create_future()
+        self._new.append((request, future))
+        self._has_new.set()
+        return await future
+
     async def _serve(self) -> None:
         while True:
-            batch = [await self._requests.get()]
-            await asyncio.sleep(GATHERING_S)
-            while not self._requests.empty():
-                batch.append(self._requests.get_nowait())
+            if not self._new and not self._waiting:
+                self._has_new.clear()
+                await self._has_new.wait()
+            new, self._new = self._new, []
+            for request, future in new:
+                try:
+                    self._waiting[self.engine.add(request)] = future
+                except InputError as error:  # handed to whoever waits, who raises it
+                    future.set_exception(error)
+            for handle, future in list(self._waiting.items()):
+                if future.cancelled():
+                    self.engine.cancel(handle)
+                    del self._waiting[handle]
             try:
                 # In a thread: dialogues with API models go on while the device generates.
-                replies = await asyncio.to_thread(self._generate, batch)
+                progress = await asyncio.to_thread(self.engine.step)
             except Exception as error:  # handed to those who wait, who raise it
-                for request in batch:
-                    if not request.reply_ids.done():
-                        request.reply_ids.set_exception(error)
+                for handle, future in self._waiting.items():
+                    self.engine.cancel(handle)
+                    if not future.done():
+                        future.set_exception(error)
+                self._waiting.clear()
                 continue
-            for request, reply_ids in zip(batch, replies, strict=True):
-                if not request.reply_ids.done():  # whoever waited may have been cancelled
-                    request.reply_ids.set_result(reply_ids)
-
-    def _generate(self, batch: Sequence[_Request]) -> list[list[int]]:
-        replies: list[list[int]] = [[] for _ in batch]
-        for max_tokens in sorted({request.max_tokens for request in batch}):
-            chosen = [i for i, request in enumerate(batch) if request.max_tokens == max_tokens]
-            generated = self.generate(
-                [batch[i].ids for i in chosen],
-                max_new_tokens=max_tokens,
-                temperature=self.temperature,
-                seeds=[batch[i].seed for i in chosen],
-                eos_ids=stop_ids(self.tokenizer),
-            )
-            for i, reply_ids in zip(chosen, generated, strict=True):
-                replies[i] = reply_ids
-        return replies
+            for handle, _, _, generated in progress:
+                if generated is not None:
+                    future = self._waiting.pop(handle)
+                    if not future.done():
+                        future.set_result(generated)

@@ -2,6 +2,11 @@ from .adapters import adapted as adapted
 from .adapters import load_adapter as load_adapter
 from .adapters import save_adapter as save_adapter
 from .config import Qwen2Config as Qwen2Config
+from .engine import Engine as Engine
+from .engine import Generated as Generated
+from .engine import GenerationRequest as GenerationRequest
+from .engine import NewTokens as NewTokens
+from .engine import generate as generate
 from .fingerprint import base_fingerprint as base_fingerprint
 from .fingerprint import lora_sha256 as lora_sha256
 from .folders import embedded_path as embedded_path
@@ -14,7 +19,6 @@ from .processes import joined as joined
 from .processes import to_host as to_host
 from .programs import keep_programs as keep_programs
 from .qwen2 import Qwen2 as Qwen2
-from .sampling import generate as generate
 from .sharding import make_mesh as make_mesh
 from .sharding import num_row_shards as num_row_shards
 from .tokenization import decode_reply as decode_reply

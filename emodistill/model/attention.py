@@ -311,22 +311,3 @@ def _backward(group_size: int, residuals: tuple, grad_QKEH: jax.Array) -> tuple:
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def cached_attention(
-    q_B1NH: jax.Array, k_BKWH: jax.Array, v_BKWH: jax.Array, mask_BW: jax.Array
-) -> jax.Array:
-    """Attention of one new query per row to a cache of W positions that is stored head by head.
-
-    Args:
-      q_B1NH: queries, already scaled.
-      mask_BW: bool, the filled and visible positions of each row's cache.
-
-    Returns: [B, 1, N, H] in the values' dtype.
-    """
-    B, _, N, H = q_B1NH.shape
-    K = k_BKWH.shape[1]
-    q_BKEH = q_B1NH.reshape(B, K, N // K, H)
-    scores_BKEW = jnp.where(mask_BW[:, None, None], _dot("BKEH,BKWH->BKEW", q_BKEH, k_BKWH), MASKED)
-    weights_BKEW = jax.nn.softmax(scores_BKEW, axis=-1).astype(v_BKWH.dtype)
-    return jnp.einsum("BKEW,BKWH->BKEH", weights_BKEW, v_BKWH).reshape(B, 1, N, H)

@@ -1,4 +1,5 @@
-"""Compiled programs outlive the process: a second run of a stage need not compile again."""
+"""Compiled programs: how many there are, and how they outlive the process, so that a second run of
+a stage need not compile again."""
 
 from __future__ import annotations
 
@@ -21,3 +22,17 @@ def keep_programs() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(cache / "emodistill" / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
+
+
+class _Noted:
+    count = 0
+
+
+def note_program() -> None:
+    """Called within a function that is compiled: it runs once for each program made of it."""
+    _Noted.count += 1
+
+
+def num_programs() -> int:
+    """How many programs have been made so far of functions that note it."""
+    return _Noted.count

@@ -38,6 +38,8 @@ PROJECTED = (ROWS, None, None)
 """What enters layers whose columns are split [B, T, D]: all tokens of a row together."""
 SCORED = ("data", None, None)
 """Hidden states of the replies [B, M, D], which every device scores against its own words."""
+CACHE = ("tensor", None, None)
+"""Cached keys and values [..., K, H, W] or [..., K, W, H]: heads are split, slots are not."""
 
 # The axes that split a weight [out, in]. Columns first in the layers that widen, rows in those that
 # narrow, so that a pair of them needs one reduction, after the second.
@@ -147,6 +149,11 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 def replicated(mesh: Mesh | None) -> jax.sharding.Sharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def cache_spec(mesh: Mesh, shape: Sequence[int]) -> PartitionSpec:
+    """How the keys or the values of a cache lie."""
+    return _spec(mesh, shape, CACHE)
 
 
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:

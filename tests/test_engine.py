@@ -1,0 +1,323 @@
+"""Generation: Hugging Face's greedy tokens, a request's own tokens whatever happens around it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sharding import finish, start
+
+from emodistill import seeding
+from emodistill.errors import InputError
+from emodistill.model import (
+    Engine,
+    GenerationRequest,
+    decoding,
+    embedded_path,
+    generate,
+    kv_cache,
+    load_qwen2,
+)
+from emodistill.model.kv_cache import BLOCK
+from emodistill.model.lora import LoRAParam, add_lora, target_layers
+from emodistill.model.programs import num_programs
+
+
+def prompts_of(lengths, vocab_size=100, shared=()):
+    rng = seeding.stream(0, "test-prompts")
+    return [[*shared, *rng.integers(0, vocab_size, length).tolist()] for length in lengths]
+
+
+SHARED = prompts_of([3 * BLOCK + 5])[0]
+# None of them alike: shorter than a block, a whole number of blocks, more than a chunk, one token.
+PROMPTS = [
+    *prompts_of([3, BLOCK, BLOCK + 1, 1, 150], shared=()),
+    *prompts_of([1, 7, 40, 130, BLOCK - 5, BLOCK - 4], shared=SHARED),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+
+
+def requests_of(prompts=PROMPTS, **changes):
+    """Of each prompt one that samples, with settings of its own."""
+    found = []
+    for n, ids in enumerate(prompts):
+        own = {"temperature": [1.0, 0.7, 0.0][n % 3], "top_p": [1.0, 0.8][n % 2], "seed": n}
+        stops = frozenset({n, 7, 9})
+        fields = {"max_new_tokens": 5 + 3 * n, "stop_ids": stops, **own, **changes}
+        found.append(GenerationRequest(ids, **fields))
+    return found
+
+
+def small(model, **settings):
+    return Engine(model, **{"num_slots": 4, "max_kept_tokens": 40 * BLOCK} | settings)
+
+
+def hf_greedy(hf, prompt, num_tokens):
+    import torch
+
+    ids = torch.tensor([prompt])
+    settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    # Without a mask HF would hide the prompt's own tokens 0 as padding.
+    settings |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": num_tokens}
+    torch.set_num_threads(1)  # several would wait for each other at each of many small products
+    with torch.no_grad():
+        found = hf.generate(ids, **settings)
+    return found[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_greedy_equals_hf(architecture, make_hf_checkpoint):
+    folder, hf = make_hf_checkpoint(architecture)
+    served = small(load_qwen2(folder, dtype=jnp.float32))
+    prompts = [PROMPTS[n] for n in (0, 2, 4, 6, 8)]
+    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
+    for prompt, generated in zip(prompts, found, strict=True):
+        assert generated.ids == hf_greedy(hf, prompt, 64)
+        assert generated.finish_reason == "length"
+    # A token that a greedy continuation does meet ends it.
+    stop = found[1].ids[10]
+    (cut,) = served.generate([GenerationRequest(prompts[1], 64, 0.0, stop_ids=frozenset({stop}))])
+    assert cut == (found[1].ids[: found[1].ids.index(stop) + 1], None, "stop")
+
+
+def test_the_embedded_student_s_greedy_tokens_equal_hf():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype=torch.float32).eval()
+    served = small(load_qwen2(embedded_path(), dtype=jnp.float32))
+    prompts = prompts_of([20, 300], vocab_size=2048)
+    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
+    assert [one.ids for one in found] == [hf_greedy(hf, ids, 64) for ids in prompts]
+
+
+def test_tokens_depend_on_the_request_alone(model):
+    requests = requests_of()
+    crowd = small(model).generate(requests)
+    assert len({len(one.ids) for one in crowd}) > 5
+    served = small(model)
+    assert [served.generate([request])[0] for request in requests] == crowd
+    assert [small(model).generate([request])[0] for request in requests[-3:]] == crowd[-3:]
+    order = [*range(5, 11), *range(5)]
+    permuted = served.generate([requests[n] for n in order])  # everything is kept by now
+    assert permuted == [crowd[n] for n in order]
+    before = served.counters.prefilled_tokens
+    assert served.generate(requests) == crowd
+    kept = sum((len(ids) - 1) // BLOCK * BLOCK for ids in PROMPTS)
+    again = served.counters.prefilled_tokens - before
+    assert again == sum(len(ids) - 1 for ids in PROMPTS) - kept
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 3, 8])
+def test_what_is_evicted_changes_no_token(model, num_blocks):
+    served = small(model, max_kept_tokens=num_blocks * BLOCK)
+    expected = small(model).generate(requests_of())
+    for _ in range(2):
+        assert served.generate(requests_of()) == expected
+
+
+def test_asking_for_logprobs_changes_no_token_and_gives_the_model_s(model):
+    plain = small(model).generate(requests_of())
+    asked = small(model).generate(requests_of(wants_logprobs=True))
+    assert [one.ids for one in asked] == [one.ids for one in plain]
+    for prompt, generated in zip(PROMPTS, asked, strict=True):
+        logits_TV = model(jnp.array([prompt + generated.ids]))[0]
+        logps_TV = np.asarray(logits_TV - jnp.log(jnp.exp(logits_TV).sum(-1, keepdims=True)))
+        expected = [logps_TV[len(prompt) - 1 + n, token] for n, token in enumerate(generated.ids)]
+        np.testing.assert_allclose(generated.logprobs, expected, atol=2e-5)
+
+
+def test_requests_join_and_leave_between_steps(model):
+    requests = requests_of()
+    expected = small(model).generate(requests)
+    served, waiting, found, handles = small(model), list(requests), {}, {}
+    said = {}
+    while waiting or served.num_unfinished:
+        for request in waiting[:2]:
+            handles[served.add(request)] = requests.index(request)
+        del waiting[:2]
+        for handle, ids, logprobs, generated in served.step():
+            said.setdefault(handle, []).extend(ids)
+            assert logprobs is None
+            if generated is not None:
+                found[handles[handle]] = generated
+                assert said[handle] == generated.ids
+    assert [found[n] for n in range(len(requests))] == expected
+    assert served.step() == []
+
+
+def test_a_cancelled_request_leaves_no_trace(model):
+    requests = requests_of(max_new_tokens=20)
+    expected = small(model).generate(requests[2:4])
+    served = small(model, num_slots=2)
+    handles = [served.add(request) for request in requests]
+    served.step()
+    for n in (0, 1, *range(4, len(handles))):
+        served.cancel(handles[n])
+    found = {}
+    while served.num_unfinished:
+        found |= {one.handle: one.generated for one in served.step() if one.generated}
+    assert [found.get(handle) for handle in handles[2:4]] == expected
+
+
+def test_a_dialogue_s_next_turn_prefills_what_is_new(model):
+    served = small(model, num_slots=8, max_kept_tokens=200 * BLOCK)
+    rng = seeding.stream(0, "turns")
+
+    def words(number):
+        return rng.integers(0, 100, number).tolist()
+
+    rules = words(200)
+    dialogues = [rules + words(30) for _ in range(6)]
+    for _ in range(6):
+        found = served.generate([GenerationRequest(ids, 20, 1.0) for ids in dialogues])
+        dialogues = [
+            ids + generated.ids + words(30) for ids, generated in zip(dialogues, found, strict=True)
+        ]
+    counters = served.counters
+    assert counters.prompt_tokens > 10_000
+    assert counters.prefilled_tokens < 0.3 * counters.prompt_tokens
+    assert counters.generated_tokens == 6 * 6 * 20
+
+
+def test_prompts_that_arrive_together_share_their_beginning(model):
+    served = small(model)
+    served.generate(requests_of([SHARED + [n] * 3 for n in range(4)]))
+    own = (len(SHARED) - len(SHARED) % BLOCK) + 4 * (len(SHARED) % BLOCK + 2)
+    assert served.counters.prefilled_tokens == own
+
+
+def test_few_programs(tiny_checkpoint):
+    model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    served = small(model, num_slots=5, max_tokens=600)  # no other test has programs of this width
+    served.generate(requests_of())
+    served.generate(requests_of())
+    assert served.counters.programs == 4
+    # Models of one architecture share programs; new weights are used.
+    other = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+    other.norm.weight.set_value(-other.norm.weight[...])
+    before = num_programs()
+    changed = small(other, num_slots=5, max_tokens=600).generate(requests_of())
+    assert num_programs() == before
+    assert changed != served.generate(requests_of())
+    # A longer request needs longer slots, and programs for them.
+    longer = served.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
+    assert longer == small(model).generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
+    assert num_programs() - before <= 2 * 5
+
+
+def test_adapter_takes_part(tiny_checkpoint):
+    model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
+
+    def greedy():
+        return small(model).generate(requests_of(PROMPTS[:2], temperature=0.0))
+
+    base = greedy()
+    add_lora(model, rank=2, alpha=64, targets=("o_proj",))
+    assert greedy() == base
+    lora = target_layers(model)["o_proj"].lora
+    lora.b = LoRAParam(jnp.ones_like(lora.b[...]))
+    assert greedy() != base
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode", "load_blocks", "keep_blocks"])
+def test_caches_are_updated_in_place(model, name, monkeypatch):
+    """The compiled programs give the memory of the caches back, and copy none of it."""
+    lowered = {}
+
+    def record(module, name):
+        function = getattr(module, name)
+
+        def call(*args):
+            lowered[name] = function.lower(*args)
+            return function(*args)
+
+        monkeypatch.setattr(module, name, call)
+
+    record({"prefill": decoding, "decode": decoding}.get(name, kv_cache), name)
+    small(model, num_slots=3, max_tokens=4000).generate(requests_of([SHARED, SHARED]))
+    program = lowered[name].compile()
+    text = program.as_text()
+    caches = ["f32[2,3,2,8,4096]", "f32[2,3,2,4096,8]"]
+    if name == "keep_blocks":
+        caches = [f"f32[40,2,2,8,{BLOCK}]", f"f32[40,2,2,{BLOCK},8]"]
+    for shape in caches:
+        assert shape in text
+        made = re.findall(rf"= {re.escape(shape)}\S* (\S+)\(", text)
+        assert "copy" not in made, name
+    aliases = re.search(r"input_output_alias=\{(.*?)\}, entry", text)
+    assert aliases and aliases[1].count("may-alias") + aliases[1].count("must-alias") == 2
+    size = sum(4 * int(np.prod(json.loads(shape[3:]))) for shape in caches)
+    assert program.memory_analysis().temp_size_in_bytes < size
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": []}, r"the prompt is empty"),
+        ({"ids": [1, 512]}, r"the prompt holds a token id outside 0 … 511"),
+        ({"ids": [1] * 90, "max_new_tokens": 11}, "has 90 tokens, but .* there is room for 89"),
+        ({"max_new_tokens": 4096}, "there is room for 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"stop_ids": frozenset({512})}, "stop_ids holds 512, outside 0 … 511"),
+    ],
+    ids=str,
+)
+def test_bad_requests_are_named(model, changes, message):
+    request = GenerationRequest([1, 2, 3], 12, 1.0)._replace(**changes)
+    with pytest.raises(InputError, match=message):
+        small(model, max_tokens=100).add(request)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_slots": 0}, "num_slots=0"),
+        ({"max_tokens": 5000}, "max_tokens=5000 must lie between 2 and the model's 4096"),
+        ({"max_kept_tokens": -1}, "max_kept_tokens=-1"),
+    ],
+    ids=str,
+)
+def test_bad_engines_are_named(model, settings, message):
+    with pytest.raises(InputError, match=message):
+        small(model, **settings)
+
+
+def sample(model, prompts, **changes):
+    """`generate` with few slots."""
+    arguments = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": (7, 9, 11), "num_slots": 4}
+    return generate(model, prompts, **({"seeds": list(range(len(prompts)))} | arguments | changes))
+
+
+def test_generate_is_the_engine(model):
+    prompts = PROMPTS[:6]
+    expected = small(model).generate(
+        GenerationRequest(ids, 12, 1.0, seed=seed, stop_ids=frozenset({7, 9, 11}))
+        for seed, ids in enumerate(prompts)
+    )
+    assert sample(model, prompts) == [one.ids for one in expected]
+    assert sample(model, []) == []
+    same = sample(model, [PROMPTS[0]] * 4, seeds=[1, 2, 3, 1])
+    assert same[0] == same[3] and len({tuple(ids) for ids in same}) == 3
+    with pytest.raises(InputError, match="2 seeds for 1 prompts"):
+        sample(model, PROMPTS[:1], seeds=[1, 2])
+    with pytest.raises(InputError, match=r"prompts\[1\] is empty"):
+        sample(model, [[1], []])
+
+
+def test_sharded_weights_give_one_device_s_tokens(tiny_checkpoint, model, tmp_path):
+    expected = small(model).generate(requests_of(temperature=0.0))
+    out = tmp_path / "out.json"
+    prompts = json.dumps(PROMPTS)
+    finish(start(out, "generate", tiny_checkpoint, "1x2x4", prompts, num_devices=8))
+    assert json.loads(out.read_text()) == [one.ids for one in expected]
