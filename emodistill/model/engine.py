@@ -166,7 +166,7 @@ class Engine:
         self._served: list[_Served | None] = [None] * num_slots
         self._is_put_off = False
         self._is_stop_BV = np.zeros((num_slots, config.vocab_size), bool)
-        self._is_stop_on_device: jax.Array | None = None
+        self._is_stop_on_device = jax.device_put(self._is_stop_BV.copy())
         self._stops: list[frozenset[int]] = [frozenset()] * num_slots
 
     @property
@@ -263,7 +263,8 @@ class Engine:
                 self._is_stop_BV[slot] = False
                 self._is_stop_BV[slot, list(stops)] = True
                 self._stops[slot] = stops
-                self._is_stop_on_device = None
+                # A copy, since on CPU the device may keep the very memory that it is given.
+                self._is_stop_on_device = jax.device_put(self._is_stop_BV.copy())
             needed = len(one.request.ids) + one.request.max_new_tokens
             length = self._slots.keys.shape[-1]
             while length < kv_cache.slot_length(needed):
@@ -337,9 +338,6 @@ class Engine:
         rows = [(i, one) for i, one in enumerate(self._served) if one and one.is_decoding]
         if not rows:
             return []
-        if self._is_stop_on_device is None:
-            self._is_stop_on_device = jax.device_put(self._is_stop_BV)
-        is_stop_BV = self._is_stop_on_device
         integers = np.zeros((4, len(self._served)), np.int32)
         seeds_B = np.zeros(len(self._served), np.uint32)
         temperatures_B, top_ps_B = np.zeros((2, len(self._served)), np.float32)
@@ -361,7 +359,7 @@ class Engine:
             decoding.DecodingRows(
                 *integers,
                 sampling=sampling,
-                is_stop_BV=is_stop_BV,
+                is_stop_BV=self._is_stop_on_device,
                 wants_logprobs=wants_logprobs,
             ),
         )
