@@ -46,6 +46,7 @@ from emodistill.configs.playing import (
     SimulatorConfig,
     TournamentConfig,
 )
+from emodistill.configs.serving import ServeConfig
 from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyConfig
 from emodistill.configs.training import (
     AdapterConfig,
@@ -81,6 +82,7 @@ CONFIGS: dict[str, type[Config]] = {
         ReportConfig,
         QuickstartConfig,
         SimulatorConfig,
+        ServeConfig,
         MemoryConfig,
         *STUDIES.values(),
     )
