@@ -26,7 +26,7 @@ from emodistill.prompts import Message, PromptPack, counterparty_messages, focal
 from emodistill.records import Role, Turn
 from emodistill.seeding import derive, stream
 from emodistill.selectors import Selector
-from emodistill.serving.chat_requests import GivenMessage, ChatRequest, Setting, converted
+from emodistill.serving.chat_requests import ChatRequest, GivenMessage, Setting, converted
 from emodistill.serving.refusals import ChatRefusedError
 from emodistill.untrusted import brief, parse_json, shown
 
