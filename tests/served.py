@@ -105,10 +105,9 @@ def served(config: ServeConfig, key: str | None = None) -> Iterator[RunningServe
     def work() -> None:
         try:
             asyncio.run(serve())
-        except BaseException as error:
+        except BaseException as error:  # raised where the server is waited for
             started.append(error)
             is_started.set()
-            raise
 
     thread = threading.Thread(target=work)
     thread.start()

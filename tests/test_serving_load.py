@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from served import RunningServer, served
+from served import RunningServer, make_adapter, served
 
 from emodistill.configs import ServeConfig
-from emodistill.model import Engine, GenerationRequest, load_qwen2
+from emodistill.errors import InputError
+from emodistill.model import Engine, GenerationRequest, embedded_path, load_qwen2
 from emodistill.serving.engine_worker import Adapter, EngineWorker
 from emodistill.serving.refusals import ChatRefusedError
+from emodistill.serving.server import run_server
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = {"model": "student", "messages": [{"role": "user", "content": "Go on."}], "temperature": 0}
@@ -219,6 +221,29 @@ def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_port_in_use_is_a_clear_error(server, tiny_checkpoint):
+    port = int(server.root.rpartition(":")[2])
+    with pytest.raises(InputError, match=rf"--port {port}: .*0 finds a free one"):
+        run_server(ServeConfig(port=port, student=str(tiny_checkpoint)))
+
+
+def test_an_adapter_of_another_base_is_named_when_it_is_asked_for(tmp_path, tiny_checkpoint):
+    """A run's adapters are loaded at first use; the base and the server stay."""
+    make_adapter(embedded_path(), tmp_path / "crad/sft/default/adapter", seed=0)
+    with served(ServeConfig(port=0, run=tmp_path, student=str(tiny_checkpoint))) as server:
+        status, answer = server.post("/chat/completions", SHORT | {"model": "sft"})
+        assert status == 503 and answer["error"]["code"] == "adapter_unusable"
+        assert "another base model" in answer["error"]["message"]
+        assert server.chat(**SHORT)
+    config = ServeConfig(
+        port=0,
+        student=str(tiny_checkpoint),
+        adapter=(f"other={tmp_path}/crad/sft/default/adapter",),
+    )
+    with pytest.raises(InputError, match="another base model"), served(config):
+        raise AssertionError("never entered")
 
 
 def test_broken_http_leaks_no_key(server, caplog, capfd):

@@ -182,4 +182,6 @@ def _served_name(stage: str, cell: str) -> str:
 def _run_adapters(home: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(home.glob(f"*/*/adapter/{CONFIG_FILE}")):
         cell = file.parents[1]
-        yield _served_name(cell.parent.name, cell.name), file.parent
+        name = _served_name(cell.parent.name, cell.name)
+        if name.isprintable():  # a folder that somebody else has made may be called anything
+            yield name, file.parent

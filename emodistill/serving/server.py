@@ -26,6 +26,7 @@ from aiohttp import web
 
 from emodistill.configs import ServeConfig
 from emodistill.errors import InputError
+from emodistill.llm.providers import is_loopback
 from emodistill.serving.catalogue import Catalogue
 from emodistill.serving.chat_answers import DONE, AnswerForm, event, usage
 from emodistill.serving.chat_requests import ChatRequest, converted, parse_chat, parse_object
@@ -215,11 +216,16 @@ class Endpoint:
         """Say in a stream that it has no end: the time is up, or generation has failed."""
         if not isinstance(error, ChatRefusedError):
             error = ChatRefusedError("the time of this request is up.", status=504)
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        transport = request.transport
+        try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await response.write(event(error.to_json()))
-        if request.transport is not None:
-            request.transport.close()
+        except (ConnectionError, TimeoutError):
+            if transport is not None:  # nobody reads: what is buffered would be kept for ever
+                transport.abort()
+        else:
+            if transport is not None:
+                transport.close()
 
     def _note_first(self, found: list[Any], arrived_s: float) -> None:
         if not found:
@@ -317,7 +323,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[tuple[str, Endpoint]]:
                 "another port; 0 finds a free one."
             ) from None
         await service.warm_up()
-        yield f"http://{config.host}:{runner.addresses[0][1]}/v1", endpoint
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        yield f"http://{host}:{runner.addresses[0][1]}/v1", endpoint
 
 
 def run_server(config: ServeConfig) -> None:
@@ -337,6 +344,8 @@ def run_server(config: ServeConfig) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, ask)
             print(f"serving {', '.join(endpoint.names)} at {url}; stop with Ctrl-C.", flush=True)
+            if config.api_key_env is None and not is_loopback(url):
+                log.warning("whoever reaches %s is served; --api-key-env asks for a key.", url)
             await is_asked.wait()
             print("finishing what is under way; Ctrl-C again ends at once.", flush=True)
             ends = [asyncio.create_task(one) for one in (endpoint.end(), is_hurried.wait())]
