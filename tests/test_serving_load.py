@@ -140,6 +140,30 @@ def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint
     assert (totals.generated_tokens, totals.prompt_tokens) == (16, 12)
 
 
+def test_a_dropped_adapter_finishes_what_it_has_begun(tiny_checkpoint):
+    model, made = load_qwen2(tiny_checkpoint), []
+    request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
+
+    def make(adapter):
+        made.append(adapter.name)
+        return Engine(model, num_slots=1)
+
+    async def main():
+        adapter = Adapter("tuned")
+        async with EngineWorker(make, max_loaded=4) as worker:
+            under_way = worker.generate(adapter, request, lambda: None)
+            await anext(under_way)
+            worker.forget(adapter)
+            last = [one async for one in under_way][-1]
+            await worker.load(Adapter("other"))  # by then, the dropped one is gone
+            await worker.load(adapter)
+            return last
+
+    last = asyncio.run(main())
+    assert len(last.generated.ids) == 40
+    assert made == ["tuned", "other", "tuned"]
+
+
 def test_what_an_engine_fails_at_is_an_error_of_its_own_requests(tiny_checkpoint):
     model, num_made = load_qwen2(tiny_checkpoint), 0
     request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from emodistill.serving.refusals import ChatRefusedError
 
 if TYPE_CHECKING:
-    from emodistill.model.engine import Engine, GenerationRequest, Progress
+    from emodistill.model.engine import Engine, GenerationRequest, NewTokens
 
 log = logging.getLogger("emodistill.serving")
 
@@ -53,7 +53,7 @@ class _Ticket:
 
     def __init__(self, adapter: Adapter, on_end: Callable[[], None]) -> None:
         self.adapter = adapter
-        self.updates: asyncio.Queue[Progress | Exception] = asyncio.Queue()
+        self.updates: asyncio.Queue[NewTokens | Exception] = asyncio.Queue()
         self.handle: int | None = None
         self.has_begun = self.has_ended = False
         self._on_end = on_end
@@ -64,7 +64,7 @@ class _Ticket:
             self.has_ended = True
             self._on_end()
 
-    def give(self, update: Progress | Exception) -> None:
+    def give(self, update: NewTokens | Exception) -> None:
         self.updates.put_nowait(update)
         if isinstance(update, Exception) or update.generated is not None:
             self.end()
@@ -136,7 +136,7 @@ class EngineWorker:
 
     async def generate(
         self, adapter: Adapter, request: GenerationRequest, on_end: Callable[[], None]
-    ) -> AsyncGenerator[Progress, None]:
+    ) -> AsyncGenerator[NewTokens, None]:
         """The tokens of a request as they come; to close the iterator cancels the request.
 
         Args:
@@ -204,7 +204,7 @@ class EngineWorker:
 
     def _step(self, adapter: Adapter, engine: Engine) -> None:
         try:
-            progress: Sequence[Progress] = engine.step()
+            progress: Sequence[NewTokens] = engine.step()
         except Exception:  # such as memory that has run out; the others' engines go on
             log.exception("%s: its engine failed and is made anew.", adapter.name)
             error = ChatRefusedError("generation failed; ask again.", status=500)
@@ -241,7 +241,7 @@ class EngineWorker:
             self._loop.call_soon_threadsafe(what, *args)
 
 
-def _give_all(given: Sequence[tuple[_Ticket, Progress]]) -> None:
+def _give_all(given: Sequence[tuple[_Ticket, NewTokens]]) -> None:
     for ticket, progress in given:
         ticket.give(progress)
 
