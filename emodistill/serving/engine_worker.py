@@ -132,7 +132,7 @@ class EngineWorker:
 
     def forget(self, adapter: Adapter) -> None:
         """Drop the engine of `adapter` once what it serves is finished."""
-        self._jobs.put(functools.partial(self._forgotten.add, adapter))
+        self._jobs.put(functools.partial(self._forget, adapter))
 
     async def generate(
         self, adapter: Adapter, request: GenerationRequest, on_end: Callable[[], None]
@@ -177,6 +177,10 @@ class EngineWorker:
 
     def _close(self) -> None:
         self._is_closed = True
+
+    def _forget(self, adapter: Adapter) -> None:
+        self._forgotten.add(adapter)
+        self._drop_unused()
 
     def _engine(self, adapter: Adapter) -> Engine:
         made = self._engines.get(adapter) or self._make_engine(adapter)
