@@ -21,6 +21,7 @@ LONG_FILES = (
     *("test_studies", "test_adapter_training", "test_stages", "test_trainer", "test_qwen2"),
     *("test_loop", "test_embedded", "test_forecast", "test_checkpoints", "test_planted"),
     *("test_iql", "test_memory_plan", "test_sweep", "test_engine", "test_attention"),
+    *("test_serving", "test_serving_load", "test_canaries", "test_preflight"),
 )
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 

@@ -13,7 +13,7 @@ LAYERS = (
     *("files", "tensor_files", "operating_system", "configs", "settings", "runs"),
     *("domains", "prompts", "llm", "negotiation", "simulator"),
     *("offline", "batches", "model", "train", "selectors"),
-    *("evaluation", "reports", "stages", "studies", "cli"),
+    *("evaluation", "serving", "reports", "stages", "studies", "cli"),
 )
 """Earliest first (docs/ARCHITECTURE.md); a module may import its own layer and earlier ones."""
 

@@ -49,6 +49,7 @@ from emodistill.configs.playing import (
     TournamentConfig,
 )
 from emodistill.configs.preflight import PREFLIGHTS
+from emodistill.configs.serving import ServeConfig
 from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyConfig
 from emodistill.configs.training import (
     AdapterConfig,
@@ -86,6 +87,7 @@ CONFIGS: dict[str, type[Config]] = {
         SimulatorConfig,
         ExportAdapterConfig,
         VerifyConfig,
+        ServeConfig,
         MemoryConfig,
         *STUDIES.values(),
     )

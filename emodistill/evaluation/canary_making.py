@@ -26,7 +26,6 @@ from emodistill.model import (
     stop_ids,
     template_sha256,
 )
-from emodistill.model.sampling import DEFAULT_BUCKETS
 from emodistill.prompts import Message, PromptPack, focal_messages
 from emodistill.records import Turn
 
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 NUM_CANDIDATES = 16
 """Prompts that are tried: one batch of `generate`."""
+ROW_STEP = 256
+"""Rows are multiples of it, so that prompts of like length share a program."""
 MAX_REPLY_TOKENS = 32
 """Of a canary's replies: adapter and base differ within a sentence, or nowhere."""
 NUM_ALTERNATIVES = 5
@@ -162,7 +163,7 @@ def _scores(
 def reply_logprobs(model: Qwen2, prompt: Sequence[int], reply: Sequence[int]) -> np.ndarray:
     """Log-probs [U, V] of every token at the positions of `reply` after `prompt`, float32."""
     num_tokens = len(prompt) + len(reply)
-    width = next((size for size in DEFAULT_BUCKETS if size >= num_tokens), num_tokens)
+    width = -(-num_tokens // ROW_STEP) * ROW_STEP
     tokens_1T = np.zeros((1, width), np.int32)
     tokens_1T[0, :num_tokens] = [*prompt, *reply]
     # A fixed number of positions: one program serves replies of any length.

@@ -9,9 +9,11 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from emodistill.configs import DEFAULT_CELL
 from emodistill.errors import InputError
+from emodistill.settings import cell_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,35 @@ class Method:
                 stages.append("sft")
             stages.append(self.adapter)
         return tuple(stages)
+
+
+class TrainedCell(NamedTuple):
+    """A cell that a method plays or that its adapter goes on from."""
+
+    cell: str
+    changes: Mapping[str, Any]
+    """What its training changes."""
+
+
+def trained_cells(
+    method: Method,
+    named: Mapping[str, str],
+    changed: Mapping[str, Mapping[str, Any]] = {},
+) -> dict[str, TrainedCell]:
+    """Stage -> its cell, for all that a method is made of, in their order.
+
+    Args:
+      named: stage -> the cell to take in place of the method's own.
+      changed: stage -> settings that a study changes in its training.
+    """
+    found: dict[str, TrainedCell] = {}
+    for stage in dict.fromkeys((*method.stages, *changed)):
+        changes = {**method.settings.get(stage, {}), **changed.get(stage, {})}
+        if "sft" in found and found["sft"].changes:
+            changes["sft_cell"] = found["sft"].cell
+        own = cell_name(changes) if changes else DEFAULT_CELL
+        found[stage] = TrainedCell(named.get(stage, own), changes)
+    return found
 
 
 _llm = functools.partial(Method, writer="llm")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import DEFAULT_CELL, EvaluateConfig, PairConfig, ReportConfig
+from emodistill.configs import EvaluateConfig, PairConfig, ReportConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
-from emodistill.evaluation.methods import METHODS, Method, get_method
+from emodistill.evaluation.methods import METHODS, Method, get_method, trained_cells
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
@@ -19,7 +19,7 @@ from emodistill.offline.store import locate_scenarios
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
-from emodistill.settings import Cell, cell_name
+from emodistill.settings import Cell
 from emodistill.stages.inputs import grown, model_hashes
 from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
 from emodistill.stages.runner import STAGES
@@ -60,17 +60,13 @@ def trainings_of(
       changed: stage -> settings that a study changes in its training.
     """
     needed: dict[str, Requirement] = {}
-    for stage in dict.fromkeys((*method.stages, *changed)):
-        changes = {**method.settings.get(stage, {}), **changed.get(stage, {})}
-        if "sft" in needed and needed["sft"].changes:
-            changes["sft_cell"] = needed["sft"].cell
-        own = cell_name(changes) if changes else DEFAULT_CELL
+    for stage, (cell, changes) in trained_cells(method, config.cells, changed).items():
         is_selector_here = stage == "iql" and config.selector == "target"
         domain = None if is_selector_here else config.trained_on
         needed[stage] = Requirement(
             stage,
             changes=changes,
-            cell=config.cells.get(stage, own),
+            cell=cell,
             domain=domain or config.domain,
         )
     return needed

@@ -1,0 +1,1 @@
+"""A trained student, or the whole negotiator, behind an OpenAI-compatible endpoint."""

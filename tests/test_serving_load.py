@@ -1,0 +1,281 @@
+"""The endpoint under pressure: full queues, slow readers, who goes away, the end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from served import RunningServer, make_adapter, served
+
+from emodistill.configs import ServeConfig
+from emodistill.errors import InputError
+from emodistill.model import Engine, GenerationRequest, embedded_path, load_qwen2
+from emodistill.serving.engine_worker import Adapter, EngineWorker
+from emodistill.serving.refusals import ChatRefusedError
+from emodistill.serving.server import run_server
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = {"model": "student", "messages": [{"role": "user", "content": "Go on."}], "temperature": 0}
+LONG |= {"max_tokens": 3000}
+SHORT = LONG | {"max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint):
+    """Two slots and a queue of two, for a random student that never ends a reply by itself."""
+    config = ServeConfig(
+        port=0, student=str(tiny_checkpoint), num_slots=2, max_queue=2, timeout_s=300.0
+    )
+    with served(config) as running:
+        yield running
+
+
+def opened(server, body, receive_bytes=None):
+    """A connection on which a request was sent, its answer not yet read."""
+    host, port = server.root.removeprefix("http://").split(":")
+    connection = socket.socket()
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.settimeout(120)
+    connection.connect((host, int(port)))
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n"
+    connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
+    return connection
+
+
+def wait_for(condition, seconds=60.0):
+    end_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_s, "it never came true"
+        time.sleep(0.02)
+
+
+def test_a_full_queue_is_told_when_to_ask_again(server):
+    streams = [opened(server, LONG | {"stream": True}) for _ in range(4)]
+    wait_for(lambda: server.metric("emodistill_queue_length") == 2)
+    assert server.metric("emodistill_slots_in_use") == 2
+    status, headers, content = server.ask(f"{server.url}/chat/completions", SHORT)
+    error = json.loads(content)["error"]
+    assert status == 429 and error["code"] == "queue_full"
+    assert 1 <= int(headers["Retry-After"]) <= 60
+    for stream in streams:
+        stream.close()
+    # Those who went away are generated for no longer, and others are served.
+    wait_for(lambda: server.metric("emodistill_slots_in_use") == 0)
+    generated = server.metric('emodistill_tokens_total{kind="generated"}')
+    assert server.chat(**SHORT)["usage"]["completion_tokens"] == 2
+    assert server.metric('emodistill_tokens_total{kind="generated"}') < generated + 20
+    assert generated < 4 * 3000
+
+
+def test_slow_readers_block_nobody(server):
+    """More of them than there are slots and places in the queue together."""
+    body = LONG | {"max_tokens": 600, "stream": True, "logprobs": True, "top_logprobs": 1}
+    slow = []
+    for _ in range(6):
+        slow.append(opened(server, body, receive_bytes=1024))
+        wait_for(lambda: server.metric("emodistill_queue_length") < 2)
+    assert server.chat(**SHORT)["usage"]["completion_tokens"] == 2
+    wait_for(lambda: server.metric("emodistill_slots_in_use") == 0)
+    for connection in slow:  # what they were too slow for is still there
+        found = b""
+        while not found.endswith(b"0\r\n\r\n"):
+            part = connection.recv(1 << 16)
+            assert part, "the stream broke off"
+            found += part
+        assert b"data: [DONE]" in found
+        connection.close()
+
+
+def test_an_engine_waits_for_no_reader(tiny_checkpoint):
+    """Its tokens are all there, and its slot is free, before anybody has read one."""
+    model = load_qwen2(tiny_checkpoint)
+    request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
+    base = Adapter("base")
+
+    async def main():
+        has_ended = asyncio.Event()
+        async with EngineWorker(lambda _: Engine(model, num_slots=1), max_loaded=1) as worker:
+            slow = worker.generate(base, request, has_ended.set)
+            first = await anext(slow)
+            await asyncio.wait_for(has_ended.wait(), 60)
+            quick = [one async for one in worker.generate(base, request, lambda: None)]
+            rest = [one async for one in slow]
+            return [first, *rest], quick
+
+    slow, quick = asyncio.run(main())
+    assert slow[-1].generated == quick[-1].generated
+    assert len(slow[-1].generated.ids) == 40
+
+
+def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint):
+    model, made = load_qwen2(tiny_checkpoint), []
+    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
+
+    def make(adapter):
+        made.append(adapter.name)
+        return Engine(model, num_slots=1)
+
+    async def main():
+        first, second = Adapter("first"), Adapter("second")
+        async with EngineWorker(make, max_loaded=1) as worker:
+            for adapter in (first, first, second, first):
+                async for _ in worker.generate(adapter, request, lambda: None):
+                    pass
+            return worker.totals()
+
+    totals = asyncio.run(main())
+    assert made == ["first", "second", "first"]
+    assert (totals.generated_tokens, totals.prompt_tokens) == (16, 12)
+
+
+def test_a_dropped_adapter_finishes_what_it_has_begun(tiny_checkpoint):
+    model, made = load_qwen2(tiny_checkpoint), []
+    request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
+
+    def make(adapter):
+        made.append(adapter.name)
+        return Engine(model, num_slots=1)
+
+    async def main():
+        adapter = Adapter("tuned")
+        async with EngineWorker(make, max_loaded=4) as worker:
+            under_way = worker.generate(adapter, request, lambda: None)
+            await anext(under_way)
+            worker.forget(adapter)
+            last = [one async for one in under_way][-1]
+            await worker.load(Adapter("other"))  # by then, the dropped one is gone
+            await worker.load(adapter)
+            return last
+
+    last = asyncio.run(main())
+    assert len(last.generated.ids) == 40
+    assert made == ["tuned", "other", "tuned"]
+
+
+def test_what_an_engine_fails_at_is_an_error_of_its_own_requests(tiny_checkpoint):
+    model, num_made = load_qwen2(tiny_checkpoint), 0
+    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
+
+    class FailingEngine(Engine):
+        def step(self):
+            raise RuntimeError("out of memory")
+
+    def make(adapter):
+        nonlocal num_made
+        num_made += 1
+        return (FailingEngine if num_made == 1 else Engine)(model, num_slots=1)
+
+    async def main():
+        base = Adapter("base")
+        async with EngineWorker(make, max_loaded=1) as worker:
+            with pytest.raises(ChatRefusedError, match="ask again") as failure:
+                await anext(worker.generate(base, request, lambda: None))
+            again = [one async for one in worker.generate(base, request, lambda: None)]
+            return failure.value, again
+
+    failure, again = asyncio.run(main())
+    assert failure.status == 500 and len(again[-1].generated.ids) == 4
+
+
+def test_a_request_that_takes_too_long_is_ended(tiny_checkpoint):
+    config = ServeConfig(port=0, student=str(tiny_checkpoint), num_slots=2, timeout_s=2.0)
+    with served(config) as server:
+        server.post("/chat/completions", LONG)  # compiles; may itself take too long
+        status, answer = server.post("/chat/completions", LONG | {"max_tokens": 4000})
+        assert status == 504 and answer["error"]["type"] == "timeout"
+        with opened(server, LONG | {"stream": True, "max_tokens": 4000}) as stream:
+            found = b""
+            while part := stream.recv(1 << 16):
+                found += part
+        assert b"the time of this request is up" in found and b"[DONE]" not in found
+        wait_for(lambda: server.metric("emodistill_slots_in_use") == 0)
+        # A body that never comes is waited for no longer either.
+        host, port = server.root.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as torn:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n"
+            torn.sendall(head + b"{")
+            assert torn.recv(1 << 16).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
+    command = [sys.executable, "scripts/serve.py", "--student", str(tiny_checkpoint)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"}
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--api-key-env", "SERVED_KEY"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        server = RunningServer(line.split(" at ")[1].split(";")[0], "sk-secret-argv")
+        assert server.ask(f"{server.root}/health")[0] == 200
+        body = LONG | {"max_tokens": 400}
+        expected = server.text(**body)
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(server.text, **body)
+            stream = pool.submit(server.events, **body)
+            wait_for(lambda: server.metric("emodistill_slots_in_use") == 2)
+            process.send_signal(number)
+            assert process.stdout.readline().startswith("finishing what is under way")
+            refused = server.ask(f"{server.url}/chat/completions", SHORT)
+            assert whole.result(120) == expected
+            texts = [chunk["choices"][0]["delta"].get("content") for chunk in stream.result(120)]
+            assert "".join(filter(None, texts)) == expected
+        assert refused[0] == 503 and int(refused[1]["Retry-After"]) > 0
+        rest, complaints = process.communicate(timeout=60)
+        assert process.returncode == 0, complaints
+        assert "Traceback" not in complaints and "sk-secret" not in line + rest + complaints
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_port_in_use_is_a_clear_error(server, tiny_checkpoint):
+    port = int(server.root.rpartition(":")[2])
+    with pytest.raises(InputError, match=rf"--port {port}: .*0 finds a free one"):
+        run_server(ServeConfig(port=port, student=str(tiny_checkpoint)))
+
+
+def test_an_adapter_of_another_base_is_named_when_it_is_asked_for(tmp_path, tiny_checkpoint):
+    """A run's adapters are loaded at first use; the base and the server stay."""
+    make_adapter(embedded_path(), tmp_path / "crad/sft/default/adapter", seed=0)
+    with served(ServeConfig(port=0, run=tmp_path, student=str(tiny_checkpoint))) as server:
+        status, answer = server.post("/chat/completions", SHORT | {"model": "sft"})
+        assert status == 503 and answer["error"]["code"] == "adapter_unusable"
+        assert "another base model" in answer["error"]["message"]
+        assert server.chat(**SHORT)
+    config = ServeConfig(
+        port=0,
+        student=str(tiny_checkpoint),
+        adapter=(f"other={tmp_path}/crad/sft/default/adapter",),
+    )
+    with pytest.raises(InputError, match="another base model"), served(config):
+        raise AssertionError("never entered")
+
+
+def test_broken_http_leaks_no_key(server, caplog, capfd):
+    host, port = server.root.removeprefix("http://").split(":")
+    for data in (b"\x00\r\n\r\n", b"GET / HTTP/1.1\r\nAuthorization Bearer sk-leak\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(data)
+            assert b" 400 " in connection.recv(1 << 16)
+    assert "sk-leak" not in caplog.text + "".join(capfd.readouterr())
+    assert server.chat(**SHORT)
+    assert threading.active_count() < 50
