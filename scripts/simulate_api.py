@@ -12,13 +12,12 @@ from emodistill.settings import Cell
 
 
 def serve(cell: Cell) -> None:
-    from emodistill.simulator.faults import Faults, open_log, parse_faults  # not for --help
-    from emodistill.simulator.server import run_server  # not for --help
+    from emodistill.simulator import faults, server  # not for --help
 
     config = cell.config
-    shares = {} if config.faults is None else parse_faults(config.faults)
-    log = open_log(config.log) if config.log is not None else None
-    run_server(config.host, config.port, Faults(shares, seed=config.seed, log=log))
+    shares = {} if config.faults is None else faults.parse_faults(config.faults)
+    log = faults.open_log(config.log) if config.log is not None else None
+    server.run_server(config.host, config.port, faults.Faults(shares, seed=config.seed, log=log))
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_peft_reads_the_folder_with_canaries_in_it(exported, students):
     assert max(abs(one - other) for one, other in pairs) < 1e-3
 
 
-@pytest.mark.parametrize("form", ["merged", "gguf"])
+@pytest.mark.parametrize("form", [pytest.param("merged", marks=pytest.mark.slow), "gguf"])
 def test_other_forms_carry_the_same_canaries(
     students, exported, tmp_path, form, monkeypatch, capsys
 ):

@@ -1,6 +1,8 @@
 """GGUF checkpoints: the weights that transformers reads from the same file, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,17 @@ def test_the_weights_are_those_that_were_converted(gguf_file, architecture, tmp_
     assert ids[0] == 10 and ids.count(11) == 1  # a control token in a content is text
     with pytest.raises(InputError, match="out exists; name another folder"):
         convert_gguf(path, tmp_path / "out")
+
+
+def test_the_command_writes_the_folder_and_says_what_it_lacks(gguf_file, tmp_path):
+    path, _ = gguf_file()
+    command = [sys.executable, Path(__file__).parents[1] / "scripts/convert_gguf.py"]
+    lacking = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert lacking.returncode == 2 and "--source FILE.gguf" in lacking.stderr
+    flags = ["--source", path, "--out", tmp_path / "out"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+    assert "give it to --model and --student" in done.stdout
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def split_with(tmp_path, *splits, **sizes):
 
 def test_a_given_split_is_used_as_given_and_said(tmp_path):
     splits = ("test", "train", "test", "test", "test", "validation")
-    split, text, _ = split_with(tmp_path, *splits)
+    split, text, *_ = split_with(tmp_path, *splits)
     by_id = {s.scenario_id: s.split for s in split.all()}
     assert [by_id[s.scenario_id] for s in GENERATED[:6]] == [*splits]
     assert "as " in text and "1 train, 1 validation, 4 test" in text and "--num-test" in text
@@ -57,7 +57,7 @@ def test_a_given_split_is_used_as_given_and_said(tmp_path):
 
 
 def test_without_a_split_it_is_drawn_and_said(tmp_path):
-    split, text, _ = split_with(tmp_path, None, None, None)
+    split, text, *_ = split_with(tmp_path, None, None, None)
     assert [len(part) for part in split] == [2, 0, 1]
     assert text == "split drawn by --seed 0: 2 train, 0 validation, 1 test"
 
@@ -105,7 +105,7 @@ def test_a_table_may_have_a_column_split(tmp_path):
         path.write_text("\n".join([",".join(names), *rows]) + "\n")
         return load_split("disaster", path, num_test=1, num_validation=0, seed=0)
 
-    split, text, _ = load("test", "train", "Test")
+    split, text, *_ = load("test", "train", "Test")
     assert [len(part) for part in split] == [1, 0, 2] and "as " in text
     with pytest.raises(InputError, match=r"own\.csv:3: no `split`"):
         load("test", "")

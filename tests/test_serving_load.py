@@ -209,7 +209,10 @@ def test_a_request_that_takes_too_long_is_ended(tiny_checkpoint):
             assert torn.recv(1 << 16).startswith(b"HTTP/1.1 504")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
     command = [sys.executable, "scripts/serve.py", "--student", str(tiny_checkpoint)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"}

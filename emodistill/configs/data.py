@@ -135,9 +135,9 @@ class ConvertConfig(Config):
     """A GGUF checkpoint as a folder that a student can be loaded from (extra `gguf`)."""
 
     stage = "convert"
-    source: Path
+    source: Path | None = None
     """The GGUF file of a Llama- or Qwen-type model with a chat template."""
-    out: Path
+    out: Path | None = None
     """The folder to write, which must not exist; four bytes a parameter."""
 
 

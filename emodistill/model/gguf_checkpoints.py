@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
@@ -140,9 +141,6 @@ def halved_rows(values: np.ndarray, num_heads: int) -> np.ndarray:
 
 def _tokenizer(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The file's byte-level BPE, and the settings with its chat template."""
-    # Not at the top: only this conversion needs the library itself.
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
     kind, cut = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
     if kind != "gpt2" or cut not in _SPLITS:
         raise InputError(

@@ -91,12 +91,10 @@ def agree(decide: Callable[[], bool]) -> bool:
       EmodistillError: of the same class as the error that `decide` raised in the first process, or
         of the base class if that was none of ours.
     """
-    import jax  # kept off --help
+    import jax.experimental.multihost_utils  # kept off --help
 
     if jax.process_count() == 1:
         return decide()
-    from jax.experimental import multihost_utils  # kept off --help
-
     outcome: dict[str, Any] = {}
     failure = None
     if is_first():
@@ -109,7 +107,8 @@ def agree(decide: Callable[[], bool]) -> bool:
             outcome = {"refusal": kind, "message": text[:MAX_MESSAGE]}
     # All processes must hand over an array of one shape; JSON takes at most 12 bytes a character.
     text = json.dumps(outcome).ljust(12 * MAX_MESSAGE + 100)
-    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    sent = np.frombuffer(text.encode(), np.uint8)
+    shared = jax.experimental.multihost_utils.broadcast_one_to_all(sent)
     outcome = json.loads(np.asarray(shared).tobytes())
     if failure is not None:
         raise failure

@@ -132,19 +132,18 @@ def _evaluation(cell: Cell) -> str:
 
 
 def _train_selector(job: Job) -> Result:
-    from emodistill.train.selector_checks import MAX_UNSUPPORTED, MIN_SUPPORT  # JAX
-    from emodistill.train.selector_training import train_selector  # JAX
+    from emodistill.train import selector_checks, selector_training  # JAX
 
     config: IQLConfig = job.cell.config
     sweep = read_sweep(job.details.data_home, load_pack(), job.details.scores)
-    trained = train_selector(config, sweep, job.directory)
+    trained = selector_training.train_selector(config, sweep, job.directory)
     values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
     print(f"iql: value by fitted Q: {values}")
-    if trained.unsupported > MAX_UNSUPPORTED:
+    if trained.unsupported > selector_checks.MAX_UNSUPPORTED:
         print(
-            f"iql: {trained.unsupported:.0%} of the policy's choices have fewer than {MIN_SUPPORT} "
-            f"turns of the data behind them ({job.directory / SUPPORT}); play more seeds, or lower "
-            "--advantage-scale."
+            f"iql: {trained.unsupported:.0%} of the policy's choices have fewer than "
+            f"{selector_checks.MIN_SUPPORT} turns of the data behind them "
+            f"({job.directory / SUPPORT}); play more seeds, or lower --advantage-scale."
         )
     left_out = _listed(
         (trained.num_without_emotion, "turns without an emotion"),
