@@ -22,9 +22,10 @@ import pytest
 from aiohttp import web
 from chat_server import ChatServer, endless, fault, ok
 from flax import nnx
+from served import served as served_by_us
 
 from emodistill import seeding, stages
-from emodistill.configs import ExportAdapterConfig, VerifyConfig
+from emodistill.configs import ExportAdapterConfig, ServeConfig, VerifyConfig
 from emodistill.errors import ApiError, InputError
 from emodistill.evaluation import canary_making
 from emodistill.evaluation.canaries import CANARIES_FILE, read_canaries
@@ -483,6 +484,22 @@ def test_the_exit_code_says_it(exported, answers, monkeypatch, capsys, state, co
     assert found == code, out + err
     assert "sk-secret" not in out + err and set(keys) == {"sk-secret-key"}
     assert "adapter: " in out
+
+
+@pytest.mark.slow
+def test_our_own_server(students, exported, tmp_path, monkeypatch, capsys):
+    """It states the chosen token alone, which may be too little to tell another scale by (5)."""
+    folder, *_ = students
+    names = [f"{name}={folder / name}" for name in ("half", "twice", "other")]
+    (tmp_path / "crad").mkdir()
+    config = ServeConfig(port=0, run=tmp_path, adapter=(f"exported={exported}", *names))
+    with served_by_us(config) as server:
+        wrong = {name: {4, 5} for name in ("half", "twice", "other")}
+        codes = {"exported": {0}, "student": {3}} | wrong
+        for name, code in codes.items():
+            flags = ("--url", server.url, "--model", name, "--adapter", exported)
+            found, out, err = script(monkeypatch, capsys, *flags)
+            assert found in code, name + out + err
 
 
 def test_what_can_not_be_asked_is_code_2(exported, tmp_path, monkeypatch, capsys):
