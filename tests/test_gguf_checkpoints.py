@@ -14,6 +14,10 @@ from emodistill.model import encode_chat, load_qwen2, load_tokenizer
 from emodistill.model.gguf_adapters import NAMES
 from emodistill.model.gguf_checkpoints import convert_gguf
 
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CHAT = [{"role": "user", "content": "I can't wait 128 days, 10:45 PM."}]
 
 
@@ -42,11 +46,8 @@ def gguf_file(make_hf_checkpoint, tmp_path):
         writer.add_token_types([1] * 10 + [3, 3])
         writer.add_token_merges(["a b"])
         writer.add_eos_token_id(11)
-        if fields.get("template", True):
-            writer.add_chat_template(
-                "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-                "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-            )
+        if template := fields.get("template", TEMPLATE):
+            writer.add_chat_template(template)
         names = {"embed_tokens": "token_embd", "lm_head": "output", "norm": "output_norm"}
         names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", **NAMES}
         for name, values in load_file(folder / "model.safetensors").items():
@@ -106,7 +107,8 @@ def test_the_command_writes_the_folder_and_says_what_it_lacks(gguf_file, tmp_pat
     [
         ({"pre": "llama-bpe"}, r"its tokenizer \('gpt2', 'llama-bpe'\) is not known here"),
         ({"model": "llama"}, "its tokenizer"),
-        ({"template": False}, "it has no chat template"),
+        ({"template": None}, "it has no chat template"),
+        ({"template": "{{ messages | nothing }}"}, r"llama\.gguf: .*template"),
         (
             {"renamed": {"model.norm.weight": "blk.0.ffn_gate_inp.weight"}},
             "there is no place for its tensor 'blk.0.ffn_gate_inp.weight'",
@@ -118,7 +120,7 @@ def test_what_can_not_be_a_student_is_refused(gguf_file, tmp_path, fields, messa
     path, _ = gguf_file(**fields)
     with pytest.raises(InputError, match=message):
         convert_gguf(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not [*tmp_path.glob("*out*"), *tmp_path.glob(".*")]
 
 
 def test_torn_and_foreign_files_are_named(gguf_file, tmp_path):

@@ -119,13 +119,20 @@ def test_an_engine_waits_for_no_reader(tiny_checkpoint):
     assert len(slow[-1].generated.ids) == 40
 
 
-def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint):
-    model, made = load_qwen2(tiny_checkpoint), []
-    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
+def recording(checkpoint):
+    """The names of adapters for which engines were made, and what makes them."""
+    model, made = load_qwen2(checkpoint), []
 
     def make(adapter):
         made.append(adapter.name)
         return Engine(model, num_slots=1)
+
+    return made, make
+
+
+def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint):
+    made, make = recording(tiny_checkpoint)
+    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
 
     async def main():
         first, second = Adapter("first"), Adapter("second")
@@ -141,12 +148,8 @@ def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint
 
 
 def test_a_dropped_adapter_finishes_what_it_has_begun(tiny_checkpoint):
-    model, made = load_qwen2(tiny_checkpoint), []
+    made, make = recording(tiny_checkpoint)
     request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
-
-    def make(adapter):
-        made.append(adapter.name)
-        return Engine(model, num_slots=1)
 
     async def main():
         adapter = Adapter("tuned")

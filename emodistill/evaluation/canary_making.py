@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emodistill.batches.row_packing import round_up
 from emodistill.domains import Scenario, format_value, load_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
@@ -163,7 +164,7 @@ def _scores(
 def reply_logprobs(model: Qwen2, prompt: Sequence[int], reply: Sequence[int]) -> np.ndarray:
     """Log-probs [U, V] of every token at the positions of `reply` after `prompt`, float32."""
     num_tokens = len(prompt) + len(reply)
-    width = -(-num_tokens // ROW_STEP) * ROW_STEP
+    width = round_up(num_tokens, ROW_STEP)
     tokens_1T = np.zeros((1, width), np.int32)
     tokens_1T[0, :num_tokens] = [*prompt, *reply]
     # A fixed number of positions: one program serves replies of any length.

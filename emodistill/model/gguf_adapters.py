@@ -73,6 +73,13 @@ def paired_rows(matrix_OX: np.ndarray, num_heads: int) -> np.ndarray:
     return matrix_OX.reshape(num_heads, 2, -1, X).swapaxes(1, 2).reshape(O, X)
 
 
+def halved_rows(matrix: np.ndarray, num_heads: int) -> np.ndarray:
+    """The inverse of `paired_rows`; a bias [O] has its rows in the same order."""
+    rows, *rest = matrix.shape
+    paired = matrix.reshape(num_heads, rows // num_heads // 2, 2, *rest)
+    return paired.swapaxes(1, 2).reshape(matrix.shape)
+
+
 def gguf_package() -> Any:
     """The package `gguf`.
 

@@ -14,9 +14,9 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from emodistill.errors import InputError
-from emodistill.files import write_json
+from emodistill.files import new_folder, write_json
 from emodistill.model.config import Qwen2Config
-from emodistill.model.gguf_adapters import NAMES, gguf_package
+from emodistill.model.gguf_adapters import NAMES, gguf_package, halved_rows
 from emodistill.model.tokenization import load_tokenizer
 from emodistill.tensor_files import write_tensors
 from emodistill.untrusted import brief, shown
@@ -72,12 +72,15 @@ def convert_gguf(source: Path, out: Path) -> Qwen2Config:
         raise InputError(f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{source} lacks what a checkpoint needs ({brief(error)}).") from None
-    out.mkdir(parents=True)
-    write_tensors(out / "model.safetensors", tensors, {"format": "pt"})
-    write_json(out / "config.json", config.to_hf())
-    tokenizer.save(str(out / "tokenizer.json"))
-    write_json(out / "tokenizer_config.json", settings)
-    load_tokenizer(out)  # refuses a chat template that training can't use
+    with new_folder(out) as folder:
+        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        write_json(folder / "config.json", config.to_hf())
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", settings)
+        try:
+            load_tokenizer(folder)  # refuses a chat template that training can't use
+        except InputError as error:
+            raise InputError(f"{source}: {str(error).removeprefix(f'{folder}: ')}") from None
     return config
 
 
@@ -130,13 +133,6 @@ def _tensors(gguf: Any, reader: Any, config: Qwen2Config) -> Iterator[tuple[str,
         if config.architecture == "llama" and kind in num_heads:
             values = halved_rows(values, num_heads[kind])
         yield name, np.ascontiguousarray(values)
-
-
-def halved_rows(values: np.ndarray, num_heads: int) -> np.ndarray:
-    """The inverse of `gguf_adapters.paired_rows`."""
-    rows, *rest = values.shape
-    paired = values.reshape(num_heads, rows // num_heads // 2, 2, *rest)
-    return paired.swapaxes(1, 2).reshape(values.shape)
 
 
 def _tokenizer(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +9,7 @@ from emodistill.configs import DEFAULT_CELL, EMBEDDED, ExportAdapterConfig
 from emodistill.errors import InputError
 from emodistill.evaluation.canaries import write_canaries
 from emodistill.evaluation.canary_making import canary_prompts, make_canaries
+from emodistill.files import new_folder
 from emodistill.model import Qwen2, adapted, save_adapter, student_folder
 from emodistill.model.adapters import CONFIG_FILE, WEIGHTS_FILE
 from emodistill.model.config import read_json_object
@@ -50,7 +48,7 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
         raise InputError(f"{out} exists already; name another folder with --out.")
     student = load_student(source.model)
     adapter = adapted(student.model, source.adapter)
-    with _whole_or_not(out) as folder:
+    with new_folder(out) as folder:
         _write(config, adapter, source, folder)
         if config.num_canaries:
             _add_canaries(config, student, adapter, source, folder)
@@ -120,17 +118,3 @@ def _source(config: ExportAdapterConfig) -> _Source:
         is_emotion_free=setting_of(*said, "emotion_free", bool),
         prompt_pack=setting_of(*said, "prompt_pack", Path | None),
     )
-
-
-@contextmanager
-def _whole_or_not(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` at the end; no trace of it on an error."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
