@@ -70,6 +70,14 @@ class Turn(Record, frozen=True, kw_only=True):
             raise InputError(f"emotion {self.emotion!r} is none of the 28 GoEmotions labels.")
 
 
+class StudentServer(Record, frozen=True, kw_only=True):
+    """The server that wrote as the student, and what its answers said of the adapter."""
+
+    url: str
+    adapter: Literal["in use", "unknown", "none"]
+    """`none`: the student without an adapter was asked for, and nothing was checked."""
+
+
 class FocalPlayer(Record, frozen=True, kw_only=True):
     """Who played the focal role, and the cells (stage -> cell) that its policy came from."""
 
@@ -77,6 +85,7 @@ class FocalPlayer(Record, frozen=True, kw_only=True):
     model: str
     temperature: float
     cells: Mapping[str, str] = {}
+    server: StudentServer | None = None
 
 
 class CounterpartyPlayer(Record, frozen=True, kw_only=True):
@@ -86,6 +95,7 @@ class CounterpartyPlayer(Record, frozen=True, kw_only=True):
     temperature: float
     method: str | None = None
     cells: Mapping[str, str] = {}
+    server: StudentServer | None = None
 
 
 class DialogueUsage(Record, frozen=True, kw_only=True):

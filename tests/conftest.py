@@ -196,6 +196,17 @@ def short_value_estimates() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_canaries() -> Iterator[None]:
+    """Adapters that tests export are asked fewer prompts, and say less."""
+    from emodistill.evaluation import canary_making
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canary_making, "NUM_CANDIDATES", 5)
+        patch.setattr(canary_making, "MAX_REPLY_TOKENS", 16)
+        yield
+
+
 HFMaker = Callable[..., tuple[Path, Any]]
 
 

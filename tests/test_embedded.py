@@ -11,7 +11,7 @@ from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.metrics import in_bounds
 from emodistill.evaluation.student_writer import StudentWriter
-from emodistill.model import Engine, embedded_path, load_qwen2, load_tokenizer
+from emodistill.model import Engine, EngineWorker, embedded_path, load_qwen2, load_tokenizer
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
@@ -45,14 +45,17 @@ def trajectories():
         return await play(PlannedDialogue(scenario, 0, scenario.scenario_id), match)
 
     async def all_of_them():
-        async with StudentWriter(
-            Engine(load_qwen2(folder, dtype=jnp.float32)),
-            load_tokenizer(folder),
-            model="embedded",
-            temperature=0.7,
-            max_reply_tokens=MAX_REPLY_TOKENS,
-            max_prompt_tokens=2048,
-        ) as student:
+        model = load_qwen2(folder, dtype=jnp.float32)
+        async with EngineWorker(lambda _: Engine(model)) as worker:
+            student = StudentWriter(
+                worker,
+                None,
+                load_tokenizer(folder),
+                model="embedded",
+                temperature=0.7,
+                max_reply_tokens=MAX_REPLY_TOKENS,
+                max_prompt_tokens=2048,
+            )
             games = [
                 scenario
                 for domain in DOMAINS

@@ -125,13 +125,24 @@ def test_what_is_evicted_changes_no_token(model, num_blocks):
 
 def test_asking_for_logprobs_changes_no_token_and_gives_the_model_s(model):
     plain = small(model).generate(requests_of())
-    asked = small(model).generate(requests_of(wants_logprobs=True))
+    asked = small(model).generate(requests_of(num_logprobs=3))
     assert [one.ids for one in asked] == [one.ids for one in plain]
     for prompt, generated in zip(PROMPTS, asked, strict=True):
         logits_TV = model(jnp.array([prompt + generated.ids]))[0]
         logps_TV = np.asarray(logits_TV - jnp.log(jnp.exp(logits_TV).sum(-1, keepdims=True)))
-        expected = [logps_TV[len(prompt) - 1 + n, token] for n, token in enumerate(generated.ids)]
-        np.testing.assert_allclose(generated.logprobs, expected, atol=2e-5)
+        for n, token in enumerate(generated.ids):
+            logps_V, found = logps_TV[len(prompt) - 1 + n], generated.logprobs[n]
+            np.testing.assert_allclose(found.chosen, logps_V[token], atol=2e-5)
+            tokens, likeliest = zip(*found.likeliest, strict=True)
+            np.testing.assert_allclose(likeliest, logps_V[[*tokens]], atol=2e-5)
+            np.testing.assert_allclose(likeliest, np.sort(logps_V)[: -1 - 3 : -1], atol=2e-5)
+
+
+def test_log_probs_of_the_chosen_token_alone_and_of_too_many(model):
+    (one,) = small(model).generate(requests_of(num_logprobs=0)[:1])
+    assert one.logprobs is not None and all(token.likeliest == () for token in one.logprobs)
+    with pytest.raises(InputError, match="num_logprobs=21 must lie between 0 and 20"):
+        small(model).generate(requests_of(num_logprobs=21))
 
 
 def test_requests_join_and_leave_between_steps(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -19,9 +18,7 @@ from served import RunningServer, make_adapter, served
 
 from emodistill.configs import ServeConfig
 from emodistill.errors import InputError
-from emodistill.model import Engine, GenerationRequest, embedded_path, load_qwen2
-from emodistill.serving.engine_worker import Adapter, EngineWorker
-from emodistill.serving.refusals import ChatRefusedError
+from emodistill.model import Engine, embedded_path
 from emodistill.serving.server import run_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,98 +95,16 @@ def test_slow_readers_block_nobody(server):
         connection.close()
 
 
-def test_an_engine_waits_for_no_reader(tiny_checkpoint):
-    """Its tokens are all there, and its slot is free, before anybody has read one."""
-    model = load_qwen2(tiny_checkpoint)
-    request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
-    base = Adapter("base")
+def test_an_engine_that_fails_is_made_anew(server, monkeypatch):
+    def broken(engine):
+        raise RuntimeError("out of memory")
 
-    async def main():
-        has_ended = asyncio.Event()
-        async with EngineWorker(lambda _: Engine(model, num_slots=1), max_loaded=1) as worker:
-            slow = worker.generate(base, request, has_ended.set)
-            first = await anext(slow)
-            await asyncio.wait_for(has_ended.wait(), 60)
-            quick = [one async for one in worker.generate(base, request, lambda: None)]
-            rest = [one async for one in slow]
-            return [first, *rest], quick
-
-    slow, quick = asyncio.run(main())
-    assert slow[-1].generated == quick[-1].generated
-    assert len(slow[-1].generated.ids) == 40
-
-
-def recording(checkpoint):
-    """The names of adapters for which engines were made, and what makes them."""
-    model, made = load_qwen2(checkpoint), []
-
-    def make(adapter):
-        made.append(adapter.name)
-        return Engine(model, num_slots=1)
-
-    return made, make
-
-
-def test_engines_beyond_the_limit_go_and_what_they_counted_stays(tiny_checkpoint):
-    made, make = recording(tiny_checkpoint)
-    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
-
-    async def main():
-        first, second = Adapter("first"), Adapter("second")
-        async with EngineWorker(make, max_loaded=1) as worker:
-            for adapter in (first, first, second, first):
-                async for _ in worker.generate(adapter, request, lambda: None):
-                    pass
-            return worker.totals()
-
-    totals = asyncio.run(main())
-    assert made == ["first", "second", "first"]
-    assert (totals.generated_tokens, totals.prompt_tokens) == (16, 12)
-
-
-def test_a_dropped_adapter_finishes_what_it_has_begun(tiny_checkpoint):
-    made, make = recording(tiny_checkpoint)
-    request = GenerationRequest([1, 2, 3], max_new_tokens=40, temperature=0.0)
-
-    async def main():
-        adapter = Adapter("tuned")
-        async with EngineWorker(make, max_loaded=4) as worker:
-            under_way = worker.generate(adapter, request, lambda: None)
-            await anext(under_way)
-            worker.forget(adapter)
-            last = [one async for one in under_way][-1]
-            await worker.load(Adapter("other"))  # by then, the dropped one is gone
-            await worker.load(adapter)
-            return last
-
-    last = asyncio.run(main())
-    assert len(last.generated.ids) == 40
-    assert made == ["tuned", "other", "tuned"]
-
-
-def test_what_an_engine_fails_at_is_an_error_of_its_own_requests(tiny_checkpoint):
-    model, num_made = load_qwen2(tiny_checkpoint), 0
-    request = GenerationRequest([1, 2, 3], max_new_tokens=4, temperature=0.0)
-
-    class FailingEngine(Engine):
-        def step(self):
-            raise RuntimeError("out of memory")
-
-    def make(adapter):
-        nonlocal num_made
-        num_made += 1
-        return (FailingEngine if num_made == 1 else Engine)(model, num_slots=1)
-
-    async def main():
-        base = Adapter("base")
-        async with EngineWorker(make, max_loaded=1) as worker:
-            with pytest.raises(ChatRefusedError, match="ask again") as failure:
-                await anext(worker.generate(base, request, lambda: None))
-            again = [one async for one in worker.generate(base, request, lambda: None)]
-            return failure.value, again
-
-    failure, again = asyncio.run(main())
-    assert failure.status == 500 and len(again[-1].generated.ids) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", broken)
+        status, answer = server.post("/chat/completions", SHORT)
+    assert status == 500
+    assert answer["error"]["message"] == "generation failed; ask again."
+    assert server.post("/chat/completions", SHORT)[0] == 200
 
 
 def test_a_request_that_takes_too_long_is_ended(tiny_checkpoint):

@@ -9,6 +9,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.model import (
     Engine,
+    EngineWorker,
     Generated,
     GenerationRequest,
     NewTokens,
@@ -18,6 +19,7 @@ from emodistill.model import (
     load_tokenizer,
     stop_ids,
 )
+from emodistill.model.engine import Counters
 from emodistill.model.tokenization import encode_reply
 from emodistill.negotiation.writers import EmptyReplyError
 
@@ -32,6 +34,8 @@ def tokenizer():
 class Script:
     """An engine that says `texts` in turn; `rooms` are the limits it was given."""
 
+    counters = Counters()
+
     def __init__(self, tokenizer, *texts):
         self.replies = [encode_reply(tokenizer, text) for text in texts]
         self.waiting, self.rooms = [], []
@@ -40,6 +44,10 @@ class Script:
         self.rooms.append(request.max_new_tokens)
         self.waiting.append(self.replies.pop(0)[: request.max_new_tokens])
         return len(self.rooms)
+
+    @property
+    def num_unfinished(self):
+        return len(self.waiting)
 
     def cancel(self, handle):
         raise AssertionError("nobody cancels")
@@ -55,14 +63,16 @@ def reply_of(tokenizer, *texts, room=8, max_prompt_tokens=100):
     script = Script(tokenizer, *texts)
 
     async def main():
-        async with StudentWriter(
-            script,
-            tokenizer,
-            model="test",
-            temperature=0.0,
-            max_reply_tokens=room,
-            max_prompt_tokens=max_prompt_tokens,
-        ) as writer:
+        async with EngineWorker(lambda _: script) as worker:
+            writer = StudentWriter(
+                worker,
+                None,
+                tokenizer,
+                model="test",
+                temperature=0.0,
+                max_reply_tokens=room,
+                max_prompt_tokens=max_prompt_tokens,
+            )
             return await writer.reply(MESSAGES, dialogue_id="d", seed=0)
 
     return asyncio.run(main()), script.rooms
@@ -109,15 +119,19 @@ def playing(model, tokenizer, main, **settings):
 
     async def run():
         engine = Engine(model, num_slots=4, max_kept_tokens=1024, **settings)
-        async with StudentWriter(
-            engine,
-            tokenizer,
-            model="embedded",
-            temperature=1.0,
-            max_reply_tokens=10,
-            max_prompt_tokens=500,
-        ) as writer:
-            return await main(writer)
+        async with EngineWorker(lambda _: engine) as worker:
+            writer = StudentWriter(
+                worker,
+                None,
+                tokenizer,
+                model="embedded",
+                temperature=1.0,
+                max_reply_tokens=10,
+                max_prompt_tokens=500,
+            )
+            found = await main(writer)
+        assert engine.num_unfinished == 0
+        return found
 
     return asyncio.run(run())
 
@@ -145,7 +159,6 @@ def test_whoever_goes_away_leaves_the_others_alone(model, tokenizer):
         await asyncio.sleep(0.01)
         first.cancel()
         found = await asyncio.gather(*others)
-        assert writer.engine.num_unfinished == 0
         return [one.text for one in found]
 
     expected = [

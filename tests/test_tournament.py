@@ -295,7 +295,7 @@ def test_students_share_one_base(monkeypatch):
                 return (await pool.player(spec, role, opponent=spec)).writer
 
             one, same = await writer(0.4, "focal"), await writer(0.4, "counterparty")
-            return one is same, one is await writer(0.7, "focal")
+            return one == same, one == await writer(0.7, "focal")
 
     assert asyncio.run(main()) == (True, False)
     assert len(loaded) == 1

@@ -40,6 +40,7 @@ class MatchConfig(DialogueConfig):
     outside_cell = Config.outside_cell | {
         *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
         *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
+        *("student_model", "allow_unverified"),  # who plays the student, as `student` itself
     }
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
@@ -54,6 +55,15 @@ class MatchConfig(DialogueConfig):
     """`embedded`, or the folder of the student's base checkpoint."""
     quantize: Quantization | None = None
     """Hold the student's frozen projections in 8 or 4 bits, for small cards (extra `quantize`)."""
+    student_url: str | None = setting(None, operational=True)
+    """A server that plays the student, e.g. http://127.0.0.1:8000/v1 (vLLM, SGLang, llama.cpp,
+    serve.py). Before the first dialogue its adapter is looked for by the canaries that
+    export_adapter.py has written."""
+    student_model: str | None = None
+    """The name under which that server has it; `{adapter}` in it stands for student, sft, jpo or
+    jpo:CELL, and `{domain}` for the domain that it was trained in."""
+    allow_unverified: bool = False
+    """Play it although the canaries can't tell whether its adapter is in use; records say so."""
     cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """STAGE CELL pairs, such as `jpo kappa=0.5-e21b`: the cells to play; `default` if left out."""
     policy: Literal["network", "closed-form"] = "network"
@@ -65,6 +75,16 @@ class MatchConfig(DialogueConfig):
         DialogueConfig.__post_init__(self)
         named = {stage: cell for stage, cell in self.cells.items() if cell != DEFAULT_CELL}
         object.__setattr__(self, "cells", named)
+        require(
+            (self.student_url is None) == (self.student_model is None),
+            "--student-url and --student-model go together: a server, and its name for the "
+            "student.",
+        )
+        require(
+            self.student_url is None or (self.quantize, self.record, self.replay) == (None,) * 3,
+            "--student-url plays the student elsewhere: leave out --quantize, and --record and "
+            "--replay, which don't keep that server's answers.",
+        )
 
     def cell(self, stage: str) -> str:
         """The cell of `stage` that is played."""

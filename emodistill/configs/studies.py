@@ -35,6 +35,11 @@ class StudyConfig(ExperimentConfig):
     """The language model in the focal role, for methods that one writes for."""
     student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
+    student_url: str | None = setting(None, operational=True)
+    """A server that plays the student (see evaluate.py); arms whose adapter it doesn't serve yet
+    fail, and are tried again when the study is started again."""
+    student_model: str | None = None
+    """The name under which that server has it, with `{adapter}` and `{domain}` in it."""
     counterparty: str | None = None
     """The language model in the counterparty's role."""
     split: Split = "test"

@@ -97,6 +97,16 @@ def mean_distance(pairs: Iterable[tuple[float, float]]) -> float:
     return sum(distances) / len(distances) if distances else 0.0
 
 
+def export_dir(home: Path, adapter: str, form: str) -> Path:
+    """Where an adapter of a run is written for other servers, with its canaries.
+
+    Args:
+      home: the folder of its domain in the run.
+      adapter: STAGE-CELL.
+    """
+    return home / "export" / f"{adapter}-{form}"
+
+
 def write_canaries(folder: Path, canaries: Canaries) -> None:
     with replacing(folder / CANARIES_FILE) as partial:  # in one line, a fifth of its size indented
         partial.write_text(canonical_json(canaries.to_json()) + "\n", encoding="utf-8")

@@ -82,6 +82,11 @@ class CanaryAnswer(NamedTuple):
 
 
 def verify_adapter(config: VerifyConfig) -> AdapterVerdict:
+    """Ask the server for the canaries in the adapter's folder (see `check_adapter`)."""
+    return asyncio.run(check_adapter(config))
+
+
+async def check_adapter(config: VerifyConfig) -> AdapterVerdict:
     """Ask the server for the canaries in the adapter's folder.
 
     Raises:
@@ -95,8 +100,7 @@ def verify_adapter(config: VerifyConfig) -> AdapterVerdict:
         )
     canaries = read_canaries(config.adapter)
     _check_weights(config.adapter, canaries)
-    answers = asyncio.run(_ask(config, canaries))
-    return judged(canaries, answers, config.tolerance)
+    return judged(canaries, await _ask(config, canaries), config.tolerance)
 
 
 def judged(canaries: Canaries, answers: Sequence[CanaryAnswer], tolerance: float) -> AdapterVerdict:
@@ -273,7 +277,7 @@ def _prompt_lengths(given: Sequence[tuple[Canary, ScoredCompletion]]) -> str:
 
 
 async def _ask(config: VerifyConfig, canaries: Canaries) -> list[CanaryAnswer]:
-    provider = get_provider(config.provider, base_url=config.url)
+    provider = get_provider(config.provider, base_url=config.url, flag="--url")
     if provider.read_keys():
         print(f"verify: the key in {provider.key_env} goes to {provider.base_url}.", flush=True)
     policy = RetryPolicy(

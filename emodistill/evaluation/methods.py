@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from emodistill.configs import DEFAULT_CELL
@@ -46,6 +47,33 @@ class TrainedCell(NamedTuple):
     cell: str
     changes: Mapping[str, Any]
     """What its training changes."""
+
+
+BASE_NAME = "student"
+"""What a server calls the student without an adapter."""
+
+
+class TrainedAdapter(NamedTuple):
+    """An adapter of a run, by where it was trained."""
+
+    home: Path
+    """The folder of its domain in the run."""
+    stage: str
+    cell: str
+
+    @property
+    def folder(self) -> Path:
+        """In PEFT's layout."""
+        return self.home / self.stage / self.cell / "adapter"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / "adapter_config.json", self.folder / "adapter_model.safetensors"]
+
+    @property
+    def name(self) -> str:
+        """`jpo` for the default cell, `jpo:kappa=0.5-e21b` for another one."""
+        return self.stage if self.cell == DEFAULT_CELL else f"{self.stage}:{self.cell}"
 
 
 def trained_cells(

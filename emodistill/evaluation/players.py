@@ -12,26 +12,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
-from emodistill.evaluation.methods import get_method
+from emodistill.evaluation.methods import TrainedAdapter, get_method
+from emodistill.evaluation.served_student import ServedStudents
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
+from emodistill.model import EngineWorker
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, turn_cap
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, Writer
 from emodistill.offline.sweep import plan_dialogues, play_all
 from emodistill.offline.workers import JobsResult
 from emodistill.prompts import PromptPack
-from emodistill.records import Role
+from emodistill.records import Role, StudentServer
 from emodistill.seeding import stream
 from emodistill.selectors import FixedSelector, IQLSelector, RandomSelector, Selector
 from emodistill.selectors.oracle import OracleSelector
 
 if TYPE_CHECKING:
+    from emodistill.model import Engine
     from emodistill.train.student import Student
 
 EMOTION_STREAMS: Mapping[Role, str] = {
@@ -50,7 +53,7 @@ class PlayerSpec:
       emotion: what the method `fixed` expresses.
       language_model: who writes; None for the student.
       cells: stage -> cell, as the records name them.
-      selector_dir, adapter_dir: what stages 3 and 4 have trained, where the method uses it.
+      selector_dir, adapter: what stages 3 and 4 have trained, where the method uses it.
     """
 
     method: str | None = None
@@ -59,22 +62,23 @@ class PlayerSpec:
     temperature: float = TEMPERATURE
     cells: Mapping[str, str] = field(default_factory=dict)
     selector_dir: Path | None = None
-    adapter_dir: Path | None = None
+    adapter: TrainedAdapter | None = None
 
 
 def writing_temperature(config: MatchConfig, method: str) -> float:
     """The sampling temperature of whoever writes for a method in the focal role."""
     if config.focal_temperature is not None:
         return config.focal_temperature
-    is_student = get_method(method).writer == "student"
+    is_student = get_method(method).writer == "student" and config.student_url is None
     return EMBEDDED_TEMPERATURE if is_student and config.student == EMBEDDED else TEMPERATURE
 
 
 class PlayerPool(AsyncExitStack):
     """Makes players from their specs, and loads what they share once. An async context manager.
 
-    There is one student's base, whatever the number of adapters, and players that would write alike
-    share a writer, so that both roles are answered by one engine.
+    There is one student's base, whatever the number of adapters, and players of one adapter share
+    an engine, whichever role they play. Where the settings name a server that plays the student,
+    nothing is loaded here.
 
     Args:
       loaded: students by name, filled at first use; pools that share it share their weights.
@@ -92,7 +96,12 @@ class PlayerPool(AsyncExitStack):
         self.client = client
         self.pack = pack
         self._loaded = {} if loaded is None else loaded
-        self._students: dict[tuple[Path | None, float], StudentWriter] = {}
+        self._worker = EngineWorker(self._make_engine)
+        self._served = None if config.student_url is None else ServedStudents(config)
+
+    async def __aenter__(self) -> Self:
+        await self.enter_async_context(self._worker if self._served is None else self._served)
+        return self
 
     async def play(
         self,
@@ -143,11 +152,13 @@ class PlayerPool(AsyncExitStack):
         Raises:
           InputError: a checkpoint, a selector or an adapter that can't be used.
         """
+        writer, server = await self._writer(spec)
         return Player(
             choose_for=self._choose_for(spec, role, opponent),
-            writer=await self._writer(spec),
+            writer=writer,
             method=spec.method,
             cells=spec.cells,
+            server=server,
         )
 
     def _choose_for(
@@ -179,30 +190,32 @@ class PlayerPool(AsyncExitStack):
 
         return choose_for
 
-    async def _writer(self, spec: PlayerSpec) -> Writer:
+    async def _writer(self, spec: PlayerSpec) -> tuple[Writer, StudentServer | None]:
         max_reply_tokens = self.config.max_reply_tokens
-        if spec.language_model is not None:
-            return ApiWriter(self.client, spec.language_model, spec.temperature, max_reply_tokens)
-        key = spec.adapter_dir, spec.temperature
-        if key not in self._students:
-            self._students[key] = await self.enter_async_context(self._load_student(*key))
-        return self._students[key]
+        if (name := spec.language_model) is not None:
+            return ApiWriter(self.client, name, spec.temperature, max_reply_tokens), None
+        if self._served is not None:
+            return await self._served.writer(spec.adapter, spec.temperature)
+        await self._worker.load(spec.adapter)
+        model, tokenizer = self._loaded[self.config.student]
+        writer = StudentWriter(
+            self._worker,
+            spec.adapter,
+            tokenizer,
+            model=self.config.student,
+            temperature=spec.temperature,
+            max_reply_tokens=max_reply_tokens,
+            max_prompt_tokens=model.config.max_positions - max_reply_tokens,
+        )
+        return writer, None
 
-    def _load_student(self, adapter_dir: Path | None, temperature: float) -> StudentWriter:
+    def _make_engine(self, adapter: TrainedAdapter | None) -> Engine:
+        """In the thread of the engines."""
         from emodistill.model import Engine, adapted  # jax, which API models do without
         from emodistill.train.student import load_student  # jax, which API models do without
 
         name = self.config.student
         if name not in self._loaded:
             self._loaded[name] = load_student(name, quantize=self.config.quantize)
-        model, tokenizer = self._loaded[name]
-        if adapter_dir is not None:
-            model = adapted(model, adapter_dir)
-        return StudentWriter(
-            Engine(model),
-            tokenizer,
-            model=name,
-            temperature=temperature,
-            max_reply_tokens=self.config.max_reply_tokens,
-            max_prompt_tokens=model.config.max_positions - self.config.max_reply_tokens,
-        )
+        model = self._loaded[name].model
+        return Engine(model if adapter is None else adapted(model, adapter.folder))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from contextlib import aclosing
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
 from emodistill.errors import InputError
+from emodistill.evaluation.methods import TrainedAdapter
 from emodistill.llm.replies import spoken
 from emodistill.llm.usage import Completion
 from emodistill.model import (
+    EngineWorker,
     Generated,
     GenerationRequest,
-    NewTokens,
     decode_reply,
     encode_chat,
     stop_ids,
@@ -28,25 +29,19 @@ if TYPE_CHECKING:
     from emodistill.prompts import Message
 
 
-class Generator(Protocol):
-    """What a writer needs of `model.Engine`."""
-
-    def add(self, request: GenerationRequest) -> int: ...
-    def cancel(self, handle: int) -> None: ...
-    def step(self) -> list[NewTokens]: ...
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class StudentWriter:
     """A local model as a writer: prompts are answered side by side, and join while others are
     being answered.
 
     A reply depends on its own prompt and seed alone, never on which prompts it shares the engine
-    with (see `model.Engine`). Use as an async context manager.
+    with (see `model.Engine`).
     """
 
-    engine: Generator
-    """An engine of the student, which nobody else uses."""
+    worker: EngineWorker[TrainedAdapter | None]
+    """Whoever generates, in a thread: dialogues with API models go on meanwhile."""
+    adapter: TrainedAdapter | None
+    """Which of its engines; None for the base."""
     tokenizer: PreTrainedTokenizerFast
     _: KW_ONLY
     model: str
@@ -54,20 +49,6 @@ class StudentWriter:
     max_reply_tokens: int
     max_prompt_tokens: int
     """Longer prompts don't fit the window; `fits` tells the caller, who drops the oldest turns."""
-    _new: list[tuple[GenerationRequest, asyncio.Future[Generated]]] = field(
-        default_factory=list, init=False
-    )
-    _waiting: dict[int, asyncio.Future[Generated]] = field(default_factory=dict, init=False)
-    _has_new: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _worker: asyncio.Task[None] = field(init=False)
-
-    async def __aenter__(self) -> Self:
-        self._worker = asyncio.create_task(self._serve())
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._worker.cancel()
-        await asyncio.gather(self._worker, return_exceptions=True)
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether the prompt leaves room for a reply."""
@@ -84,6 +65,7 @@ class StudentWriter:
         Raises:
           InputError: the prompt doesn't fit the window.
           EmptyReplyError: two empty replies.
+          GenerationFailedError: the engine has failed.
         """
         ids = encode_chat(self.tokenizer, messages)
         if len(ids) > self.max_prompt_tokens:
@@ -114,38 +96,8 @@ class StudentWriter:
         raise EmptyReplyError(f"{self.model} said nothing, twice, in {dialogue_id}.")
 
     async def _generated(self, request: GenerationRequest) -> Generated:
-        future = asyncio.get_running_loop().create_future()
-        self._new.append((request, future))
-        self._has_new.set()
-        return await future
-
-    async def _serve(self) -> None:
-        while True:
-            if not self._new and not self._waiting:
-                self._has_new.clear()
-                await self._has_new.wait()
-            new, self._new = self._new, []
-            for request, future in new:
-                try:
-                    self._waiting[self.engine.add(request)] = future
-                except InputError as error:  # handed to whoever waits, who raises it
-                    future.set_exception(error)
-            for handle, future in list(self._waiting.items()):
-                if future.cancelled():
-                    self.engine.cancel(handle)
-                    del self._waiting[handle]
-            try:
-                # In a thread: dialogues with API models go on while the device generates.
-                progress = await asyncio.to_thread(self.engine.step)
-            except Exception as error:  # handed to those who wait, who raise it
-                for handle, future in self._waiting.items():
-                    self.engine.cancel(handle)
-                    if not future.done():
-                        future.set_exception(error)
-                self._waiting.clear()
-                continue
-            for handle, _, _, generated in progress:
-                if generated is not None:
-                    future = self._waiting.pop(handle)
-                    if not future.done():
-                        future.set_result(generated)
+        async with aclosing(self.worker.generate(self.adapter, request)) as progress:
+            async for step in progress:
+                if step.generated is not None:
+                    return step.generated
+        raise AssertionError("the engine has ended nothing")

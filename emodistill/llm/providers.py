@@ -124,8 +124,13 @@ def load_providers() -> dict[str, Provider]:
     return providers
 
 
-def get_provider(name: str | None = None, *, base_url: str | None = None) -> Provider:
+def get_provider(
+    name: str | None = None, *, base_url: str | None = None, flag: str = "--base-url"
+) -> Provider:
     """The provider `name`, at `base_url` if that is given; `custom` where only a URL is.
+
+    Args:
+      flag: which setting gave the URL, for the message.
 
     Raises:
       InputError: unknown name (the message lists the known ones), no URL, or no http(s) URL.
@@ -136,9 +141,9 @@ def get_provider(name: str | None = None, *, base_url: str | None = None) -> Pro
         raise InputError(f"--provider {name} is none of {', '.join(providers)}.")
     provider = providers[name]
     if base_url is not None:
-        provider = msgspec.structs.replace(provider, base_url=_checked_url(base_url, "--base-url"))
+        provider = msgspec.structs.replace(provider, base_url=_checked_url(base_url, flag))
     if not provider.base_url:
-        raise InputError(f"provider {name!r} has no address of its own; give --base-url.")
+        raise InputError(f"provider {name!r} has no address of its own; give {flag}.")
     return provider
 
 

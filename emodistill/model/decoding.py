@@ -5,8 +5,8 @@ each of one prompt and at a multiple of its length, so that pieces of several pr
 together, and a token's keys and values come out the same in whichever chunk it enters. The last
 token of a prompt enters by the first step of decoding, which makes logits; a chunk makes none.
 
-Axes: G pieces of a chunk, P tokens of a piece, B slots, U steps, E queries of a piece or slot that
-share a key/value head; the others as in `kv_cache` and in docs/ARCHITECTURE.md.
+Axes: G pieces of a chunk, P tokens of a piece, B slots, U steps, L likeliest tokens, E queries of
+a piece or slot that share a key/value head; the others as in `kv_cache` and docs/ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from flax import nnx
 
 from emodistill.model.attention import rope_angles
 from emodistill.model.cached_attention import CACHE_BLOCK, cached_attention
+from emodistill.model.generation_requests import MAX_LOGPROBS, TokenLogprobs
 from emodistill.model.kv_cache import Cache, constrained
 from emodistill.model.programs import note_program
 from emodistill.model.qwen2 import DecoderLayer, Qwen2
-from emodistill.model.sampling import Sampling, draw, logprobs
+from emodistill.model.sampling import Sampling, draw, likeliest, logprobs
 
 MAX_STEPS = 8
 """Steps of one call of the decoding program at most: new requests join after it."""
@@ -57,6 +58,8 @@ class DecodingRows(NamedTuple):
     is_stop_BV: np.ndarray | jax.Array
     wants_logprobs: bool
     """Whether anybody wants them."""
+    wants_likeliest: bool
+    """Whether anybody wants those of the likeliest tokens."""
 
 
 class Decoded(NamedTuple):
@@ -65,7 +68,22 @@ class Decoded(NamedTuple):
     tokens_UB: jax.Array
     logprobs_UB: jax.Array
     """Of the chosen tokens at temperature 1; zeros where nobody wants them."""
+    likeliest_UBL: jax.Array
+    """The `MAX_LOGPROBS` likeliest tokens of each step; zeros where nobody wants them."""
+    likeliest_logprobs_UBL: jax.Array
     num_steps: jax.Array
+
+    def logprobs_of(self, slot: int, num_likeliest: int) -> list[TokenLogprobs]:
+        """Of a slot's tokens; on the host."""
+        steps = range(self.num_steps)
+        rows = [
+            array[: self.num_steps, slot, :num_likeliest].tolist()
+            for array in (self.likeliest_UBL, self.likeliest_logprobs_UBL)
+        ]
+        return [
+            TokenLogprobs(float(self.logprobs_UB[i, slot]), tuple(zip(*pair, strict=True)))
+            for i, pair in zip(steps, zip(*rows, strict=True), strict=True)
+        ]
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="slots")
@@ -99,6 +117,7 @@ def decode(graphdef: Any, state: Any, slots: Cache, rows: DecodingRows) -> tuple
     model: Qwen2 = nnx.merge(graphdef, state)
     B, W = len(rows.tokens_B), slots.keys.shape[-1]
     is_active_B = rows.limits_B > 0
+    num_likeliest = min(MAX_LOGPROBS, model.config.vocab_size)
 
     def read(slots: Cache, layer: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _block(slots, layer, 0, j, B)
@@ -125,16 +144,26 @@ def decode(graphdef: Any, state: Any, slots: Cache, rows: DecodingRows) -> tuple
             lambda: logprobs(logits_BV, tokens_B),
             lambda: jnp.zeros(B, jnp.float32),
         )
+        likeliest_BL, likeliest_logprobs_BL = jax.lax.cond(
+            rows.wants_likeliest,
+            lambda: likeliest(logits_BV, num_likeliest),
+            lambda: (jnp.zeros((B, num_likeliest), jnp.int32), jnp.zeros((B, num_likeliest))),
+        )
         decoded = decoded._replace(
             tokens_UB=decoded.tokens_UB.at[i].set(tokens_B),
             logprobs_UB=decoded.logprobs_UB.at[i].set(logprobs_B),
+            likeliest_UBL=decoded.likeliest_UBL.at[i].set(likeliest_BL),
+            likeliest_logprobs_UBL=decoded.likeliest_logprobs_UBL.at[i].set(likeliest_logprobs_BL),
         )
         is_stop_B = rows.is_stop_BV[jnp.arange(B), tokens_B]
         has_ended = jnp.any(is_active_B & (is_stop_B | (counts_B + 1 >= rows.limits_B)))
         return i + 1, has_ended, tokens_B, slots, decoded
 
     zeros_UB = jnp.zeros((MAX_STEPS, B))
-    start = Decoded(zeros_UB.astype(jnp.int32), zeros_UB, jnp.int32(0))
+    zeros_UBL = jnp.zeros((MAX_STEPS, B, num_likeliest))
+    start = Decoded(
+        zeros_UB.astype(jnp.int32), zeros_UB, zeros_UBL.astype(jnp.int32), zeros_UBL, jnp.int32(0)
+    )
     num_steps, _, _, slots, decoded = jax.lax.while_loop(
         lambda carry: (carry[0] < MAX_STEPS) & ~carry[1],
         step,

@@ -14,7 +14,6 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +22,12 @@ from flax import nnx
 from emodistill.errors import InputError
 from emodistill.model import decoding, kv_cache
 from emodistill.model.config import Qwen2Config
+from emodistill.model.generation_requests import (
+    Generated,
+    GenerationRequest,
+    NewTokens,
+    TokenLogprobs,
+)
 from emodistill.model.kv_cache import BLOCK
 from emodistill.model.programs import num_programs
 from emodistill.model.qwen2 import Qwen2
@@ -37,46 +42,6 @@ CHUNK = 128
 """Tokens of a chunk. On CPU larger ones are no faster (docs/notes.md), and fill less well."""
 MAX_CHUNKS = 8
 """Chunks between two steps of decoding at most: those who decode wait no longer for new ones."""
-
-
-class GenerationRequest(NamedTuple):
-    """A prompt to continue.
-
-    Attributes:
-      temperature: 0 takes the likeliest token.
-      top_p: draw from the likeliest tokens that reach this probability together.
-      seed: the same request with the same seed gets the same tokens.
-      stop_ids: tokens that end the continuation; the one that did is its last.
-      wants_logprobs: of the chosen tokens, at temperature 1 whatever they are drawn at.
-    """
-
-    ids: Sequence[int]
-    max_new_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    seed: int = 0
-    stop_ids: frozenset[int] = frozenset()
-    wants_logprobs: bool = False
-
-
-class Generated(NamedTuple):
-    """A finished continuation; `finish_reason` is `stop` or, where the limit came first,
-    `length`."""
-
-    ids: list[int]
-    logprobs: list[float] | None
-    finish_reason: Literal["stop", "length"]
-
-
-class NewTokens(NamedTuple):
-    """What a step gave one request."""
-
-    handle: int
-    ids: list[int]
-    """New tokens."""
-    logprobs: list[float] | None
-    generated: Generated | None
-    """The whole, where it has ended."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,7 +69,7 @@ class _Served:
     num_cached: int = 0
     """Tokens of the prompt that are in the slot."""
     ids: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
 
     @property
     def num_prefilled(self) -> int:
@@ -183,7 +148,7 @@ class Engine:
           InputError: a field is out of range, or the prompt is empty, holds an unknown token id or
             has no room.
         """
-        self._check(request)
+        request.check(self.config, self.max_tokens)
         handle = next(self._handles)
         hashes = kv_cache.block_hashes(request.ids[:-1])
         self._waiting.append(_Served(handle, request, hashes))
@@ -219,37 +184,12 @@ class Engine:
         """
         requests = list(requests)
         for i, request in enumerate(requests):
-            self._check(request, f"prompts[{i}]")
+            request.check(self.config, self.max_tokens, f"prompts[{i}]")
         handles = [self.add(request) for request in requests]
         found: dict[int, Generated] = {}
         while not found.keys() >= set(handles):
             found |= {one.handle: one.generated for one in self.step() if one.generated is not None}
         return [found[handle] for handle in handles]
-
-    def _check(self, request: GenerationRequest, name: str = "the prompt") -> None:
-        ids, vocab_size = request.ids, self.config.vocab_size
-        if request.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={request.max_new_tokens} must be at least 1.")
-        if not 0 <= request.temperature < float("inf"):
-            raise InputError(f"temperature={request.temperature} must be 0 or above.")
-        if not 0 < request.top_p <= 1:
-            raise InputError(f"top_p={request.top_p} must lie in (0, 1].")
-        for token in request.stop_ids:
-            if not 0 <= token < vocab_size:
-                raise InputError(f"stop_ids holds {token}, outside 0 … {vocab_size - 1}.")
-        if not len(ids):
-            raise InputError(f"{name} is empty; it needs at least one token.")
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            raise InputError(
-                f"{name} holds a token id outside 0 … {vocab_size - 1}; its tokenizer belongs to "
-                "another model."
-            )
-        limit = self.max_tokens - request.max_new_tokens
-        if len(ids) > limit:
-            raise InputError(
-                f"{name} has {len(ids)} tokens, but with max_new_tokens={request.max_new_tokens} "
-                f"there is room for {max(0, limit)}; shorten it."
-            )
 
     def _join(self) -> None:
         for slot, occupant in enumerate(self._served):
@@ -351,7 +291,7 @@ class Engine:
             seeds_B[i] = request.seed & 0xFFFFFFFF
             temperatures_B[i], top_ps_B[i] = request.temperature, request.top_p
         sampling = Sampling(seeds_B, temperatures_B, top_ps_B)
-        wants_logprobs = any(one.request.wants_logprobs for _, one in rows)
+        asked = [one.request.num_logprobs for _, one in rows]
         decoded, self._slots = decoding.decode(
             self._graphdef,
             self._state,
@@ -360,34 +300,32 @@ class Engine:
                 *integers,
                 sampling=sampling,
                 is_stop_BV=self._is_stop_on_device,
-                wants_logprobs=wants_logprobs,
+                wants_logprobs=any(number is not None for number in asked),
+                wants_likeliest=any(asked),
             ),
         )
-        tokens_UB, logprobs_UB, num_steps = jax.device_get(decoded)
-        self.counters.steps += int(num_steps)
-        return [
-            self._progress(i, one, tokens_UB[:num_steps, i], logprobs_UB[:num_steps, i])
-            for i, one in rows
-        ]
+        decoded = jax.device_get(decoded)
+        self.counters.steps += int(decoded.num_steps)
+        return [self._progress(i, one, decoded) for i, one in rows]
 
     def _begin(self, one: _Served) -> None:
         """A prompt has entered: the whole of it is now the latest use of its blocks."""
         self._kept.find(one.hashes)
         self.counters.prompt_tokens += len(one.request.ids)
 
-    def _progress(
-        self, slot: int, one: _Served, tokens_U: np.ndarray, logprobs_U: np.ndarray
-    ) -> NewTokens:
+    def _progress(self, slot: int, one: _Served, decoded: decoding.Decoded) -> NewTokens:
         request = one.request
-        tokens: list[int] = tokens_U.tolist()
-        logprobs: list[float] | None = logprobs_U.tolist() if request.wants_logprobs else None
+        tokens: list[int] = decoded.tokens_UB[: decoded.num_steps, slot].tolist()
+        logprobs = None
+        if request.num_logprobs is not None:
+            logprobs = decoded.logprobs_of(slot, request.num_logprobs)
         one.ids += tokens
         one.logprobs += logprobs or []
         self.counters.generated_tokens += len(tokens)
         generated = None
         if one.ids[-1] in request.stop_ids or len(one.ids) >= request.max_new_tokens:
             reason = "stop" if one.ids[-1] in request.stop_ids else "length"
-            generated = Generated(one.ids, one.logprobs if request.wants_logprobs else None, reason)
+            generated = Generated(one.ids, None if logprobs is None else one.logprobs, reason)
             self._served[slot] = None
         return NewTokens(one.handle, tokens, logprobs, generated)
 

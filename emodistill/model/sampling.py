@@ -60,6 +60,12 @@ def logprobs(logits_BV: jax.Array, tokens_B: jax.Array) -> jax.Array:
     return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
+def likeliest(logits_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` likeliest tokens of each row, and their log-probs at temperature 1 [B, count]."""
+    logits_BL, tokens_BL = jax.lax.top_k(logits_BV, count)
+    return tokens_BL, logits_BL - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+
+
 def _nucleus(weights_BV: jax.Array, top_ps_B: jax.Array | np.ndarray) -> jax.Array:
     """`weights_BV` without the unlikely tokens; of equal ones all stay or none.
 

@@ -20,6 +20,7 @@ from emodistill.records import (
     DialogueUsage,
     FocalPlayer,
     Role,
+    StudentServer,
     Trajectory,
     Turn,
 )
@@ -51,12 +52,14 @@ class Player:
       choose_for: dialogue -> who picks the emotion before each turn, on the state as the player's
         role sees it. Without it the player is neutral and the record has no emotion.
       method, cells: what the record says of a player with a method, as the focal one always is.
+      server: what plays the student, where that is none of ours.
     """
 
     writer: Writer
     choose_for: Callable[[PlannedDialogue], ChooseEmotion] | None = None
     method: str | None = None
     cells: Mapping[str, str] = field(default_factory=dict)
+    server: StudentServer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,4 +200,5 @@ def _recorded(player: Player) -> dict[str, Any]:
         "model": player.writer.model,
         "temperature": player.writer.temperature,
         "cells": dict(player.cells),
+        "server": player.server,
     }

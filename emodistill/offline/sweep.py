@@ -172,7 +172,9 @@ async def play_all(
     """
     writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
     paid_models = [
-        one.model for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)
+        one.model
+        for one in writers_and_reader
+        if isinstance(one, ApiWriter | LlmReader) and one.client is client
     ]
     outcomes: Counter[str] = Counter()
     readability = ReadabilityCheck(is_lenient=config.keep_unread)

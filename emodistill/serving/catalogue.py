@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.configs import DEFAULT_CELL, DEFAULT_RUN, ServeConfig, home_expanded
+from emodistill.configs import DEFAULT_RUN, ServeConfig, home_expanded
 from emodistill.emotions import NEUTRAL
 from emodistill.errors import InputError
-from emodistill.evaluation.methods import METHODS, Method, get_method, trained_cells
+from emodistill.evaluation.methods import (
+    BASE_NAME,
+    METHODS,
+    Method,
+    TrainedAdapter,
+    get_method,
+    trained_cells,
+)
 from emodistill.model.adapters import CONFIG_FILE
 from emodistill.offline.run_files import turn_limit
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.selectors import FixedSelector, IQLSelector, Selector
-from emodistill.serving.engine_worker import Adapter
 from emodistill.serving.negotiator import Negotiator
 from emodistill.serving.refusals import ChatRefusedError
 from emodistill.untrusted import shown
 
-BASE = "student"
-"""The name of the student without an adapter."""
 MAX_NAME = 100
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Adapter:
+    """What is served under a name: a folder in PEFT's layout, or the base where there is none."""
+
+    name: str
+    folder: Path | None = None
+    belongs_to_run: bool = False
+    """Whether methods may play it; such an adapter is not dropped at a client's word."""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class ServedModel(NamedTuple):
@@ -43,15 +61,17 @@ class Catalogue:
         home = config.run / config.domain
         if config.run != DEFAULT_RUN and not home.is_dir():
             raise InputError(f"--run {config.run}: there is no folder {home}; train there first.")
-        self.base = Adapter(BASE)
+        self.base = Adapter(BASE_NAME)
         self._below = config.adapters_below and config.adapters_below.resolve()
         if self._below is not None and not self._below.is_dir():
             raise InputError(f"--adapters-below {config.adapters_below}: there is no such folder.")
-        self._adapters = {BASE: self.base}
-        for name, folder in _run_adapters(home):
-            self._adapters[name] = Adapter(name, folder, belongs_to_run=True)
+        self._adapters = {BASE_NAME: self.base}
+        for trained in _run_adapters(home):
+            self._adapters[trained.name] = Adapter(
+                trained.name, trained.folder, belongs_to_run=True
+            )
         pack, self._negotiators = load_pack(config.prompt_pack), {}
-        known = {BASE, *(method.adapter for method in METHODS.values())}
+        known = {BASE_NAME, *(method.adapter for method in METHODS.values())}
         stages = {name.partition(":")[0] for name in self._adapters} - known
         own = [f"iql+sft+{stage}" for stage in sorted(stages)]
         for name in (*METHODS, *own):
@@ -158,10 +178,10 @@ class Catalogue:
         if method.writer != "student":
             return None
         trained = trained_cells(method, config.cells)
-        adapter = BASE
+        adapter = BASE_NAME
         if method.adapter is not None:
             cell = trained[method.adapter].cell
-            adapter = _served_name(method.adapter, cell)
+            adapter = TrainedAdapter(home, method.adapter, cell).name
             if adapter not in self._adapters:
                 return None
         selector: Selector = FixedSelector(NEUTRAL if method.selector == "neutral" else None)
@@ -174,14 +194,9 @@ class Catalogue:
         return Negotiator(selector=selector, adapter=adapter, pack=pack, max_turns=cap)
 
 
-def _served_name(stage: str, cell: str) -> str:
-    """`jpo` for the default cell, `jpo:kappa=0.5-e21b` for another one."""
-    return stage if cell == DEFAULT_CELL else f"{stage}:{cell}"
-
-
-def _run_adapters(home: Path) -> Iterator[tuple[str, Path]]:
+def _run_adapters(home: Path) -> Iterator[TrainedAdapter]:
     for file in sorted(home.glob(f"*/*/adapter/{CONFIG_FILE}")):
         cell = file.parents[1]
-        name = _served_name(cell.parent.name, cell.name)
-        if name.isprintable():  # a folder that somebody else has made may be called anything
-            yield name, file.parent
+        trained = TrainedAdapter(home, cell.parent.name, cell.name)
+        if trained.name.isprintable():  # somebody else's folder may be called anything
+            yield trained

@@ -28,7 +28,6 @@ class AnswerForm:
     created: int
     model: str
     wants_logprobs: bool = False
-    lists_chosen: bool = False
     emotion: str | None = None
     negotiated: Mapping[str, Any] | None = field(default=None)
 
@@ -77,15 +76,17 @@ class AnswerForm:
     def _logprobs(self, tokens: Sequence[ChosenToken]) -> Any:
         if not self.wants_logprobs:
             return None
-        return {"content": [self._token(token) for token in tokens], "refusal": None}
+        return {"content": [_token(token) for token in tokens], "refusal": None}
 
-    def _token(self, token: ChosenToken) -> dict[str, Any]:
-        said = {
-            "token": token.content.decode("utf-8", errors="replace"),
-            "logprob": token.logprob,
-            "bytes": [*token.content],
-        }
-        return said | {"top_logprobs": [dict(said)] if self.lists_chosen else []}
+
+def _token(token: ChosenToken) -> dict[str, Any]:
+    likeliest = [_scored(*one) for one in token.likeliest]
+    return _scored(token.content, token.logprob) | {"top_logprobs": likeliest}
+
+
+def _scored(content: bytes, logprob: float) -> dict[str, Any]:
+    text = content.decode("utf-8", errors="replace")
+    return {"token": text, "logprob": logprob, "bytes": [*content]}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from emodistill.model import MAX_LOGPROBS
 from emodistill.records import Role
 from emodistill.serving.refusals import ChatRefusedError
 from emodistill.untrusted import brief, parse_json, shown
@@ -91,7 +92,7 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     emodistill: Setting | None = None
 
 
@@ -117,9 +118,8 @@ class ChatRequest:
     stops: tuple[str, ...] = ()
     is_streamed: bool = False
     includes_usage: bool = False
-    wants_logprobs: bool = False
-    lists_chosen: bool = False
-    """Whether each token's list of likely ones is asked for; it then holds the chosen one alone."""
+    num_logprobs: int | None = None
+    """None for no log-probs, 0 for those of the reply's tokens, more for the likeliest ones too."""
     setting: Setting | None = None
 
 
@@ -200,8 +200,7 @@ def parse_chat(body: bytes) -> ChatRequest:
         stops=tuple(stops),
         is_streamed=bool(read.stream),
         includes_usage=bool(options and options.include_usage),
-        wants_logprobs=bool(read.logprobs),
-        lists_chosen=bool(read.top_logprobs),
+        num_logprobs=(read.top_logprobs or 0) if read.logprobs else None,
         setting=read.emodistill,
     )
 

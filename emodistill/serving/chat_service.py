@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, ServeConfig
 from emodistill.errors import InputError
-from emodistill.model import Engine, GenerationRequest, Qwen2, adapted, encode_chat
+from emodistill.model import (
+    Engine,
+    EngineWorker,
+    GenerationFailedError,
+    GenerationRequest,
+    Qwen2,
+    adapted,
+    encode_chat,
+)
 from emodistill.seeding import derive
-from emodistill.serving.catalogue import Catalogue, ServedModel
+from emodistill.serving.catalogue import Adapter, Catalogue, ServedModel
 from emodistill.serving.chat_requests import ChatRequest
-from emodistill.serving.engine_worker import Adapter, EngineWorker
 from emodistill.serving.metrics import Metric, Metrics
 from emodistill.serving.negotiator import Negotiated
 from emodistill.serving.refusals import ChatRefusedError
@@ -61,7 +68,9 @@ class PreparedChat(NamedTuple):
 class OngoingReply:
     """A reply under way; what it has come to stands in it once its pieces are read."""
 
-    def __init__(self, worker: EngineWorker, texts: TokenTexts, chat: PreparedChat) -> None:
+    def __init__(
+        self, worker: EngineWorker[Adapter], texts: TokenTexts, chat: PreparedChat
+    ) -> None:
         self._worker, self._texts, self._chat = worker, texts, chat
         self.num_tokens = 0
         self.finish_reason = "length"
@@ -70,7 +79,7 @@ class OngoingReply:
         """The text as it comes; to close the iterator cancels what is left.
 
         Raises:
-          ChatRefusedError: the adapter or the request can't be used.
+          ChatRefusedError: the adapter or the request can't be used, or the engine has failed.
         """
         chat = self._chat
         reader = ReplyReader(self._texts, chat.stops)
@@ -90,6 +99,8 @@ class OngoingReply:
         except InputError as error:
             code = "adapter_unusable"
             raise ChatRefusedError(brief(error), status=503, code=code) from None
+        except GenerationFailedError:  # the log says why
+            raise ChatRefusedError("generation failed; ask again.", status=500) from None
         rest = reader.finish()
         if reader.is_stopped:
             self.finish_reason = "stop"
@@ -137,9 +148,7 @@ class ChatService:
             await self._worker.load(adapter)
         ids = encode_chat(self._tokenizer, [{"role": "user", "content": "Hello."}])
         first = GenerationRequest(ids, max_new_tokens=1, temperature=1.0)
-        async with aclosing(
-            self._worker.generate(self.catalogue.base, first, lambda: None)
-        ) as progress:
+        async with aclosing(self._worker.generate(self.catalogue.base, first)) as progress:
             async for _ in progress:
                 pass
         self.is_ready = True
@@ -267,7 +276,7 @@ class ChatService:
             top_p=request.top_p,
             seed=seed,
             stop_ids=self._texts.stops,
-            wants_logprobs=request.wants_logprobs,
+            num_logprobs=request.num_logprobs,
         )
         return PreparedChat(model.adapter, generation, request.stops, place, negotiated)
 

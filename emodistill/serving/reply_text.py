@@ -18,14 +18,18 @@ from emodistill.model import stop_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from emodistill.model import TokenLogprobs
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class ChosenToken(NamedTuple):
-    """A token of a reply; `logprob` is at temperature 1."""
+    """A token of a reply; log-probs are at temperature 1."""
 
     content: bytes
     logprob: float
+    likeliest: Sequence[tuple[bytes, float]] = ()
+    """The likeliest tokens in its place, where they are wanted."""
 
 
 class ReplyPiece(NamedTuple):
@@ -56,6 +60,11 @@ class TokenTexts:
             self._bytes[token] = self._look_up(token)
         return self._bytes[token]
 
+    def name_of(self, token: int) -> bytes:
+        """Its bytes, or what a control token is called."""
+        name: Any = self._tokenizer.convert_ids_to_tokens(token)
+        return self.bytes_of(token) or str(name or "").encode()
+
     def _look_up(self, token: int) -> bytes:
         name: Any = self._tokenizer.convert_ids_to_tokens(token)
         if name is None:  # more logits than tokens, as Qwen's checkpoints have
@@ -84,20 +93,21 @@ class ReplyReader:
         """Tokens up to the stop, the control token that ended the reply among them."""
         self.is_stopped = False
 
-    def read(self, ids: Iterable[int], logprobs: Iterable[float] | None) -> ReplyPiece:
+    def read(self, ids: Iterable[int], logprobs: Iterable[TokenLogprobs] | None) -> ReplyPiece:
         """The text that is certain after some more tokens."""
         known = None if logprobs is None else iter(logprobs)
         for token in ids:
             if self.is_stopped:
                 break
             self.num_tokens += 1
-            logprob = None if known is None else next(known)
+            scored = None if known is None else next(known)
             content = self._texts.bytes_of(token)
             if not content:
                 continue
             start = len(self._text)
-            if logprob is not None:
-                self._unshown.append((start, ChosenToken(content, logprob)))
+            if scored is not None:
+                likeliest = [(self._texts.name_of(i), logp) for i, logp in scored.likeliest]
+                self._unshown.append((start, ChosenToken(content, scored.chosen, likeliest)))
             if self._is_at_start:
                 content, self._is_at_start = content.removeprefix(b" "), False
             self._text += self._decoder.decode(content)

@@ -265,8 +265,7 @@ def _form(asked: ChatRequest, chat: PreparedChat) -> AnswerForm:
         number=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=asked.model,
-        wants_logprobs=asked.wants_logprobs,
-        lists_chosen=asked.lists_chosen,
+        wants_logprobs=asked.num_logprobs is not None,
         emotion=None if negotiated is None else negotiated.emotion,
         negotiated=None if negotiated is None else negotiated.to_json(),
     )

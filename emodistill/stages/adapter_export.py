@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from emodistill.configs import DEFAULT_CELL, EMBEDDED, ExportAdapterConfig
 from emodistill.errors import InputError
-from emodistill.evaluation.canaries import write_canaries
+from emodistill.evaluation.canaries import export_dir, write_canaries
 from emodistill.evaluation.canary_making import canary_prompts, make_canaries
 from emodistill.files import new_folder
 from emodistill.model import Qwen2, adapted, save_adapter, student_folder
@@ -43,7 +43,7 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
       InputError: no such adapter, a base that is not its own, or a folder that exists.
     """
     source = _source(config)
-    out = config.out or config.run / config.domain / "export" / f"{source.name}-{config.form}"
+    out = config.out or export_dir(config.run / config.domain, source.name, config.form)
     if out.exists():
         raise InputError(f"{out} exists already; name another folder with --out.")
     student = load_student(source.model)

@@ -11,8 +11,16 @@ from typing import Any, NamedTuple
 from emodistill.configs import EvaluateConfig, PairConfig, ReportConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
-from emodistill.evaluation.methods import METHODS, Method, get_method, trained_cells
+from emodistill.evaluation.canaries import CANARIES_FILE
+from emodistill.evaluation.methods import (
+    METHODS,
+    Method,
+    TrainedAdapter,
+    get_method,
+    trained_cells,
+)
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
+from emodistill.evaluation.served_student import exported_dir
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios
@@ -79,7 +87,7 @@ def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
     needs = [Requirement("sweep")]
     for name in _method_names(config):
         method = get_method(name)
-        if method.writer == "student":
+        if method.writer == "student" and config.student_url is None:
             model_hashes(config.student)
         trained, adapter = trainings_of(config, method), method.adapter
         if adapter is not None and adapter not in STAGES:
@@ -112,13 +120,18 @@ def _player(
     trained = trainings_of(config, method)
     played = {stage: trained[stage] for stage in ("iql", method.adapter) if stage in trained}
     folders = {stage: _folder(config, need) for stage, need in played.items()}
-    selector_dir, adapter_dir = folders.get("iql"), folders.get(method.adapter or "")
+    selector_dir = folders.get("iql")
+    adapter = None
+    if method.adapter is not None:
+        cell = folders[method.adapter]
+        adapter = TrainedAdapter(cell.parent.parent, cell.parent.name, cell.name)
     files: list[Path] = []
     if selector_dir is not None:
         files += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
-    if adapter_dir is not None:
-        adapter_dir = adapter_dir / "adapter"
-        files += [adapter_dir / "adapter_config.json", adapter_dir / "adapter_model.safetensors"]
+    if adapter is not None:
+        files += adapter.files
+        if config.student_url is not None:
+            files.append(exported_dir(adapter) / CANARIES_FILE)
     player = PlayerSpec(
         method=name,
         emotion=config.emotion,
@@ -126,7 +139,7 @@ def _player(
         temperature=temperature,
         cells={stage: need.cell for stage, need in played.items()},
         selector_dir=selector_dir,
-        adapter_dir=adapter_dir,
+        adapter=adapter,
     )
     return player, files
 
@@ -160,7 +173,8 @@ def _job(cell: Cell) -> Job:
     inputs = input_hashes(
         [(config.data_from or config.run) / config.domain / SCENARIOS, *files], config.run
     )
-    if any(get_method(name).writer == "student" for name in _method_names(config)):
+    is_played_here = config.student_url is None
+    if is_played_here and any(get_method(n).writer == "student" for n in _method_names(config)):
         inputs |= model_hashes(config.student)
     if reader is not None:
         inputs["offer reader's prompt"] = offer_prompt_sha256()

@@ -33,7 +33,10 @@ SHARED = (
 )
 """Settings that a study hands on to its stages."""
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
-PLAYING = ("model", "student", "counterparty", "num_scenarios", "num_seeds")
+PLAYING = (
+    *("model", "student", "student_url", "student_model"),
+    *("counterparty", "num_scenarios", "num_seeds"),
+)
 
 
 def run_study(config: StudyConfig, settings: Settings) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The thread that generates: an engine for each adapter in use, stepped in turn.
+"""The thread that generates: an engine for each model in use, stepped in turn.
 
 Everything that touches an engine happens in that thread. The event loop hands it work and gets the
 tokens back, as many as a request may have at most, so that whoever reads slowly holds up no step.
@@ -13,26 +13,22 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from emodistill.serving.refusals import ChatRefusedError
+from emodistill.errors import EmodistillError
 
 if TYPE_CHECKING:
     from emodistill.model.engine import Engine, GenerationRequest, NewTokens
 
-log = logging.getLogger("emodistill.serving")
+log = logging.getLogger(__name__)
+
+Key = TypeVar("Key", bound=Hashable)
+"""What names a model: for a server an adapter, for an evaluation the adapter's folder."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Adapter:
-    """What is served under a name: a folder in PEFT's layout, or the base where there is none."""
-
-    name: str
-    folder: Path | None = None
-    belongs_to_run: bool = False
-    """Whether methods may play it; such an adapter is not dropped at a client's word."""
+class GenerationFailedError(EmodistillError):
+    """An engine has failed; what it served is lost, and it is made anew."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,11 +44,11 @@ class Totals:
         return Totals(*(getattr(self, name) + getattr(counters, name) for name in names))
 
 
-class _Ticket:
+class _Ticket(Generic[Key]):
     """A request that an engine serves, and where the event loop gets its tokens."""
 
-    def __init__(self, adapter: Adapter, on_end: Callable[[], None]) -> None:
-        self.adapter = adapter
+    def __init__(self, key: Key, on_end: Callable[[], None]) -> None:
+        self.key = key
         self.updates: asyncio.Queue[NewTokens | Exception] = asyncio.Queue()
         self.handle: int | None = None
         self.has_begun = self.has_ended = False
@@ -70,21 +66,22 @@ class _Ticket:
             self.end()
 
 
-class EngineWorker:
+class EngineWorker(Generic[Key]):
     """Engines in a thread of their own. An async context manager.
 
     Args:
-      make_engine: what is to be served -> its engine; raises InputError where that can't be.
-      max_loaded: engines that are kept; of more, those go that were used least recently.
+      make_engine: which model -> its engine, in the thread; raises InputError where that can't be.
+      max_loaded: engines that are kept; of more, those go that were used least recently. None keeps
+        them all.
     """
 
-    def __init__(self, make_engine: Callable[[Adapter], Engine], max_loaded: int) -> None:
+    def __init__(self, make_engine: Callable[[Key], Engine], max_loaded: int | None = None) -> None:
         self._make_engine = make_engine
         self._max_loaded = max_loaded
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._engines: dict[Adapter, Engine] = {}  # the one used last at the end
-        self._tickets: dict[tuple[Adapter, int], _Ticket] = {}
-        self._forgotten: set[Adapter] = set()
+        self._engines: dict[Key, Engine] = {}  # the one used last at the end
+        self._tickets: dict[tuple[Key, int], _Ticket[Key]] = {}
+        self._forgotten: set[Key] = set()
         self._gone = Totals()
         self._num_begun = 0
         self._counting = threading.Lock()  # a counter that falls for a moment would be read as anew
@@ -111,17 +108,17 @@ class EngineWorker:
             totals, prefilled_tokens=totals.prefilled_tokens + self._num_begun
         )
 
-    async def load(self, adapter: Adapter) -> None:
-        """Make the engine of `adapter`, unless it is there.
+    async def load(self, key: Key) -> None:
+        """Make the engine of `key`, unless it is there.
 
         Raises:
-          InputError: the adapter can't be used.
+          InputError: the model can't be used.
         """
         done: asyncio.Future[None] = self._loop.create_future()
 
         def job() -> None:
             try:
-                self._engine(adapter)
+                self._engine(key)
             except Exception as error:  # handed to the one who waits
                 self._tell(_settle, done, error)
             else:
@@ -130,12 +127,12 @@ class EngineWorker:
         self._jobs.put(job)
         await done
 
-    def forget(self, adapter: Adapter) -> None:
-        """Drop the engine of `adapter` once what it serves is finished."""
-        self._jobs.put(functools.partial(self._forget, adapter))
+    def forget(self, key: Key) -> None:
+        """Drop the engine of `key` once what it serves is finished."""
+        self._jobs.put(functools.partial(self._forget, key))
 
     async def generate(
-        self, adapter: Adapter, request: GenerationRequest, on_end: Callable[[], None]
+        self, key: Key, request: GenerationRequest, on_end: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[NewTokens, None]:
         """The tokens of a request as they come; to close the iterator cancels the request.
 
@@ -143,10 +140,10 @@ class EngineWorker:
           on_end: called once the engine has done with it, however slowly its tokens are read.
 
         Raises:
-          InputError: the adapter can't be used, or the request.
-          ChatRefusedError: the engine has failed.
+          InputError: the model can't be used, or the request.
+          GenerationFailedError: the engine has failed.
         """
-        ticket = _Ticket(adapter, on_end)
+        ticket = _Ticket(key, on_end)
         self._jobs.put(functools.partial(self._add, ticket, request))
         try:
             while True:
@@ -170,74 +167,75 @@ class EngineWorker:
                 self._jobs.get(block=not is_busy)()
                 while True:
                     self._jobs.get_nowait()()
-            for adapter, engine in [*self._engines.items()]:
+            for key, engine in [*self._engines.items()]:
                 if engine.num_unfinished:
-                    self._step(adapter, engine)
+                    self._step(key, engine)
             self._drop_unused()
 
     def _close(self) -> None:
         self._is_closed = True
 
-    def _forget(self, adapter: Adapter) -> None:
-        self._forgotten.add(adapter)
+    def _forget(self, key: Key) -> None:
+        self._forgotten.add(key)
         self._drop_unused()
 
-    def _engine(self, adapter: Adapter) -> Engine:
-        made = self._engines.get(adapter) or self._make_engine(adapter)
+    def _engine(self, key: Key) -> Engine:
+        made = self._engines.get(key) or self._make_engine(key)
         with self._counting:
-            self._engines.pop(adapter, None)
-            self._engines[adapter] = made
+            self._engines.pop(key, None)
+            self._engines[key] = made
         return made
 
-    def _add(self, ticket: _Ticket, request: GenerationRequest) -> None:
+    def _add(self, ticket: _Ticket[Key], request: GenerationRequest) -> None:
         if ticket.has_ended:  # cancelled before it was seen
             return
         try:
-            ticket.handle = self._engine(ticket.adapter).add(request)
+            ticket.handle = self._engine(ticket.key).add(request)
         except Exception as error:  # handed to the one who waits
             self._tell(ticket.give, error)
         else:
-            self._tickets[ticket.adapter, ticket.handle] = ticket
+            self._tickets[ticket.key, ticket.handle] = ticket
 
-    def _cancel(self, ticket: _Ticket) -> None:
-        engine = self._engines.get(ticket.adapter)
+    def _cancel(self, ticket: _Ticket[Key]) -> None:
+        engine = self._engines.get(ticket.key)
         if ticket.handle is None or engine is None:
             return
         engine.cancel(ticket.handle)
-        self._tickets.pop((ticket.adapter, ticket.handle), None)
+        self._tickets.pop((ticket.key, ticket.handle), None)
 
-    def _step(self, adapter: Adapter, engine: Engine) -> None:
+    def _step(self, key: Key, engine: Engine) -> None:
         try:
             progress: Sequence[NewTokens] = engine.step()
-        except Exception:  # such as memory that has run out; the others' engines go on
-            log.exception("%s: its engine failed and is made anew.", adapter.name)
-            error = ChatRefusedError("generation failed; ask again.", status=500)
-            for key in [key for key in self._tickets if key[0] is adapter]:
-                self._tell(self._tickets.pop(key).give, error)
-            self._drop(adapter)
+        except Exception as error:  # such as memory that has run out; the others' engines go on
+            log.exception("%s: its engine failed and is made anew.", key)
+            failure = GenerationFailedError(f"generation failed: {error}")
+            for name in [name for name in self._tickets if name[0] == key]:
+                self._tell(self._tickets.pop(name).give, failure)
+            self._drop(key)
             return
         given = []
         for one in progress:
-            key = adapter, one.handle
-            ticket = self._tickets.get(key) if one.generated is None else self._tickets.pop(key)
+            name = key, one.handle
+            ticket = self._tickets.get(name) if one.generated is None else self._tickets.pop(name)
             if ticket is not None:
                 self._num_begun += not ticket.has_begun
                 ticket.has_begun = True
                 given.append((ticket, one))
         self._tell(_give_all, given)
 
-    def _drop(self, adapter: Adapter) -> None:
+    def _drop(self, key: Key) -> None:
         with self._counting:
-            engine = self._engines.pop(adapter, None)
+            engine = self._engines.pop(key, None)
             if engine is not None:
                 self._gone = self._gone.plus(engine.counters)
 
     def _drop_unused(self) -> None:
-        idle = [adapter for adapter, engine in self._engines.items() if not engine.num_unfinished]
-        for adapter in idle:
-            is_too_many = len(self._engines) > self._max_loaded and adapter is not idle[-1]
-            if is_too_many or adapter in self._forgotten:
-                self._drop(adapter)
+        idle = [key for key, engine in self._engines.items() if not engine.num_unfinished]
+        most = len(self._engines) if self._max_loaded is None else self._max_loaded
+        for key in idle:
+            is_too_many = len(self._engines) > most and key != idle[-1]
+            if is_too_many or key in self._forgotten:
+                self._drop(key)
         self._forgotten &= self._engines.keys()
 
     def _tell(self, what: Callable[..., object], *args: object) -> None:
