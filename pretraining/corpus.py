@@ -10,6 +10,7 @@ does in a sweep, in good turns and bad ones, on scenarios that no experiment use
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,16 @@ class Dialogue(NamedTuple):
     """The prompts that the focal player was given."""
 
 
+@functools.cache
+def _pretraining_scenarios() -> tuple[Scenario, ...]:
+    """The domains taking turns; none is among those that are built in."""
+    by_domain = (
+        generate_scenarios(domain, NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS)[NUM_SCENARIOS:]
+        for domain in DOMAINS
+    )
+    return tuple(itertools.chain(*zip(*by_domain, strict=True)))
+
+
 def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> list[Dialogue]:
     """The dialogues of one kind that `config` asks for, the domains taking turns.
 
@@ -67,11 +78,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
     pack, num_dialogues = load_pack(), config.num_dialogues
     if kind == "bare":
         pack, num_dialogues = bare_pack(pack), config.num_bare_dialogues
-    by_domain = (
-        generate_scenarios(domain, NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS)[NUM_SCENARIOS:]
-        for domain in DOMAINS
-    )
-    scenarios = list(itertools.chain(*zip(*by_domain, strict=True)))
+    scenarios = _pretraining_scenarios()
     teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
     counterparty = Player(writer=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
 

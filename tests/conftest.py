@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import json
 import os
@@ -184,6 +186,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             finished.write_text(json.dumps(files_of(run)))
     yield run
     assert files_of(run) == json.loads(finished.read_text()), "a test has changed the shared run"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_simulator() -> Iterator[None]:
+    """Stages that tests run in this process share a simulator, which keeps no state."""
+    from emodistill.simulator.process import running_simulator
+    from emodistill.stages import language_models
+
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        url = functools.cache(lambda: stack.enter_context(running_simulator()))
+        patch.setattr(language_models, "running_simulator", lambda: contextlib.nullcontext(url()))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """GGUF checkpoints: the weights that transformers reads from the same file, and what is refused."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from emodistill.model import encode_chat, load_qwen2, load_tokenizer
 from emodistill.model.gguf_adapters import NAMES
 from emodistill.model.gguf_checkpoints import convert_gguf
 
+SCRIPT = Path(__file__).parents[1] / "scripts/convert_gguf.py"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -91,14 +92,20 @@ def test_the_weights_are_those_that_were_converted(gguf_file, architecture, tmp_
         convert_gguf(path, tmp_path / "out")
 
 
-def test_the_command_writes_the_folder_and_says_what_it_lacks(gguf_file, tmp_path):
+def test_the_command_writes_the_folder_and_says_what_it_lacks(
+    gguf_file, tmp_path, monkeypatch, capsys
+):
     path, _ = gguf_file()
-    command = [sys.executable, Path(__file__).parents[1] / "scripts/convert_gguf.py"]
-    lacking = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert lacking.returncode == 2 and "--source FILE.gguf" in lacking.stderr
-    flags = ["--source", path, "--out", tmp_path / "out"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-    assert "give it to --model and --student" in done.stdout
+
+    def called(*flags):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    with pytest.raises(SystemExit) as lacking:
+        called()
+    assert lacking.value.code == 2 and "--source FILE.gguf" in capsys.readouterr().err
+    called("--source", path, "--out", tmp_path / "out")
+    assert "give it to --model and --student" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0
 
 

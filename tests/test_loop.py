@@ -114,7 +114,9 @@ class TestLoop:
         assert len(first) == 6  # nothing was left to do
         assert again.metrics["sft/loss"] == whole.metrics["sft/loss"]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize(
+        "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    )
     def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(
         self, number, usual_signals, tmp_path
     ):

@@ -85,7 +85,10 @@ def in_locale(name, environment_of, scripts, *words):
     )
 
 
-@pytest.mark.parametrize("name", LOCALES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "GBK" else pytest.mark.slow) for name in LOCALES],
+)
 def test_every_help_and_a_sweep_in_a_locale_without_the_characters(name, environment_of, tmp_path):
     done = in_locale(name, environment_of, SCRIPTS, *SWEEP, "--run", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

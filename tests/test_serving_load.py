@@ -147,7 +147,7 @@ def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
         line = process.stdout.readline()
         server = RunningServer(line.split(" at ")[1].split(";")[0], "sk-secret-argv")
         assert server.ask(f"{server.root}/health")[0] == 200
-        body = LONG | {"max_tokens": 400}
+        body = LONG | {"max_tokens": 200}
         expected = server.text(**body)
         with ThreadPoolExecutor(2) as pool:
             whole = pool.submit(server.text, **body)

@@ -36,8 +36,18 @@ from emodistill.train.trainer import (
 
 
 class TestGradients:
-    @pytest.mark.parametrize("packing", ["tree", "sequence", "none"])
-    @pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo"])
+    @pytest.mark.parametrize(
+        ("stage", "packing"),
+        [
+            *(("sft", "tree"), ("jpo", "tree"), ("alol", "tree"), ("dpo", "tree")),
+            *(("sft", "none"), ("jpo", "sequence"), ("dpo", "sequence")),
+            pytest.param("sft", "sequence", marks=pytest.mark.slow),
+            pytest.param("jpo", "none", marks=pytest.mark.slow),
+            pytest.param("alol", "sequence", marks=pytest.mark.slow),
+            pytest.param("alol", "none", marks=pytest.mark.slow),
+            pytest.param("dpo", "none", marks=pytest.mark.slow),
+        ],
+    )
     def test_rows_give_the_gradient_of_one_sample_at_a_time(self, stage, packing):
         """Against every sample in a row of its own, without gathering or accumulation."""
         model = tiny_model(is_trained=True)

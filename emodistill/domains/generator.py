@@ -35,13 +35,14 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
     spec = get_domain(domain)
     cases = spec.generator["cases"]
     scenarios: list[Scenario] = []
+    known: set[tuple[Any, ...]] = set()
     for index in range(num_scenarios):
         lap, turn = divmod(index, len(cases))
         order = stream(_SEED, "generator", domain, "cases", lap).permutation(len(cases))
         draws = {**spec.generator["values"], **cases[order[turn]]}
         for attempt in range(_MAX_ATTEMPTS):
             scenario = _scenario(spec, index + 1, _draw_all(spec, draws, index, attempt))
-            if all(scenario.fields != other.fields for other in scenarios):
+            if (texts := tuple(scenario.fields.values())) not in known:
                 break
         else:
             raise InputError(
@@ -49,6 +50,7 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
                 f"{index} different scenarios, {num_scenarios} asked for; widen the pools."
             )
         scenarios.append(scenario)
+        known.add(texts)
     return scenarios
 
 
@@ -71,9 +73,9 @@ def _draw_all(spec: Domain, draws: Mapping[str, Draw], index: int, attempt: int)
         how = draws[name]
         if isinstance(how, Mapping) and "by" in how:
             how = how[draw(how["by"])]
-        rng = stream(_SEED, "generator", spec.name, index, name, attempt)
         if isinstance(how, str):
             return how
+        rng = stream(_SEED, "generator", spec.name, index, name, attempt)
         if isinstance(how, list):
             return how[rng.integers(len(how))]
         low, high, step = how["low"], how["high"], how["step"]

@@ -7,12 +7,12 @@ A and B are float32 `LoRAParam`s, stacked over layers like the weights that they
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from emodistill import seeding
 from emodistill.errors import InputError
@@ -40,17 +40,9 @@ class LoRA(nnx.Module):
         mesh: Mesh | None,
     ) -> None:
         L, O, I = shape  # noqa: E741
-        # PEFT's start: kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(I); B = 0 is identity.
-        bound = I**-0.5
-
         shapes = {"a": (L, config.rank, I), "b": (L, O, config.rank)}
-
-        def start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            a_LRI = jax.random.uniform(key, shapes["a"], jnp.float32, -bound, bound)
-            return a_LRI, jnp.zeros(shapes["b"], jnp.float32)
-
-        shardings = tuple(param_sharding((name, "lora", k), shapes[k], mesh) for k in shapes)
-        a_LRI, b_LOR = jax.jit(start, out_shardings=shardings)(key)
+        shardings = [param_sharding((name, "lora", k), shapes[k], mesh) for k in shapes]
+        a_LRI, b_LOR = _start(*shapes.values(), *shardings)(key)
         self.a, self.b = LoRAParam(a_LRI), LoRAParam(b_LOR)
         self.scale = config.scale
 
@@ -62,6 +54,24 @@ class LoRA(nnx.Module):
         product = functools.partial(jnp.einsum, precision="highest")
         low = product("...i,ri->...r", x.astype(jnp.float32), self.a[...])
         return product("...r,or->...o", low, self.b[...]) * self.scale
+
+
+@functools.cache
+def _start(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    a_sharding: Sharding,
+    b_sharding: Sharding,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """What makes the factors of an adapter that changes nothing yet; compiled once for a shape."""
+    # PEFT's start: kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(I); B = 0 is identity.
+    bound = a_shape[-1] ** -0.5
+
+    def start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a_LRI = jax.random.uniform(key, a_shape, jnp.float32, -bound, bound)
+        return a_LRI, jnp.zeros(b_shape, jnp.float32)
+
+    return jax.jit(start, out_shardings=(a_sharding, b_sharding))
 
 
 def target_layers(model: Qwen2) -> dict[str, Linear]:
