@@ -24,6 +24,7 @@ LONG_FILES = (
     *("test_loop", "test_embedded", "test_forecast", "test_checkpoints", "test_planted"),
     *("test_iql", "test_memory_plan", "test_sweep", "test_engine", "test_attention"),
     *("test_serving", "test_serving_load", "test_canaries", "test_preflight"),
+    *("test_student_servers", "test_report_page", "test_paper_pack"),
 )
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 

@@ -16,7 +16,13 @@ from emodistill.configs import ServeConfig
 from emodistill.domains import load_scenarios
 from emodistill.emotions import EMOTION_INDEX
 from emodistill.errors import InputError
-from emodistill.model import embedded_path, encode_chat, generate, load_tokenizer
+from emodistill.model import (
+    TokenLogprobs,
+    embedded_path,
+    encode_chat,
+    generate,
+    load_tokenizer,
+)
 from emodistill.model.tokenization import decode_reply, encode_reply, stop_ids
 from emodistill.prompts import load_pack
 from emodistill.seeding import stream
@@ -602,7 +608,7 @@ def test_a_stop_text_is_found_across_tokens_and_nothing_of_it_is_shown():
         reader = ReplyReader(texts, ["never", stop])
         shown = ""
         for one in ids:
-            piece = reader.read([one], [-0.5])
+            piece = reader.read([one], [TokenLogprobs(-0.5)])
             shown += piece.text
             assert said[: said.index(stop)].startswith(shown)
         assert shown + reader.finish().text == said[: said.index(stop)] and reader.is_stopped

@@ -93,6 +93,7 @@ def test_another_model_under_the_name_plays_nothing(run, server, tmp_path):
     refused(copy, server, "is not the adapter in .*export that one again")
 
 
+@pytest.mark.slow
 def test_what_the_canaries_can_t_tell_is_played_where_it_is_allowed(tiny_run, tmp_path):
     """After one step of training, an adapter changes less than formats of numbers do."""
     copy = copy_of(tiny_run, tmp_path / "run")
@@ -156,6 +157,7 @@ def test_a_tournament_of_served_students(run, server, tmp_path):
     assert (dialogue.focal.model, dialogue.counterparty.model) == ("jpo", "student")
 
 
+@pytest.mark.slow
 def test_a_study_plays_arms_once_they_are_served(run, server, tmp_path):
     """It trains what it lacks; the arm whose adapter nobody serves yet fails and says why."""
     copy = copy_of(run, tmp_path / "run")
