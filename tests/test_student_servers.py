@@ -109,8 +109,11 @@ def test_what_the_canaries_can_t_tell_is_played_where_it_is_allowed(tiny_run, tm
 def test_an_adapter_has_to_be_exported_first(tiny_run, server, tmp_path):
     copy = copy_of(tiny_run, tmp_path / "run")
     refused_by = r"export_adapter\.py --run .*/run --domain crad --stage jpo --cell default"
-    with pytest.raises(InputError, match=refused_by):
-        played(evaluation(copy, server))
+    for folder in ("sft", "jpo"):  # nor is anything trained for it
+        shutil.rmtree(copy / "crad" / folder)
+        with pytest.raises(InputError, match=refused_by):
+            played(evaluation(copy, server))
+        assert not (copy / "crad" / folder).exists()
 
 
 def test_two_adapters_need_two_names(run, server):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-"""What names a model: for a server an adapter, for an evaluation the adapter's folder."""
+"""What names a model: an adapter, or None for the base."""
 
 
 class GenerationFailedError(EmodistillError):

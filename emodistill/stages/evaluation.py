@@ -98,12 +98,15 @@ def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
                     f"--method {name} is not known; use one of {', '.join(METHODS)}, or "
                     f"train {folder} first."
                 )
-        is_named = adapter in config.cells or adapter not in STAGES
-        # A cell named by --cells has to exist, with whatever its adapter goes on from.
+        # A cell named by --cells has to exist, with whatever its adapter goes on from, and what a
+        # server plays has been trained, and exported, before it was served.
+        is_there = (
+            adapter in config.cells or adapter not in STAGES or config.student_url is not None
+        )
         needs += [
             need
             for stage, need in trained.items()
-            if stage not in config.cells and (stage == "iql" or not is_named)
+            if stage not in config.cells and (stage == "iql" or not is_there)
         ]
     return needs
 
