@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from served import make_adapter, served
@@ -89,8 +90,10 @@ def refused(run, server, match, **settings):
 def test_another_model_under_the_name_plays_nothing(run, server, tmp_path):
     copy = copy_of(run, tmp_path / "run")
     refused(copy, server, "not in use.*Nothing was played", student_model="student")
+    with pytest.raises(InputError, match=r"answers with the adapter in .*the base is to play"):
+        played(evaluation(copy, server, method="vanilla-slm", student_model="jpo"))
     make_adapter(embedded_path(), copy / "crad/jpo/default/adapter", seed=2)
-    refused(copy, server, "is not the adapter in .*export that one again")
+    refused(copy, server, "is not of the adapter in .*Delete it, export the adapter again")
 
 
 @pytest.mark.slow
@@ -131,7 +134,8 @@ def test_two_adapters_need_two_names(run, server):
     ("settings", "message"),
     [
         ({"student_model": None}, "--student-url and --student-model go together"),
-        ({"quantize": "int8"}, "leave out --quantize"),
+        ({"quantize": "int8"}, "--quantize int8: the server"),
+        ({"record": Path("calls")}, "leave out --record and"),
         ({"student_url": "ftp://x"}, "--student-url: the base URL must look like"),
         ({"student_url": "http://127.0.0.1:9/v1"}, "127.0.0.1:9"),
     ],

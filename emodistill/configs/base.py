@@ -197,6 +197,22 @@ class ExperimentConfig(Config):
         return self.provider in (None, "simulator") and self.base_url is None
 
 
+def require_student_server(config: Any) -> None:
+    """Whether the settings of a server that plays the student fit each other.
+
+    Raises:
+      InputError: one of the two is missing, or calls are to be recorded or replayed.
+    """
+    require(
+        (config.student_url is None) == (config.student_model is None),
+        "--student-url and --student-model go together: a server, and its name for the student.",
+    )
+    require(
+        config.student_url is None or config.record is config.replay is None,
+        "--student-url: leave out --record and --replay, which don't keep that server's answers.",
+    )
+
+
 @configuration
 class ApiConfig(ExperimentConfig):
     """A stage that calls language models; with neither provider nor base URL, the simulator."""

@@ -17,6 +17,7 @@ from emodistill.configs.base import (
     configuration,
     data_from,
     require,
+    require_student_server,
     setting,
 )
 from emodistill.configs.data import DialogueConfig
@@ -40,7 +41,7 @@ class MatchConfig(DialogueConfig):
     outside_cell = Config.outside_cell | {
         *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
         *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
-        *("student_model", "allow_unverified"),  # who plays the student, as `student` itself
+        "student_model",  # who plays the student, as `student` itself
     }
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
@@ -48,7 +49,7 @@ class MatchConfig(DialogueConfig):
     """Dialogues per scenario."""
     focal_temperature: float | None = setting(None, ge=0, le=2)
     """Sampling temperature in the focal role. If left out, 0.7, and 0.4 for the embedded student,
-    whose unlikely tokens are mostly noise."""
+    whose unlikely tokens are mostly noise, where it is played here."""
     split: Split = "test"
     """`validation` (sweep with --num-validation) is for choosing settings."""
     student: str = setting(EMBEDDED, is_path=True)
@@ -62,7 +63,7 @@ class MatchConfig(DialogueConfig):
     student_model: str | None = None
     """The name under which that server has it; `{adapter}` in it stands for student, sft, jpo or
     jpo:CELL, and `{domain}` for the domain that it was trained in."""
-    allow_unverified: bool = False
+    allow_unverified: bool = setting(False, operational=True)
     """Play it although the canaries can't tell whether its adapter is in use; records say so."""
     cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """STAGE CELL pairs, such as `jpo kappa=0.5-e21b`: the cells to play; `default` if left out."""
@@ -75,15 +76,10 @@ class MatchConfig(DialogueConfig):
         DialogueConfig.__post_init__(self)
         named = {stage: cell for stage, cell in self.cells.items() if cell != DEFAULT_CELL}
         object.__setattr__(self, "cells", named)
+        require_student_server(self)
         require(
-            (self.student_url is None) == (self.student_model is None),
-            "--student-url and --student-model go together: a server, and its name for the "
-            "student.",
-        )
-        require(
-            self.student_url is None or (self.quantize, self.record, self.replay) == (None,) * 3,
-            "--student-url plays the student elsewhere: leave out --quantize, and --record and "
-            "--replay, which don't keep that server's answers.",
+            self.student_url is None or self.quantize is None,
+            f"--quantize {self.quantize}: the server at --student-url holds the student.",
         )
 
     def cell(self, stage: str) -> str:

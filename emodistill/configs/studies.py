@@ -14,6 +14,7 @@ from emodistill.configs.base import (
     configuration,
     data_from,
     require,
+    require_student_server,
     setting,
 )
 
@@ -40,6 +41,8 @@ class StudyConfig(ExperimentConfig):
     fail, and are tried again when the study is started again."""
     student_model: str | None = None
     """The name under which that server has it, with `{adapter}` and `{domain}` in it."""
+    allow_unverified: bool | None = setting(None, operational=True)
+    """Play it although the canaries can't tell whether its adapter is in use."""
     counterparty: str | None = None
     """The language model in the counterparty's role."""
     split: Split = "test"
@@ -72,6 +75,7 @@ class StudyConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
+        require_student_server(self)
         for flag in ("max_cost_usd", "record"):
             require(
                 self.launcher == "local" or getattr(self, flag) is None,

@@ -71,6 +71,8 @@ class Canaries(Record, frozen=True, kw_only=True):
     chat_template_sha256: str
     weights_sha256: str | None
     """Of the adapter's file of weights, where it lies beside."""
+    source_sha256: str | None = None
+    """Of the file of weights that was exported, in whatever form."""
     dtype: str
     """Of the base's weights when the log-probs were computed."""
     max_reply_tokens: int

@@ -35,6 +35,7 @@ from emodistill.llm import (
     get_provider,
 )
 from emodistill.llm.client import RetryPolicy
+from emodistill.llm.providers import Provider
 from emodistill.llm.token_scores import LOWEST, ScoredPosition, TokenScore
 
 Kind = Literal["in use", "not in use", "other", "unknown"]
@@ -86,8 +87,11 @@ def verify_adapter(config: VerifyConfig) -> AdapterVerdict:
     return asyncio.run(check_adapter(config))
 
 
-async def check_adapter(config: VerifyConfig) -> AdapterVerdict:
+async def check_adapter(config: VerifyConfig, provider: Provider | None = None) -> AdapterVerdict:
     """Ask the server for the canaries in the adapter's folder.
+
+    Args:
+      provider: the server with its keys, in place of what the settings say.
 
     Raises:
       InputError: no canaries, another adapter than they were made for, or no usable address.
@@ -100,7 +104,11 @@ async def check_adapter(config: VerifyConfig) -> AdapterVerdict:
         )
     canaries = read_canaries(config.adapter)
     _check_weights(config.adapter, canaries)
-    return judged(canaries, await _ask(config, canaries), config.tolerance)
+    if provider is None:
+        provider = get_provider(config.provider, base_url=config.url, flag="--url")
+        if provider.read_keys():
+            print(f"verify: the key in {provider.key_env} goes to {provider.base_url}.", flush=True)
+    return judged(canaries, await _ask(config, provider, canaries), config.tolerance)
 
 
 def judged(canaries: Canaries, answers: Sequence[CanaryAnswer], tolerance: float) -> AdapterVerdict:
@@ -276,10 +284,7 @@ def _prompt_lengths(given: Sequence[tuple[Canary, ScoredCompletion]]) -> str:
     )
 
 
-async def _ask(config: VerifyConfig, canaries: Canaries) -> list[CanaryAnswer]:
-    provider = get_provider(config.provider, base_url=config.url, flag="--url")
-    if provider.read_keys():
-        print(f"verify: the key in {provider.key_env} goes to {provider.base_url}.", flush=True)
+async def _ask(config: VerifyConfig, provider: Provider, canaries: Canaries) -> list[CanaryAnswer]:
     policy = RetryPolicy(
         timeout_s=config.timeout_s, max_attempts=MAX_ATTEMPTS, max_backoff_s=MAX_BACKOFF_S
     )

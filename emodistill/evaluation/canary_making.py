@@ -91,12 +91,14 @@ def make_canaries(
     *,
     num_canaries: int,
     weights: Path | None = None,
+    source: Path | None = None,
 ) -> Canaries:
     """The canaries among `prompts` on which the two models differ most.
 
     Args:
       adapter: `base` with the adapter on it.
-      weights: the adapter's file of weights, whose hash the canaries keep.
+      weights, source: the adapter's file of weights as it is exported, and as it was trained; the
+        canaries keep their hashes.
 
     Raises:
       InputError: no prompt fits the model's window.
@@ -140,6 +142,7 @@ def make_canaries(
         base_fingerprint=base_fingerprint(base),
         chat_template_sha256=template_sha256(tokenizer),
         weights_sha256=None if weights is None else sha256_of(weights),
+        source_sha256=None if source is None else sha256_of(source),
         dtype=jnp.dtype(base.dtype).name,
         max_reply_tokens=MAX_REPLY_TOKENS,
         tokens=_token_texts(tokenizer, chosen),

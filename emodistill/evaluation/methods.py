@@ -61,6 +61,9 @@ class TrainedAdapter(NamedTuple):
     stage: str
     cell: str
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def folder(self) -> Path:
         """In PEFT's layout."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -73,7 +72,7 @@ def writing_temperature(config: MatchConfig, method: str) -> float:
     return EMBEDDED_TEMPERATURE if is_student and config.student == EMBEDDED else TEMPERATURE
 
 
-class PlayerPool(AsyncExitStack):
+class PlayerPool:
     """Makes players from their specs, and loads what they share once. An async context manager.
 
     There is one student's base, whatever the number of adapters, and players of one adapter share
@@ -91,7 +90,6 @@ class PlayerPool(AsyncExitStack):
         pack: PromptPack,
         loaded: dict[str, Student] | None = None,
     ) -> None:
-        super().__init__()
         self.config = config
         self.client = client
         self.pack = pack
@@ -100,8 +98,11 @@ class PlayerPool(AsyncExitStack):
         self._served = None if config.student_url is None else ServedStudents(config)
 
     async def __aenter__(self) -> Self:
-        await self.enter_async_context(self._worker if self._served is None else self._served)
+        await (self._served or self._worker).__aenter__()
         return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await (self._served or self._worker).__aexit__(*exc_info)
 
     async def play(
         self,

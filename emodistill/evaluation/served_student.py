@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from emodistill.configs import MatchConfig, VerifyConfig
+import msgspec
+
+from emodistill.configs import AdapterForm, MatchConfig, VerifyConfig
 from emodistill.errors import InputError
 from emodistill.evaluation.canaries import CANARIES_FILE, export_dir, read_canaries
-from emodistill.evaluation.canary_check import check_adapter
+from emodistill.evaluation.canary_check import AdapterVerdict, check_adapter
 from emodistill.evaluation.methods import BASE_NAME, TrainedAdapter
 from emodistill.files import sha256_of
 from emodistill.llm.client import ChatClient, RetryPolicy
@@ -17,25 +21,36 @@ from emodistill.negotiation.writers import ApiWriter
 from emodistill.operating_system import num_connections
 from emodistill.records import StudentServer
 
-FORMS = ("peft", "gguf", "merged")
-"""Forms that an adapter may have been exported in; their canaries say the same."""
+KEY_ENV = "EMODISTILL_STUDENT_API_KEY"
+"""Not the variable of `--base-url`, whose key is another server's."""
 
 
 def exported_dir(adapter: TrainedAdapter) -> Path:
-    """Where the canaries of an adapter are.
+    """Where an adapter was exported with canaries, in whatever form.
 
     Raises:
-      InputError: it was not exported.
+      InputError: it was not, or was trained anew since.
     """
     home, stage, cell = adapter
-    folders = [export_dir(home, f"{stage}-{cell}", form) for form in FORMS]
-    for folder in folders:
-        if (folder / CANARIES_FILE).is_file():
+    _, weights = adapter.files
+    command = (
+        f"python scripts/export_adapter.py --run {home.parent} --domain {home.name} --stage "
+        f"{stage} --cell {cell}"
+    )
+    folders = [export_dir(home, f"{stage}-{cell}", form) for form in typing.get_args(AdapterForm)]
+    exported = [folder for folder in folders if (folder / CANARIES_FILE).is_file()]
+    if not exported:
+        raise InputError(
+            f"{folders[0] / CANARIES_FILE} is missing: by an adapter's canaries it is told whether "
+            f"a server has it in use. {command} writes them, with what is to be served."
+        )
+    trained = sha256_of(weights) if weights.is_file() else None
+    for folder in exported:
+        if read_canaries(folder).source_sha256 == trained:
             return folder
     raise InputError(
-        f"{folders[0]} is missing: whether a server has an adapter in use is told by its canaries. "
-        f"python scripts/export_adapter.py --run {home.parent} --domain {home.name} --stage "
-        f"{stage} --cell {cell} writes it; serve it from there, then start again."
+        f"{exported[0]} is not of the adapter in {weights}. Delete it, export the adapter again "
+        f"({command}), and serve that."
     )
 
 
@@ -49,16 +64,19 @@ class ServedStudents:
     def __init__(self, config: MatchConfig) -> None:
         assert config.student_url is not None
         self._config = config
-        provider = get_provider(None, base_url=config.student_url, flag="--student-url")
-        self.url = provider.base_url
+        custom = get_provider(None, base_url=config.student_url, flag="--student-url")
+        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV)
+        self.url = self._provider.base_url
         self._client = ChatClient(
-            provider,
+            self._provider,
             max_in_flight=min(config.concurrency, num_connections()),
             retry=RetryPolicy(timeout_s=config.timeout_s),
         )
         self._checked: dict[str, tuple[TrainedAdapter | None, StudentServer]] = {}
 
     async def __aenter__(self) -> Self:
+        if self._provider.read_keys():
+            print(f"student: the key in {KEY_ENV} goes to {self.url}.", flush=True)
         await self._client.__aenter__()
         return self
 
@@ -68,7 +86,7 @@ class ServedStudents:
     async def writer(
         self, adapter: TrainedAdapter | None, temperature: float
     ) -> tuple[ApiWriter, StudentServer]:
-        """Who writes with an adapter, None for the base, and what the record says of it.
+        """The writer for `adapter` (None: the base), and what records say of its server.
 
         Raises:
           InputError: the adapter was not exported, or the server's answers are not its own.
@@ -90,18 +108,11 @@ class ServedStudents:
 
     async def _check(self, adapter: TrainedAdapter | None, name: str) -> StudentServer:
         if adapter is None:
-            return StudentServer(url=self.url, adapter="none")
-        config = self._config
+            return await self._check_base(name)
         folder = exported_dir(adapter)
-        exported, (_, weights) = read_canaries(folder), adapter.files
-        if exported.weights_sha256 not in (None, sha256_of(weights)):
-            raise InputError(
-                f"{folder} is not the adapter in {weights}; export that one again, and serve it."
-            )
-        verdict = await check_adapter(
-            VerifyConfig(url=self.url, model=name, adapter=folder, timeout_s=config.timeout_s)
-        )
-        if verdict.kind == "in use" or (verdict.kind == "unknown" and config.allow_unverified):
+        verdict = await self._verdict(folder, name)
+        is_played = verdict.kind == "unknown" and self._config.allow_unverified
+        if verdict.kind == "in use" or is_played:
             print(f"{name} at {self.url}: adapter {verdict.kind}; {verdict.reason}", flush=True)
             return StudentServer(url=self.url, adapter=verdict.kind)
         advice = "serve it as docs/serving.md says"
@@ -111,3 +122,24 @@ class ServedStudents:
             f"{name} at {self.url}: the adapter in {folder} is {verdict.kind}; {verdict.reason} "
             f"Nothing was played; {advice}."
         )
+
+    async def _check_base(self, name: str) -> StudentServer:
+        """The base has no canaries, but is none of the adapters that have."""
+        for folder in _exports(self._config.run / self._config.domain):
+            if (await self._verdict(folder, name)).kind == "in use":
+                raise InputError(
+                    f"{name} at {self.url} answers with the adapter in {folder}, and the base is "
+                    "to play. Nothing was played; name the base with --student-model."
+                )
+        return StudentServer(url=self.url, adapter="none")
+
+    async def _verdict(self, folder: Path, name: str) -> AdapterVerdict:
+        asked = VerifyConfig(
+            url=self.url, model=name, adapter=folder, timeout_s=self._config.timeout_s
+        )
+        return await check_adapter(asked, self._provider)
+
+
+def _exports(home: Path) -> Iterator[Path]:
+    for file in sorted((home / "export").glob(f"*/{CANARIES_FILE}")):
+        yield file.parent

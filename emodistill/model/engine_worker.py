@@ -28,7 +28,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class GenerationFailedError(EmodistillError):
-    """An engine has failed; what it served is lost, and it is made anew."""
+    """An engine has failed, and what it served is lost; the next request gets a new one."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -198,25 +198,29 @@ class EngineWorker(Generic[Key]):
 
     def _cancel(self, ticket: _Ticket[Key]) -> None:
         engine = self._engines.get(ticket.key)
+        # An engine that was made anew counts its handles anew; the ticket tells whose this one is.
         if ticket.handle is None or engine is None:
             return
-        engine.cancel(ticket.handle)
-        self._tickets.pop((ticket.key, ticket.handle), None)
+        if self._tickets.get((ticket.key, ticket.handle)) is ticket:
+            engine.cancel(ticket.handle)
+            del self._tickets[ticket.key, ticket.handle]
 
     def _step(self, key: Key, engine: Engine) -> None:
         try:
             progress: Sequence[NewTokens] = engine.step()
         except Exception as error:  # such as memory that has run out; the others' engines go on
-            log.exception("%s: its engine failed and is made anew.", key)
-            failure = GenerationFailedError(f"generation failed: {error}")
-            for name in [name for name in self._tickets if name[0] == key]:
-                self._tell(self._tickets.pop(name).give, failure)
+            name = "the base" if key is None else key
+            log.exception("%s: its engine failed; the next request gets a new one.", name)
+            failure = GenerationFailedError(f"generation failed with {name}: {error}")
+            failure.__cause__ = error
+            for place in [place for place in self._tickets if place[0] == key]:
+                self._tell(self._tickets.pop(place).give, failure)
             self._drop(key)
             return
         given = []
         for one in progress:
-            name = key, one.handle
-            ticket = self._tickets.get(name) if one.generated is None else self._tickets.pop(name)
+            place = key, one.handle
+            ticket = self._tickets.get(place) if one.generated is None else self._tickets.pop(place)
             if ticket is not None:
                 self._num_begun += not ticket.has_begun
                 ticket.has_begun = True

@@ -52,7 +52,7 @@ class Player:
       choose_for: dialogue -> who picks the emotion before each turn, on the state as the player's
         role sees it. Without it the player is neutral and the record has no emotion.
       method, cells: what the record says of a player with a method, as the focal one always is.
-      server: what plays the student, where that is none of ours.
+      server: what the record says of the server that writes as the student, if one does.
     """
 
     writer: Writer

@@ -176,6 +176,11 @@ async def play_all(
         for one in writers_and_reader
         if isinstance(one, ApiWriter | LlmReader) and one.client is client
     ]
+    others = [
+        one.client
+        for one in (match.focal.writer, match.counterparty.writer)
+        if isinstance(one, ApiWriter) and one.client is not client
+    ]
     outcomes: Counter[str] = Counter()
     readability = ReadabilityCheck(is_lenient=config.keep_unread)
     with ExitStack() as stack:
@@ -195,8 +200,9 @@ async def play_all(
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
         readability.check(is_end=not pending)
         unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
-        client.cache = unfinished
-        stack.callback(setattr, client, "cache", None)
+        for asked in (client, *others):
+            asked.cache = unfinished
+            stack.callback(setattr, asked, "cache", None)
         budget = Budget(
             path,
             client,

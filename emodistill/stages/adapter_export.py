@@ -77,6 +77,7 @@ def _add_canaries(
         canary_prompts(config.domain, pack, is_emotion_free=source.is_emotion_free),
         num_canaries=config.num_canaries,
         weights=weights if weights.is_file() else None,
+        source=source.adapter / WEIGHTS_FILE,
     )
     write_canaries(folder, canaries)
     num_differing = sum(c.adapter.text != c.base.text for c in canaries.canaries)

@@ -47,7 +47,8 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         cells[focal, counterparty] = Cell(pair, None, settings)
         if focal == counterparty:
             prepare(cells[focal, counterparty])
-    if config.student == EMBEDDED and any(m.writer == "student" for m in methods.values()):
+    is_embedded = config.student == EMBEDDED and config.student_url is None
+    if is_embedded and any(m.writer == "student" for m in methods.values()):
         print(f"tournament: {EMBEDDED_OPPOSITE}")
     failed: list[str] = []
     played = played_pairs(config.run / config.domain)
