@@ -75,7 +75,7 @@ def test_a_served_student_plays_as_it_does_here(run, server, tmp_path, capsys):
     assert any(name.endswith("canaries.json") for name in inputs)
 
 
-def test_the_base_is_played_unchecked(run, server, tmp_path):
+def test_the_base_is_played_where_no_adapter_answers(run, server, tmp_path):
     dialogues = played(evaluation(copy_of(run, tmp_path / "run"), server, method="vanilla-slm"))
     assert dialogues[0].focal.model == "student"
     assert dialogues[0].focal.server == StudentServer(url=server.url, adapter="none")
@@ -117,6 +117,13 @@ def test_an_adapter_has_to_be_exported_first(tiny_run, server, tmp_path):
         with pytest.raises(InputError, match=refused_by):
             played(evaluation(copy, server))
         assert not (copy / "crad" / folder).exists()
+
+
+def test_its_key_is_its_own(run, server, monkeypatch):
+    monkeypatch.setenv("EMODISTILL_API_KEY", "sk-of-another-server")
+    assert ServedStudents(evaluation(run, server))._client.provider.read_keys() == ()
+    monkeypatch.setenv("EMODISTILL_STUDENT_API_KEY", "sk-own")
+    assert ServedStudents(evaluation(run, server))._client.provider.read_keys() == ("sk-own",)
 
 
 def test_two_adapters_need_two_names(run, server):

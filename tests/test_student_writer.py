@@ -58,21 +58,25 @@ class Script:
         return [NewTokens(len(self.rooms), ids, None, Generated(ids, None, reason))]
 
 
+def writer_of(worker, tokenizer, room, max_prompt_tokens, temperature=0.0):
+    return StudentWriter(
+        worker,
+        None,
+        tokenizer,
+        model="test",
+        temperature=temperature,
+        max_reply_tokens=room,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+
+
 def reply_of(tokenizer, *texts, room=8, max_prompt_tokens=100):
     """The writer's reply where its model says `texts` in turn, and the room that each had."""
     script = Script(tokenizer, *texts)
 
     async def main():
         async with EngineWorker(lambda _: script) as worker:
-            writer = StudentWriter(
-                worker,
-                None,
-                tokenizer,
-                model="test",
-                temperature=0.0,
-                max_reply_tokens=room,
-                max_prompt_tokens=max_prompt_tokens,
-            )
+            writer = writer_of(worker, tokenizer, room, max_prompt_tokens)
             return await writer.reply(MESSAGES, dialogue_id="d", seed=0)
 
     return asyncio.run(main()), script.rooms
@@ -120,16 +124,7 @@ def playing(model, tokenizer, main, **settings):
     async def run():
         engine = Engine(model, num_slots=4, max_kept_tokens=1024, **settings)
         async with EngineWorker(lambda _: engine) as worker:
-            writer = StudentWriter(
-                worker,
-                None,
-                tokenizer,
-                model="embedded",
-                temperature=1.0,
-                max_reply_tokens=10,
-                max_prompt_tokens=500,
-            )
-            found = await main(writer)
+            found = await main(writer_of(worker, tokenizer, 10, 500, temperature=1.0))
         assert engine.num_unfinished == 0
         return found
 

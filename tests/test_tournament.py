@@ -295,7 +295,8 @@ def test_students_share_one_base(monkeypatch):
                 return (await pool.player(spec, role, opponent=spec)).writer
 
             one, same = await writer(0.4, "focal"), await writer(0.4, "counterparty")
-            return one == same, one == await writer(0.7, "focal")
+            warmer = await writer(0.7, "focal")
+            return one == same, one == warmer, len(pool._worker._engines)
 
-    assert asyncio.run(main()) == (True, False)
+    assert asyncio.run(main()) == (True, False, 1)
     assert len(loaded) == 1

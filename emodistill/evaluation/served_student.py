@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -125,7 +124,9 @@ class ServedStudents:
 
     async def _check_base(self, name: str) -> StudentServer:
         """The base has no canaries, but is none of the adapters that have."""
-        for folder in _exports(self._config.run / self._config.domain):
+        home = self._config.run / self._config.domain
+        for file in sorted((home / "export").glob(f"*/{CANARIES_FILE}")):
+            folder = file.parent
             if (await self._verdict(folder, name)).kind == "in use":
                 raise InputError(
                     f"{name} at {self.url} answers with the adapter in {folder}, and the base is "
@@ -138,8 +139,3 @@ class ServedStudents:
             url=self.url, model=name, adapter=folder, timeout_s=self._config.timeout_s
         )
         return await check_adapter(asked, self._provider)
-
-
-def _exports(home: Path) -> Iterator[Path]:
-    for file in sorted((home / "export").glob(f"*/{CANARIES_FILE}")):
-        yield file.parent

@@ -75,14 +75,16 @@ class Decoded(NamedTuple):
 
     def logprobs_of(self, slot: int, num_likeliest: int) -> list[TokenLogprobs]:
         """Of a slot's tokens; on the host."""
-        steps = range(self.num_steps)
-        rows = [
-            array[: self.num_steps, slot, :num_likeliest].tolist()
-            for array in (self.likeliest_UBL, self.likeliest_logprobs_UBL)
-        ]
+        done = slice(self.num_steps)
+        steps = zip(
+            self.logprobs_UB[done, slot].tolist(),
+            self.likeliest_UBL[done, slot, :num_likeliest].tolist(),
+            self.likeliest_logprobs_UBL[done, slot, :num_likeliest].tolist(),
+            strict=True,
+        )
         return [
-            TokenLogprobs(float(self.logprobs_UB[i, slot]), tuple(zip(*pair, strict=True)))
-            for i, pair in zip(steps, zip(*rows, strict=True), strict=True)
+            TokenLogprobs(chosen, tuple(zip(tokens, logps, strict=True)))
+            for chosen, tokens, logps in steps
         ]
 
 

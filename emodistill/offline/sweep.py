@@ -171,16 +171,8 @@ async def play_all(
         most of which can't be read (`readability`).
     """
     writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
-    paid_models = [
-        one.model
-        for one in writers_and_reader
-        if isinstance(one, ApiWriter | LlmReader) and one.client is client
-    ]
-    others = [
-        one.client
-        for one in (match.focal.writer, match.counterparty.writer)
-        if isinstance(one, ApiWriter) and one.client is not client
-    ]
+    callers = [one for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)]
+    paid_models = [one.model for one in callers if one.client is client]
     outcomes: Counter[str] = Counter()
     readability = ReadabilityCheck(is_lenient=config.keep_unread)
     with ExitStack() as stack:
@@ -200,7 +192,7 @@ async def play_all(
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
         readability.check(is_end=not pending)
         unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
-        for asked in (client, *others):
+        for asked in {one.client for one in callers}:  # a served student's is another one
             asked.cache = unfinished
             stack.callback(setattr, asked, "cache", None)
         budget = Budget(

@@ -62,8 +62,10 @@ class TokenTexts:
 
     def name_of(self, token: int) -> bytes:
         """Its bytes, or what a control token is called."""
+        if content := self.bytes_of(token):
+            return content
         name: Any = self._tokenizer.convert_ids_to_tokens(token)
-        return self.bytes_of(token) or str(name or "").encode()
+        return str(name or "").encode()
 
     def _look_up(self, token: int) -> bytes:
         name: Any = self._tokenizer.convert_ids_to_tokens(token)

@@ -122,12 +122,12 @@ def _player(
     method = get_method(name)
     trained = trainings_of(config, method)
     played = {stage: trained[stage] for stage in ("iql", method.adapter) if stage in trained}
-    folders = {stage: _folder(config, need) for stage, need in played.items()}
-    selector_dir = folders.get("iql")
+    selector_dir = _folder(config, played["iql"]) if "iql" in played else None
     adapter = None
     if method.adapter is not None:
-        cell = folders[method.adapter]
-        adapter = TrainedAdapter(cell.parent.parent, cell.parent.name, cell.name)
+        need = played[method.adapter]
+        home = config.run / (need.domain or config.domain)
+        adapter = TrainedAdapter(home, need.stage, need.cell)
     files: list[Path] = []
     if selector_dir is not None:
         files += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
