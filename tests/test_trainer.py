@@ -177,8 +177,12 @@ class TestTrainer:
         graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
         assert len(batches.shapes) > 1
         chex.clear_trace_counter()
-        loss_fn = chex.assert_max_traces(sft, n=len(batches.shapes))
-        trainer = Trainer(graphdef, loss_fn, SFT, num_steps=batches.num_steps)
+
+        @chex.assert_max_traces(n=len(batches.shapes))
+        def counted(logp_SU, batch):
+            return sft(logp_SU, batch)
+
+        trainer = Trainer(graphdef, counted, SFT, num_steps=batches.num_steps)
         state = trainer.init(lora)
         for number in range(batches.num_steps):
             state, _ = trainer.step(state, frozen, batches.step(number).batches)

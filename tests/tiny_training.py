@@ -36,11 +36,7 @@ SFT = SFTConfig(learning_rate=1e-2, lora_rank=4, batch_size=4, save_every=2)
 
 def loss_of(config):
     """The loss of the stage that `config` configures, as the trainer wants it."""
-
-    def loss(logp_SU, batch):
-        return OBJECTIVES[config.stage].loss(config, logp_SU, batch)
-
-    return loss
+    return OBJECTIVES[config.stage].loss_under(config)
 
 
 sft = loss_of(SFT)

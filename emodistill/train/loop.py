@@ -6,7 +6,6 @@ late: the device never waits, and within a step nothing crosses between the two.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
@@ -165,8 +164,8 @@ def make_trainer(
 ) -> TrainerParts:
     """The trainer of `model` for a run of `num_steps`: its LoRA is trained, all else is frozen."""
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    loss_fn = functools.partial(objective.loss, config)
-    return TrainerParts(Trainer(graphdef, loss_fn, config, num_steps, model.mesh), lora, frozen)
+    trainer = Trainer(graphdef, objective.loss_under(config), config, num_steps, model.mesh)
+    return TrainerParts(trainer, lora, frozen)
 
 
 def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: AdapterConfig) -> None:

@@ -9,7 +9,6 @@ what stays, but XLA's CPU compiler plans its temporaries generously.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import time
@@ -85,7 +84,7 @@ def plan_memory(config: MemoryConfig) -> MemoryPlan:
     graphdef, lora, frozen = _abstract_student(config, mesh)
     batch = _abstract_batch(config, mesh)
     settings: Any = CONFIGS[config.objective]()
-    loss_fn = functools.partial(OBJECTIVES[config.objective].loss, settings)
+    loss_fn = OBJECTIVES[config.objective].loss_under(settings)
     trainer = Trainer(graphdef, loss_fn, settings, num_steps=100, mesh=mesh)
     started = time.monotonic()
     accumulate, update = trainer.lower(lora, frozen, batch)

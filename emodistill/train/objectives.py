@@ -12,6 +12,8 @@ Another objective is another `Objective`, passed to `train_adapter` (docs/extend
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ import jax
 import numpy as np
 
 from emodistill.batches import Batch
-from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig, SFTConfig
+from emodistill.configs import AdapterConfig, ALoLConfig, DPOConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
 from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality, top_fraction
 from emodistill.train.losses import Metrics, alol_loss, dpo_loss, jpo_loss, sft_loss
@@ -51,6 +53,26 @@ class Objective(NamedTuple):
     needs_reference: bool = False
     """Whether the loss reads `ref_logp_SU`, the log-probs of the adapter that training starts
     from."""
+
+    def loss_under(
+        self, config: AdapterConfig
+    ) -> Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]:
+        """The loss under `config`, as a trainer takes it.
+
+        Configurations that differ only in what changes no result get the same function, so that
+        their trainers share compiled programs.
+        """
+        operational = {
+            field.name: field.default
+            for field in dataclasses.fields(config)
+            if field.metadata.get("operational")
+        }
+        return _bound(self.loss, dataclasses.replace(config, **operational))
+
+
+@functools.cache
+def _bound(loss: Callable[..., Any], config: AdapterConfig) -> Callable[..., Any]:
+    return functools.partial(loss, config)
 
 
 def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:

@@ -7,6 +7,7 @@ them, so a whole ablation shares one file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -125,14 +126,9 @@ def computed_logprobs(
     """
     graphdef, state = nnx.split(model)
 
-    @jax.jit
-    def logprobs(state: nnx.State, batch: Batch) -> jax.Array:
-        logp_SU = response_logprobs(nnx.merge(graphdef, state), batch)
-        return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)
-
     def dispatched(row: tuple[list[int], Batch]) -> tuple[list[int], jax.Array]:
         numbers, batch = row
-        return numbers, logprobs(state, sharding.put_batch(batch, model.mesh))
+        return numbers, _logprobs(graphdef, state, sharding.put_batch(batch, model.mesh))
 
     logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
     with Progress("reference", total=num_samples, unit="samples", is_shown=is_first()) as bar:
@@ -141,3 +137,10 @@ def computed_logprobs(
             logp_NU[numbers] = np.asarray(logp_SU)[: len(numbers)]
             bar.advance(len(numbers))
     return logp_NU
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logprobs(graphdef: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
+    model = nnx.merge(graphdef, state)
+    logp_SU = response_logprobs(model, batch)
+    return sharding.everywhere(jnp.where(batch.mask_SU, logp_SU, 0.0), model.mesh)

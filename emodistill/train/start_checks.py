@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from safetensors import safe_open
 
 from emodistill.batches import Batch, Example, PackedBatches
@@ -22,7 +23,7 @@ from emodistill.model import Qwen2, Qwen2Config, base_fingerprint, num_row_shard
 from emodistill.model.adapters import WEIGHTS_FILE
 from emodistill.train.findings import Finding, some_of
 from emodistill.train.loop import TrainerParts
-from emodistill.train.trainer import Trainer, TrainState
+from emodistill.train.trainer import TrainState
 
 MAX_RATIO_ERROR, MAX_KL = 1e-5, 1e-6
 """How far ratio and KL may be from 1 and 0 before the first step; they are exact where the
@@ -212,7 +213,7 @@ def check_alone(
     Args:
       is_new: the adapter is a new one, whose output is zero at the start.
     """
-    plain = jax.jit(functools.partial(_alone, parts.trainer))
+    plain = functools.partial(_alone, parts.trainer.graphdef)
     without = jax.tree.map(jnp.zeros_like, parts.lora)
     row_error = effect = 0.0
     places = [
@@ -251,11 +252,12 @@ def _inputs(example: Example, num_rows: int) -> tuple[np.ndarray, np.int32, np.n
     return np.tile(tokens, (num_rows, 1)), first, reply
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _alone(
-    trainer: Trainer, lora: Any, frozen: Any, tokens_BT: Any, first: Any, reply_U: Any
+    graphdef: nnx.GraphDef, lora: Any, frozen: Any, tokens_BT: Any, first: Any, reply_U: Any
 ) -> jax.Array:
     """log π of the reply of the first row, one softmax over whole logits."""
-    model = trainer.model(lora, frozen)
+    model = nnx.merge(graphdef, lora, frozen)
     hidden_BTD = model.hidden(tokens_BT)
     places_U = jnp.clip(first + jnp.arange(len(reply_U)), 0, tokens_BT.shape[1] - 1)
     hidden_BUD = jnp.take(hidden_BTD, places_U, axis=1)

@@ -6,6 +6,7 @@ totals, then clips and applies them once.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,9 @@ from emodistill.model import Qwen2, sharding
 from emodistill.train.losses import Metrics, token_logprobs
 
 LossFn = Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]
-"""(log-probs of the replies [S, U], the batch) -> (its share of the step's loss, metrics)."""
+"""(log-probs of the replies [S, U], the batch) -> (its share of the step's loss, metrics).
+
+Programs are shared by losses that are equal, so it must be hashable, as every function is."""
 
 LOGITS_PER_CHUNK = 2**24
 """Logits that are alive at once on a device (64 MiB in float32); half as many saved nothing
@@ -94,10 +97,33 @@ def learning_rate_schedule(
     return lambda count: schedule(count + 1)
 
 
+class _Optimizer(NamedTuple):
+    """AdamW behind a clip of the gradient's norm; equal settings share compiled programs."""
+
+    learning_rate: float
+    warmup_fraction: float
+    max_grad_norm: float
+    num_steps: int
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        return learning_rate_schedule(
+            self.learning_rate, num_steps=self.num_steps, warmup_fraction=self.warmup_fraction
+        )
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.max_grad_norm),
+            optax.adamw(self.schedule, b1=0.9, b2=0.95, weight_decay=0.0),
+        )
+
+
 class Trainer:
     """The compiled programs of one stage: `step(state, frozen, batches) -> (state, metrics)`.
 
-    One program is compiled for each shape of a micro-batch, and one for the optimiser.
+    One program is compiled for each shape of a micro-batch, and one for the optimiser. Trainers of
+    equal arguments share them.
 
     Args:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
@@ -114,28 +140,18 @@ class Trainer:
         num_steps: int,
         mesh: Mesh | None = None,
     ) -> None:
-        self._graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
-        self._schedule = learning_rate_schedule(
-            config.learning_rate, num_steps=num_steps, warmup_fraction=config.warmup_fraction
+        self.graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
+        self._optimizer = _Optimizer(
+            config.learning_rate, config.warmup_fraction, config.max_grad_norm, num_steps
         )
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm),
-            optax.adamw(self._schedule, b1=0.9, b2=0.95, weight_decay=0.0),
-        )
-        self.init: Callable[[nnx.State], TrainState] = jax.jit(self._init_fn)
+
+    def init(self, lora: nnx.State) -> TrainState:
         """The state before the first step; it owns a copy of the LoRA, since steps donate it."""
-        self._zeros = jax.jit(lambda lora: self._like_lora(jax.tree.map(jnp.zeros_like, lora)))
-        # Gradients and state are donated: of each, one copy is alive, not two.
-        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
-        self._update = jax.jit(self._update_fn, donate_argnums=0)
+        return _init(self._optimizer, self._mesh, lora)
 
     def loss(self, lora: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, Metrics]:
         """A micro-batch's share of the step's loss, and of its metrics."""
-        return self._loss_fn(response_logprobs(self.model(lora, frozen), batch), batch)
-
-    def model(self, lora: nnx.State, frozen: nnx.State) -> Qwen2:
-        """The model whose two halves these are."""
-        return nnx.merge(self._graphdef, lora, frozen)
+        return _loss(self.graphdef, self._loss_fn, lora, frozen, batch)
 
     def put(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step on the devices, as a step wants them."""
@@ -149,9 +165,11 @@ class Trainer:
         Args:
           batches: on the devices already (`put`).
         """
-        grads, metrics = self._zeros(lora), []
+        grads, metrics = _zeros(self._mesh, lora), []
         for batch in batches:
-            grads, shares = self._accumulate(lora, frozen, grads, batch)
+            grads, shares = _accumulate(
+                self.graphdef, self._loss_fn, self._mesh, lora, frozen, grads, batch
+            )
             metrics.append(shares)
         return grads, metrics
 
@@ -163,72 +181,108 @@ class Trainer:
         A gradient that is not finite changes nothing but the count of steps.
         """
         grads, metrics = self.gradients(state.lora, frozen, batches)
-        state, more = self._update(state, grads)
+        state, more = _update(self._optimizer, self._mesh, state, grads)
         return state, [*metrics, more]
 
     def lower(
         self, lora: nnx.State, frozen: nnx.State, batch: Batch
     ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
-        state = jax.eval_shape(self._init_fn, lora)
-        if self._mesh is not None:
-            state = sharding.abstract(state, self._state_shardings(state))
-        accumulate = self._accumulate.lower(lora, frozen, lora, batch)
-        return accumulate, self._update.lower(state, lora)
-
-    def _init_fn(self, lora: nnx.State) -> TrainState:
-        lora = jax.tree.map(jnp.copy, lora)
-        state = TrainState(lora, self.optimizer.init(lora), jnp.zeros((), jnp.int32))
-        return self._sharded(state)
-
-    def _accumulate_fn(
-        self, lora: nnx.State, frozen: nnx.State, grads: nnx.State, batch: Batch
-    ) -> tuple[nnx.State, Metrics]:
-        own, metrics = jax.grad(self.loss, has_aux=True)(lora, frozen, batch)
-        metrics = jax.tree.map(self._on_every_device, metrics)
-        return self._like_lora(jax.tree.map(jnp.add, grads, own)), metrics
-
-    def _update_fn(self, state: TrainState, grads: nnx.State) -> tuple[TrainState, Metrics]:
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.lora)
-        metrics = {
-            "optimizer/grad_norm": optax.tree.norm(grads),
-            "optimizer/learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
-        }
-        lora: Any = optax.apply_updates(state.lora, updates)
-        new = TrainState(lora, opt_state, state.step)
-        # The host reads metrics two steps late: a step that diverged must not spoil the weights
-        # before it is noticed.
-        is_finite = jnp.isfinite(metrics["optimizer/grad_norm"])
-        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
-        new = self._sharded(new._replace(step=state.step + 1))
-        return new, jax.tree.map(self._on_every_device, metrics)
-
-    def _on_every_device(self, metric: jax.Array) -> jax.Array:
-        return sharding.everywhere(metric, self._mesh)
-
-    def _state_shardings(self, state: TrainState) -> TrainState:
-        """The optimiser's two moments of a factor lie like the factor."""
-        whole: Any = sharding.replicated(self._mesh)
-        lora = sharding.state_sharding(state.lora, self._mesh)
-        opt_state = optax.tree.map_params(
-            self.optimizer,
-            lambda _, of_factor: of_factor,
-            state.opt_state,
-            lora,
-            transform_non_params=lambda _: whole,
+        optimizer, mesh = self._optimizer, self._mesh
+        state = jax.eval_shape(functools.partial(_init, optimizer, mesh), lora)
+        if mesh is not None:
+            state = sharding.abstract(state, _state_shardings(optimizer, mesh, state))
+        accumulate = _accumulate.lower(
+            self.graphdef, self._loss_fn, mesh, lora, frozen, lora, batch
         )
-        return TrainState(lora, opt_state, whole)
+        return accumulate, _update.lower(optimizer, mesh, state, lora)
 
-    # Without these two, XLA would choose where results lie, and the next step be compiled anew.
-    def _sharded(self, state: TrainState) -> TrainState:
-        if self._mesh is None:
-            return state
-        return jax.lax.with_sharding_constraint(state, self._state_shardings(state))
 
-    def _like_lora(self, tree: nnx.State) -> nnx.State:
-        if self._mesh is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, self._mesh))
+def _loss(
+    graphdef: nnx.GraphDef, loss_fn: LossFn, lora: nnx.State, frozen: nnx.State, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    model = nnx.merge(graphdef, lora, frozen)
+    return loss_fn(response_logprobs(model, batch), batch)
+
+
+# These are functions of the module, since a method's programs would belong to its object alone.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(optimizer: _Optimizer, mesh: Mesh | None, lora: nnx.State) -> TrainState:
+    lora = jax.tree.map(jnp.copy, lora)
+    opt_state = optimizer.transformation.init(lora)
+    return _sharded(optimizer, mesh, TrainState(lora, opt_state, jnp.zeros((), jnp.int32)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(mesh: Mesh | None, lora: nnx.State) -> nnx.State:
+    return _like_lora(mesh, jax.tree.map(jnp.zeros_like, lora))
+
+
+# Gradients and state are donated: of each, one copy is alive, not two.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def _accumulate(
+    graphdef: nnx.GraphDef,
+    loss_fn: LossFn,
+    mesh: Mesh | None,
+    lora: nnx.State,
+    frozen: nnx.State,
+    grads: nnx.State,
+    batch: Batch,
+) -> tuple[nnx.State, Metrics]:
+    loss = functools.partial(_loss, graphdef, loss_fn)
+    own, metrics = jax.grad(loss, has_aux=True)(lora, frozen, batch)
+    grads = _like_lora(mesh, jax.tree.map(jnp.add, grads, own))
+    return grads, _on_every_device(mesh, metrics)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _update(
+    optimizer: _Optimizer, mesh: Mesh | None, state: TrainState, grads: nnx.State
+) -> tuple[TrainState, Metrics]:
+    updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.lora)
+    metrics = {
+        "optimizer/grad_norm": optax.tree.norm(grads),
+        "optimizer/learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+    }
+    lora: Any = optax.apply_updates(state.lora, updates)
+    new = TrainState(lora, opt_state, state.step)
+    # The host reads metrics two steps late: a step that diverged must not spoil the weights
+    # before it is noticed.
+    is_finite = jnp.isfinite(metrics["optimizer/grad_norm"])
+    new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+    new = _sharded(optimizer, mesh, new._replace(step=state.step + 1))
+    return new, _on_every_device(mesh, metrics)
+
+
+def _on_every_device(mesh: Mesh | None, metrics: Metrics) -> Metrics:
+    return jax.tree.map(lambda metric: sharding.everywhere(metric, mesh), metrics)
+
+
+def _state_shardings(optimizer: _Optimizer, mesh: Mesh | None, state: TrainState) -> TrainState:
+    """The optimiser's two moments of a factor lie like the factor."""
+    whole: Any = sharding.replicated(mesh)
+    lora = sharding.state_sharding(state.lora, mesh)
+    opt_state = optax.tree.map_params(
+        optimizer.transformation,
+        lambda _, of_factor: of_factor,
+        state.opt_state,
+        lora,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(lora, opt_state, whole)
+
+
+# Without these two, XLA would choose where results lie, and the next step be compiled anew.
+def _sharded(optimizer: _Optimizer, mesh: Mesh | None, state: TrainState) -> TrainState:
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, _state_shardings(optimizer, mesh, state))
+
+
+def _like_lora(mesh: Mesh | None, tree: nnx.State) -> nnx.State:
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, sharding.state_sharding(tree, mesh))
 
 
 def add_metrics(shares: Sequence[Metrics]) -> dict[str, float]:
