@@ -222,6 +222,25 @@ def short_canaries() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def optimized_generation() -> Iterator[None]:
+    """The programs of generation run often enough that XLA's optimiser wins more than it costs."""
+    import jax
+
+    from emodistill.model import decoding
+
+    with pytest.MonkeyPatch.context() as patch:
+        for program in (decoding.prefill, decoding.decode):
+            optimized = jax.jit(
+                program.__wrapped__,
+                static_argnames="graphdef",
+                donate_argnames="slots",
+                compiler_options={"xla_backend_optimization_level": 1},
+            )
+            patch.setattr(decoding, program.__name__, optimized)
+        yield
+
+
 HFMaker = Callable[..., tuple[Path, Any]]
 
 

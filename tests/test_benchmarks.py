@@ -40,7 +40,17 @@ TINY = {
 """By name: settings, and what of the module is smaller here."""
 
 
-@pytest.mark.parametrize("name", configs.BENCHMARKS)
+SLOW = ("jpo", "iql", "load", "packing")
+"""Each has a sibling that the default suite runs, or takes seconds of compiling."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in configs.BENCHMARKS
+    ],
+)
 def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monkeypatch, capsys):
     benchmark, (settings, smaller) = configs.BENCHMARKS[name], TINY[name]
     module = importlib.import_module(f"benchmarks.{benchmark.module}")

@@ -73,7 +73,9 @@ def hf_greedy(hf, prompt, num_tokens):
     return found[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen2", "qwen3", pytest.param("llama", marks=pytest.mark.slow)]
+)
 def test_greedy_equals_hf(architecture, make_hf_checkpoint):
     folder, hf = make_hf_checkpoint(architecture)
     served = small(load_qwen2(folder, dtype=jnp.float32))
@@ -329,6 +331,7 @@ def test_generate_is_the_engine(model):
         sample(model, [[1], []])
 
 
+@pytest.mark.slow  # test_sharding has a case that is not
 def test_sharded_weights_give_one_device_s_tokens(tiny_checkpoint, model, tmp_path):
     expected = small(model).generate(requests_of(temperature=0.0))
     out = tmp_path / "out.json"

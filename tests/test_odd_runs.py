@@ -139,7 +139,7 @@ def spoil_and_use(tiny_run, tmp_path, seeds):
 
 
 def test_spoilt_runs_end_in_a_message(tiny_run, tmp_path):
-    spoil_and_use(tiny_run, tmp_path, range(2))
+    spoil_and_use(tiny_run, tmp_path, range(1))
 
 
 @pytest.mark.slow

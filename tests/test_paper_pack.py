@@ -163,6 +163,7 @@ def test_the_simulated_judge_scores_turns_and_dialogues(pack):
     assert mean["f"] > mean["w"] + 2 and mean["a"] > mean["l"] + 2
 
 
+@pytest.mark.slow
 def test_a_run_from_the_sweep_to_evaluation(tmp_path, monkeypatch):
     run, folder = tmp_path / "run", paste_texts(tmp_path / "pack")
     config = functools.partial(SETTINGS.config, run=run, prompt_pack=folder)

@@ -152,6 +152,7 @@ def test_settings_that_don_t_fit_are_refused(run, server, settings, message):
         played(evaluation(run, server, **settings))
 
 
+@pytest.mark.slow
 def test_a_tournament_of_served_students(run, server, tmp_path):
     copy = copy_of(run, tmp_path / "run")
     methods = (FULL, "vanilla-slm")

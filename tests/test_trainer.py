@@ -40,7 +40,9 @@ class TestGradients:
         ("stage", "packing"),
         [
             *(("sft", "tree"), ("jpo", "tree"), ("alol", "tree"), ("dpo", "tree")),
-            *(("sft", "none"), ("jpo", "sequence"), ("dpo", "sequence")),
+            ("jpo", "sequence"),
+            pytest.param("sft", "none", marks=pytest.mark.slow),
+            pytest.param("dpo", "sequence", marks=pytest.mark.slow),
             pytest.param("sft", "sequence", marks=pytest.mark.slow),
             pytest.param("jpo", "none", marks=pytest.mark.slow),
             pytest.param("alol", "sequence", marks=pytest.mark.slow),
