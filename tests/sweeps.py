@@ -3,11 +3,12 @@
 import asyncio
 
 import msgspec
+from chat_client import priced
 from chat_server import ChatServer, negotiating
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import RetryPolicy
 from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import run_sweep
@@ -28,7 +29,7 @@ def sweep(out_dir, respond=negotiating, *, price=0.0, scenarios=SCENARIOS, **set
     async def main():
         async with ChatServer(respond) as server:
             provider = Provider(
-                name="test", base_url=server.base_url, prices={"*": Price(price, price)}
+                name="test", base_url=server.base_url, profiles=priced(price, price)
             )
             async with ChatClient(provider, (), retry=retry) as client:
                 result = await run_sweep(

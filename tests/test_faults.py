@@ -42,7 +42,7 @@ def bad_day(tmp_path_factory):
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         provider = Provider(name="test", base_url=url, key_env="TEST_KEY")
         retry = RetryPolicy(timeout_s=2.0, backoff_s=0.3, max_backoff_s=0.6)
-        client = ChatClient(provider, KEYS, max_in_flight=32, retry=retry)
+        client = ChatClient(provider, [KEYS], max_in_flight=32, retry=retry)
         async with client:
             result = await run_sweep(
                 SweepConfig(

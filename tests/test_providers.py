@@ -14,7 +14,7 @@ def test_builtin_providers_are_usable():
     assert simulator.base_url == "http://127.0.0.1:8000/v1"
     assert simulator.price("sim-teacher") == Price(0.0, 0.0)
     assert simulator.default_model("judge") == "sim-judge"
-    assert providers["dashscope"].price("qwen3.5-plus").cost_usd(1_000_000, 1_000_000) == 1.04
+    assert providers["dashscope"].price("qwen3.5-plus").cost_usd(1_000_000, 1_000_000) == 2.8
     assert providers["dashscope"].price("another") is None
 
 
@@ -25,7 +25,7 @@ def test_the_whole_url_of_the_endpoint_is_understood():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("opanai",), "--provider opanai is none of dashscope, openai"),
+        (("opanai",), "--provider opanai is none of dashscope, dashscope-beijing"),
         (("simulator",), "give --base-url"),
         ((None,), "give --base-url"),
     ],
@@ -58,7 +58,9 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
 def test_keys_come_from_the_environment(monkeypatch):
     provider = load_providers()["openai"]
     monkeypatch.setenv("OPENAI_API_KEY", " a1, b2,,c3 ")
-    assert provider.read_keys() == ("a1", "b2", "c3")
+    assert provider.read_keys() == (("a1", "b2", "c3"),)
+    monkeypatch.setenv("OPENAI_API_KEY", "a1,b2; c3;")
+    assert provider.read_keys() == (("a1", "b2"), ("c3",))
     monkeypatch.setenv("OPENAI_API_KEY", "good,bad\nkey")
     with pytest.raises(InputError, match="OPENAI_API_KEY: key number 2") as caught:
         provider.read_keys()
@@ -78,7 +80,8 @@ def test_a_provider_without_a_default_model_says_which_flag():
 def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[openai]\nprices = { "gpt-9" = [1, 2.5] }\n[house]\nbase_url = "http://house:1/v1"\n'
+        '[openai.profiles."gpt-9"]\nprice = { input = 1, output = 2.5 }\n'
+        '[house]\nbase_url = "http://house:1/v1"\n'
     )
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
     assert get_provider("openai").price("gpt-9") == Price(1.0, 2.5)
@@ -92,13 +95,20 @@ def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
         ("[house]\n", "missing required field `base_url`"),
         ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown field `price`"),
         (
-            '[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n',
-            r"prices\[.*USD per million",
+            '[house]\nbase_url = "http://h/v1"\nprofiles.m = { price = 3 }\n',
+            r"house.profiles.'m'.*price.*per million",
         ),
         ("[house\n", "no readable TOML"),
-        ('[house]\nbase_url = "http://h/v1"\nprices = { m = [3] }\n', r"`\$\.prices\[\.\.\.\]`"),
-        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens_per_minute = 0 }\n', "> 0"),
-        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens = 1 }\n', "field `tokens`"),
+        ('[house]\nbase_url = "http://h/v1"\nprofiles.m = 3\n', r"\[house.profiles.'m'\]"),
+        ('[house]\nbase_url = "http://h/v1"\nprofiles = 3\n', "profiles must be tables"),
+        (
+            '[openai.profiles."*"]\nlimits = { tokens_per_minute = 0 }\n',
+            "> 0",
+        ),
+        (
+            '[openai.profiles."*"]\nlimits = { tokens = 1 }\n',
+            "field `tokens`",
+        ),
         ('[house]\nbase_url = "http://h/v1"\ndead_codes = "x"\n', "dead_codes"),
         ('[house]\nbase_url = "ftp://h/v1"\n', "must look like http"),
         ('[house]\nname = "x"\nbase_url = "http://h/v1"\n', "without a name"),

@@ -221,8 +221,9 @@ class ApiConfig(ExperimentConfig):
     """Dialogues (or judge calls) in flight at once."""
     max_cost_usd: float | None = setting(None, ge=0, operational=True)
     """Stop cleanly once this much has been spent."""
-    timeout_s: float = setting(120.0, gt=0, operational=True)
-    """Seconds for one attempt at a call, which is then tried again."""
+    timeout_s: float | None = setting(None, gt=0, operational=True)
+    """Seconds for one attempt at a call, which is then tried again. If left out, 120, and more at
+    providers that are slow for less money."""
     record: Path | None = setting(None, operational=True)
     """A folder that keeps every call."""
     replay: Path | None = setting(None, operational=True)

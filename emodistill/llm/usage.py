@@ -32,6 +32,10 @@ class Usage(NamedTuple):
     """Errors inside an HTTP 200."""
     num_estimated: int = 0
     """Answers whose tokens the server does not state, or that could not be read; estimated."""
+    cached_tokens: int = 0
+    """Of the prompt tokens: read out of a prompt cache."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens: thoughts."""
 
     @property
     def unusual(self) -> dict[str, int]:

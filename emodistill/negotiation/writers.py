@@ -95,6 +95,5 @@ class ApiWriter:
             else:
                 num_empty += 1
         raise EmptyReplyError(
-            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
-            "it thinks first, raise --max-reply-tokens, or switch its thinking off."
+            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}."
         )

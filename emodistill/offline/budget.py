@@ -51,7 +51,7 @@ class Budget:
         unfinished: Usage = NO_USAGE,
     ) -> None:
         for model in models:
-            if max_usd is not None and client.provider.price(model) is None:
+            if max_usd is not None and not client.provider.is_priced(model):
                 raise InputError(
                     f"--max-cost-usd {max_usd:g} can't be kept: no price is known for {model} at "
                     f"{client.provider.name}. Name it in a providers file of your own "

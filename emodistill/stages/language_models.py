@@ -107,7 +107,7 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
             served,
             keys,
             max_in_flight=min(config.concurrency, room),
-            retry=RetryPolicy(timeout_s=config.timeout_s),
+            retry=RetryPolicy(timeout_s=config.timeout_s or served.timeout_s),
             tape=tape,
         )
         async with client:

@@ -10,6 +10,7 @@ from typing import Any
 
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
+from emodistill.llm.keys import KeyPool
 from emodistill.llm.providers import get_provider
 from emodistill.offline.forecast import forecast
 from emodistill.offline.run_files import TRAJECTORIES
@@ -53,7 +54,9 @@ def plan(cell: Cell) -> Path:
     keys: dict[str, Any] = {}
     if not config.is_simulated:
         provider = get_provider(config.provider, base_url=config.base_url)
-        keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
+        limits = provider.profile(model_name(config, "focal", config.model)).limits
+        pool = KeyPool(provider.read_keys(), limits=limits)
+        keys = {"limits": limits, "num_allowances": pool.num_allowances}
     home = config.run / config.domain
     expected = forecast(
         [t for t in read_trajectories(home / TRAJECTORIES) if t.trajectory_id in pilot],
