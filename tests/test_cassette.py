@@ -6,6 +6,7 @@ import json
 import pytest
 from chat_client import priced
 from chat_server import ChatServer, fault, negotiating, ok
+from sweeps import writers
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
@@ -27,12 +28,10 @@ def provider(base_url):
 
 async def play(client, out_dir, *, concurrency=6, num_seeds=2):
     config = SweepConfig(
-        model="echo-focal",
-        counterparty="echo-counterparty",
         num_seeds=num_seeds,
         concurrency=concurrency,
     )
-    return await run_sweep(config, SCENARIOS, out_dir=out_dir, client=client, pack=PACK)
+    return await run_sweep(config, SCENARIOS, out_dir=out_dir, **writers(client), pack=PACK)
 
 
 def record(folder, out_dir, respond=negotiating):

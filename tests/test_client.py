@@ -299,7 +299,7 @@ def test_cached_tokens_of_an_answer_are_read(cached):
 
 def test_nothing_is_asked_beyond_the_ceiling():
     async def job(client, server):
-        client.ceiling_usd = 0.0029
+        client.purse.ceiling_usd = 0.0029
         for _ in range(2):
             await ask(client)  # 0.002 each
         with pytest.raises(CeilingError, match="are spent"):

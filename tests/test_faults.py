@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from sweeps import writers
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
@@ -46,15 +47,13 @@ def bad_day(tmp_path_factory):
         async with client:
             result = await run_sweep(
                 SweepConfig(
-                    model="sim-teacher",
-                    counterparty="sim-counterparty",
                     num_seeds=4,
                     num_scenarios=50,
                     concurrency=32,
                 ),
                 scenarios,
                 out_dir=folder,
-                client=client,
+                **writers(client, "sim-teacher", "sim-counterparty"),
                 pack=load_pack(),
             )
         await runner.cleanup()

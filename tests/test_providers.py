@@ -73,7 +73,7 @@ def test_keys_come_from_the_environment(monkeypatch):
 
 
 def test_a_provider_without_a_default_model_says_which_flag():
-    with pytest.raises(InputError, match=r"no default focal model.*--model"):
+    with pytest.raises(InputError, match=r"no default focal model.*--focal"):
         load_providers()["vllm"].default_model("focal")
 
 

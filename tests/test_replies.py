@@ -332,7 +332,7 @@ def test_thoughts_that_are_not_told_apart_by_usage_are_paid_for(message, reason,
 
 def test_the_ceiling_binds_without_any_stated_usage():
     async def job(client, server):
-        client.ceiling_usd = 0.5
+        client.purse.ceiling_usd = 0.5
         with pytest.raises(CeilingError):
             for _ in range(100):
                 await ask(client, max_tokens=100_000)

@@ -64,7 +64,8 @@ class ServedStudents:
         assert config.student_url is not None
         self._config = config
         custom = get_provider(None, base_url=config.student_url, flag="--student-url")
-        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV)
+        free = ("*", {"price": {"input": 0.0, "output": 0.0}})
+        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV, profiles=(free,))
         self.url = self._provider.base_url
         self._timeout_s = config.timeout_s or custom.timeout_s
         self._client = ChatClient(

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ from emodistill.llm.replies import (
 )
 from emodistill.llm.token_scores import ScoredPosition
 from emodistill.llm.transport import proxy_of, read_body
-from emodistill.llm.usage import Completion, Usage
+from emodistill.llm.usage import Completion, Purse, Usage
 from emodistill.logs import fields
 
 log = logging.getLogger("emodistill.llm")
@@ -111,8 +110,8 @@ class ChatClient:
         nothing is ever connected to.
 
     `usage` counts all attempts so far and what the answers used. `cache`, where it is set, is
-    asked before the server and told what that answers. Once `usage.cost_usd` reaches
-    `ceiling_usd`, every call raises CeilingError.
+    asked before the server and told what that answers. Once the purse is empty, which may be that
+    of several clients, every call raises CeilingError. `began_s` is when the first call was made.
     """
 
     def __init__(
@@ -136,34 +135,16 @@ class ChatClient:
         self.gate = Gate(max_in_flight)
         self.usage = Usage()
         self.cache: AnswerCache | None = None
-        self.ceiling_usd = math.inf
+        self.purse = Purse()
         self.url = f"{provider.base_url}/chat/completions"
         self._retry = retry
         self._tape = tape
         self._session: aiohttp.ClientSession | None = None
-        self._first_call_s: float | None = None
+        self.began_s: float | None = None
         self._was_reached = False
         self._has_answered = False
         self._proxy = proxy_of(self.url)
         self._errors = FaultReader(provider.dead_codes, self.keys.scrub)
-
-    @property
-    def health(self) -> str:
-        """What a progress line should say of the API: trouble, calls per second, tokens so far."""
-        parts = []
-        usage = self.usage
-        if usage.num_retries:
-            parts.append(f"{usage.num_retries:,} of {usage.num_calls:,} calls repeated")
-        if cooling := self.keys.num_cooling:
-            parts.append(f"{cooling} of {self.keys.num_live} keys cooling")
-        if self.gate.limit < self.gate.ceiling and not self.gate.is_ramping:
-            parts.append(f"at most {int(self.gate.limit)} in flight")
-        if self._first_call_s is not None:
-            elapsed_s = max(time.monotonic() - self._first_call_s, 1e-3)
-            parts.append(f"{usage.num_calls / elapsed_s:,.1f} calls/s")
-        if num_tokens := usage.prompt_tokens + usage.completion_tokens:
-            parts.append(f"{num_tokens / 1e6:.2f} M tokens")
-        return ", ".join(parts)
 
     def __repr__(self) -> str:
         return f"ChatClient({self.url}, {self.keys!r})"
@@ -250,8 +231,8 @@ class ChatClient:
                 raise recorded_error(played.message, played.status)
             self._count(played.usage)
             return played
-        if self.usage.cost_usd >= self.ceiling_usd:
-            raise CeilingError(f"${self.ceiling_usd:.2f} are spent.")
+        if self.purse.is_empty:
+            raise CeilingError(f"${self.purse.ceiling_usd:.2f} are spent.")
         try:
             completion = (await self._call(request)).completion
         except (RefusedError, ExhaustedError) as error:
@@ -266,6 +247,7 @@ class ChatClient:
 
     def _count(self, used: Usage) -> None:
         self.usage = self.usage.plus(used)
+        self.purse.spent_usd += used.cost_usd
 
     async def _call(self, request: Call) -> ScoredCompletion:
         try:
@@ -358,8 +340,8 @@ class ChatClient:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
         self._count(Usage(num_calls=1))
-        if self._first_call_s is None:
-            self._first_call_s = time.monotonic()
+        if self.began_s is None:
+            self.began_s = time.monotonic()
         started_s = time.perf_counter()
         status = 0
         try:

@@ -66,9 +66,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
           InputError: this provider names none; the user has to.
         """
         if role not in self.models:
-            flag = {"focal": "--model"}.get(role, f"--{role}")
             raise InputError(
-                f"provider {self.name!r} has no default {role} model; name one with {flag}."
+                f"provider {self.name!r} has no default {role} model; name one with --{role}."
             )
         return self.models[role]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from emodistill.llm.replies import FinishReason
@@ -59,6 +61,18 @@ class Usage(NamedTuple):
 
 def total_usage(usages: Iterable[Usage]) -> Usage:
     return functools.reduce(Usage.plus, usages, Usage())
+
+
+@dataclass(slots=True)
+class Purse:
+    """Money that is spent together."""
+
+    spent_usd: float = 0.0
+    ceiling_usd: float = math.inf
+
+    @property
+    def is_empty(self) -> bool:
+        return self.spent_usd >= self.ceiling_usd
 
 
 class Completion(NamedTuple):

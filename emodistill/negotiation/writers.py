@@ -33,6 +33,11 @@ class Writer(Protocol):
     def model(self) -> str: ...
 
     @property
+    def provider(self) -> str:
+        """Who serves the model, as records say it; empty for one that runs here."""
+        ...
+
+    @property
     def temperature(self) -> float: ...
 
     def fits(self, messages: Sequence[Message]) -> bool:
@@ -57,6 +62,10 @@ class ApiWriter:
     model: str
     temperature: float = 0.7
     max_tokens: int = 160
+
+    @property
+    def provider(self) -> str:
+        return self.client.provider.label
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Always; a server refuses what is too long for it, and says so."""

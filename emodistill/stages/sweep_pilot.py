@@ -11,14 +11,13 @@ from typing import Any
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
 from emodistill.llm.keys import KeyPool
-from emodistill.llm.providers import get_provider
 from emodistill.offline.forecast import forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
 from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
-from emodistill.stages.language_models import model_name
+from emodistill.stages.language_models import endpoint_of
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import play_sweep, split_of
 
@@ -30,7 +29,7 @@ def plan(cell: Cell) -> Path:
       A JSON file of the forecast, beside the dialogues.
     """
     config: PlanConfig = cell.config
-    model_name(config, "judge", config.judge)
+    endpoint_of(config, "judge")
     planned = plan_sweep(
         split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
@@ -53,8 +52,8 @@ def plan(cell: Cell) -> Path:
     scores = run(Cell(judge), judging).path
     keys: dict[str, Any] = {}
     if not config.is_simulated:
-        provider = get_provider(config.provider, base_url=config.base_url)
-        limits = provider.profile(model_name(config, "focal", config.model)).limits
+        provider, model, _ = endpoint_of(config, "focal")
+        limits = provider.profile(model).limits
         pool = KeyPool(provider.read_keys(), limits=limits)
         keys = {"limits": limits, "num_allowances": pool.num_allowances}
     home = config.run / config.domain

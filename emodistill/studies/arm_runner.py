@@ -34,7 +34,7 @@ SHARED = (
 """Settings that a study hands on to its stages."""
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = (
-    *("model", "student", "student_url", "student_model", "allow_unverified"),
+    *("focal", "student", "student_url", "student_model", "allow_unverified"),
     *("counterparty", "num_scenarios", "num_seeds"),
 )
 
