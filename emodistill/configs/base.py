@@ -228,6 +228,8 @@ class ApiConfig(ExperimentConfig):
     """Dialogues (or judge calls) in flight at once."""
     max_cost_usd: float | None = setting(None, ge=0, operational=True)
     """Stop cleanly once this much has been spent."""
+    yes: bool = setting(False, operational=True)
+    """Don't ask before money is spent; nobody is asked where there is no terminal."""
     timeout_s: float | None = setting(None, gt=0, operational=True)
     """Seconds for one attempt at a call, which is then tried again. If left out, 120, and more at
     providers that are slow for less money."""

@@ -22,6 +22,7 @@ from emodistill.evaluation.methods import (
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.evaluation.served_student import exported_dir
 from emodistill.files import file_name
+from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
@@ -38,6 +39,7 @@ from emodistill.stages.language_models import (
     open_clients,
     reader_of,
 )
+from emodistill.stages.model_check import check_models
 from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage, next_command
 
@@ -244,6 +246,11 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             open_clients(config, job.name, endpoints.values()) as client_of,
             PlayerPool(config, client_of, details.pack, loaded) as pool,
         ):
+            num_planned = config.num_seeds * len(scenarios[: config.num_scenarios])
+            num_left = max(0, num_planned - num_lines(job.output))
+            await check_models(
+                config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
+            )
             played = await pool.play(
                 details.focal,
                 details.counterparty,
@@ -258,7 +265,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
             played.cost_usd,
             {
                 "unusual_answers": played.usage.unusual,
-                "language_models": named_models(**endpoints),
+                "language_models": named_models(endpoints),
                 **played.shares,
             },
             is_complete=played.is_complete,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
+from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
@@ -29,6 +30,7 @@ from emodistill.stages.language_models import (
     open_clients,
     usual_provider,
 )
+from emodistill.stages.model_check import check_models
 from emodistill.stages.stage import (
     Requirement,
     Stage,
@@ -125,7 +127,7 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     summary: dict[str, Any] = {
         "failure_rates": dict(judging.failure_rates),
         "unusual_answers": judging.usage.unusual,
-        "language_models": named_models(judge=judge),
+        "language_models": named_models({"judge": judge}),
     }
     if config.repeats > 1 and only is None:
         ids = {trajectory.trajectory_id for trajectory in trajectories}
@@ -152,6 +154,18 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
 def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Path) -> JobsResult:
     async def work() -> JobsResult:
         async with open_clients(config, "judge", [judge]) as client_of:
+            is_by_turn = config.level == "turn"
+            num_items = config.repeats * sum(
+                len(t.focal_turns) if is_by_turn else 1 for t in sweep.trajectories
+            )
+            await check_models(
+                config,
+                "judge",
+                client_of,
+                {"judge": judge},
+                num_jobs=max(0, num_items - num_lines(path)),
+                unit="scores",
+            )
             judged = await run_judging(
                 dataclasses.replace(config, judge=judge.name),
                 sweep.trajectories,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -95,7 +95,7 @@ def api_writer(
     return ApiWriter(client, endpoint.model, temperature, config.max_reply_tokens)
 
 
-def named_models(**endpoints: ModelEndpoint | None) -> dict[str, dict[str, str]]:
+def named_models(endpoints: Mapping[str, ModelEndpoint | None]) -> dict[str, dict[str, str]]:
     """What a manifest says of who has played or judged."""
     return {
         role: {"provider": endpoint.provider.label, "model": endpoint.model}

@@ -12,10 +12,11 @@ from emodistill.configs import GENERATED, JudgeConfig, SweepConfig
 from emodistill.domains import load_split
 from emodistill.domains.loading import LoadedSplit
 from emodistill.errors import InputError
+from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
-from emodistill.offline.sweep import failures_path, run_sweep
+from emodistill.offline.sweep import failures_path, plan_sweep, run_sweep
 from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
@@ -29,6 +30,7 @@ from emodistill.stages.language_models import (
     open_clients,
     reader_of,
 )
+from emodistill.stages.model_check import check_models
 from emodistill.stages.stage import Stage, command, follow_up, named_file
 from emodistill.untrusted import setting_of
 
@@ -117,7 +119,15 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
 
     async def work() -> Result:
         focal, opposite, reader = details.focal, details.counterparty, details.reader
-        async with open_clients(config, job.name, (focal, opposite, reader)) as client_of:
+        roles = {"focal": focal, "counterparty": opposite, "reader": reader}
+        async with open_clients(config, job.name, roles.values()) as client_of:
+            planned = plan_sweep(
+                split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
+            )[:num_dialogues]
+            num_left = max(0, len(planned) - num_lines(job.output))
+            await check_models(
+                config, job.name, client_of, roles, num_jobs=num_left, unit="dialogues"
+            )
             swept = await run_sweep(
                 config,
                 split.all(),
@@ -137,9 +147,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
             {
                 "split": {name: len(part) for name, part in split._asdict().items()},
                 "is_split_given": details.loaded.is_given,
-                "language_models": named_models(
-                    focal=details.focal, counterparty=details.counterparty, reader=details.reader
-                ),
+                "language_models": named_models(roles),
                 "unusual_answers": swept.usage.unusual,
                 **swept.shares,
             },
