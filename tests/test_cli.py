@@ -459,6 +459,19 @@ def test_a_provider_that_is_typed_gets_no_address_from_a_file(tmp_path, monkeypa
     parsed("sweep", "--config", str(path), "--provider", "openai")
 
 
+@pytest.mark.parametrize("text", [f"focal: {EVIL}#m", f"sweep: {{counterparty: {EVIL}#m}}"])
+def test_nor_does_a_model_that_a_file_names_by_its_address(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("EMODISTILL_API_KEY", "sk-secret")
+    path = tmp_path / "received.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"{EVIL}#m would be sent your key in EMODISTILL_API_KEY"):
+        parsed("sweep", "--config", str(path))
+    role = "focal" if "focal" in text else "counterparty"
+    parsed("sweep", "--config", str(path), f"--{role}", f"{EVIL}#m")
+    path.write_text("focal: http://127.0.0.1:8000/v1#m")
+    parsed("sweep", "--config", str(path))
+
+
 @pytest.mark.parametrize("text", [f"url: {EVIL}", f"verify-adapter: {{url: {EVIL}}}"])
 def test_nor_does_one_that_names_the_server_of_an_adapter(tmp_path, monkeypatch, text):
     monkeypatch.setenv("EMODISTILL_API_KEY", "sk-secret")

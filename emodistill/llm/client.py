@@ -49,7 +49,7 @@ from emodistill.llm.replies import (
     Reply,
 )
 from emodistill.llm.token_scores import ScoredPosition
-from emodistill.llm.transport import proxy_of, read_body
+from emodistill.llm.transport import post, proxy_of
 from emodistill.llm.usage import Completion, Purse, Usage
 from emodistill.logs import fields
 
@@ -63,6 +63,8 @@ CHARS_PER_TOKEN = 24
 """More than any text has: what goes beyond it, a server that ignores `max_tokens` has sent."""
 NUM_FIRST_CONTACTS = 3
 """Attempts at an address that has never answered: most likely it is wrong, so waiting is vain."""
+BILLED_KINDS = ("cut", "silent", "broken", "alien")
+"""Faults of an answer that a model has worked for."""
 
 Message = Mapping[str, object]
 
@@ -343,63 +345,24 @@ class ChatClient:
         if self.began_s is None:
             self.began_s = time.monotonic()
         started_s = time.perf_counter()
-        status = 0
+        headers = {**request.profile.headers, **key.headers}
         try:
-            async with self._session.post(
-                self.url,
-                data=request.data,
-                headers={**request.profile.headers, **key.headers},
-                allow_redirects=False,
-            ) as response:
-                status, headers = response.status, response.headers
-                try:
-                    content = await read_body(response)
-                except (FaultError, aiohttp.ClientPayloadError):
-                    if status == 200:
-                        raise
-                    content = b""  # the status says what is wrong
+            answer = await post(self._session, self.url, request.data, headers)
             latency_s = time.perf_counter() - started_s
             self._was_reached = True
-            if status != 200:
-                raise self._errors.fault(status, content, headers)
-            content_type = headers.get("Content-Type", "")
-            if "json" not in content_type.lower():
-                is_page = "html" in content_type.lower()
-                wrong = f"content type {content_type[:60]!r} instead of JSON"
-                raise FaultError("foreign" if is_page else "alien", wrong)
-            reply = self._errors.reply(content, headers)
-        except aiohttp.ConnectionTimeoutError:
-            fault = FaultError("unreachable", "no connection in time")
-        except TimeoutError:
-            fault = FaultError("silent", f"no answer within {self._retry.timeout_s:g} s")
-        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
-            reason = str(error.strerror or type(error).__name__)
-            fault = FaultError("unreachable", f"no connection ({reason})")
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-            fault = FaultError("cut", "the connection broke off before the answer was complete")
-        except aiohttp.ClientError as error:
-            fault = FaultError("cut", f"no valid HTTP answer ({type(error).__name__})")
+            reply = self._errors.reply(answer)
         except FaultError as error:
             fault = error
         else:
             completion = self._completion(reply, request, latency_s)
             self.gate.went_well()
             return ScoredCompletion(completion, reply.scores)
-        if (
-            status == 200
-            and fault.kind in ("cut", "silent", "broken", "alien")
-            and not fault.status
-        ):
+        if fault.is_within_200 and not fault.status and fault.kind in BILLED_KINDS:
             # A model worked for it, so it will be billed, for as long an answer as was allowed.
-            self._count(
-                used_by(
-                    request,
-                    fault.usage,
-                    request.max_tokens,
-                    states_cost=self.provider.states_cost,
-                )
-            )
-        if status == 200 and fault.stated is not None:
+            states_cost = self.provider.states_cost
+            used = used_by(request, fault.usage, request.max_tokens, states_cost=states_cost)
+            self._count(used)
+        if fault.is_within_200 and fault.stated is not None:
             self._count(Usage(num_errors_in_200=1))
         fault.detail = self._errors.shown(fault.detail)
         raise fault

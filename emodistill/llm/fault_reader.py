@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from emodistill.llm.replies import FaultError, Reply, ServerError, kind_of, read_reply, server_error
-from emodistill.llm.transport import retry_after_s
+from emodistill.llm.transport import HttpAnswer, retry_after_s
 from emodistill.untrusted import parse_json, printable
 
 MAX_REST_S = 900.0
@@ -26,31 +26,36 @@ class FaultReader:
         self._dead_codes = dead_codes
         self._scrub = scrub
 
-    def fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> FaultError:
-        """What an HTTP status other than 200 means, with the body's own words."""
-        try:
-            error = server_error(parse_json(content))
-        except ValueError:
-            error = None
-        return self._stated(status, error, content, headers)
-
-    def reply(self, content: bytes, headers: Mapping[str, str]) -> Reply:
-        """The reply in an answer; an error that it states is taken as if HTTP had said so.
+    def reply(self, answer: HttpAnswer) -> Reply:
+        """The reply in an answer; an error inside an HTTP 200 is taken as if HTTP had said so.
 
         Raises:
           FaultError: there is no reply.
         """
+        status, headers, content = answer
+        if status != 200:
+            try:
+                error = server_error(parse_json(content))
+            except ValueError:
+                error = None
+            raise self._stated(status, error, content, headers)
+        content_type = headers.get("Content-Type", "")
+        if "json" not in content_type.lower():
+            kind = "foreign" if "html" in content_type.lower() else "alien"
+            wrong = f"content type {content_type[:60]!r} instead of JSON"
+            raise FaultError(kind, wrong, is_within_200=True)
         try:
             return read_reply(content)
         except FaultError as fault:
-            if (error := fault.stated) is not None:
-                told = self._stated(error.status or 500, error, content, headers)
-                told.detail = f"HTTP 200 with an error in it: {self._quoted(error, content)}"
-                told.stated = error
-                raise told from None
-            if fault.kind == "alien":
-                fault.detail += f": {self._quoted(None, content)}"
-            raise
+            told = fault
+        if (error := told.stated) is not None:
+            told = self._stated(error.status or 500, error, content, headers)
+            told.detail = f"HTTP 200 with an error in it: {self._quoted(error, content)}"
+            told.stated = error
+        elif told.kind == "alien":
+            told.detail += f": {self._quoted(None, content)}"
+        told.is_within_200 = True
+        raise told
 
     def shown(self, text: str) -> str:
         """A server's words as they may be shown: in a line, printable, without any key, one with

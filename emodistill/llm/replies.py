@@ -105,6 +105,8 @@ class FaultError(Exception):
     """The error that the body of an HTTP 200 states."""
     usage: StatedUsage = StatedUsage()
     """What that body states of tokens."""
+    is_within_200: bool = False
+    """Whether an HTTP 200 had begun."""
 
     @property
     def is_of_limits(self) -> bool:

@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import shlex
 from pathlib import Path
-from typing import Any
 
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
 from emodistill.llm.keys import KeyPool
-from emodistill.offline.forecast import forecast
+from emodistill.offline.forecast import Allowed, forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
@@ -50,19 +49,13 @@ def plan(cell: Cell) -> Path:
     run(Cell(sweep), functools.partial(play_sweep, num_dialogues=len(pilot)))
     judging = functools.partial(score_sweep, only=pilot)
     scores = run(Cell(judge), judging).path
-    keys: dict[str, Any] = {}
-    if not config.is_simulated:
-        provider, model, _ = endpoint_of(config, "focal")
-        limits = provider.profile(model).limits
-        pool = KeyPool(provider.read_keys(), limits=limits)
-        keys = {"limits": limits, "num_allowances": pool.num_allowances}
     home = config.run / config.domain
     expected = forecast(
         [t for t in read_trajectories(home / TRAJECTORIES) if t.trajectory_id in pilot],
         read_judgements(scores),
         num_dialogues=len(planned),
         concurrency=config.concurrency,
-        **keys,
+        allowed=_allowed(config),
     )
     out = home / "sweep/forecast.json"
     parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}
@@ -73,3 +66,27 @@ def plan(cell: Cell) -> Path:
         f"{shlex.quote(str(out.with_name('config.yaml')))}"
     )
     return out
+
+
+def _allowed(config: PlanConfig) -> list[Allowed]:
+    """What the models may be asked; one that plays both roles takes all calls of the sweep."""
+    if config.replay is not None:
+        return []
+    shares: dict[tuple[str, str], float] = {}
+    endpoints = {}
+    for stage, role, share in (
+        ("sweep", "focal", 0.5),
+        ("sweep", "counterparty", 0.5),
+        ("judge", "judge", 1.0),
+    ):
+        endpoint = endpoint_of(config, role)
+        name = stage, endpoint.text
+        shares[name] = shares.get(name, 0.0) + share
+        endpoints[name] = endpoint
+    found = []
+    for (stage, text), share in shares.items():
+        provider, model, _ = endpoints[stage, text]
+        limits = provider.profile(model).limits
+        pool = KeyPool(provider.read_keys(), limits=limits)
+        found.append(Allowed(stage, share, limits, pool.num_allowances))
+    return found
