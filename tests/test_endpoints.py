@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 from aiohttp import web
@@ -117,6 +118,47 @@ def test_the_ceiling_is_on_what_all_servers_bill(two, tmp_path):
     assert 0.05 <= spent_usd < 0.05 + 6 * 0.045, "beyond it are only calls that were in flight"
 
 
+def stating(name, **more):
+    """`playing`, whose answers state more of what was used."""
+    play = playing(name)
+
+    async def respond(call):
+        response = await play(call)
+        answer = json.loads(response.body)
+        answer["usage"] |= more
+        return web.json_response(answer)
+
+    return respond
+
+
+def test_thoughts_are_counted_shown_and_billed(two, tmp_path, capsys):
+    two["one"].respond = stating("one", completion_tokens_details={"reasoning_tokens": 3})
+    roles = {"focal": "one:echo-focal", "counterparty": "two:echo-counterparty"}
+    path = run_stage(SweepConfig(run=tmp_path / "run", **roles, **SMALL)).path
+    dialogues = read_trajectories(path)
+    num_turns = sum(len(one.turns) for one in dialogues)
+    num_thoughts = 3 * sum(len(one.focal_turns) for one in dialogues)
+    assert read_usage(path).reasoning_tokens == num_thoughts
+    told = f"{num_thoughts} of {5 * num_turns} written tokens were thoughts"
+    said = capsys.readouterr().out
+    assert told in said, said
+
+
+def test_a_server_that_states_its_bill_needs_no_price(two, tmp_path):
+    providers = tmp_path / "providers.toml"
+    text = providers.read_text()
+    price = 'profiles."*" = { price = { input = 1000, output = 1000 } }'
+    assert price in text
+    providers.write_text(text.replace(price, "states_cost = true"))
+    two["one"].respond = stating("one", cost=0.25)
+    roles = {"focal": "one:echo-focal", "counterparty": "two:echo-counterparty"}
+    config = SweepConfig(run=tmp_path / "run", **roles, **SMALL, max_cost_usd=1_000.0)
+    for one in read_trajectories(run_stage(config).path):
+        num_focal = len(one.focal_turns)
+        billed_usd = 0.25 * num_focal + 0.045 * (len(one.turns) - num_focal)
+        assert one.cost_usd == pytest.approx(billed_usd)
+
+
 def faulty(name, share):
     """`playing`, but for a share of the calls, which fail in every way that isn't billed."""
     play, troubles = playing(name), itertools.cycle(("429", "402", "498", "500", "error"))
@@ -128,7 +170,7 @@ def faulty(name, share):
         trouble = next(troubles)
         if trouble == "error":
             return web.json_response({"error": {"code": 503, "message": "busy"}})
-        pause = {"Retry-After": "0"} if trouble in ("429", "402") else {}
+        pause = {"Retry-After": "0.01"} if trouble in ("429", "402") else {}
         return fault(int(trouble), "no", **pause)
 
     return respond

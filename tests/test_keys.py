@@ -281,3 +281,11 @@ def test_throughput_returns_after_a_storm_of_limits():
     elapsed_s, num_calls = run(respond, job)
     assert num_calls == 10 + 5 + 50
     assert elapsed_s < 20
+
+
+def test_a_pause_of_no_seconds_is_none_and_the_key_rests_all_the_same():
+    pause = {"Retry-After": "0"}
+    respond = scripted(*[lambda: fault(429, **pause)] * 4, lambda: ok("Hi."))
+    _, calls = ask_and_count(respond, retry={"backoff_s": 0.02, "max_backoff_s": 1.0})
+    assert len(calls) == 5
+    assert calls[-1].time_s - calls[0].time_s >= 0.02 + 0.04 + 0.08 + 0.16

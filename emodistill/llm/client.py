@@ -293,7 +293,7 @@ class ChatClient:
                 fault.attempt = number
                 self._log_fault(fault, key, sticky)
                 if fault.is_of_limits:
-                    self.keys.rest(key, asked_at_s, fault.retry_after_s)
+                    self.keys.rest(key, asked_at_s, fault.retry_after_s or None)
                 else:
                     self.keys.let_in(key, asked_at_s)
                 if fault.kind == "dead":

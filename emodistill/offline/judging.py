@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
-from emodistill.files import file_name
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.llm.client_group import ClientGroup
@@ -30,6 +29,7 @@ from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
+from emodistill.untrusted import file_name
 
 log = logging.getLogger("emodistill.offline")
 

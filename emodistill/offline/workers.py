@@ -88,7 +88,9 @@ class JobsResult:
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
         if thoughts := self.usage.reasoning_tokens:
-            text += f", {thoughts:,} of {self.usage.completion_tokens:,} answered tokens thoughts"
+            text += (
+                f", {thoughts:,} of {self.usage.completion_tokens:,} written tokens were thoughts"
+            )
         if unusual := self.usage.unusual:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in unusual.items())
             text += f" (answers: {kinds})"

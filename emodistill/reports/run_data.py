@@ -18,7 +18,6 @@ from emodistill.configs import METHODS, ReportConfig
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
-from emodistill.files import file_name
 from emodistill.jsonl import read_lines
 from emodistill.offline.run_files import (
     SCENARIOS,
@@ -42,7 +41,7 @@ from emodistill.reports.results import (
 from emodistill.reports.scenario_sources import source_text
 from emodistill.runs import read_manifest
 from emodistill.train.metrics_log import METRICS
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import file_name, setting_of
 
 CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "

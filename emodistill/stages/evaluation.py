@@ -21,7 +21,6 @@ from emodistill.evaluation.methods import (
 )
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.evaluation.served_student import exported_dir
-from emodistill.files import file_name
 from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
@@ -42,6 +41,7 @@ from emodistill.stages.language_models import (
 from emodistill.stages.model_check import check_models
 from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage, next_command
+from emodistill.untrusted import file_name
 
 
 class _MatchDetails(NamedTuple):
