@@ -233,10 +233,18 @@ def test_tables_5_and_10_come_from_one_command_and_every_record_says_who_played(
         assert "echo-focal (one)" in text
 
 
+@pytest.mark.parametrize("roles", [{"focal": "one:echo-focal"}, {}])
+def test_a_study_of_real_models_plays_no_sweep_on_the_simulator(two, tmp_path, roles):
+    study = CounterpartyStudy(run=tmp_path / "run", counterparties=("two:c",), **roles)
+    with pytest.raises(InputError, match=r"(?s)lacks sweep.*Run first:.*sweep\.py --run"):
+        run_study(study, Settings())
+    assert not (tmp_path / "run/crad/sweep").exists()
+
+
 def test_an_evaluation_against_a_real_model_asks_for_a_real_sweep(two, tmp_path):
     config = EvaluateConfig(
         run=tmp_path / "run", method="random", focal="one:echo-focal", counterparty="two:c"
     )
     with pytest.raises(InputError, match=r"sweep.py .*--focal one:echo-focal") as refused:
         stages.run(Cell(config))
-    assert "two:c" in str(refused.value)
+    assert "--counterparty MODEL" in str(refused.value), "it need not be the one that is met now"

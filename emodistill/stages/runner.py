@@ -224,9 +224,8 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     shared["run"] = config.run
-    if need.stage == "sweep" and usual_provider(config) is None:  # real models play it, if any
-        roles = ("focal", "counterparty")
-        shared |= {role: getattr(config, role) for role in roles if role in config.called}
+    if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
+        shared["focal"] = config.focal  # a real model's sweep is no simulated one
     if hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
     elif stage.is_data:
