@@ -241,6 +241,20 @@ def test_a_study_of_real_models_plays_no_sweep_on_the_simulator(two, tmp_path, r
     assert not (tmp_path / "run/crad/sweep").exists()
 
 
+def test_what_is_to_be_run_first_is_named_once_and_at_full_size(two, tmp_path):
+    config = EvaluateConfig(
+        run=tmp_path / "run", method="iql", focal="one:echo-focal", counterparty="two:c"
+    )
+    with pytest.raises(InputError, match="in place of MODEL") as refused:
+        stages.run(Cell(config))
+    commands = [line.strip() for line in str(refused.value).splitlines() if "python" in line]
+    run = f"--run {tmp_path / 'run'}"
+    assert commands == [
+        f"python scripts/sweep.py {run} --focal one:echo-focal --counterparty MODEL",
+        f"python scripts/train_iql.py {run}",
+    ]
+
+
 def test_an_evaluation_against_a_real_model_asks_for_a_real_sweep(two, tmp_path):
     config = EvaluateConfig(
         run=tmp_path / "run", method="random", focal="one:echo-focal", counterparty="two:c"

@@ -214,8 +214,16 @@ def _lacking(cell: Cell) -> list[Cell]:
             is_there = is_there and all(path.is_file() for path in files)
         if not is_there:
             required = required_cell(cell, need)
-            lacking += [one for one in (*_lacking(required), required) if one not in lacking]
+            for one in (*_lacking(required), required):
+                if one not in lacking and not any(_is_same_sweep(one, known) for known in lacking):
+                    lacking.append(one)
     return lacking
+
+
+def _is_same_sweep(one: Cell, other: Cell) -> bool:
+    """Whether two cells are the sweep of one run and domain, whoever plays it."""
+    keys = [(c.config.stage, c.config.run, c.config.domain) for c in (one, other)]
+    return one.config.stage == "sweep" and keys[0] == keys[1]
 
 
 def required_cell(cell: Cell, need: Requirement) -> Cell:
@@ -234,14 +242,12 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:
         shared[stage.config.student_field] = student
-    if cell.settings is not None:
-        settings = cell.settings
-    elif student == EMBEDDED and _is_all_simulated(config):
-        settings = Settings.preset("quickstart")
-    else:
-        settings = Settings()
+    passed = cell.settings  # what needs real models asks for no stage at the quickstart's size
+    if passed is None and not (student == EMBEDDED and _is_all_simulated(config)):
+        passed = Settings()
+    settings = passed or Settings.preset("quickstart")
     base = stage.resumed(settings.config(stage.config, **shared | dict(need.shared)))
-    return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
+    return Cell(dataclasses.replace(base, **need.changes), base, passed)
 
 
 def _is_all_simulated(config: Any) -> bool:
