@@ -61,6 +61,16 @@ def test_each_role_that_costs_money_is_asked_once_and_its_cost_is_said(two, tmp_
     assert num_of(two["one"]) == before, "a finished stage asks nobody"
 
 
+def test_a_model_in_both_roles_is_asked_once_and_a_peak_is_told(two, tmp_path, capsys):
+    path = tmp_path / "providers.toml"
+    peak = 'output = 1000, peak = 2, peak_hours = ["Mon-Sun 00-24"] }'
+    path.write_text(path.read_text().replace("output = 1000 }", peak))
+    run_stage(settings(tmp_path, focal="one:a/focal", counterparty="one:a/focal", max_turns=2))
+    assert num_of(two["one"])[0] == 1
+    said = capsys.readouterr().out
+    assert "$8,192.80 for 1,000 dialogues, at 2 times the usual price until the peak" in said
+
+
 def test_what_would_go_wrong_for_every_dialogue_is_found_by_one_call(two, tmp_path):
     async def gone(call):
         return fault(404, "The model `echo-counterparty` does not exist")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from emodistill.configs import ApiConfig
@@ -68,9 +69,12 @@ async def check_models(
     }
     if not paid or num_jobs == 0:
         return
-    texts = await asyncio.gather(*(_checked(client_of(one), one.model) for one in paid.values()))
+    asked = {one.key: one for one in paid.values()}  # one that plays both roles is asked once
+    texts = await asyncio.gather(*(_checked(client_of(one), one.model) for one in asked.values()))
+    text_of = dict(zip(asked, texts, strict=True))
     total_usd: float | None = 0.0
-    for (role, endpoint), text in zip(paid.items(), texts, strict=True):
+    now = datetime.now(UTC)
+    for role, endpoint in paid.items():
         price, typical = endpoint.provider.price(endpoint.model), TYPICAL[role]
         if price is None:
             total_usd, cost = None, "no price of it is known"
@@ -78,10 +82,12 @@ async def check_models(
                 cost = "its answers state what they cost"
         else:
             _, *tokens = typical
-            usd = typical.num_calls * price.cost_usd(*tokens)
+            usd = typical.num_calls * price.cost_usd(*tokens, at=now)
             total_usd = None if total_usd is None else total_usd + num_jobs * usd
             cost = f"about ${1_000 * usd:,.2f} for 1,000 {unit}"
-        print(f"{name}: {role} {endpoint.text}: {text}; {cost}.", flush=True)
+            if price.is_peak(now):
+                cost += f", at {price.peak:g} times the usual price until the peak is over"
+        print(f"{name}: {role} {endpoint.text}: {text_of[endpoint.key]}; {cost}.", flush=True)
     if total_usd is None:
         return
     print(f"{name}: about ${total_usd:,.2f} for {num_jobs:,} {unit}.", flush=True)
