@@ -69,6 +69,11 @@ def one_line(text: str) -> str:
     return printable(joined)
 
 
+def file_name(text: str) -> str:
+    """A text as a name of files: characters that no such name should have become dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+
+
 def brief(text: object) -> str:
     """A text, or that of an error, for a message: on one line, printable and short."""
     line = " ".join(printable(str(text)[: 2 * MAX_SHOWN]).split())

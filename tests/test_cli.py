@@ -151,7 +151,7 @@ def test_values_take_the_type_of_their_field(tmp_path):
         ("sweep", "sweep: {num_seeds: 2.5}", r"sweep\.num_seeds=2\.5: expected int"),
         ("sweep", "sweep: {num_seeds: true}", r"sweep\.num_seeds=True: expected int"),
         ("sweep", "sweep: {strict: 1}", r"sweep\.strict=1: expected bool"),
-        ("sweep", "sweep: {model: 7}", r"sweep\.model=7: expected str"),
+        ("sweep", "sweep: {focal: 7}", r"sweep\.focal=7: expected str"),
         ("sweep", "run: null", r"sweep\.run=None: expected Path"),
         ("sweep", "scenarios: [a.csv]", r"sweep\.scenarios=\['a\.csv'\]: expected .*Path"),
         ("sft", "sft: {lora_targets: q_proj}", r"sft\.lora_targets='q_proj': expected tuple"),
@@ -313,7 +313,7 @@ def test_every_flag_has_a_text():
     "config",
     [
         SweepConfig(run=Path("r x"), scenarios=Path("a.csv"), num_seeds=3, seed=-1),
-        SweepConfig(provider="openai", model="yes", counterparty="1e3", max_cost_usd=2.0),
+        SweepConfig(provider="openai", focal="yes", counterparty="1e3", max_cost_usd=2.0),
         IQLConfig(domain="student", learning_rate=3e-5, signal="turn-judge"),
         SFTConfig(lora_targets=("q_proj", "o_proj"), max_steps=5, emotion_free=True),
         JPOConfig(kappa=0.3, learning_rate=5e-7, reference="base", judge="null"),
@@ -366,7 +366,7 @@ def test_home_is_expanded_in_flags_files_and_the_files_own_name(tmp_path, monkey
     assert sweep.prompt_pack == tmp_path / "pack"
     assert parsed("sft", "--config=~/own.yaml").model == str(tmp_path / "Qwen")
     assert parsed("evaluate", "--student", "~/Qwen").student == str(tmp_path / "Qwen")
-    assert parsed("evaluate", "--model", "~author/latest").model == "~author/latest"  # no folder
+    assert parsed("evaluate", "--focal", "~author/latest").focal == "~author/latest"  # no folder
 
 
 @pytest.mark.parametrize(
@@ -457,6 +457,19 @@ def test_a_provider_that_is_typed_gets_no_address_from_a_file(tmp_path, monkeypa
         parsed("sweep", "--config", str(path), "--provider", "openai")
     path.write_text("base_url: http://127.0.0.1:8000/v1")  # this machine's own server
     parsed("sweep", "--config", str(path), "--provider", "openai")
+
+
+@pytest.mark.parametrize("text", [f"focal: {EVIL}#m", f"sweep: {{counterparty: {EVIL}#m}}"])
+def test_nor_does_a_model_that_a_file_names_by_its_address(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("EMODISTILL_API_KEY", "sk-secret")
+    path = tmp_path / "received.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"{EVIL}#m would be sent your key in EMODISTILL_API_KEY"):
+        parsed("sweep", "--config", str(path))
+    role = "focal" if "focal" in text else "counterparty"
+    parsed("sweep", "--config", str(path), f"--{role}", f"{EVIL}#m")
+    path.write_text("focal: http://127.0.0.1:8000/v1#m")
+    parsed("sweep", "--config", str(path))
 
 
 @pytest.mark.parametrize("text", [f"url: {EVIL}", f"verify-adapter: {{url: {EVIL}}}"])

@@ -15,7 +15,7 @@ from emodistill.offline.store import read_trajectories
 from emodistill.prompts import offer_messages
 from emodistill.runs import read_manifest
 from emodistill.simulator.server import complete
-from emodistill.stages.language_models import offer_model
+from emodistill.stages.language_models import reader_of
 
 
 class FakeClient:
@@ -121,10 +121,10 @@ def test_dialogues_read_by_patterns_and_by_a_model_are_not_mixed(tmp_path):
 
 def test_a_reader_is_named_only_where_one_reads():
     with pytest.raises(InputError, match="--reader m reads nothing without --offer-reader llm"):
-        offer_model(EvaluateConfig(reader="m"))
+        reader_of(EvaluateConfig(reader="m"))
     with pytest.raises(InputError, match="--reader gpt needs a --provider"):
-        offer_model(SweepConfig(offer_reader="llm", reader="gpt"))
-    assert offer_model(SweepConfig()) is None
+        reader_of(SweepConfig(offer_reader="llm", reader="gpt"))
+    assert reader_of(SweepConfig()) is None
 
 
 def test_evaluation_refuses_an_unknown_reader_before_it_makes_anything(tmp_path):

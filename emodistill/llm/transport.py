@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,6 +18,50 @@ from emodistill.llm.replies import FaultError
 
 MAX_ANSWER_BYTES = 4 << 20
 """Far above the longest chain of thought with its log-probs."""
+
+
+class HttpAnswer(NamedTuple):
+    """Whatever came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+async def post(
+    session: aiohttp.ClientSession, url: str, data: bytes, headers: Mapping[str, str]
+) -> HttpAnswer:
+    """The answer to a body, unpacked; empty where only the status could be read.
+
+    Raises:
+      FaultError: there is none.
+    """
+    status = 0
+    try:
+        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+            status = response.status
+            try:
+                content = await read_body(response)
+            except (FaultError, aiohttp.ClientPayloadError):
+                if status == 200:
+                    raise
+                content = b""  # the status says what is wrong
+        return HttpAnswer(status, response.headers, content)
+    except aiohttp.ConnectionTimeoutError:
+        fault = FaultError("unreachable", "no connection in time")
+    except TimeoutError:
+        fault = FaultError("silent", f"no answer within {session.timeout.total:g} s")
+    except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
+        reason = str(error.strerror or type(error).__name__)
+        fault = FaultError("unreachable", f"no connection ({reason})")
+    except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+        fault = FaultError("cut", "the connection broke off before the answer was complete")
+    except aiohttp.ClientError as error:
+        fault = FaultError("cut", f"no valid HTTP answer ({type(error).__name__})")
+    except FaultError as error:
+        fault = error
+    fault.is_within_200 = status == 200
+    raise fault
 
 
 async def read_body(response: aiohttp.ClientResponse) -> bytes:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emodistill.errors import InputError
-from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.llm.keys import Limits
 from emodistill.llm.usage import Usage, total_usage
 from emodistill.records import Judgement, Trajectory
 
@@ -26,6 +26,28 @@ class Need(NamedTuple):
     completion_tokens: float
     cost_usd: float
     hours: float
+
+
+class Allowed(NamedTuple):
+    """The limits of a model that takes some of a stage's calls."""
+
+    stage: str
+    share: float
+    """Of the stage's calls, and of their tokens."""
+    limits: Limits
+    num_allowances: int
+    """How many times over: one for each key, or for each account."""
+
+    def hours(self, num_calls: float, num_tokens: float) -> float:
+        """How long so many calls of the stage take at least."""
+        limits = self.limits
+        bounds = (
+            (num_calls / 3600, limits.requests_per_second),
+            (num_calls / 60, limits.requests_per_minute),
+            (num_tokens / 60, limits.tokens_per_minute),
+        )
+        times = [amount / rate for amount, rate in bounds if rate is not None]
+        return self.share * max(times, default=0.0) / self.num_allowances
 
 
 class Forecast(NamedTuple):
@@ -63,14 +85,13 @@ def forecast(
     *,
     num_dialogues: int,
     concurrency: int,
-    num_keys: int = 1,
-    limits: Limits = UNLIMITED,
+    allowed: Sequence[Allowed] = (),
 ) -> Forecast:
     """Scale a pilot up; a judge call is taken to last as long as the mean call of the pilot.
 
     Args:
       judgements: among them those of the pilot's turns, failed and repeated calls included.
-      limits, num_keys: what each key may within a minute, and how many there are.
+      allowed: what each model may be asked.
 
     Raises:
       InputError: the pilot is too small to know anything.
@@ -103,10 +124,8 @@ def forecast(
 
     def need(stage: str, usages: Sequence[Usage]) -> Need:
         calls, _, prompt, completion, usd, busy_s, *_ = total_usage(usages)
-        rates = (limits.requests_per_minute, limits.tokens_per_minute)
-        per_minute = zip((calls, prompt + completion), rates, strict=True)
-        minutes = [amount / (rate * num_keys) for amount, rate in per_minute if rate is not None]
-        hours = max(busy_s / concurrency / 3600, *(m / 60 for m in minutes), 0.0)
+        limited_h = [one.hours(calls, prompt + completion) for one in allowed if one.stage == stage]
+        hours = max(busy_s / concurrency / 3600, *limited_h, 0.0)
         return Need(stage, *(scale * value for value in (calls, prompt, completion, usd, hours)))
 
     num_turns = np.array([len(t.turns) for t in pilot], float)

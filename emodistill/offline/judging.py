@@ -20,6 +20,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Completion
 from emodistill.offline.budget import Budget
 from emodistill.offline.store import read_judgements
@@ -28,6 +29,7 @@ from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
+from emodistill.untrusted import file_name
 
 log = logging.getLogger("emodistill.offline")
 
@@ -93,7 +95,7 @@ class JudgeItem(NamedTuple):
 
 def judge_path(directory: Path, judge: str) -> Path:
     """`judge/<judge>.jsonl`; characters that no file name should have become dashes."""
-    return directory / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', judge).strip('.-') or 'judge'}.jsonl"
+    return directory / f"{file_name(judge) or 'judge'}.jsonl"
 
 
 def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[ScoreKey, int]:
@@ -113,6 +115,7 @@ async def run_judging(
     path: Path,
     client: ChatClient,
     pack: PromptPack,
+    model: str | None = None,
 ) -> JobsResult:
     """Score every item that `path` doesn't hold yet, at temperature 0.
 
@@ -122,6 +125,7 @@ async def run_judging(
     Args:
       config: a judge that it does not name is the default of the client's provider.
       path: see `judge_path`.
+      model: what the client's server calls the judge, if not by its name.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -139,6 +143,7 @@ async def run_judging(
         for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
     ]
     num_new = 0
+    clients = ClientGroup([client])
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
@@ -151,9 +156,9 @@ async def run_judging(
         pending = [item for item in items if attempts.are_left(item)]
         budget = Budget(
             path,
-            client,
+            clients,
             config.max_cost_usd,
-            models=[judge],
+            unpriced=[] if client.provider.is_priced(model or judge) else [judge],
             finished_usd=[line.cost_usd for line in earlier],
         )
 
@@ -164,6 +169,7 @@ async def run_judging(
             line = Judgement(
                 **item._asdict(),
                 judge=judge,
+                provider=client.provider.label,
                 attempt=attempt,
                 rubric_sha256=pack.rubric_sha256,
                 raw=answer.text,
@@ -189,7 +195,7 @@ async def run_judging(
                 attempt = attempts.num_failed[item]
                 completion = await client.chat(
                     messages,
-                    model=judge,
+                    model=model or judge,
                     temperature=0.0,
                     max_tokens=config.judge_max_tokens << attempt,  # it may have been cut
                     seed=derive(config.seed, "judge", *map(str, item), attempt),
@@ -214,7 +220,7 @@ async def run_judging(
             pending,
             score_one,
             on_failure=give_up,
-            client=client,
+            clients=clients,
             budget=budget,
             bar=bar,
             concurrency=config.concurrency,

@@ -41,7 +41,7 @@ from emodistill.reports.results import (
 from emodistill.reports.scenario_sources import source_text
 from emodistill.runs import read_manifest
 from emodistill.train.metrics_log import METRICS
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import file_name, setting_of
 
 CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "
@@ -287,7 +287,7 @@ def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dic
     usual = config.counterparty
     if usual is None and manifest is not None:
         usual = setting_of(manifest.stage, manifest.config, "counterparty", str)
-    usual = usual and usual.replace("/", "-")
+    usual = usual and file_name(usual)
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")

@@ -20,7 +20,7 @@ from emodistill.model.processes import agree, is_first, joined
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages.language_models import default_model
+from emodistill.stages.language_models import default_model, usual_provider
 from emodistill.stages.stage import (
     Output,
     Requirement,
@@ -129,7 +129,8 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
             provider = _provider_of_sweep(config.run / config.domain)
             config = dataclasses.replace(config, **provider)
         if isinstance(config, ApiConfig):
-            config = dataclasses.replace(config, **_unnamed_models(config))
+            is_real = not (cell.config.is_simulated and _was_simulated(cell.config))
+            config = dataclasses.replace(config, **_unnamed_models(config, is_real))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
         name = pasted(config, file).name
@@ -139,13 +140,18 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
     return commands, made
 
 
-def _unnamed_models(config: ApiConfig) -> dict[str, str]:
-    """Settings of models that nobody has named where the provider has none of its own."""
-    roles = {"model": "focal", "counterparty": "counterparty", "judge": "judge"}
+def _unnamed_models(config: ApiConfig, is_real: bool) -> dict[str, str]:
+    """Settings of models that nobody has named where the provider has none of its own.
+
+    Args:
+      is_real: whether real models play, so that the simulator is nobody's default.
+    """
+    is_nobody = is_real and usual_provider(config) is None
     return {
-        name: PLACEHOLDER
-        for name, role in roles.items()
-        if getattr(config, name, PLACEHOLDER) is None and default_model(config, role) is None
+        role: PLACEHOLDER
+        for role in ("focal", "counterparty", "judge")
+        if getattr(config, role, PLACEHOLDER) is None
+        and (is_nobody or default_model(config, role) is None)
     }
 
 
@@ -208,8 +214,16 @@ def _lacking(cell: Cell) -> list[Cell]:
             is_there = is_there and all(path.is_file() for path in files)
         if not is_there:
             required = required_cell(cell, need)
-            lacking += [one for one in (*_lacking(required), required) if one not in lacking]
+            for one in (*_lacking(required), required):
+                if one not in lacking and not any(_is_same_sweep(one, known) for known in lacking):
+                    lacking.append(one)
     return lacking
+
+
+def _is_same_sweep(one: Cell, other: Cell) -> bool:
+    """Whether two cells are the sweep of one run and domain, whoever plays it."""
+    keys = [(c.config.stage, c.config.run, c.config.domain) for c in (one, other)]
+    return one.config.stage == "sweep" and keys[0] == keys[1]
 
 
 def required_cell(cell: Cell, need: Requirement) -> Cell:
@@ -218,6 +232,8 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     shared["run"] = config.run
+    if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
+        shared["focal"] = config.focal  # a real model's sweep is no simulated one
     if hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
     elif stage.is_data:
@@ -226,23 +242,23 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:
         shared[stage.config.student_field] = student
-    if cell.settings is not None:
-        settings = cell.settings
-    elif student == EMBEDDED and _is_all_simulated(config):
-        settings = Settings.preset("quickstart")
-    else:
-        settings = Settings()
+    passed = cell.settings  # what needs real models asks for no stage at the quickstart's size
+    if passed is None and not (student == EMBEDDED and _is_all_simulated(config)):
+        passed = Settings()
+    settings = passed or Settings.preset("quickstart")
     base = stage.resumed(settings.config(stage.config, **shared | dict(need.shared)))
-    return Cell(dataclasses.replace(base, **need.changes), base, cell.settings)
+    return Cell(dataclasses.replace(base, **need.changes), base, passed)
 
 
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
+    return config.is_simulated and _was_simulated(config)
+
+
+def _was_simulated(config: Any) -> bool:
+    """Whether the dialogues that `config` builds on were."""
     home = (getattr(config, "data_from", None) or config.run) / config.domain
     manifest = read_manifest(home / "sweep")
-    was_simulated = (
-        not (home / TRAJECTORIES).is_file()
-        if manifest is None
-        else manifest.config.get("counterparty") in SIMULATED
-    )
-    return config.is_simulated and was_simulated
+    if manifest is None:
+        return not (home / TRAJECTORIES).is_file()
+    return all(manifest.config.get(role) in SIMULATED for role in ("focal", "counterparty"))

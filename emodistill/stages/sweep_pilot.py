@@ -6,18 +6,17 @@ import dataclasses
 import functools
 import shlex
 from pathlib import Path
-from typing import Any
 
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
-from emodistill.llm.providers import get_provider
-from emodistill.offline.forecast import forecast
+from emodistill.llm.keys import KeyPool
+from emodistill.offline.forecast import Allowed, forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
 from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
-from emodistill.stages.language_models import model_name
+from emodistill.stages.language_models import endpoint_of
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import play_sweep, split_of
 
@@ -29,7 +28,7 @@ def plan(cell: Cell) -> Path:
       A JSON file of the forecast, beside the dialogues.
     """
     config: PlanConfig = cell.config
-    model_name(config, "judge", config.judge)
+    endpoint_of(config, "judge")
     planned = plan_sweep(
         split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
@@ -50,17 +49,13 @@ def plan(cell: Cell) -> Path:
     run(Cell(sweep), functools.partial(play_sweep, num_dialogues=len(pilot)))
     judging = functools.partial(score_sweep, only=pilot)
     scores = run(Cell(judge), judging).path
-    keys: dict[str, Any] = {}
-    if not config.is_simulated:
-        provider = get_provider(config.provider, base_url=config.base_url)
-        keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
     home = config.run / config.domain
     expected = forecast(
         [t for t in read_trajectories(home / TRAJECTORIES) if t.trajectory_id in pilot],
         read_judgements(scores),
         num_dialogues=len(planned),
         concurrency=config.concurrency,
-        **keys,
+        allowed=_allowed(config),
     )
     out = home / "sweep/forecast.json"
     parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}
@@ -71,3 +66,27 @@ def plan(cell: Cell) -> Path:
         f"{shlex.quote(str(out.with_name('config.yaml')))}"
     )
     return out
+
+
+def _allowed(config: PlanConfig) -> list[Allowed]:
+    """What the models may be asked; one that plays both roles takes all calls of the sweep."""
+    if config.replay is not None:
+        return []
+    shares: dict[tuple[str, str], float] = {}
+    endpoints = {}
+    for stage, role, share in (
+        ("sweep", "focal", 0.5),
+        ("sweep", "counterparty", 0.5),
+        ("judge", "judge", 1.0),
+    ):
+        endpoint = endpoint_of(config, role)
+        name = stage, endpoint.text
+        shares[name] = shares.get(name, 0.0) + share
+        endpoints[name] = endpoint
+    found = []
+    for (stage, text), share in shares.items():
+        provider, model, _ = endpoints[stage, text]
+        limits = provider.profile(model).limits
+        pool = KeyPool(provider.read_keys(), limits=limits)
+        found.append(Allowed(stage, share, limits, pool.num_allowances))
+    return found

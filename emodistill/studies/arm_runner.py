@@ -32,10 +32,12 @@ SHARED = (
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
 )
 """Settings that a study hands on to its stages."""
+ROLES = ("focal", "counterparty")
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = (
-    *("model", "student", "student_url", "student_model", "allow_unverified"),
-    *("counterparty", "num_scenarios", "num_seeds"),
+    *ROLES,
+    *("student", "student_url", "student_model", "allow_unverified"),
+    *("num_scenarios", "num_seeds"),
 )
 
 
@@ -72,8 +74,10 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
     domains = [
         d for arm in planned for d in (arm.domain, arm.playing.get("trained_on", arm.domain))
     ]
+    playing = planned[0].playing  # a study of counterparties names them by its arms
+    roles = _given(config, ROLES) | {role: playing[role] for role in ROLES if role in playing}
     for domain in dict.fromkeys(domains):
-        home = settings.config(EvaluateConfig, domain=domain, **_given(config, SHARED))
+        home = settings.config(EvaluateConfig, domain=domain, **_given(config, SHARED), **roles)
         prepare(Cell(home, None, settings), only=("sweep",))
     spent_usd = 0.0
 
@@ -154,7 +158,7 @@ def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
 
 def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
-    shared = _given(config, SHARED) | {"domain": arm.domain}
+    shared = _given(config, SHARED) | {"domain": arm.domain, "yes": True}
     judge = _given(config, ("judge",))
     base = settings.config(EvaluateConfig, **shared, **_given(config, PLAYING))
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
