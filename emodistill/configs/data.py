@@ -47,10 +47,11 @@ class DialogueConfig(ApiConfig):
     agreement: AgreementRule = "stand"
     """When a dialogue counts as agreed; `upstream` is the |difference| <= 5 rule, to compare."""
     offer_reader: OfferReaderKind = "pattern"
-    """`llm` asks a language model which figure each utterance puts forward."""
+    """`llm` asks a language model which figure each utterance puts forward, and whether it says
+    yes, sets a condition or ends the talks."""
     reader: str | None = None
-    """The language model that reads offers, with --offer-reader llm."""
-    reader_max_tokens: int = setting(24, ge=1)
+    """The language model that reads utterances, with --offer-reader llm."""
+    reader_max_tokens: int = setting(48, ge=1)
     """Tokens of its answer at most; one that thinks first needs more."""
     keep_unread: bool = setting(False, operational=True)
     """Go on although most utterances carry no readable offer, or most offers lie far outside target

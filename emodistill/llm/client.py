@@ -246,8 +246,12 @@ class ChatClient:
         max_tokens: int,
         seed: int | None = None,
         sticky: str = "",
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         """One completion; `sticky` (a dialogue's id) picks the API key.
+
+        Args:
+          answer_schema: the JSON Schema of the answer, for servers that hold their models to one.
 
         Raises:
           RefusedError: the server refuses this request (400 and its like).
@@ -255,7 +259,12 @@ class ChatClient:
           ApiError: nothing can work as things are set up: URL, model name, keys.
         """
         data = self._body(
-            messages, model=model, temperature=temperature, max_tokens=max_tokens, seed=seed
+            messages,
+            model=model,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            extra=self.provider.response_format(answer_schema),
         )
         completion = self.cache.get(sticky, data) if self.cache else None
         if completion is None:

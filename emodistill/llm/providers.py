@@ -49,6 +49,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limits: Limits = UNLIMITED
     max_tokens_field: str = "max_tokens"
     extra_body: Mapping[str, Any] = {}
+    json_schema: bool = False
     dead_codes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,6 +60,14 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def price(self, model: str) -> Price | None:
         """The model's price, None where it is not known."""
         return self.prices.get(model, self.prices.get("*"))
+
+    def response_format(self, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The field of a request that holds the answer to a JSON Schema; none where there is no
+        schema, or the provider takes none."""
+        if schema is None or not self.json_schema:
+            return {}
+        named = {"name": "answer", "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
 
     def default_model(self, role: str) -> str:
         """The model for `focal`, `counterparty`, `judge` or `reader`.

@@ -15,7 +15,7 @@ from emodistill.errors import InputError
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.sweep import failures_path, run_sweep
-from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
+from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
@@ -47,7 +47,7 @@ def _job(cell: Cell) -> Job:
     check_prompts(details.pack, located, ("focal", "counterparty"))
     inputs = {"prompt pack": details.pack.sha256}
     if details.reader is not None:
-        inputs["offer reader's prompt"] = offer_prompt_sha256()
+        inputs["reader's prompt"] = reading_prompt_sha256()
     files = [path for path in (scenario_file(config), config.test_ids) if path is not None]
     inputs |= input_hashes(files, config.run)
     home = config.run / config.domain
