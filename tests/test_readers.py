@@ -17,6 +17,7 @@ from emodistill.llm.usage import Completion
 from emodistill.negotiation import mediate, read_offer
 from emodistill.negotiation.mediator import ONGOING
 from emodistill.negotiation.readers import ACTS, LlmReader, parse_answer
+from emodistill.offline.reader_agreement import compare_readers
 from emodistill.offline.store import read_trajectories
 from emodistill.prompts import reading_messages
 from emodistill.records import Turn
@@ -222,6 +223,52 @@ def test_where_the_acts_are_read_rightly_the_mediator_is_right():
         assert verdicts(read, case)[-1] == (case["outcome"], value), case["turns"]
         num_checked += 1
     assert num_checked >= 60
+
+
+def test_a_sweep_says_where_the_patterns_read_otherwise(tmp_path, capsys):
+    """On the simulator: the reader of its own agrees with them on nearly all offers and ends."""
+    run_stage(SweepConfig(run=tmp_path, num_scenarios=10, num_seeds=2, offer_reader="llm"))
+    shares = read_manifest(tmp_path / "crad/sweep").summary
+    assert shares["same_offers"] >= 0.99 and shares["same_outcomes"] >= 0.95
+    said = capsys.readouterr().out
+    assert "the patterns would read the same offer in" in said and "of 20 dialogues in" in said
+    run_stage(SweepConfig(run=tmp_path / "patterns", num_scenarios=2, num_seeds=1))
+    assert not (tmp_path / "patterns/crad/sweep/disagreements.jsonl").exists()
+
+
+def said(*lines):
+    """Turns with what a model has read: (text, offer, act)."""
+    return tuple(
+        Turn(
+            index=i,
+            speaker=("focal", "counterparty")[i % 2],
+            emotion=None,
+            text=text,
+            offer=offer,
+            act=act,
+        )
+        for i, (text, offer, act) in enumerate(lines)
+    )
+
+
+def test_disagreements_are_counted_and_listed():
+    first = ("I need 30 days.", 30.0, "propose")
+    alike = trajectory("alike", said(first, ("Agreed, 30 days.", 30.0, "accept")), final_value=30.0)
+    unheard = ("You have my word.", None, "accept")  # in words that no pattern knows
+    later = trajectory("later", said(first, unheard), final_value=30.0)
+    earlier = trajectory(
+        "earlier", said(first, ("Agreed.", None, "none"), ("Well, 40 days?", None, "none"))
+    )
+    agreement = compare_readers([alike, later, earlier])
+    assert agreement.shares == {"same_offers": 6 / 7, "same_outcomes": 1 / 3}
+    by_turn = {(d.trajectory_id, d.turn_index): d for d in agreement.disagreements}
+    assert list(by_turn) == [("later", 1), ("earlier", 1), ("earlier", 2)]
+    missed = by_turn["later", 1]
+    assert (missed.heard, missed.text) == ("I need 30 days.", "You have my word.")
+    assert (missed.outcome, missed.final_value) == ("accepted", 30.0)
+    assert missed.pattern_outcome == "ongoing"
+    assert by_turn["earlier", 1].pattern_final_value == 30.0
+    assert by_turn["earlier", 2].pattern_offer == 40.0  # an offer read otherwise, whatever follows
 
 
 def test_dialogues_read_by_patterns_and_by_a_model_are_not_mixed(tmp_path):

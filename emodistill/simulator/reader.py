@@ -30,9 +30,9 @@ _DOUBT = re.compile(
 )
 _YES = re.compile(
     r"\b(agreed?|deal|accept(ed)?|fine|okay|ok|yes|yeah|sure|all right|alright|consider it done|"
-    r"(?<!nothing )works? for|sounds (good|fair|right|okay|about right)|it is|it shall be|"
-    r"I('ll| will) take (it|that)|I can live with|I'm in|good enough|taken|count me in|"
-    r"(book|confirm(ing)?) it)\b",
+    r"(?<!nothing )works? for|sounds (good|fair|right|okay|about right)|"
+    r"\w+ it (is|shall be)(?=[.,!])|I('ll| will) take (it|that)|"
+    r"I can live with|I'm in|good enough|taken|count me in|(book|confirm(ing)?) it)\b",
     re.I,
 )
 _CONDITION = re.compile(

@@ -13,7 +13,9 @@ from emodistill.domains import load_split
 from emodistill.domains.loading import LoadedSplit
 from emodistill.errors import InputError
 from emodistill.offline.data_checks import check_prompts
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
+from emodistill.offline.reader_agreement import compare_readers
+from emodistill.offline.run_files import DISAGREEMENTS, SCENARIOS, TRAJECTORIES
+from emodistill.offline.store import read_trajectories, write_records
 from emodistill.offline.sweep import failures_path, run_sweep
 from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
@@ -120,6 +122,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 num_dialogues=num_dialogues,
             )
         swept.check("see why, and start again")
+        readers = {} if details.reader is None else _compare_readers(config)
         return Result(
             swept.summary,
             swept.cost_usd,
@@ -128,12 +131,24 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 "is_split_given": details.loaded.is_given,
                 "unusual_answers": swept.usage.unusual,
                 **swept.shares,
+                **readers,
             },
             is_complete=swept.is_complete,
             is_part=num_dialogues is not None,
         )
 
     return asyncio.run(work())
+
+
+def _compare_readers(config: SweepConfig) -> dict[str, float]:
+    """How often the patterns would have read the dialogues alike, for the manifest; says so, and
+    lists the differences in a file."""
+    home = config.run / config.domain
+    agreement = compare_readers(read_trajectories(home / TRAJECTORIES))
+    write_records(home / DISAGREEMENTS, agreement.disagreements)
+    listed = f"; see {home / DISAGREEMENTS}" if agreement.disagreements else ""
+    print(f"sweep: {agreement.text}{listed}.", flush=True)
+    return agreement.shares
 
 
 def _resumed(config: SweepConfig) -> SweepConfig:
