@@ -2,6 +2,7 @@
 
 python scripts/judge.py --domain hospital
 python scripts/judge.py --level dialogue
+python scripts/judge.py --provider openai --batch
 python scripts/judge.py --judge deepseek-chat --compare gpt-4o-mini
 """
 

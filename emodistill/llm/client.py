@@ -117,13 +117,15 @@ class ScoredCompletion(NamedTuple):
     scores: tuple[ScoredPosition, ...]
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """One call: its body, and what is known of it without reading that."""
 
     data: bytes
     model: str
     max_tokens: int
-    sticky: str
+    sticky: str = ""
+    price_share: float = 1.0
+    """What is left of the price, as where it is asked by file batch."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -258,7 +260,7 @@ class ChatClient:
           ExhaustedError: trouble on every attempt.
           ApiError: nothing can work as things are set up: URL, model name, keys.
         """
-        data = self._body(
+        data = self.body(
             messages,
             model=model,
             temperature=temperature,
@@ -268,10 +270,25 @@ class ChatClient:
         )
         completion = self.cache.get(sticky, data) if self.cache else None
         if completion is None:
-            completion = await self._answer(_Call(data, model, max_tokens, sticky))
+            completion = await self._answer(Call(data, model, max_tokens, sticky))
             if self.cache:
                 self.cache.add(sticky, data, completion)
         return completion
+
+    def answered(self, call: Call, content: bytes) -> Completion:
+        """The completion in the body of an HTTP 200 that has come otherwise than by `chat`, as in
+        the results of a file batch; counted as one call.
+
+        Raises:
+          FaultError: there is none.
+        """
+        self._count(Usage(num_calls=1))
+        try:
+            return self._completion(self._read(content, {}), call, 0.0)
+        except FaultError as fault:
+            self._count_lost(call, fault)
+            fault.detail = self._shown(fault.detail)
+            raise
 
     async def scored_chat(
         self,
@@ -289,12 +306,12 @@ class ChatClient:
         Raises:
           RefusedError, ExhaustedError, ApiError: as `chat`.
         """
-        data = self._body(
+        data = self.body(
             messages, model=model, temperature=0.0, max_tokens=max_tokens, seed=0, extra=extra
         )
-        return await self._call(_Call(data, model, max_tokens, ""))
+        return await self._call(Call(data, model, max_tokens, ""))
 
-    def _body(
+    def body(
         self,
         messages: Sequence[Message],
         *,
@@ -304,6 +321,7 @@ class ChatClient:
         seed: int | None,
         extra: Mapping[str, Any] | None = None,
     ) -> bytes:
+        """The body of a request, as JSON."""
         body: dict[str, Any] = {
             "model": model,
             "messages": messages,
@@ -317,7 +335,7 @@ class ChatClient:
         body.update(extra or {})
         return json.dumps(body).encode()
 
-    async def _answer(self, request: _Call) -> Completion:
+    async def _answer(self, request: Call) -> Completion:
         """From a recording, or from the server and into one."""
         if isinstance(self._tape, Replayer):
             call = await self._tape.play(request.sticky, request.data)
@@ -344,7 +362,7 @@ class ChatClient:
     def _count(self, used: Usage) -> None:
         self.usage = self.usage.plus(used)
 
-    async def _call(self, request: _Call) -> ScoredCompletion:
+    async def _call(self, request: Call) -> ScoredCompletion:
         try:
             return await self._with_some_key(request, 1)
         except FaultError as fault:
@@ -367,7 +385,7 @@ class ChatClient:
             last = fault
         raise self._error(last, request.model)  # out here, so that the error has no context to show
 
-    async def _with_some_key(self, request: _Call, number: int) -> ScoredCompletion:
+    async def _with_some_key(self, request: Call, number: int) -> ScoredCompletion:
         """The `number`-th attempt; it goes on to another key where one is dead or may not."""
         forbidden: dict[ApiKey, FaultError] = {}
         num_tokens = request.num_prompt_tokens + request.max_tokens
@@ -432,7 +450,7 @@ class ChatClient:
         is_key_resting = error.retry_after_s or error.kind == "limited"
         return 0.0 if is_key_resting else True
 
-    async def _attempt(self, key: ApiKey, request: _Call) -> ScoredCompletion:
+    async def _attempt(self, key: ApiKey, request: Call) -> ScoredCompletion:
         if self._session is None:
             raise RuntimeError("ChatClient is an async context manager: async with ChatClient(…).")
         self._count(Usage(num_calls=1))
@@ -478,15 +496,16 @@ class ChatClient:
             completion = self._completion(reply, request, latency_s)
             self.gate.went_well()
             return ScoredCompletion(completion, reply.scores)
-        if (
-            status == 200
-            and fault.kind in ("cut", "silent", "broken", "alien")
-            and not fault.status
-        ):
-            # A model worked for it, so it will be billed, for as long an answer as was allowed.
-            self._count(self._used(request, fault.usage, request.max_tokens))
+        if status == 200:
+            self._count_lost(request, fault)
         fault.detail = self._shown(fault.detail)
         raise fault
+
+    def _count_lost(self, request: Call, fault: FaultError) -> None:
+        """A model worked for an answer that came to nothing, so it will be billed, for as long an
+        answer as was allowed."""
+        if fault.kind in ("cut", "silent", "broken", "alien") and not fault.status:
+            self._count(self._used(request, fault.usage, request.max_tokens))
 
     def _read(self, content: bytes, headers: Mapping[str, str]) -> Reply:
         """The reply in an answer; an error that it states is taken as if HTTP had said so."""
@@ -502,7 +521,7 @@ class ChatClient:
                 fault.detail += f": {self._words(None, content)}"
             raise
 
-    def _completion(self, reply: Reply, request: _Call, latency_s: float) -> Completion:
+    def _completion(self, reply: Reply, request: Call, latency_s: float) -> Completion:
         """What a reply means, and costs.
 
         Raises:
@@ -537,7 +556,7 @@ class ChatClient:
             "length" if is_cut else "stop",
         )
 
-    def _used(self, request: _Call, stated: StatedUsage, num_completion_tokens: int) -> Usage:
+    def _used(self, request: Call, stated: StatedUsage, num_completion_tokens: int) -> Usage:
         """The tokens and the cost of an answer.
 
         Args:
@@ -552,7 +571,8 @@ class ChatClient:
         cost_usd = 0.0
         if price := self.provider.price(request.model):
             cached_tokens = min(prompt_tokens, cached_tokens)
-            cost_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
+            full_usd = price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
+            cost_usd = request.price_share * full_usd
         return Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

@@ -50,6 +50,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_tokens_field: str = "max_tokens"
     extra_body: Mapping[str, Any] = {}
     json_schema: bool = False
+    batch_share: float | None = None
     dead_codes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
