@@ -148,8 +148,8 @@ test_batch_judging.judge(Path({path!r}), {url!r})
 """
 
 
-def killed(path, url, moment):
-    """Start the judge in a process of its own and kill it as soon as `moment()`."""
+def killed(path, url, moment, by=signal.SIGKILL):
+    """Start the judge in a process of its own and kill it as soon as `moment()`; its exit code."""
     code = CHILD.format(tests=str(Path(__file__).parent), path=str(path), url=url)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, env=os.environ, text=True
@@ -159,8 +159,9 @@ def killed(path, url, moment):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(by)
     process.communicate()
+    return process.returncode
 
 
 @pytest.mark.parametrize("moment", ["while the batch is made", "after it was made"])
@@ -216,7 +217,11 @@ def whole_lines(path):
 
 def test_one_by_one_is_refused_while_a_batch_is_under_way(path):
     with BatchServer(num_open_looks=10**6) as server:
-        killed(path, server.base_url, lambda: any(b["looks"] for b in server.batches.values()))
+
+        def is_made():
+            return any(batch["looks"] for batch in server.batches.values())
+
+        assert killed(path, server.base_url, is_made, signal.SIGINT) == 0  # stopped as asked
         with pytest.raises(InputError, match=r"a batch of 12 items is under way .*Add --batch"):
             judge(path, server.base_url, batch=False)
         with pytest.raises(InputError, match="a batch with --level turn is under way"):

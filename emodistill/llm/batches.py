@@ -42,6 +42,8 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 """After trouble with a call about a batch: doubled each time, half a minute in all."""
 FIRST_POLL_S, MAX_POLL_S = 1.0, 60.0
 """Between two looks whether a batch has ended; some end in seconds, most take hours."""
+UPLOAD_S = 3_600.0
+"""For a file to go up: a quarter of a megabit a second is enough."""
 NUM_LISTED = 100
 """Batches in which one is looked for that was made just before."""
 
@@ -269,8 +271,8 @@ class BatchClient:
         form: Callable[[], aiohttp.FormData] | None = None,
     ) -> dict[str, Any]:
         sent: dict[str, Any] = {} if body is None else {"json": body}
-        if form is not None:
-            sent["data"] = form()
+        if form is not None:  # while a file goes up, there is nothing to read
+            sent = {"data": form(), "timeout": aiohttp.ClientTimeout(total=UPLOAD_S)}
         async with await self._response(method, path, **sent) as response:
             try:
                 answer = parse_json(await read_body(response))

@@ -122,7 +122,7 @@ class BatchJudging:
     def _name(self, item: JudgeItem) -> str:
         """What the next attempt at an item is called in a batch: the same after a restart."""
         attempt = [*item, self._job.attempts.num_failed[item]]
-        return hashlib.sha256(canonical_json(attempt).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(attempt).encode()).hexdigest()[:32]
 
     def _call(self, item: JudgeItem) -> Call:
         """The next attempt at an item, as it is asked."""

@@ -53,7 +53,11 @@ def plan(cell: Cell) -> Path:
     keys: dict[str, Any] = {}
     if not config.is_simulated:
         provider = get_provider(config.provider, base_url=config.base_url)
-        keys = {"limits": provider.limits, "num_keys": max(1, len(provider.read_keys()))}
+        keys = {
+            "limits": provider.limits,
+            "num_keys": max(1, len(provider.read_keys())),
+            "batch_share": provider.batch_share,
+        }
     home = config.run / config.domain
     expected = forecast(
         [t for t in read_trajectories(home / TRAJECTORIES) if t.trajectory_id in pilot],
