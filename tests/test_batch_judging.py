@@ -1,6 +1,5 @@
 """Judging by file batches: joined by name, sent again, killed, resumed, and half the price."""
 
-import asyncio
 import json
 import os
 import signal
@@ -11,38 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
+from batch_judge import USD, judge
 from batch_server import BatchServer, answered, refused
-from test_judging import DIALOGUES, NUM_TURNS, PACK, SCENARIOS
+from test_judging import DIALOGUES, NUM_TURNS
+from tiny_run import run_stage
 
-from emodistill.configs import JudgeConfig
+from emodistill.configs import JudgeConfig, SweepConfig
 from emodistill.errors import ApiError, InputError
-from emodistill.llm import ChatClient, Price, Provider
 from emodistill.llm.batches import read_line
 from emodistill.offline import batch_judging
 from emodistill.offline.batch_judging import batch_path
 from emodistill.offline.budget import read_usage
-from emodistill.offline.judging import judge_path, run_judging, scores_by_turn
+from emodistill.offline.judging import judge_path, scores_by_turn
 from emodistill.offline.store import read_judgements
-
-PRICE = Price(1e3, 2e3)
-USD = (10 * 1e3 + 5 * 2e3) / 1e6
-"""Of one answer of the server's, at the full price."""
-
-
-def judge(path, url, *, share=0.5, **settings):
-    """Run the judge at a server of batches, in this process."""
-    config = JudgeConfig(**({"judge": "a-judge", "batch": True} | settings))
-    provider = Provider(
-        name="test", base_url=url, prices={"a-judge": PRICE}, batch_share=share, key="none"
-    )
-
-    async def main():
-        async with ChatClient(provider, ()) as client:
-            return await run_judging(
-                config, DIALOGUES, SCENARIOS, path=path, client=client, pack=PACK
-            )
-
-    return asyncio.run(main())
 
 
 @pytest.fixture
@@ -87,7 +67,7 @@ def test_half_the_price_is_in_the_books(path):
 
 
 def test_a_refused_line_fails_and_a_lost_one_is_sent_again(path):
-    """PROVIDERS.md, no. 8: reversed lines, one 400, one id that is missing."""
+    """Lines come reversed, one is a 400, and one is missing."""
 
     def respond(body, number):
         if is_about(body, "utterance 2 of debt_001 in sweep 1"):
@@ -143,8 +123,8 @@ CHILD = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_batch_judging
-test_batch_judging.judge(Path({path!r}), {url!r})
+import batch_judge
+batch_judge.judge(Path({path!r}), {url!r})
 """
 
 
@@ -308,6 +288,26 @@ def test_a_ceiling_on_the_cost_sends_what_fits_under_it(path):
         assert result.cost_usd <= 2.0
         assert judge(path, server.base_url).is_complete
     assert set(server.billed.values()) == {1}
+
+
+def test_the_stage_judges_a_sweep_by_batch(tmp_path, monkeypatch):
+    """As `judge.py --provider batches --judge j --batch` does."""
+    run_stage(SweepConfig(run=tmp_path / "run", num_scenarios=2, num_seeds=1))
+    with BatchServer() as server:
+        own = tmp_path / "providers.toml"
+        own.write_text(
+            f'[batches]\nbase_url = "{server.base_url}"\nkey = "none"\nbatch_share = 0.5\n'
+            "prices = { j = [1.0, 2.0] }\n"
+        )
+        monkeypatch.setenv("EMODISTILL_PROVIDERS", str(own))
+        config = JudgeConfig(run=tmp_path / "run", provider="batches", judge="j", batch=True)
+        made = run_stage(config)
+    (manifest,) = (tmp_path / "run/crad/judge").glob("*.manifest.json")
+    told = json.loads(manifest.read_text())
+    lines = read_judgements(made.path)
+    assert told["status"] == "finished" and len(lines) == sum(server.billed.values()) > 0
+    assert told["cost_usd"] == pytest.approx(sum(line.cost_usd for line in lines))
+    assert lines[0].cost_usd == pytest.approx((10 * 1.0 + 5 * 2.0) / 1e6 / 2)
 
 
 def test_a_provider_without_batches_says_so(path):
