@@ -155,6 +155,7 @@ def test_the_simulated_reader_reads_what_the_simulated_speakers_write(domain, tm
     turns = [turn for t in trajectories for turn in t.turns]
     agreed = [turn.offer == read_offer(turn.text, domain) for turn in turns]
     assert sum(agreed) >= 0.97 * len(agreed)
+    assert {"propose", "accept"} <= {turn.act for turn in turns} <= set(ACTS)
     num_turns = len(turns)
     num_calls = sum(t.usage.calls for t in trajectories)
     assert 2 * num_turns <= num_calls <= 2.1 * num_turns
@@ -233,7 +234,10 @@ def test_a_sweep_says_where_the_patterns_read_otherwise(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "the patterns would read the same offer in" in said and "of 20 dialogues in" in said
     run_stage(SweepConfig(run=tmp_path / "patterns", num_scenarios=2, num_seeds=1))
-    assert not (tmp_path / "patterns/crad/sweep/disagreements.jsonl").exists()
+    by_patterns = tmp_path / "patterns/crad/sweep"
+    assert not (by_patterns / "disagreements.jsonl").exists()
+    played = read_trajectories(by_patterns / "trajectories.jsonl")
+    assert {turn.act for t in played for turn in t.turns} == {None}
 
 
 def said(*lines):
