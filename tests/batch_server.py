@@ -35,13 +35,16 @@ class BatchServer:
       num_open_looks: looks at a batch after which it has ended.
       hold: an event after which `POST /batches` is answered; the batch is made at once.
       stall_after: lines of a file after which nothing more comes, the first time it is read.
-      faults: statuses with which the next calls of a path are answered, by "POST /batches".
+      is_cut: whether the connection is closed then.
+      faults: statuses with which the next calls of a path are answered, by "POST /batches", and
+        of looks at a batch by "GET /batches/".
     """
 
     respond: object = lambda body, number: answered("SCORE: 8")
     num_open_looks: int = 0
     hold: threading.Event | None = None
     stall_after: int | None = None
+    is_cut: bool = False
     faults: dict = field(default_factory=dict)
     status: str = "completed"
     files: dict = field(default_factory=dict)
@@ -82,7 +85,8 @@ class BatchServer:
 
     @web.middleware
     async def _faulty(self, request, handler):
-        name = f"{request.method} /{request.path.split('/')[2]}"
+        path = request.path.removeprefix("/v1")
+        name = f"{request.method} {path if path.count('/') == 1 else path.rpartition('/')[0] + '/'}"
         self.asked[name] += 1
         response = None
         if pending := self.faults.get(name):
@@ -158,6 +162,9 @@ class BatchServer:
         for number, line in enumerate(lines):
             if number == self.stall_after:
                 self.stall_after = None
+                if self.is_cut:
+                    request.transport.close()
+                    return response
                 await asyncio.sleep(60)
             await response.write(line)
         return response

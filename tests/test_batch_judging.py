@@ -227,6 +227,26 @@ def test_trouble_with_any_call_is_met_by_asking_again(path):
     assert len(server.batches) == 1
 
 
+def test_a_network_that_is_away_for_a_while_ends_no_waiting(path, monkeypatch):
+    away = [(503, False)] * 14
+    with BatchServer(faults={"GET /batches/": list(away)}) as server:
+        assert judge(path, server.base_url).is_complete
+    monkeypatch.setattr("emodistill.llm.batches.PATIENCE_S", 0.0)
+    path.unlink()
+    with (
+        BatchServer(faults={"GET /batches/": 2 * away}) as server,
+        pytest.raises(ApiError, match=r"/batches/batch-0 answered HTTP 503: .*asked twice"),
+    ):
+        judge(path, server.base_url)
+    assert batch_path(path).exists()
+
+
+def test_results_that_break_off_are_fetched_again(path):
+    with BatchServer(stall_after=NUM_TURNS // 2, is_cut=True) as server:
+        assert judge(path, server.base_url).is_complete
+    assert len(read_judgements(path)) == NUM_TURNS and len(server.batches) == 1
+
+
 def test_a_batch_that_is_refused_as_a_whole_says_why_and_leaves_nothing_behind(path):
     with BatchServer(status="failed") as server:
         with pytest.raises(ApiError, match=r"was refused: .*token_limit_exceeded.*--batch-size"):

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -42,6 +43,8 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 """After trouble with a call about a batch: doubled each time, half a minute in all."""
 FIRST_POLL_S, MAX_POLL_S = 1.0, 60.0
 """Between two looks whether a batch has ended; some end in seconds, most take hours."""
+PATIENCE_S = 3_600.0
+"""How long nobody may answer while a batch is waited for: networks are away, laptops sleep."""
 UPLOAD_S = 3_600.0
 """For a file to go up: a quarter of a megabit a second is enough."""
 NUM_LISTED = 100
@@ -206,14 +209,22 @@ class BatchClient:
           on_look: called with what each look at it shows.
 
         Raises:
-          ApiError: see `look`.
+          ApiError: it isn't known there, or nobody has answered for PATIENCE_S.
         """
         pause_s = FIRST_POLL_S
+        heard_s = time.monotonic()
         while True:
-            state = await self.look(batch)
-            on_look(state)
-            if state.state != "open":
-                return state
+            try:
+                state = await self.look(batch)
+            except ExhaustedError as error:  # the batch goes on without us
+                if time.monotonic() - heard_s > PATIENCE_S:
+                    raise
+                log.warning("%s", error)
+            else:
+                heard_s = time.monotonic()
+                on_look(state)
+                if state.state != "open":
+                    return state
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_POLL_S, 1.5 * pause_s)
 
