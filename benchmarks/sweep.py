@@ -26,7 +26,7 @@ from benchmarks.rounds import (
     report,
 )
 from benchmarks.waiting_server import waiting_server
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.offline.workers import run_bounded
 
 MANY_IN_FLIGHT, MANY_CALLS = 1_000, 4_000
@@ -77,8 +77,10 @@ def run(config: SweepBenchmark) -> None:
 
 @asynccontextmanager
 async def _emodistill(url: str, in_flight: int) -> AsyncIterator[Call]:
-    provider = Provider(name="bench", base_url=url, prices={"m": Price(1.0, 2.0)})
-    async with ChatClient(provider, ("key-for-the-bench",), max_in_flight=in_flight) as client:
+    provider = Provider(
+        name="bench", base_url=url, profiles=(("m", {"price": {"input": 1.0, "output": 2.0}}),)
+    )
+    async with ChatClient(provider, [("key-for-the-bench",)], max_in_flight=in_flight) as client:
         yield lambda number: client.chat(MESSAGES, sticky=str(number), **SETTINGS)
 
 

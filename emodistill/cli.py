@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,8 @@ ADVICE = {
     ),
 }
 """What to do about an error of the system."""
+MODEL_FIELDS = frozenset({"focal", "counterparty", "judge", "reader", "counterparties"})
+"""Settings that may name a language model by its address."""
 CONFIG_HELP = "--config FILE.yaml is the base for all flags; flags override it."
 
 
@@ -99,10 +101,8 @@ def parse(
         markers = (tyro.conf.OmitSubcommandPrefixes,)
         config = tyro.cli(union, args=rest, description=text, config=markers)
     if settings is not None and settings.path is not None:
-        flags = ("--base-url", "--base_url", "--url")
-        is_typed = any(arg.partition("=")[0] in flags for arg in rest)
-        if not is_typed:
-            _check_addresses(settings, getattr(config, "provider", None))
+        typed = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in rest}
+        _check_addresses(settings, getattr(config, "provider", None), typed)
     section = BASE if BASE in file.sections else config.stage
     values = file.values(type(config), section)
     if config.student_field is not None:
@@ -110,11 +110,12 @@ def parse(
     return Cell(config, type(config)(**values), settings)
 
 
-def _check_addresses(settings: Settings, provider: str | None) -> None:
+def _check_addresses(settings: Settings, provider: str | None, typed: Set[str]) -> None:
     """Refuse a file's own address where it would be sent a key that lies in the environment.
 
     Args:
       provider: the one that the command names.
+      typed: the settings that it names; they are not the file's.
 
     Raises:
       InputError: such an address; a file from elsewhere could collect keys by it.
@@ -122,21 +123,29 @@ def _check_addresses(settings: Settings, provider: str | None) -> None:
     from emodistill.llm.providers import get_provider, is_loopback  # only where a file is given
 
     sections = [settings.sections, *settings.sections.values()]
+    found: list[tuple[str, object, set[Any]]] = []
     for section in (one for one in sections if isinstance(one, Mapping)):
-        address = section.get("base_url", section.get("url"))
-        if not isinstance(address, str) or is_loopback(address):
+        names = {provider, section.get("provider"), settings.sections.get("provider")}
+        for field in () if typed & {"base_url", "url"} else ("base_url", "url"):
+            found.append((field, section.get(field), names))
+        for field in MODEL_FIELDS - typed:
+            value = section.get(field)
+            values = value if isinstance(value, list) else [value]
+            found += [(field, v, {None}) for v in values if "://" in str(v)]  # URL#model
+    for field, value, names in found:
+        address = value.partition("#")[0] if isinstance(value, str) else ""
+        if not address or is_loopback(address):
             continue
-        for name in {provider, section.get("provider"), settings.sections.get("provider")}:
+        for name in names:
             if name == "simulator" or not isinstance(name, str | None):
                 continue
             named = get_provider(name, base_url=address)
             usual = get_provider(name).base_url if name else ""
             if named.base_url != usual and named.key_env and os.environ.get(named.key_env):
-                field = "base_url" if "base_url" in section else "url"
                 raise InputError(
-                    f"{settings.name}: {field}={brief(address)} would be sent your key in "
+                    f"{settings.name}: {field}={brief(value)} would be sent your key in "
                     f"{named.key_env}. If you trust that address, confirm it with "
-                    f"--{field.replace('_', '-')} {brief(address)}, or make it a provider of your "
+                    f"--{field.replace('_', '-')} {brief(value)}, or make it a provider of your "
                     "own (EMODISTILL_PROVIDERS)."
                 )
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from pathlib import Path
 def canonical_json(value: object) -> str:
     """JSON that is the same text for equal values, to be hashed and compared."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def file_name(text: str) -> str:
+    """A text as a name of files: characters that no such name should have become dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
 
 
 @contextlib.contextmanager

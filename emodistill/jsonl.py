@@ -149,6 +149,14 @@ def read_lines(path: Path) -> Iterator[Line]:
                 raise InputError(f"{where}: not valid JSON ({brief(error)}).") from None
 
 
+def num_lines(path: Path) -> int:
+    """How many whole lines a file has; none where it isn't there."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
 def is_gone(fd: int, path: Path, *, is_path_asked: bool = True) -> bool:
     """Whether the open file is no longer the one at `path`, as after its folder was deleted.
 

@@ -88,6 +88,8 @@ class FocalPlayer(Record, frozen=True, kw_only=True):
 
     method: str
     model: str
+    provider: str = ""
+    """Who served the model: a provider's name, or an address; empty for one that ran here."""
     temperature: float
     cells: Mapping[str, str] = {}
     server: StudentServer | None = None
@@ -97,6 +99,7 @@ class CounterpartyPlayer(Record, frozen=True, kw_only=True):
     """Who played the counterparty; `method` and `cells` where it played by a method too."""
 
     model: str
+    provider: str = ""
     temperature: float
     method: str | None = None
     cells: Mapping[str, str] = {}
@@ -163,6 +166,8 @@ class Judgement(Record, frozen=True, kw_only=True):
     trajectory_id: str
     turn_index: int | None
     judge: str
+    provider: str = ""
+    """Who served the judge."""
     repeat: int
     attempt: int
     rubric_sha256: str

@@ -2,8 +2,8 @@
 
     python scripts/ablate.py kappa
     python scripts/ablate.py transfer --selector target
-    python scripts/ablate.py counterparty --provider openrouter \\
-        --counterparties deepseek/deepseek-chat
+    python scripts/ablate.py counterparty --focal dashscope:qwen3.5-plus \\
+        --counterparties deepseek:deepseek-flash openai:gpt-6-luna
 """
 
 from emodistill import cli

@@ -2,8 +2,8 @@
 
 python scripts/judge.py --domain hospital
 python scripts/judge.py --level dialogue
-python scripts/judge.py --provider openai --batch
-python scripts/judge.py --judge deepseek-chat --compare gpt-4o-mini
+python scripts/judge.py --judge openai:gpt-6-luna --batch
+python scripts/judge.py --judge sim-judge --compare openai:gpt-6-luna
 """
 
 from emodistill import cli

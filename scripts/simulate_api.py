@@ -1,7 +1,7 @@
 """Serve the simulated teacher, counterparty and judge as an OpenAI-compatible API.
 
     python scripts/simulate_api.py --port 8000
-    python scripts/sweep.py --base-url http://127.0.0.1:8000/v1 --model sim-teacher \\
+    python scripts/sweep.py --base-url http://127.0.0.1:8000/v1 --focal sim-teacher \\
         --counterparty sim-counterparty
     python scripts/simulate_api.py --faults 429=0.1 500 hang=0.01 cut empty --log calls.jsonl
 """

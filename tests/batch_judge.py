@@ -16,8 +16,9 @@ USD = (10 * 1e3 + 5 * 2e3) / 1e6
 def judge(path, url, *, share=0.5, **settings):
     """Run the judge at a server of batches, in this process."""
     config = JudgeConfig(**({"judge": "a-judge", "batch": True} | settings))
+    price = {"input": PRICE.input, "output": PRICE.output, "batch": share}
     provider = Provider(
-        name="test", base_url=url, prices={"a-judge": PRICE}, batch_share=share, key="none"
+        name="test", base_url=url, key="none", profiles=[("a-judge", {"price": price})]
     )
 
     async def main():

@@ -70,6 +70,7 @@ class BatchServer:
     async def _serve(self, started):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=1 << 28, middlewares=[self._faulty])
+        app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/files", self._upload)
         app.router.add_get("/v1/files/{id}/content", self._content)
         app.router.add_post("/v1/batches", self._make)
@@ -95,6 +96,10 @@ class BatchServer:
                 await handler(request)
             response = web.json_response({"error": {"message": "no"}}, status=status)
         return response or await handler(request)
+
+    async def _chat(self, request):
+        """What is asked before money is spent: whether the model is there."""
+        return web.json_response(answered("OK"))
 
     async def _upload(self, request):
         form = await request.post()

@@ -5,7 +5,7 @@ import asyncio
 from chat_server import ChatServer
 
 from emodistill.errors import ApiError
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import RetryPolicy
 
 KEYS = ("sk-secret-one-AAAA1111", "sk-secret-two-BBBB2222", "sk-secret-three-CCCC3333")
@@ -13,19 +13,33 @@ MESSAGES = [{"role": "user", "content": "Hello?"}]
 FAST = {"backoff_s": 0.01, "max_backoff_s": 0.02}
 
 
-def run(respond, job, *, keys=KEYS[:1], max_in_flight=1_000, retry=None, **provider):
+def accounts_of(keys):
+    """Keys of one account, or accounts of several."""
+    return [keys] if keys and isinstance(keys[0], str) else keys
+
+
+def priced(input_usd, output_usd, cached_usd=None, *, model="*", **more):
+    """The profiles of a provider that has a price for the models of a pattern."""
+    price = {"input": input_usd, "output": output_usd, "cached": cached_usd} | more
+    return ((model, {"price": price}),)
+
+
+def run(respond, job, *, keys=KEYS[:1], max_in_flight=1_000, retry=None, profile=None, **provider):
     """Run `job(client, server)` against a server that answers by `respond`.
 
     Args:
-      retry: fields of the `RetryPolicy`; `provider` is those of the `Provider`.
+      keys: of one account.
+      retry: fields of the `RetryPolicy`; `provider` is those of the `Provider`, but for `profile`,
+        what it says of all models.
     """
 
     async def main():
         async with ChatServer(respond) as server:
-            fields = {"key_env": "TEST_KEY", "prices": {"m": Price(1.0, 2.0)}} | provider
+            known = (*priced(1.0, 2.0, model="m"), ("*", profile or {}))
+            fields = {"key_env": "TEST_KEY", "profiles": known} | provider
             client = ChatClient(
                 Provider(name="test", base_url=server.base_url, **fields),
-                keys,
+                accounts_of(keys),
                 max_in_flight=max_in_flight,
                 retry=RetryPolicy(**({**FAST, "timeout_s": 5.0} | (retry or {}))),
             )

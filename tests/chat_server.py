@@ -22,6 +22,7 @@ class Call:
     time_s: float
     key: str
     body: dict
+    headers: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -51,7 +52,9 @@ class ChatServer:
         if not request.path.endswith("/v1/chat/completions"):
             return web.json_response({"error": {"message": f"no {request.path}"}}, status=404)
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        call = Call(len(self.calls), time.monotonic(), key, json.loads(await request.read()))
+        body = json.loads(await request.read())
+        headers = dict(request.headers)
+        call = Call(len(self.calls), time.monotonic(), key, body, headers)
         self.calls.append(call)
         response = await self.respond(call)
         return await response(request) if response in (cut, endless) else response

@@ -316,8 +316,8 @@ def test_the_stage_judges_a_sweep_by_batch(tmp_path, monkeypatch):
     with BatchServer() as server:
         own = tmp_path / "providers.toml"
         own.write_text(
-            f'[batches]\nbase_url = "{server.base_url}"\nkey = "none"\nbatch_share = 0.5\n'
-            "prices = { j = [1.0, 2.0] }\n"
+            f'[batches]\nbase_url = "{server.base_url}"\nkey = "none"\n'
+            "profiles.j = { price = { input = 1.0, output = 2.0, batch = 0.5 } }\n"
         )
         monkeypatch.setenv("EMODISTILL_PROVIDERS", str(own))
         config = JudgeConfig(run=tmp_path / "run", provider="batches", judge="j", batch=True)
@@ -331,7 +331,7 @@ def test_the_stage_judges_a_sweep_by_batch(tmp_path, monkeypatch):
 
 
 def test_a_provider_without_batches_says_so(path):
-    with pytest.raises(InputError, match=r"--batch: provider 'test' is not known to take"):
+    with pytest.raises(InputError, match=r"--batch: a-judge at test is not known to take"):
         judge(path, "http://127.0.0.1:9/v1", share=None)
     with pytest.raises(InputError, match="--batch: leave out --record and --replay"):
         JudgeConfig(batch=True, record=Path("tape"))

@@ -4,12 +4,14 @@ import asyncio
 import json
 
 import pytest
+from chat_client import priced
 from chat_server import ChatServer, fault, negotiating, ok
+from sweeps import writers
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
 from emodistill.errors import InputError
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import RetryPolicy
 from emodistill.offline.sweep import run_sweep
@@ -21,17 +23,15 @@ NOWHERE = "http://127.0.0.1:1/v1"
 
 
 def provider(base_url):
-    return Provider(name="test", base_url=base_url, prices={"*": Price(1.0, 2.0)})
+    return Provider(name="test", base_url=base_url, profiles=priced(1.0, 2.0))
 
 
 async def play(client, out_dir, *, concurrency=6, num_seeds=2):
     config = SweepConfig(
-        model="echo-focal",
-        counterparty="echo-counterparty",
         num_seeds=num_seeds,
         concurrency=concurrency,
     )
-    return await run_sweep(config, SCENARIOS, out_dir=out_dir, client=client, pack=PACK)
+    return await run_sweep(config, SCENARIOS, out_dir=out_dir, **writers(client), pack=PACK)
 
 
 def record(folder, out_dir, respond=negotiating):
@@ -121,7 +121,7 @@ def test_keys_are_not_recorded(tmp_path):
     async def main():
         async with ChatServer(negotiating) as server:
             with Recorder(tmp_path / "tape", "run") as recorder:
-                keys = ("sk-secret-AAAA1111",)
+                keys = [("sk-secret-AAAA1111",)]
                 async with ChatClient(provider(server.base_url), keys, tape=recorder) as client:
                     await play(client, tmp_path / "a", num_seeds=1)
             return server.calls

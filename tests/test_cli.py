@@ -151,7 +151,7 @@ def test_values_take_the_type_of_their_field(tmp_path):
         ("sweep", "sweep: {num_seeds: 2.5}", r"sweep\.num_seeds=2\.5: expected int"),
         ("sweep", "sweep: {num_seeds: true}", r"sweep\.num_seeds=True: expected int"),
         ("sweep", "sweep: {strict: 1}", r"sweep\.strict=1: expected bool"),
-        ("sweep", "sweep: {model: 7}", r"sweep\.model=7: expected str"),
+        ("sweep", "sweep: {focal: 7}", r"sweep\.focal=7: expected str"),
         ("sweep", "run: null", r"sweep\.run=None: expected Path"),
         ("sweep", "scenarios: [a.csv]", r"sweep\.scenarios=\['a\.csv'\]: expected .*Path"),
         ("sft", "sft: {lora_targets: q_proj}", r"sft\.lora_targets='q_proj': expected tuple"),
@@ -313,7 +313,7 @@ def test_every_flag_has_a_text():
     "config",
     [
         SweepConfig(run=Path("r x"), scenarios=Path("a.csv"), num_seeds=3, seed=-1),
-        SweepConfig(provider="openai", model="yes", counterparty="1e3", max_cost_usd=2.0),
+        SweepConfig(provider="openai", focal="yes", counterparty="1e3", max_cost_usd=2.0),
         IQLConfig(domain="student", learning_rate=3e-5, signal="turn-judge"),
         SFTConfig(lora_targets=("q_proj", "o_proj"), max_steps=5, emotion_free=True),
         JPOConfig(kappa=0.3, learning_rate=5e-7, reference="base", judge="null"),
@@ -366,7 +366,7 @@ def test_home_is_expanded_in_flags_files_and_the_files_own_name(tmp_path, monkey
     assert sweep.prompt_pack == tmp_path / "pack"
     assert parsed("sft", "--config=~/own.yaml").model == str(tmp_path / "Qwen")
     assert parsed("evaluate", "--student", "~/Qwen").student == str(tmp_path / "Qwen")
-    assert parsed("evaluate", "--model", "~author/latest").model == "~author/latest"  # no folder
+    assert parsed("evaluate", "--focal", "~author/latest").focal == "~author/latest"  # no folder
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from email.utils import format_datetime
 
 import pytest
 from aiohttp import web
-from chat_client import FAST, KEYS, MESSAGES, ask, ask_and_count, run
+from chat_client import FAST, KEYS, MESSAGES, ask, ask_and_count, priced, run
 from chat_server import ChatServer, cut, fault, ok, scripted
 
 from emodistill.errors import ApiError
-from emodistill.llm import ChatClient, ExhaustedError, Price, RefusedError, get_provider
+from emodistill.llm import ChatClient, ExhaustedError, RefusedError, get_provider
 from emodistill.llm.client import CeilingError, RetryPolicy
 from emodistill.llm.transport import retry_after_s
 
@@ -292,14 +292,14 @@ def test_the_answers_of_a_llama_cpp_server():
 def test_cached_tokens_of_an_answer_are_read(cached):
     usage = {"prompt_tokens": 1_000, "completion_tokens": 500} | cached
     body = LLAMA_ANSWER | {"usage": usage}
-    price = {"m": Price(1.0, 2.0, 0.5)}
-    completion, _ = ask_and_count(scripted(lambda: web.json_response(body)), prices=price)
+    known = priced(1.0, 2.0, 0.5)
+    completion, _ = ask_and_count(scripted(lambda: web.json_response(body)), profiles=known)
     assert completion.cost_usd == pytest.approx(0.0017)
 
 
 def test_nothing_is_asked_beyond_the_ceiling():
     async def job(client, server):
-        client.ceiling_usd = 0.0029
+        client.purse.ceiling_usd = 0.0029
         for _ in range(2):
             await ask(client)  # 0.002 each
         with pytest.raises(CeilingError, match="are spent"):

@@ -127,18 +127,18 @@ def test_a_flag_over_a_file_is_said_even_where_it_is_the_default(paste, tmp_path
 
 def test_a_server_without_default_models_gets_them_named(paste, tmp_path):
     url = "http://127.0.0.1:9/v1"
-    sweep = SweepConfig(run=tmp_path, base_url=url, model="m", counterparty="c")
+    sweep = SweepConfig(run=tmp_path, base_url=url, focal="m", counterparty="c")
     (judge,) = paste(stages.STAGES["sweep"].followed_by(Cell(sweep)))
     assert (judge.config.judge, judge.config.base_url) == ("m", url)
     home = tmp_path / "crad/sweep"
     home.mkdir(parents=True)
-    played = {"model": "m", "counterparty": "c", "num_seeds": 1, "num_scenarios": 1}
+    played = {"focal": "m", "counterparty": "c", "num_seeds": 1, "num_scenarios": 1}
     manifest = {"stage": "sweep", "status": "finished", "config_sha256": "", "code_version": ""}
     manifest |= {"seed": 0, "inputs": {}, "config": played}
     home.joinpath("manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     trained = Cell(IQLConfig(run=tmp_path, base_url=url))
     (ahead,) = paste(stages.STAGES["iql"].followed_by(trained))
-    assert (ahead.config.model, ahead.config.counterparty) == ("m", "c")
+    assert (ahead.config.focal, ahead.config.counterparty) == ("m", "c")
 
 
 def test_the_forecast_goes_on_from_a_folder_with_spaces(paste, tmp_path, monkeypatch, capsys):
@@ -215,7 +215,7 @@ def test_models_that_a_server_of_ones_own_does_not_name_have_a_place_to_be_named
         prepare(Cell(config))
     lines = [line.strip() for line in str(caught.value).splitlines() if "scripts/" in line]
     sweep, judge = (cell.config for cell in paste("; ".join(lines)))
-    assert (sweep.model, sweep.counterparty, judge.judge) == ("MODEL",) * 3
+    assert (sweep.focal, sweep.counterparty, judge.judge) == ("MODEL",) * 3
 
 
 def test_real_dialogues_are_judged_by_who_has_played_them(tiny_run, paste, tmp_path):

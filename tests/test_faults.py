@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from sweeps import writers
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
@@ -42,19 +43,17 @@ def bad_day(tmp_path_factory):
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         provider = Provider(name="test", base_url=url, key_env="TEST_KEY")
         retry = RetryPolicy(timeout_s=2.0, backoff_s=0.3, max_backoff_s=0.6)
-        client = ChatClient(provider, KEYS, max_in_flight=32, retry=retry)
+        client = ChatClient(provider, [KEYS], max_in_flight=32, retry=retry)
         async with client:
             result = await run_sweep(
                 SweepConfig(
-                    model="sim-teacher",
-                    counterparty="sim-counterparty",
                     num_seeds=4,
                     num_scenarios=50,
                     concurrency=32,
                 ),
                 scenarios,
                 out_dir=folder,
-                client=client,
+                **writers(client, "sim-teacher", "sim-counterparty"),
                 pack=load_pack(),
             )
         await runner.cleanup()

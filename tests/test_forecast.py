@@ -17,7 +17,7 @@ from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell
 
-PRICES = '[simulator]\nprices = { "*" = [1.0, 2.0] }\n'
+PRICES = '[simulator]\nprofiles."*" = { price = { input = 1.0, output = 2.0 } }\n'
 
 
 def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
@@ -55,7 +55,7 @@ def test_hours_are_what_the_slowest_bound_allows():
     free = forecast(pilot, judged, **size)
     assert free.sweep.num_calls == 100 * calls and free.judge.num_calls == 600
     assert free.sweep.hours == pytest.approx(100 * busy_s / 2 / 3600)
-    slow = forecast(pilot, judged, **size, num_keys=3, limits=Limits(requests_per_minute=0.5))
+    slow = forecast(pilot, judged, **size, num_allowances=3, limits=Limits(requests_per_minute=0.5))
     assert slow.sweep.hours == pytest.approx(100 * calls / 1.5 / 60)
     assert free.error == 0
 

@@ -9,11 +9,11 @@ import json
 import random
 
 import pytest
-from chat_client import ask
+from chat_client import ask, priced
 from peak_memory import peak, reset_peak
 
 from emodistill.errors import ApiError
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import RetryPolicy
 from emodistill.negotiation.offers import read_offer
 
@@ -118,12 +118,12 @@ def _fuzz(seeds):
     async def main():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        provider = Provider(name="t", base_url=url, prices={"m": Price(1.0, 2.0, 0.5)})
+        provider = Provider(name="t", base_url=url, profiles=priced(1.0, 2.0, 0.5))
         retry = RetryPolicy(
             timeout_s=TIMEOUT_S, max_attempts=2, backoff_s=0.001, max_backoff_s=0.002
         )
         for seed in seeds:
-            async with ChatClient(provider, ["sk-0123456789"], retry=retry) as client:
+            async with ChatClient(provider, [("sk-0123456789",)], retry=retry) as client:
                 spent_usd = 0.0
                 for repeat in range(2):
                     try:

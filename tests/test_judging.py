@@ -7,13 +7,14 @@ import json
 import msgspec
 import pytest
 from builders import JUDGEMENT
+from chat_client import priced
 from chat_server import ChatServer, fault, ok
 
 from emodistill.configs import JudgeConfig
 from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm import ChatClient, Price, Provider
+from emodistill.llm import ChatClient, Provider
 from emodistill.llm.client import RetryPolicy
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import (
@@ -198,7 +199,7 @@ def judge(
     async def main():
         async with ChatServer(respond) as server:
             provider = Provider(
-                name="test", base_url=server.base_url, prices={"a-judge": Price(1e3, 0.0)}
+                name="test", base_url=server.base_url, profiles=priced(1e3, 0.0, model="a-judge")
             )
             async with ChatClient(provider, (), retry=retry) as client:
                 result = await run_judging(

@@ -13,7 +13,7 @@ from chat_server import fault, ok, scripted
 from emodistill.errors import ApiError
 from emodistill.llm import RefusedError
 from emodistill.llm import keys as llm_keys
-from emodistill.llm.keys import ApiKey, KeyPool, Limits
+from emodistill.llm.keys import Allowance, KeyPool, Limits
 
 REST_S = 0.5
 
@@ -188,7 +188,8 @@ def test_a_request_larger_than_a_periods_share_of_tokens_waits_for_several(monke
     monkeypatch.setattr(llm_keys, "PERIOD_S", 0.1)
 
     async def main():
-        key = ApiKey("sk-secret-AAAA1111", 0, Limits(tokens_per_minute=60_000))
+        limits = Limits(tokens_per_minute=60_000)
+        key = Allowance(limits, first_rest_s=0.5, max_rest_s=30.0)
         started_s = time.monotonic()
         await key.admit(350)  # 100 at once, then 1,000 a second
         return time.monotonic() - started_s
@@ -204,8 +205,8 @@ def test_a_key_keeps_its_limit_of_requests(monkeypatch):
         await asyncio.gather(*(ask(client, sticky=f"d{i}") for i in range(25)))
         return time.monotonic() - started_s
 
-    limits = Limits(requests_per_minute=1_200)  # 20 at once, then 20 a second
-    assert 0.2 <= run(scripted(lambda: ok("Hi.")), job, limits=limits) < 15
+    profile = {"limits": {"requests_per_minute": 1_200}}  # 20 at once, then 20 a second
+    assert 0.2 <= run(scripted(lambda: ok("Hi.")), job, profile=profile) < 15
 
 
 def test_a_key_keeps_its_limit_of_tokens(monkeypatch):
@@ -216,8 +217,8 @@ def test_a_key_keeps_its_limit_of_tokens(monkeypatch):
         await asyncio.gather(*(ask(client, max_tokens=500) for _ in range(5)))
         return time.monotonic() - started_s
 
-    limits = Limits(tokens_per_minute=120_000)  # 2,000 at once; a call here has some 530
-    assert 0.25 <= run(scripted(lambda: ok("Hi.")), job, limits=limits) < 15
+    profile = {"limits": {"tokens_per_minute": 120_000}}  # 2,000 at once; a call has some 530
+    assert 0.25 <= run(scripted(lambda: ok("Hi.")), job, profile=profile) < 15
 
 
 def test_a_server_that_wants_a_key_from_a_keyless_client():
@@ -249,16 +250,17 @@ def test_keys_appear_nowhere(caplog):
 
 
 def test_short_keys_are_not_shown_in_part():
-    assert repr(KeyPool(["abcd"])._live[0]) == "ApiKey(key number 1)"
+    assert repr(KeyPool([("abcd",)])._live[0]) == "ApiKey(key number 1)"
 
 
 def test_a_pool_keeps_a_longer_rest_and_counts_keys_once():
     async def main():
-        pool = KeyPool([KEYS[0], KEYS[0]])
+        pool = KeyPool([(KEYS[0], KEYS[0])])
         assert repr(pool) == "KeyPool(1 of 1 keys live)"
         key = await pool.acquire("d")
-        pool.cool(key, 0.15)
-        pool.cool(key, 0.0)
+        asked_at_s = time.monotonic()
+        pool.rest(key, asked_at_s, 0.15)
+        pool.rest(key, asked_at_s, 0.0)
         started_s = time.monotonic()
         await pool.acquire("d")
         return time.monotonic() - started_s

@@ -20,7 +20,7 @@ from tiny_run import copy_of
 
 from emodistill import cli, operating_system
 from emodistill.configs import SimulatorConfig, SweepConfig
-from emodistill.stages.language_models import open_client
+from emodistill.stages.language_models import endpoint_of, open_clients
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -213,8 +213,9 @@ def test_calls_wait_where_few_files_may_be_open(monkeypatch, capsys, tmp_path):
 
     async def ceiling(concurrency):
         config = SweepConfig(concurrency=concurrency, replay=tmp_path)
-        async with open_client(config, "sweep") as client:
-            return client.gate.ceiling
+        focal = endpoint_of(config, "focal")
+        async with open_clients(config, "sweep", [focal]) as client_of:
+            return client_of(focal).gate.ceiling
 
     assert asyncio.run(ceiling(2)) == 2
     assert "open files" not in capsys.readouterr().out

@@ -22,7 +22,7 @@ OUTSIDE = ("tests/", "docs/")
 NAMED = re.compile(r"`((?:[\w-]+/)*[\w-]+\.(?:py|toml|svg))(?::([\w.]+))?`")
 WHAT_IS_RUN = {
     *("domain", "seed", "num_scenarios", "scenarios", "strict", "cells", "sft_cell", "method"),
-    *("model", "student", "counterparty", "judge", "reader", "prompt_pack", "emotion"),
+    *("model", "focal", "student", "counterparty", "judge", "reader", "prompt_pack", "emotion"),
     *("trained_on", "run", "against", "only", "test_ids"),
 }
 """Settings that say what is run, and are neither the paper's nor ours."""

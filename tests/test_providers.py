@@ -1,5 +1,9 @@
 """Providers as data: the built-in ones, one's own, and what is wrong with some."""
 
+import re
+from datetime import date
+from pathlib import Path
+
 import pytest
 
 from emodistill.errors import InputError
@@ -14,7 +18,7 @@ def test_builtin_providers_are_usable():
     assert simulator.base_url == "http://127.0.0.1:8000/v1"
     assert simulator.price("sim-teacher") == Price(0.0, 0.0)
     assert simulator.default_model("judge") == "sim-judge"
-    assert providers["dashscope"].price("qwen3.5-plus").cost_usd(1_000_000, 1_000_000) == 1.04
+    assert providers["dashscope"].price("qwen3.5-plus").cost_usd(1_000_000, 1_000_000) == 2.8
     assert providers["dashscope"].price("another") is None
 
 
@@ -25,7 +29,7 @@ def test_the_whole_url_of_the_endpoint_is_understood():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("opanai",), "--provider opanai is none of dashscope, openai"),
+        (("opanai",), "--provider opanai is none of dashscope, dashscope-beijing"),
         (("simulator",), "give --base-url"),
         ((None,), "give --base-url"),
     ],
@@ -58,7 +62,9 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
 def test_keys_come_from_the_environment(monkeypatch):
     provider = load_providers()["openai"]
     monkeypatch.setenv("OPENAI_API_KEY", " a1, b2,,c3 ")
-    assert provider.read_keys() == ("a1", "b2", "c3")
+    assert provider.read_keys() == (("a1", "b2", "c3"),)
+    monkeypatch.setenv("OPENAI_API_KEY", "a1,b2; c3;")
+    assert provider.read_keys() == (("a1", "b2"), ("c3",))
     monkeypatch.setenv("OPENAI_API_KEY", "good,bad\nkey")
     with pytest.raises(InputError, match="OPENAI_API_KEY: key number 2") as caught:
         provider.read_keys()
@@ -71,14 +77,15 @@ def test_keys_come_from_the_environment(monkeypatch):
 
 
 def test_a_provider_without_a_default_model_says_which_flag():
-    with pytest.raises(InputError, match=r"no default focal model.*--model"):
+    with pytest.raises(InputError, match=r"no default focal model.*--focal"):
         load_providers()["vllm"].default_model("focal")
 
 
 def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[openai]\nprices = { "gpt-9" = [1, 2.5] }\n[house]\nbase_url = "http://house:1/v1"\n'
+        '[openai.profiles."gpt-9"]\nprice = { input = 1, output = 2.5 }\n'
+        '[house]\nbase_url = "http://house:1/v1"\n'
     )
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
     assert get_provider("openai").price("gpt-9") == Price(1.0, 2.5)
@@ -92,13 +99,20 @@ def test_an_own_file_adds_and_replaces(tmp_path, monkeypatch):
         ("[house]\n", "missing required field `base_url`"),
         ('[house]\nbase_url = "http://h/v1"\nprice = 3\n', "unknown field `price`"),
         (
-            '[house]\nbase_url = "http://h/v1"\nprices = { m = 3 }\n',
-            r"prices\[.*USD per million",
+            '[house]\nbase_url = "http://h/v1"\nprofiles.m = { price = 3 }\n',
+            r"house.profiles.'m'.*price.*per million",
         ),
         ("[house\n", "no readable TOML"),
-        ('[house]\nbase_url = "http://h/v1"\nprices = { m = [3] }\n', r"`\$\.prices\[\.\.\.\]`"),
-        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens_per_minute = 0 }\n', "> 0"),
-        ('[house]\nbase_url = "http://h/v1"\nlimits = { tokens = 1 }\n', "field `tokens`"),
+        ('[house]\nbase_url = "http://h/v1"\nprofiles.m = 3\n', r"\[house.profiles.'m'\]"),
+        ('[house]\nbase_url = "http://h/v1"\nprofiles = 3\n', "profiles must be tables"),
+        (
+            '[openai.profiles."*"]\nlimits = { tokens_per_minute = 0 }\n',
+            "> 0",
+        ),
+        (
+            '[openai.profiles."*"]\nlimits = { tokens = 1 }\n',
+            "field `tokens`",
+        ),
         ('[house]\nbase_url = "http://h/v1"\ndead_codes = "x"\n', "dead_codes"),
         ('[house]\nbase_url = "ftp://h/v1"\n', "must look like http"),
         ('[house]\nname = "x"\nbase_url = "http://h/v1"\n', "without a name"),
@@ -118,3 +132,91 @@ def test_cached_prompt_tokens_have_their_own_price():
     price = Price(1.0, 2.0, 0.1)
     assert price.cost_usd(1_000_000, 0, 600_000) == pytest.approx(0.46)
     assert Price(1.0, 2.0).cost_usd(1_000_000, 0, 600_000) == pytest.approx(1.0)
+
+
+CALLS, TOKENS = {"sweep": 73_300, "judging": 39_700}, {"sweep": (785, 51), "judging": (972, 9)}
+"""Of 8,000 dialogues, and of each call, as docs/sweep.md says."""
+
+
+def test_the_costs_on_the_page_are_those_of_the_prices():
+    page = (Path(__file__).parents[1] / "docs/sweep.md").read_text(encoding="utf-8")
+    table = page.split("| way | sweep | judging | both |\n")[1].split("\n\n")[0]
+    providers, checked, provider = load_providers(), 0, None
+    for line in table.splitlines()[1:]:
+        way, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if named := re.match(r"`--provider (\S+)`.*`(\S+)`", way):
+            provider, model = providers[named[1]], named[2]
+        price = provider.price(model)
+        cached = 0.7 if "cache" in way else 0.0
+        shares = {
+            "sweep": 0.5 if "dashscope-batch" in way else 1.0,
+            "judging": price.batch if "file batch" in way else 1.0,
+        }
+        usd = {
+            stage: num_calls
+            * shares[stage]
+            * price.cost_usd(*TOKENS[stage], cached * TOKENS[stage][0])
+            for stage, num_calls in CALLS.items()
+        }
+        expected = (*usd.values(), sum(usd.values()))
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.006), way
+        checked += 1
+    assert checked == 9
+
+
+def test_every_built_in_price_is_dated_or_free_or_ends():
+    for provider in load_providers().values():
+        for pattern, _ in provider.profiles:
+            profile = provider.profile(pattern.replace("*", ""))
+            if (price := profile.price) is not None and price.output:
+                assert price.dated or profile.ends, (provider.name, pattern)
+            assert profile.successor is None or profile.ends
+
+
+@pytest.mark.parametrize(
+    ("model", "today", "told"),
+    [
+        ("gpt-6-luna", date(2026, 12, 1), []),
+        ("gpt-6-luna-2026-08", date(2027, 3, 1), ["prices of 2026-11-28, 93 days old; check them"]),
+        ("gpt-4o-mini", date(2026, 11, 28), ["ends on 2027-01-14; gpt-6-luna serves now"]),
+        ("gpt-4o-mini", date(2026, 11, 1), []),
+    ],
+)
+def test_old_prices_and_models_near_their_end_are_warned_of(model, today, told):
+    notices = load_providers()["openai"].profile(model).notices(f"{model} at openai", today)
+    assert [
+        notice for notice, words in zip(notices, told, strict=True) if words not in notice
+    ] == []
+
+
+def test_a_model_that_is_gone_is_refused_from_its_day_on():
+    profile = load_providers()["openai"].profile("gpt-4o-mini")
+    with pytest.raises(InputError, match="since 2027-01-14; gpt-6-luna serves now"):
+        profile.notices("gpt-4o-mini", date(2027, 1, 14))
+
+
+def test_the_last_matching_pattern_has_its_way_entry_by_entry(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text('[deepseek.profiles."deepseek-*"]\nprice = { input = 1, output = 2 }\n')
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    profile = load_providers()["deepseek"].profile("DeepSeek-Flash")
+    assert profile.price == Price(1.0, 2.0)
+    assert profile.thinking_off == {"thinking": {"type": "disabled"}}
+
+
+@pytest.mark.parametrize(
+    ("price", "words"),
+    [
+        ('{ input = 1, output = 2, peak_hours = ["Mon 1-4"] }', "'Mon 1-4' is not like"),
+        ('{ input = 1, output = 2, peak_hours = ["Mon-Fri 04-01"] }', "'Mon-Fri 04-01' is not"),
+        ('{ input = 1, output = 2, currency = "CNY" }', "usd must say how many US dollars"),
+        ("{ input = -1, output = 2 }", ">= 0"),
+        ('{ input = 1, output = 2, dated = "yesterday" }', "dated"),
+    ],
+)
+def test_a_price_that_cannot_be_read_is_named(tmp_path, monkeypatch, price, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'[openai.profiles."x"]\nprice = {price}\n')
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    with pytest.raises(InputError, match=words):
+        load_providers()

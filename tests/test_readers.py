@@ -23,7 +23,7 @@ from emodistill.prompts import reading_messages
 from emodistill.records import Turn
 from emodistill.runs import read_manifest
 from emodistill.simulator.server import complete
-from emodistill.stages.language_models import offer_model
+from emodistill.stages.language_models import reader_of
 
 
 class FakeClient:
@@ -108,13 +108,15 @@ def test_what_stays_unreadable_offers_and_does_nothing():
     assert (got.offer, got.act) == (None, "none") and len(got.calls) == 2
 
 
-def asked_of(**settings):
-    """The body of the reader's call to a provider with these settings."""
+def asked_of(**profile):
+    """The body of the reader's call to a model of this profile."""
 
     async def job():
         answer = ok('{"offer": null, "act": "accept"}')
         async with ChatServer(scripted(answer)) as server:
-            provider = Provider(name="p", base_url=server.base_url, key="none", **settings)
+            provider = Provider(
+                name="p", base_url=server.base_url, key="none", profiles=[("*", profile)]
+            )
             async with ChatClient(provider) as client:
                 await LlmReader(client, "m").read(
                     "Deal.", "crad", heard="Forty <talks> days?", dialogue_id="d", seed=0
@@ -124,7 +126,7 @@ def asked_of(**settings):
     return asyncio.run(job())
 
 
-def test_a_provider_that_takes_a_json_schema_gets_one():
+def test_a_model_that_can_be_held_to_a_json_schema_is():
     assert "response_format" not in asked_of()
     schema = asked_of(json_schema=True)["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["act"]["enum"] == list(ACTS)
@@ -284,10 +286,10 @@ def test_dialogues_read_by_patterns_and_by_a_model_are_not_mixed(tmp_path):
 
 def test_a_reader_is_named_only_where_one_reads():
     with pytest.raises(InputError, match="--reader m reads nothing without --offer-reader llm"):
-        offer_model(EvaluateConfig(reader="m"))
+        reader_of(EvaluateConfig(reader="m"))
     with pytest.raises(InputError, match="--reader gpt needs a --provider"):
-        offer_model(SweepConfig(offer_reader="llm", reader="gpt"))
-    assert offer_model(SweepConfig()) is None
+        reader_of(SweepConfig(offer_reader="llm", reader="gpt"))
+    assert reader_of(SweepConfig()) is None
 
 
 def test_evaluation_refuses_an_unknown_reader_before_it_makes_anything(tmp_path):

@@ -51,7 +51,10 @@ def test_schema_and_reader_agree_on_which_fields_must_be_there(name):
 
 @pytest.mark.parametrize(
     ("side", "optional"),
-    [("focal", {"cells", "server"}), ("counterparty", {"cells", "method", "server"})],
+    [
+        ("focal", {"cells", "server", "provider"}),
+        ("counterparty", {"cells", "method", "server", "provider"}),
+    ],
 )
 def test_a_side_may_leave_out_what_it_does_not_have(side, optional):
     line = json.loads(json.dumps(TRAJECTORY.to_json()))

@@ -211,7 +211,7 @@ def paper_sweep(*flags):
 
 def test_the_papers_setting_without_its_tables_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    nobody = ("--provider", "vllm", "--base-url", "http://127.0.0.1:9/v1", "--model", "m")
+    nobody = ("--provider", "vllm", "--base-url", "http://127.0.0.1:9/v1", "--focal", "m")
     for domain in DOMAINS:
         with pytest.raises(SystemExit) as ended:
             paper_sweep("--domain", domain, *nobody)
@@ -236,7 +236,7 @@ def test_the_papers_setting_plays_the_published_scenarios(tmp_path, monkeypatch)
     shutil.copytree(TABLES, "data")
     with running_simulator() as url:
         server = ("--provider", "vllm", "--base-url", url)
-        models = ("--model", "sim-teacher", "--counterparty", "sim-counterparty")
+        models = ("--focal", "sim-teacher", "--counterparty", "sim-counterparty")
         paper_sweep(*server, *models, "--num-seeds", 1, "--held-out", "last")
     path = Path("data/credit_recovery_scenarios.csv")
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -93,7 +93,7 @@ def run(script, *flags, monkeypatch, capsys):
         (["sweep.py", "--provider", "nowhere"], "--provider nowhere is none of"),
         (["sweep.py", "--provider", "dashscope"], "set DASHSCOPE_API_KEY"),
         (
-            ["sweep.py", "--base-url", "http://bob:hunter2@h/v1", "--model", "a"],
+            ["sweep.py", "--base-url", "http://bob:hunter2@h/v1", "--focal", "a"],
             "the base URL of h must hold no credentials",
         ),
         (["sweep.py", "--counterparty", "deepseek-v3"], "needs a --provider or --base-url"),
@@ -162,7 +162,7 @@ def test_every_documented_command_can_be_read(monkeypatch):
 def test_an_unreachable_api_is_named(tmp_path, monkeypatch, capsys):
     code, err, _ = run(
         "sweep.py",
-        *("--base-url", "http://127.0.0.1:9/v1", "--model", "a", "--counterparty", "b"),
+        *("--base-url", "http://127.0.0.1:9/v1", "--focal", "a", "--counterparty", "b"),
         *("--run", str(tmp_path), "--num-seeds", "1"),
         monkeypatch=monkeypatch,
         capsys=capsys,

@@ -123,7 +123,7 @@ def test_its_key_is_its_own(run, server, monkeypatch):
     monkeypatch.setenv("EMODISTILL_API_KEY", "sk-of-another-server")
     assert ServedStudents(evaluation(run, server))._client.provider.read_keys() == ()
     monkeypatch.setenv("EMODISTILL_STUDENT_API_KEY", "sk-own")
-    assert ServedStudents(evaluation(run, server))._client.provider.read_keys() == ("sk-own",)
+    assert ServedStudents(evaluation(run, server))._client.provider.read_keys() == (("sk-own",),)
 
 
 def test_two_adapters_need_two_names(run, server):

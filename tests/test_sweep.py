@@ -266,20 +266,20 @@ JOB = """
 import asyncio, pathlib, sys
 from emodistill.configs import SweepConfig
 from emodistill.domains import load_scenarios, split_scenarios
-from emodistill.llm import ChatClient, get_provider
+from emodistill.llm import ChatClient, Provider
+from emodistill.negotiation.writers import ApiWriter
 from emodistill.offline.sweep import run_sweep
 from emodistill.prompts import load_pack
 
 async def main():
     scenarios = split_scenarios(load_scenarios("crad")[:7], n_test=2).all()
-    provider = get_provider(base_url=sys.argv[1])
-    config = SweepConfig(
-        model="echo-focal", counterparty="echo-counterparty", num_seeds=int(sys.argv[3]),
-        concurrency=4,
-    )
+    provider = Provider(name="test", base_url=sys.argv[1])
+    config = SweepConfig(num_seeds=int(sys.argv[3]), concurrency=4)
     async with ChatClient(provider, ()) as client:
         return await run_sweep(
-            config, scenarios, out_dir=pathlib.Path(sys.argv[2]), client=client, pack=load_pack()
+            config, scenarios, out_dir=pathlib.Path(sys.argv[2]), pack=load_pack(),
+            focal=ApiWriter(client, "echo-focal"),
+            counterparty=ApiWriter(client, "echo-counterparty"),
         )
 
 print(asyncio.run(main()).summary)

@@ -17,6 +17,8 @@ from emodistill.errors import EmodistillError, InputError
 from emodistill.evaluation import methods
 from emodistill.evaluation.players import PlayerPool, PlayerSpec
 from emodistill.evaluation.tournament import cell_text, matrix_text
+from emodistill.llm.endpoints import ModelEndpoint
+from emodistill.llm.providers import load_providers
 from emodistill.negotiation import DialogueState
 from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
@@ -116,7 +118,7 @@ def no_client(*_):
 
 
 def test_a_finished_tournament_makes_no_call(run, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "open_client", no_client)
+    monkeypatch.setattr(evaluation, "open_clients", no_client)
     stages.tournament(TournamentConfig(run=run, methods=METHODS, **SMALL))
     stages.tournament(TournamentConfig(run=run, methods=METHODS, **(SMALL | {"num_seeds": 1})))
     shown = capsys.readouterr().out
@@ -210,7 +212,7 @@ def test_a_method_is_named_once():
 
 
 def test_with_a_provider_named_nothing_is_made_unasked(tmp_path):
-    config = TournamentConfig(run=tmp_path / "r", base_url="http://127.0.0.1:9/v1", model="m")
+    config = TournamentConfig(run=tmp_path / "r", base_url="http://127.0.0.1:9/v1", focal="m")
     config = dataclasses.replace(config, methods=("iql",))
     with pytest.raises(
         InputError, match=r"(?s)lacks sweep, iql\. Run first:.*scripts/sweep\.py --run"
@@ -230,9 +232,10 @@ def test_a_pair_has_all_settings_of_the_tournament():
 
 def test_a_language_model_is_the_same_in_both_roles_unless_it_is_told_otherwise():
     def models(*pair, **settings):
-        return evaluation._language_models(TournamentConfig(**settings).pair(*pair))
+        found = evaluation._language_models(TournamentConfig(**settings).pair(*pair))
+        return tuple(endpoint and endpoint.name for endpoint in found)
 
-    served = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    served = {"base_url": "http://127.0.0.1:9/v1", "focal": "m"}
     assert models(*METHODS, **served) == ("m", "m")
     assert models(*METHODS, **served, counterparty="c") == ("m", "c")
     assert models(*METHODS) == ("sim-teacher", "sim-counterparty")
@@ -258,14 +261,19 @@ def test_the_ceiling_is_the_whole_tournaments(run, tmp_path, monkeypatch):
     assert ceilings == [5.0, 3.5, 2.0, 0.5, *[None] * 4]
 
 
+def nobody(endpoint):
+    """The client of an endpoint that is never called."""
+
+
 def test_the_players_of_a_dialogue_draw_differently(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "free", methods.Method(writer="llm", selector="none"))
     (planned,) = plan_dialogues(load_scenarios("crad")[:1], num_seeds=1)
     state = DialogueState(focal_target=1.0, counterparty_anchor=2.0, max_turns=30)
 
     def chosen(method, role):
-        pool = PlayerPool(EvaluateConfig(), client=None, pack=load_pack())
-        spec = PlayerSpec(method=method, language_model="m")
+        pool = PlayerPool(EvaluateConfig(), client_of=nobody, pack=load_pack())
+        served = ModelEndpoint(load_providers()["custom"], "m", "m")
+        spec = PlayerSpec(method=method, language_model=served)
         player = asyncio.run(pool.player(spec, role, opponent=PlayerSpec()))
         choose = player.choose_for(planned)
         return [choose(state) for _ in range(8)]
@@ -288,7 +296,7 @@ def test_students_share_one_base(monkeypatch):
     monkeypatch.setattr(student, "load_student", load)
 
     async def main():
-        async with PlayerPool(EvaluateConfig(), client=None, pack=load_pack()) as pool:
+        async with PlayerPool(EvaluateConfig(), client_of=nobody, pack=load_pack()) as pool:
 
             async def writer(temperature, role):
                 spec = PlayerSpec(method="vanilla-slm", temperature=temperature)

@@ -174,11 +174,17 @@ def test_a_reply_cut_again_stays_and_says_so():
     assert [room for room, _ in asked] == [40, 80]
 
 
-def test_a_model_that_only_thinks_is_empty_and_not_asked_for_ever():
+def test_a_model_that_only_thinks_is_paid_once():
     error, asked = write(("<think>45 days, then", "length"))
-    assert isinstance(error, EmptyReplyError)
+    assert "it only thought" in str(error) and "thinking_off" in str(error)
     assert "--max-reply-tokens" in str(error)
-    assert [room for room, _ in asked] == [40] + [80] * NUM_ATTEMPTS
+    assert [room for room, _ in asked] == [40]
+
+
+def test_a_model_that_says_nothing_is_not_asked_for_ever():
+    error, asked = write(("", "stop"))
+    assert isinstance(error, EmptyReplyError)
+    assert [room for room, _ in asked] == [40] * NUM_ATTEMPTS
     assert len({seed for _, seed in asked}) == NUM_ATTEMPTS
 
 
@@ -248,9 +254,9 @@ def judge(tmp_path, *replies, **settings):
 
 def test_a_judge_that_is_cut_in_its_thoughts_gives_no_score(tmp_path):
     thoughts = "<think>I might say\nSCORE: 10\nbut the debtor"
-    judgements, rooms = judge(tmp_path, (thoughts, "length"))
-    assert [line.status for line in judgements] == ["failed", "failed"]
-    assert rooms == [64, 128]
+    with pytest.raises(ApiError, match=r"only thought.*--judge-max-tokens"):
+        judge(tmp_path, (thoughts, "length"))
+    assert read_judgements(tmp_path / "m.jsonl") == []
 
 
 def test_a_judge_that_thinks_can_be_used(tmp_path):

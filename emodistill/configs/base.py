@@ -187,14 +187,21 @@ class ExperimentConfig(Config):
     seed: int = 0
     """Names every random stream of the stage."""
     provider: str | None = setting(None, operational=True)
-    """dashscope, openai, deepseek, openrouter, vllm or llamacpp; without one, the simulator."""
+    """dashscope, openai, deepseek, openrouter, vllm, llamacpp, … (llm/providers.toml): who serves
+    each model that is named without a server; without one, the simulator."""
     base_url: str | None = setting(None, operational=True)
     """Any OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1."""
+
+    called: ClassVar[tuple[str, ...]] = ()
+    """The settings that name language models which the stage calls."""
 
     @property
     def is_simulated(self) -> bool:
         """Whether no real language model was asked for."""
-        return self.provider in (None, "simulator") and self.base_url is None
+        given = [getattr(self, name) or () for name in self.called]
+        names = [name for one in given for name in ((one,) if isinstance(one, str) else one)]
+        is_usual = self.provider in (None, "simulator") and self.base_url is None
+        return is_usual and all(name.removeprefix("simulator:") in SIMULATED for name in names)
 
 
 def require_student_server(config: Any) -> None:
@@ -221,8 +228,11 @@ class ApiConfig(ExperimentConfig):
     """Dialogues (or judge calls) in flight at once."""
     max_cost_usd: float | None = setting(None, ge=0, operational=True)
     """Stop cleanly once this much has been spent."""
-    timeout_s: float = setting(120.0, gt=0, operational=True)
-    """Seconds for one attempt at a call, which is then tried again."""
+    yes: bool = setting(False, operational=True)
+    """Don't ask before money is spent; nobody is asked where there is no terminal."""
+    timeout_s: float | None = setting(None, gt=0, operational=True)
+    """Seconds for one attempt at a call, which is then tried again. If left out, 120, and more at
+    providers that are slow for less money."""
     record: Path | None = setting(None, operational=True)
     """A folder that keeps every call."""
     replay: Path | None = setting(None, operational=True)

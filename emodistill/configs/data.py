@@ -26,11 +26,15 @@ GENERATED = "generated"
 
 @configuration
 class DialogueConfig(ApiConfig):
-    """What every stage shares that plays dialogues."""
+    """What every stage shares that plays dialogues.
 
+    A language model is named by `model`, `provider:model` or `URL#model`.
+    """
+
+    called = ("focal", "counterparty", "reader")
     num_scenarios: int | None = setting(None, ge=1, hint="leave it out for all")
     """Scenarios to play; all of them if left out."""
-    model: str | None = None
+    focal: str | None = None
     """The language model in the focal role."""
     counterparty: str | None = None
     """The language model in the counterparty's role."""
@@ -146,6 +150,7 @@ class ConvertConfig(Config):
 class PlanConfig(SweepConfig):
     """A forecast of the sweep with these settings, and of its judging."""
 
+    called = (*DialogueConfig.called, "judge")
     pilot: int = setting(160, ge=2, hint="160 is plenty", operational=True)
     """Dialogues to play and judge for the forecast; the sweep goes on from them."""
     judge: str | None = setting(None, operational=True)
@@ -157,6 +162,7 @@ class JudgeConfig(ApiConfig):
     """Stage 2: a language model scores focal turns, or whole dialogues, from 1 to 10."""
 
     stage = "judge"
+    called = ("judge",)
     judge: str | None = None
     """The judging model."""
     judge_max_tokens: int = setting(64, ge=1)

@@ -40,6 +40,7 @@ class MatchConfig(DialogueConfig):
     student_field = "student"
     outside_cell = Config.outside_cell | {
         *("student", "method", "opponent", "counterparty"),  # the folder's name says who plays whom
+        "focal",  # manifests refuse another one
         *("num_scenarios", "num_seeds"),  # more dialogues go into the same file
         "student_model",  # who plays the student, as `student` itself
     }

@@ -26,13 +26,14 @@ class StudyConfig(ExperimentConfig):
     """What every study shares. A setting that is left out takes its stage's default."""
 
     student_field = "student"
+    called = ("focal", "counterparty")
     study: ClassVar[str]
     """Names the study, its subcommand and its file of arms."""
     has_choices = True
     """Whether the study compares settings, which --split validation is for."""
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
-    model: str | None = None
+    focal: str | None = None
     """The language model in the focal role, for methods that one writes for."""
     student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
@@ -156,6 +157,7 @@ class CounterpartyStudy(StudyConfig):
     """Counterparties that nobody has trained against (Tables 5 and 10)."""
 
     study = "counterparty"
+    called = (*StudyConfig.called, "counterparties")
     counterparties: tuple[str, ...] = ()
     """Language models to negotiate with; if left out, the simulator's three types."""
     methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft", "iql+sft+jpo")

@@ -20,6 +20,7 @@ from emodistill.evaluation.methods import TrainedAdapter, get_method
 from emodistill.evaluation.served_student import ServedStudents
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
+from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.model import EngineWorker
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, turn_cap
 from emodistill.negotiation.readers import LlmReader
@@ -57,7 +58,7 @@ class PlayerSpec:
 
     method: str | None = None
     emotion: str | None = None
-    language_model: str | None = None
+    language_model: ModelEndpoint | None = None
     temperature: float = TEMPERATURE
     cells: Mapping[str, str] = field(default_factory=dict)
     selector_dir: Path | None = None
@@ -80,18 +81,19 @@ class PlayerPool:
     nothing is loaded here.
 
     Args:
+      client_of: the clients of the language models, open.
       loaded: students by name, filled at first use; pools that share it share their weights.
     """
 
     def __init__(
         self,
         config: MatchConfig,
-        client: ChatClient,
+        client_of: Callable[[ModelEndpoint], ChatClient],
         pack: PromptPack,
         loaded: dict[str, Student] | None = None,
     ) -> None:
         self.config = config
-        self.client = client
+        self.client_of = client_of
         self.pack = pack
         self._loaded = {} if loaded is None else loaded
         self._worker = EngineWorker(self._make_engine)
@@ -144,7 +146,6 @@ class PlayerPool:
             config,
             path=path,
             label=label,
-            client=self.client,
         )
 
     async def player(self, spec: PlayerSpec, role: Role, *, opponent: PlayerSpec) -> Player:
@@ -184,7 +185,7 @@ class PlayerPool:
                 dialogue.scenario,
                 config.seed,
                 dialogue.trajectory_id,
-                counterparty=opponent.language_model,
+                counterparty=opponent.language_model and opponent.language_model.model,
             )
             rng = stream(config.seed, EMOTION_STREAMS[role], dialogue.trajectory_id)
             return functools.partial(selector.choose, rng=rng)
@@ -193,8 +194,9 @@ class PlayerPool:
 
     async def _writer(self, spec: PlayerSpec) -> tuple[Writer, StudentServer | None]:
         max_reply_tokens = self.config.max_reply_tokens
-        if (name := spec.language_model) is not None:
-            return ApiWriter(self.client, name, spec.temperature, max_reply_tokens), None
+        if (endpoint := spec.language_model) is not None:
+            client = self.client_of(endpoint)
+            return ApiWriter(client, endpoint.model, spec.temperature, max_reply_tokens), None
         if self._served is not None:
             return await self._served.writer(spec.adapter, spec.temperature)
         await self._worker.load(spec.adapter)

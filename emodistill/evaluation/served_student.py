@@ -64,12 +64,14 @@ class ServedStudents:
         assert config.student_url is not None
         self._config = config
         custom = get_provider(None, base_url=config.student_url, flag="--student-url")
-        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV)
+        free = ("*", {"price": {"input": 0.0, "output": 0.0}})
+        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV, profiles=(free,))
         self.url = self._provider.base_url
+        self._timeout_s = config.timeout_s or custom.timeout_s
         self._client = ChatClient(
             self._provider,
             max_in_flight=min(config.concurrency, num_connections()),
-            retry=RetryPolicy(timeout_s=config.timeout_s),
+            retry=RetryPolicy(timeout_s=self._timeout_s),
         )
         self._checked: dict[str, tuple[TrainedAdapter | None, StudentServer]] = {}
 
@@ -135,7 +137,5 @@ class ServedStudents:
         return StudentServer(url=self.url, adapter="none")
 
     async def _verdict(self, folder: Path, name: str) -> AdapterVerdict:
-        asked = VerifyConfig(
-            url=self.url, model=name, adapter=folder, timeout_s=self._config.timeout_s
-        )
+        asked = VerifyConfig(url=self.url, model=name, adapter=folder, timeout_s=self._timeout_s)
         return await check_adapter(asked, self._provider)

@@ -50,6 +50,10 @@ class StudentWriter:
     max_prompt_tokens: int
     """Longer prompts don't fit the window; `fits` tells the caller, who drops the oldest turns."""
 
+    @property
+    def provider(self) -> str:
+        return ""
+
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether the prompt leaves room for a reply."""
         return len(encode_chat(self.tokenizer, messages)) <= self.max_prompt_tokens

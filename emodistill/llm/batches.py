@@ -24,7 +24,9 @@ import aiohttp
 import msgspec
 
 from emodistill.errors import ApiError, InputError
-from emodistill.llm.client import CONNECT_S, NUM_DETAIL_CHARS, ChatClient, ExhaustedError
+from emodistill.llm.call_errors import ExhaustedError
+from emodistill.llm.client import CONNECT_S, ChatClient
+from emodistill.llm.fault_reader import NUM_DETAIL_CHARS
 from emodistill.llm.replies import kind_of, server_error
 from emodistill.llm.transport import MAX_ANSWER_BYTES, proxy_of, read_body
 from emodistill.untrusted import count, parse_json, printable
@@ -107,17 +109,21 @@ class BatchClient:
 
     Args:
       timeout_s: of silence in a call.
+
+    `price_share` is what is left of the model's price.
     """
 
-    def __init__(self, client: ChatClient, *, timeout_s: float = 120.0) -> None:
-        if client.provider.batch_share is None:
+    def __init__(self, client: ChatClient, model: str, *, timeout_s: float = 120.0) -> None:
+        price_share = client.provider.batch_share(model)
+        if price_share is None:
             raise InputError(
-                f"--batch: provider {client.provider.name!r} is not known to take file batches. "
-                "Leave it out, or name batch_share, the share of the price that is left, in a "
-                "providers file of your own (EMODISTILL_PROVIDERS)."
+                f"--batch: {model} at {client.provider.label} is not known to take file batches. "
+                "Leave it out, or name `batch`, the share of the price that is left, in the price "
+                "of a providers file of your own (EMODISTILL_PROVIDERS)."
             )
+        self.price_share = price_share
+        self.client = client
         self.url = client.provider.base_url
-        self._client = client
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -306,7 +312,7 @@ class BatchClient:
         """
         if self._session is None:
             raise RuntimeError("BatchClient is a context manager: async with BatchClient(…).")
-        key = await self._client.keys.acquire("batch")
+        key = await self.client.keys.acquire("batch")
         url = self.url + path
         try:
             response = await self._session.request(
@@ -333,7 +339,7 @@ class BatchClient:
         )
 
     def _shown(self, text: str) -> str:
-        words = " ".join(self._client.keys.scrub(printable(text)).split())
+        words = " ".join(self.client.keys.scrub(printable(text)).split())
         return words if len(words) <= NUM_DETAIL_CHARS else words[:NUM_DETAIL_CHARS] + "…"
 
 

@@ -7,6 +7,8 @@ import math
 import time
 from collections import deque
 
+FIRST_LIMIT = 16
+"""Calls in flight at first; after five rounds there are five hundred."""
 BACK_OFF = 0.7
 """What a sign of overload leaves of the limit: TCP Cubic's factor."""
 TOLERATED = 0.1
@@ -22,8 +24,9 @@ together meet the same trouble."""
 class Gate:
     """Additive increase, multiplicative decrease (as TCP does it), up to `ceiling`.
 
-    Enter it around each attempt at a call: `async with gate: …`. It opens at the ceiling, since
-    most servers take what they are asked to take.
+    Enter it around each attempt at a call: `async with gate: …`. It begins with FIRST_LIMIT and
+    lets in one more for each answer until there is trouble, so that the first calls to a server
+    that takes few of them are not all refused.
 
     Args:
       ceiling: most calls in flight.
@@ -31,7 +34,8 @@ class Gate:
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
-        self.limit = float(ceiling)
+        self.limit = float(min(ceiling, FIRST_LIMIT))
+        self.is_ramping = True
         self.num_in_flight = 0
         self._cut_at_s = -math.inf
         self._share_troubled = 0.0  # of the last thirty calls or so
@@ -55,9 +59,10 @@ class Gate:
         self._leave()
 
     def went_well(self) -> None:
-        """A call was answered: one more call in flight for every `limit` of these."""
+        """A call was answered: one more call in flight for every `limit` of these, or for each."""
         self._share_troubled *= 1.0 - WEIGHT
-        self.limit = min(float(self.ceiling), self.limit + 1.0 / self.limit)
+        more = 1.0 if self.is_ramping else 1.0 / self.limit
+        self.limit = min(float(self.ceiling), self.limit + more)
         self._wake()
 
     def overloaded(self) -> None:
@@ -66,6 +71,7 @@ class Gate:
         now = time.monotonic()
         if self._share_troubled >= TOLERATED and now - self._cut_at_s >= PAUSE_S:
             self._cut_at_s = now
+            self.is_ramping = False
             self.limit = max(1.0, self.limit * BACK_OFF)
 
     def _is_full(self) -> bool:

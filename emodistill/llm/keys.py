@@ -1,12 +1,15 @@
-"""A pool of API keys: sticky per dialogue, within limits, silent while cooling, dropped when dead.
+"""A pool of API keys: sticky per dialogue, within limits, silent while resting, dropped when dead.
 
-A dialogue keeps to one key (prompt caches live per key), chosen by rendezvous hashing, so that a
-key that dies moves only its own dialogues. Secrets leave this module in request headers only.
+A dialogue keeps to one key (prompt caches live per key or account), chosen by rendezvous hashing,
+so that a key that dies moves only its own dialogues. What is limited, and rests, is an allowance: a
+key's own, or where a provider counts by account, that of all its keys. Secrets leave this module in
+request headers only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -14,14 +17,13 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from operator import itemgetter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from aiolimiter import AsyncLimiter
 
 from emodistill.errors import ApiError
 from emodistill.logs import fields
-from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.llm")
 
@@ -31,43 +33,157 @@ LONG_WAIT_S = 30.0
 """From which on a rest is worth telling the user."""
 PERIOD_S = 6.0
 """A minute's limits are applied to each tenth of it, so that no minute sees twice its share."""
-
+PROBE_S = 5.0
+"""So long the first call after a rest goes alone; then another one finds out in its stead."""
+MAX_QUEUE_S = 0.1
+"""A dialogue whose own key is free only later than this takes the one that is free first."""
+FIRST_PER_S = 8.0
+"""Calls in the first second where the growth of their number is limited."""
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a provider allows each key within a minute; None is no limit."""
+    """What a provider allows a key, or all keys of an account or project; None is no limit."""
 
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
+    requests_per_second: Rate | None = None
+    growth: Annotated[float, msgspec.Meta(gt=1)] | None = None
+    scope: Literal["account", "project", "key"] = "key"
 
 
 UNLIMITED = Limits()
 
 
+class Allowance:
+    """Calls within limits, and none while it rests.
+
+    After a rest calls go one by one until the server has let one in, so that a limit that still
+    holds costs one call and not one of everybody who waits.
+
+    Args:
+      first_rest_s, max_rest_s: of rests whose length the server leaves open; each is twice as long
+        as the one before.
+    """
+
+    def __init__(self, limits: Limits, *, first_rest_s: float, max_rest_s: float) -> None:
+        self.ready_at_s = 0.0
+        self._bounds_s = first_rest_s, max_rest_s
+        self._rest_s = 0.0
+        self._limited_at_s = -math.inf
+        self._is_on_probation = False
+        self._limiters = _limiter(limits.requests_per_minute), _limiter(limits.tokens_per_minute)
+        self._pace = Pace(limits.requests_per_second, limits.growth)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call may go now."""
+        return self.ready_at_s <= time.monotonic()
+
+    @property
+    def queue_s(self) -> float:
+        """How long the calls that wait for their turn will take to go."""
+        return self._pace.queue_s
+
+    async def admit(self, num_tokens: float) -> None:
+        """Wait until the limits allow a request of so many tokens."""
+        for limiter, amount in zip(self._limiters, (1.0, num_tokens), strict=True):
+            while limiter is not None and amount > 0:  # a large request waits for several periods
+                await limiter.acquire(min(amount, limiter.max_rate))
+                amount -= limiter.max_rate
+        await self._pace.admit()
+
+    def begin(self) -> None:
+        """A call goes; after a rest the others wait for how it fares."""
+        if self._is_on_probation:
+            self.ready_at_s = time.monotonic() + PROBE_S
+
+    def rest(self, asked_at_s: float, seconds: float | None) -> float:
+        """A call that was made at `asked_at_s` was one too many.
+
+        Args:
+          seconds: the rest that the server asks for.
+
+        Returns: the seconds for which there is no call.
+        """
+        now = time.monotonic()
+        if seconds is None:
+            if asked_at_s < self._limited_at_s:  # made before the rest that is under way
+                return max(0.0, self.ready_at_s - now)
+            first_s, max_s = self._bounds_s
+            seconds = self._rest_s = min(max_s, 2 * self._rest_s or first_s)
+        is_probe = self._is_on_probation and asked_at_s >= self._limited_at_s
+        before_s = 0.0 if is_probe else self.ready_at_s
+        self.ready_at_s = max(before_s, now + seconds)
+        self._limited_at_s = now
+        self._is_on_probation = True
+        return seconds
+
+    def let_in(self, asked_at_s: float) -> bool:
+        """A call that was made at `asked_at_s` was not one too many.
+
+        Returns: whether that ends a probation.
+        """
+        if not self._is_on_probation or asked_at_s < self._limited_at_s:
+            return False
+        self._is_on_probation = False
+        self._rest_s = self.ready_at_s = 0.0
+        return True
+
+
+class Pace:
+    """Calls at even distances, no more of them a second than allowed.
+
+    Args:
+      growth: how many times the last second's calls a second may have.
+    """
+
+    def __init__(self, per_second: float | None, growth: float | None) -> None:
+        self._per_second = math.inf if per_second is None else per_second
+        self._growth = growth
+        self._next_s = 0.0
+        self._second = 0
+        self._num_now = self._num_before = 0
+
+    @property
+    def queue_s(self) -> float:
+        """How far off the next moment that is free is."""
+        return max(0.0, self._next_s - time.monotonic())
+
+    async def admit(self) -> None:
+        """Wait for the next moment that is free."""
+        now = time.monotonic()
+        moment_s = max(now, self._next_s)
+        second = int(moment_s)
+        if second != self._second:
+            self._num_before = self._num_now if second == self._second + 1 else 0
+            self._second, self._num_now = second, 0
+        rate = self._per_second
+        if self._growth is not None:
+            rate = min(rate, max(FIRST_PER_S, self._growth * self._num_before))
+        self._num_now += 1
+        self._next_s = moment_s + 1.0 / rate
+        if moment_s > now:
+            await asyncio.sleep(moment_s - now)
+
+
 class ApiKey:
     """One key, shown by its last four characters only."""
 
-    __slots__ = ("_limiters", "_secret", "headers", "label", "ready_at_s", "salt")
+    __slots__ = ("_secret", "allowance", "headers", "label", "salt")
 
-    def __init__(self, secret: str, index: int, limits: Limits = UNLIMITED) -> None:
+    def __init__(self, secret: str, index: int, allowance: Allowance) -> None:
         self._secret = secret
+        self.allowance = allowance
         self.label = (
             f"key …{secret[-NUM_SHOWN_CHARS:]}" if len(secret) >= 8 else f"key number {index + 1}"
         )
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.salt = f"\x1f{index}".encode()
-        self.ready_at_s = 0.0
-        self._limiters = [_limiter(limit) for limit in msgspec.structs.astuple(limits)]
 
     def __repr__(self) -> str:
         return f"ApiKey({self.label})"
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it may be called with now: not cooling."""
-        return self.ready_at_s <= time.monotonic()
 
     def scrub(self, text: str) -> str:
         """`text` with this key, should a server echo it or a part of it, replaced by its label."""
@@ -84,27 +200,41 @@ class ApiKey:
             for is_hidden, run in runs
         )
 
-    async def admit(self, num_tokens: float) -> None:
-        """Wait until the key's limits allow a request of so many tokens."""
-        for limiter, amount in zip(self._limiters, (1.0, num_tokens), strict=True):
-            while limiter is not None and amount > 0:  # a large request waits for several periods
-                await limiter.acquire(min(amount, limiter.max_rate))
-                amount -= limiter.max_rate
-
 
 class KeyPool:
-    """The keys of one provider. An empty `secrets` is one nameless key: no Authorization header."""
+    """The keys of one provider, for calls to one model.
+
+    Args:
+      accounts: the keys of each; none at all are one nameless key: no Authorization header.
+      limits: of each key, or of each account's together, as their scope says.
+      first_rest_s, max_rest_s: see `Allowance`.
+    """
 
     def __init__(
-        self, secrets: Sequence[str], *, key_env: str | None = None, limits: Limits = UNLIMITED
+        self,
+        accounts: Sequence[tuple[str, ...]],
+        *,
+        key_env: str | None = None,
+        limits: Limits = UNLIMITED,
+        first_rest_s: float = 0.5,
+        max_rest_s: float = 30.0,
     ) -> None:
-        names = list(dict.fromkeys(secrets)) or [""]
-        self._live = [ApiKey(secret, i, limits) for i, secret in enumerate(names)]
+        def allowance() -> Allowance:
+            return Allowance(limits, first_rest_s=first_rest_s, max_rest_s=max_rest_s)
+
+        known: dict[str, ApiKey] = {}
+        for secrets in accounts or [("",)]:
+            shared = allowance()
+            for secret in secrets:
+                own = allowance() if limits.scope == "key" else shared
+                known.setdefault(secret, ApiKey(secret, len(known), own))
+        self._live = list(known.values())
         self._all = tuple(self._live)
-        self._is_keyless = not secrets
+        self._scope = limits.scope
+        self._is_keyless = not accounts
         self._key_env = key_env
         self._deaths: list[str] = []
-        self._rng = stream(0, "key-wake-up")
+        self._changed = asyncio.Event()  # when somebody may be ready sooner than it was
 
     def __repr__(self) -> str:
         return f"KeyPool({len(self._live)} of {len(self._all)} keys live)"
@@ -116,8 +246,12 @@ class KeyPool:
     @property
     def num_cooling(self) -> int:
         """Live keys that get no call at the moment."""
-        now = time.monotonic()
-        return sum(key.ready_at_s > now for key in self._live)
+        return sum(not key.allowance.is_ready for key in self._live)
+
+    @property
+    def num_allowances(self) -> int:
+        """How many times what the limits say may be asked for."""
+        return len({key.allowance for key in self._live})
 
     def scrub(self, text: str) -> str:
         for key in self._all:
@@ -155,38 +289,52 @@ class KeyPool:
             fit = [key for key in self._live if key not in without]
             if not fit:
                 return None
-            now = time.monotonic()
-            ready = [key for key in fit if key.ready_at_s <= now]
+            ready = [key for key in fit if key.allowance.is_ready]
             if not ready:
-                wait_s = min(key.ready_at_s for key in fit) - now
-                # Those who waited together shouldn't all knock in the same millisecond.
-                spread_s = self._rng.uniform(0.001, min(1.0, 0.01 + 0.1 * wait_s))
-                await asyncio.sleep(wait_s + spread_s)
+                wait_s = min(key.allowance.ready_at_s for key in fit) - time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), max(0.001, wait_s))
                 continue
             name = sticky.encode()
             # Rendezvous hashing: of the keys that are ready, the one of highest rank.
             key = max(
                 ready, key=lambda key: hashlib.blake2b(name + key.salt, digest_size=8).digest()
             )
-            await key.admit(num_tokens)
-            if key in self._live and key.is_ready:
+            if key.allowance.queue_s > MAX_QUEUE_S:
+                key = min(ready, key=lambda key: key.allowance.queue_s)
+            await key.allowance.admit(num_tokens)
+            if key in self._live and key.allowance.is_ready:
+                key.allowance.begin()
                 return key
 
-    def cool(self, key: ApiKey, seconds: float) -> None:
-        """Give `key` no call for `seconds`; a longer rest that it already has stays."""
-        key.ready_at_s = max(key.ready_at_s, time.monotonic() + seconds)
-        level = logging.WARNING if seconds >= LONG_WAIT_S else logging.DEBUG
-        extra = fields(event="key rests", key=key.label, seconds=round(seconds, 3))
-        log.log(level, "%s rests for %.3g s.", key.label, seconds, extra=extra)
+    def rest(self, key: ApiKey, asked_at_s: float, seconds: float | None = None) -> None:
+        """A call with `key` was one too many; see `Allowance.rest`."""
+        rest_s = key.allowance.rest(asked_at_s, seconds)
+        self._wake()
+        level = logging.WARNING if rest_s >= LONG_WAIT_S else logging.DEBUG
+        extra = fields(event="key rests", key=key.label, seconds=round(rest_s, 3))
+        whose = "" if self._scope == "key" else f" and the other keys of its {self._scope}"
+        verb = "rests" if self._scope == "key" else "rest"
+        log.log(level, "%s%s %s for %.3g s.", key.label, whose, verb, rest_s, extra=extra)
+
+    def let_in(self, key: ApiKey, asked_at_s: float) -> None:
+        """A call with `key` was not one too many."""
+        if key.allowance.let_in(asked_at_s):
+            self._wake()
 
     def drop(self, key: ApiKey, reason: str) -> None:
         """Take a dead key out for good."""
         if key in self._live:
             self._live.remove(key)
-            key.ready_at_s = math.inf
+            self._wake()
             self._deaths.append(f"{key.label}: {reason}")
             extra = fields(event="key dropped", key=key.label)
             log.warning("%s is dropped: %s", key.label, reason, extra=extra)
+
+    def _wake(self) -> None:
+        """Have those who wait for a key look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:

@@ -1,40 +1,26 @@
-"""Who answers chat completions: address, key variable, default models and prices, all as data."""
+"""Who answers chat completions: address, key variable, default models and profiles, all as data."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from emodistill.errors import InputError
-from emodistill.llm.keys import UNLIMITED, Limits
+from emodistill.llm.prices import Price
+from emodistill.llm.profiles import Profile, merged_profile
 from emodistill.untrusted import brief, parse_toml, read_bytes
 
 OVERRIDE_ENV = "EMODISTILL_PROVIDERS"
-
-
-class Price(NamedTuple):
-    """USD per million tokens; input from the provider's prompt cache costs `cached_usd`."""
-
-    input_usd: float
-    output_usd: float
-    cached_usd: float | None = None
-
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Of a call; `cached_tokens` are among its `prompt_tokens`."""
-        cached_usd = self.input_usd if self.cached_usd is None else self.cached_usd
-        fresh_tokens = prompt_tokens - cached_tokens
-        return (
-            fresh_tokens * self.input_usd
-            + cached_tokens * cached_usd
-            + completion_tokens * self.output_usd
-        ) / 1e6
+CUSTOM = "custom"
+"""The provider of an address that is given without one."""
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,30 +31,39 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_env: str | None = None
     key: Literal["required", "optional", "none"] = "optional"
     models: Mapping[str, str] = {}
-    prices: Mapping[str, Price] = {}
-    limits: Limits = UNLIMITED
-    max_tokens_field: str = "max_tokens"
-    extra_body: Mapping[str, Any] = {}
-    json_schema: bool = False
-    batch_share: float | None = None
+    profiles: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """Patterns of models' names and what they say of them; later ones have the last word."""
     dead_codes: tuple[str, ...] = ()
+    states_cost: bool = False
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
 
     def __post_init__(self) -> None:
         if self.base_url:
             url = _checked_url(self.base_url, self.name)
             msgspec.structs.force_setattr(self, "base_url", url)
 
+    @property
+    def label(self) -> str:
+        """The provider as records name it: by its address where it has no name."""
+        return self.base_url if self.name == CUSTOM else self.name
+
+    def profile(self, model: str) -> Profile:
+        """What is known of a model."""
+        return merged_profile(self.profiles, model)
+
     def price(self, model: str) -> Price | None:
         """The model's price, None where it is not known."""
-        return self.prices.get(model, self.prices.get("*"))
+        return self.profile(model).price
 
-    def response_format(self, schema: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The field of a request that holds the answer to a JSON Schema; none where there is no
-        schema, or the provider takes none."""
-        if schema is None or not self.json_schema:
-            return {}
-        named = {"name": "answer", "strict": True, "schema": schema}
-        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    def is_priced(self, model: str) -> bool:
+        """Whether it can be known what a call costs."""
+        return self.states_cost or self.price(model) is not None
+
+    def batch_share(self, model: str) -> float | None:
+        """What is left of a model's price by file batch; None where it is not known to go that
+        way."""
+        price = self.price(model)
+        return None if price is None else price.batch
 
     def default_model(self, role: str) -> str:
         """The model for `focal`, `counterparty`, `judge` or `reader`.
@@ -77,40 +72,44 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
           InputError: this provider names none; the user has to.
         """
         if role not in self.models:
-            flag = {"focal": "--model"}.get(role, f"--{role}")
             raise InputError(
-                f"provider {self.name!r} has no default {role} model; name one with {flag}."
+                f"provider {self.name!r} has no default {role} model; name one with --{role}."
             )
         return self.models[role]
 
-    def read_keys(self) -> tuple[str, ...]:
-        """The API keys in the environment; `()` where none is needed and none is set.
+    def read_keys(self) -> tuple[tuple[str, ...], ...]:
+        """The API keys in the environment, account by account; none where none is needed and set.
 
         Raises:
           InputError: a key is required and missing, or is no printable ASCII.
         """
         if self.key == "none" or self.key_env is None:
             return ()
-        parts = os.environ.get(self.key_env, "").split(",")
-        keys = tuple(filter(None, map(str.strip, parts)))
-        if not keys and self.key == "required":
+        accounts = [
+            tuple(filter(None, map(str.strip, part.split(","))))
+            for part in os.environ.get(self.key_env, "").split(";")
+        ]
+        accounts = [keys for keys in accounts if keys]
+        if not accounts and self.key == "required":
             raise InputError(
-                f"provider {self.name!r} needs an API key: set {self.key_env} (several keys are "
-                "separated by commas), or leave out --provider to use the simulator."
+                f"provider {self.name!r} needs an API key: set {self.key_env} (several keys of an "
+                "account are separated by commas, accounts by semicolons), or leave out --provider "
+                "to use the simulator."
             )
-        for position, key in enumerate(keys, 1):
+        for position, key in enumerate(itertools.chain(*accounts), 1):
             if not key.isascii() or not key.isprintable() or " " in key:
                 raise InputError(
                     f"{self.key_env}: key number {position} holds spaces or characters that no "
                     "HTTP header takes. Copy it again, without quotes."
                 )
-        return keys
+        return tuple(accounts)
 
 
 def load_providers() -> dict[str, Provider]:
     """The built-in providers, updated by the file that EMODISTILL_PROVIDERS names."""
     text = resources.files("emodistill.llm").joinpath("providers.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
+    profiles = {name: list(table.pop("profiles", {}).items()) for name, table in tables.items()}
     if path := os.environ.get(OVERRIDE_ENV):
         try:
             own = parse_toml(read_bytes(Path(path)))
@@ -121,15 +120,27 @@ def load_providers() -> dict[str, Provider]:
         for name, table in own.items():
             if not isinstance(table, dict) or "name" in table:
                 raise InputError(f"{path}: {name} must be a table, e.g. [{name}], without a name.")
+            more = table.pop("profiles", {})
+            if not isinstance(more, dict):
+                raise InputError(
+                    f'{path}: [{name}]: profiles must be tables, e.g. [{name}.profiles."*"].'
+                )
+            profiles.setdefault(name, []).extend(more.items())
             tables[name] = {**tables.get(name, {}), **table}
     providers = {}
     for name, table in tables.items():
+        where = f"[{name}]"
         try:
-            providers[name] = msgspec.convert({"name": name, **table}, Provider)
+            for pattern, profile in profiles[name]:
+                where = f"[{name}.profiles.{pattern!r}]"
+                msgspec.convert(profile, Profile)
+            where = f"[{name}]"
+            full = {"name": name, "profiles": profiles[name], **table}
+            providers[name] = msgspec.convert(full, Provider)
         except msgspec.ValidationError as error:
             raise InputError(
-                f"{path}: [{name}]: {error}. The package's llm/providers.toml says what each entry "
-                "holds; prices are USD per million tokens."
+                f"{path}: {where}: {error}. The package's llm/providers.toml says what each entry "
+                "holds; prices are per million tokens."
             ) from None
     return providers
 
@@ -146,7 +157,7 @@ def get_provider(
       InputError: unknown name (the message lists the known ones), no URL, or no http(s) URL.
     """
     providers = load_providers()
-    name = name or "custom"
+    name = name or CUSTOM
     if name not in providers:
         raise InputError(f"--provider {name} is none of {', '.join(providers)}.")
     provider = providers[name]

@@ -36,6 +36,7 @@ KIND_OF_STATUS = {
     405: "misplaced",
     408: "broken",
     429: "limited",
+    498: "broken",  # Groq's flex tier has no room
 }
 """What goes wrong, by HTTP status; all others go by their first digit."""
 STATUS_OF_CODE = {
@@ -52,6 +53,9 @@ STATUS_OF_CODE = {
 """For errors that come without a status of their own, inside an HTTP 200."""
 MAX_TOKENS = 10_000_000
 """More than any model takes in or gives; what a server states beyond it is no count of tokens."""
+
+MAX_USD = 100.0
+"""No call costs more; what a server states beyond it is no bill."""
 
 _NAMES = (
     r"(?:\w{1,20}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection|scratchpad)"
@@ -81,7 +85,11 @@ class StatedUsage(NamedTuple):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    """Thoughts included."""
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float | None = None
 
 
 @dataclass(eq=False)  # errors are hashed by identity
@@ -99,6 +107,11 @@ class FaultError(Exception):
     usage: StatedUsage = StatedUsage()
     """What that body states of tokens."""
 
+    @property
+    def is_of_limits(self) -> bool:
+        """Whether the server asks for fewer calls, or for none for a while."""
+        return self.kind == "limited" or bool(self.retry_after_s)
+
 
 class Reply(NamedTuple):
     """What a model said, and what its server states of the call."""
@@ -114,6 +127,8 @@ class Reply(NamedTuple):
     """Whether thoughts were cut off the text."""
     is_in_parts: bool
     """Whether the content came as a list of parts."""
+    is_only_thought: bool
+    """Whether something was written, and none of it was said."""
     scores: tuple[ScoredPosition, ...] = ()
     """Log-probs of its tokens, thoughts included, where the server states them."""
 
@@ -185,6 +200,7 @@ def _reply(answer: Any, usage: StatedUsage) -> Reply:
         num_written=num_written,
         is_thinking=spoken(written) != written,
         is_in_parts=isinstance(message.get("content"), list),
+        is_only_thought=not text.strip() and (num_written > 0 or usage.reasoning_tokens > 0),
         scores=read_token_scores(choice),
     )
 
@@ -237,9 +253,26 @@ def _stated_usage(answer: Any) -> StatedUsage:
     """No prompt has no tokens, and what takes no tokens is not written: a zero is no figure."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     stated: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    prompt, completion, total = (
+        n if n is not None and 0 < n <= MAX_TOKENS else None
+        for n in map(count, map(stated.get, ("prompt_tokens", "completion_tokens", "total_tokens")))
+    )
     details = stated.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    cached = stated.get("prompt_cache_hit_tokens") if cached is None else cached  # DeepSeek's name
-    counts = [count(stated.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (n if n is not None and 0 < n <= MAX_TOKENS else None for n in counts)
-    return StatedUsage(prompt, completion, count(cached) or 0)
+    details = details if isinstance(details, dict) else {}
+    cached = count(details.get("cached_tokens"))
+    cached = count(stated.get("prompt_cache_hit_tokens")) if cached is None else cached  # DeepSeek
+    thoughts = stated.get("completion_tokens_details")
+    reasoning = count(thoughts.get("reasoning_tokens")) if isinstance(thoughts, dict) else None
+    reasoning = reasoning if reasoning is not None and reasoning <= MAX_TOKENS else 0
+    if prompt and completion and total == prompt + completion + reasoning:
+        completion += reasoning  # some count thoughts apart, and bill them all the same
+    cost = stated.get("cost")
+    is_cost = isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= MAX_USD
+    return StatedUsage(
+        prompt,
+        completion,
+        cached or 0,
+        count(details.get("cache_write_tokens")) or 0,
+        reasoning,
+        float(cost) if is_cost else None,
+    )

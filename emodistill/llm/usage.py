@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from emodistill.llm.replies import FinishReason
@@ -32,6 +34,10 @@ class Usage(NamedTuple):
     """Errors inside an HTTP 200."""
     num_estimated: int = 0
     """Answers whose tokens the server does not state, or that could not be read; estimated."""
+    cached_tokens: int = 0
+    """Of the prompt tokens: read out of a prompt cache."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens: thoughts."""
 
     @property
     def unusual(self) -> dict[str, int]:
@@ -55,6 +61,18 @@ class Usage(NamedTuple):
 
 def total_usage(usages: Iterable[Usage]) -> Usage:
     return functools.reduce(Usage.plus, usages, Usage())
+
+
+@dataclass(slots=True)
+class Purse:
+    """Money that is spent together."""
+
+    spent_usd: float = 0.0
+    ceiling_usd: float = math.inf
+
+    @property
+    def is_empty(self) -> bool:
+        return self.spent_usd >= self.ceiling_usd
 
 
 class Completion(NamedTuple):

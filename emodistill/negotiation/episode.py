@@ -201,6 +201,7 @@ async def _reply(
 def _recorded(player: Player) -> dict[str, Any]:
     return {
         "method": player.method,
+        "provider": player.writer.provider,
         "model": player.writer.model,
         "temperature": player.writer.temperature,
         "cells": dict(player.cells),

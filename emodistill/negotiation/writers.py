@@ -33,6 +33,11 @@ class Writer(Protocol):
     def model(self) -> str: ...
 
     @property
+    def provider(self) -> str:
+        """Who serves the model, as records say it; empty for one that runs here."""
+        ...
+
+    @property
     def temperature(self) -> float: ...
 
     def fits(self, messages: Sequence[Message]) -> bool:
@@ -57,6 +62,10 @@ class ApiWriter:
     model: str
     temperature: float = 0.7
     max_tokens: int = 160
+
+    @property
+    def provider(self) -> str:
+        return self.client.provider.label
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Always; a server refuses what is too long for it, and says so."""
@@ -95,6 +104,5 @@ class ApiWriter:
             else:
                 num_empty += 1
         raise EmptyReplyError(
-            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}. If "
-            "it thinks first, raise --max-reply-tokens, or switch its thinking off."
+            f"{self.model} answered {NUM_ATTEMPTS} times with an empty text in {dialogue_id}."
         )

@@ -30,7 +30,8 @@ from emodistill.llm.batches import (
     SubmittedBatch,
     request_line,
 )
-from emodistill.llm.client import Call, ChatClient, ExhaustedError, RefusedError
+from emodistill.llm.billing import Call
+from emodistill.llm.call_errors import ExhaustedError, RefusedError
 from emodistill.llm.replies import FaultError
 from emodistill.offline.budget import Budget
 from emodistill.offline.judge_items import JudgeItem, JudgeJob
@@ -70,12 +71,14 @@ class BatchJudging:
       path: of the scores.
     """
 
-    def __init__(self, job: JudgeJob, config: JudgeConfig, path: Path, client: ChatClient) -> None:
+    def __init__(
+        self, job: JudgeJob, config: JudgeConfig, path: Path, batches: BatchClient
+    ) -> None:
         self._job = job
         self._config = config
         self._path = path
-        self._client = client
-        self._batches = BatchClient(client)
+        self._client = batches.client
+        self._batches = batches
         self._num_sends: Counter[JudgeItem] = Counter()
 
     async def run(self, budget: Budget, bar: Progress) -> StopReason | None:
@@ -126,15 +129,8 @@ class BatchJudging:
 
     def _call(self, item: JudgeItem) -> Call:
         """The next attempt at an item, as it is asked."""
-        asked = self._job.request(item)
-        share = self._client.provider.batch_share
-        return Call(
-            self._client.body(**asked),
-            asked["model"],
-            asked["max_tokens"],
-            item.trajectory_id,
-            1.0 if share is None else share,
-        )
+        call = self._client.call(**self._job.request(item), sticky=item.trajectory_id)
+        return call._replace(price_share=self._batches.price_share)
 
     async def _ask(self, budget: Budget, bar: Progress) -> bool:
         """Have the next batch answered; whether there was money for any of it."""
@@ -170,14 +166,15 @@ class BatchJudging:
         """Those of the items that fit into a batch, and under the ceiling on the cost; writes the
         file that goes up."""
         sent = []
-        room_usd = self._client.ceiling_usd - self._client.usage.cost_usd
+        purse = self._client.purse
+        room_usd = purse.ceiling_usd - purse.spent_usd
         with file.open("wb") as out:
             for item in left:
                 call = self._call(item)
                 line = request_line(self._name(item), call.data)
                 if len(sent) == self._config.batch_size or out.tell() + len(line) > MAX_FILE_BYTES:
                     break
-                if price := self._client.provider.price(call.model):
+                if price := call.profile.price:
                     full_usd = price.cost_usd(call.num_prompt_tokens, call.max_tokens)
                     room_usd -= call.price_share * full_usd
                 if room_usd < 0:

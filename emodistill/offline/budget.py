@@ -9,7 +9,7 @@ from typing import Self
 
 from emodistill.errors import InputError
 from emodistill.files import write_json
-from emodistill.llm.client import ChatClient
+from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Usage
 from emodistill.untrusted import brief, named_tuple, read_json
 
@@ -28,9 +28,9 @@ class Budget:
 
     Args:
       path: of the stage's results.
-      client: makes the calls from now on; no other budget may count them.
+      clients: make the calls from now on; no other budget may count them.
       max_usd: the ceiling, earlier runs included; None for none.
-      models: whose prices must be known, if there is a ceiling.
+      unpriced: models without a known price, of which there may be none if there is a ceiling.
       finished_usd: what each finished job of earlier runs has cost.
       finished, unfinished: what the results show to have been used, and the answers of jobs that
         go on; a kill may have kept the last second of it from the counts.
@@ -42,28 +42,26 @@ class Budget:
     def __init__(
         self,
         path: Path,
-        client: ChatClient,
+        clients: ClientGroup,
         max_usd: float | None,
         *,
-        models: Iterable[str],
+        unpriced: Iterable[str],
         finished_usd: Iterable[float],
         finished: Usage = NO_USAGE,
         unfinished: Usage = NO_USAGE,
     ) -> None:
-        for model in models:
-            if max_usd is not None and client.provider.price(model) is None:
-                raise InputError(
-                    f"--max-cost-usd {max_usd:g} can't be kept: no price is known for {model} at "
-                    f"{client.provider.name}. Name it in a providers file of your own "
-                    "(EMODISTILL_PROVIDERS), or leave the ceiling out."
-                )
+        if max_usd is not None and (names := ", ".join(unpriced)):
+            raise InputError(
+                f"--max-cost-usd {max_usd:g} can't be kept: no price is known for {names}. Name it "
+                "in a providers file of your own (EMODISTILL_PROVIDERS), or leave the ceiling out."
+            )
         shown = finished.plus(unfinished)
         earlier = Usage._make(map(max, read_usage(path), shown))
         costs_usd = list(finished_usd)
         self.path = usage_path(path)
-        self._client = client
+        self._clients = clients
         self._max_usd = max_usd
-        self._earlier = earlier.minus(client.usage)  # what that has by now is no part of the stage
+        self._earlier = earlier.minus(clients.usage)  # what that has by now is no part of the stage
         self._finished_usd = sum(costs_usd)
         self._num_finished = len(costs_usd)
         self._lost_usd = max(0.0, earlier.cost_usd - self._finished_usd - unfinished.cost_usd)
@@ -71,7 +69,7 @@ class Budget:
         self._has_refused = False
         self._saved_s = time.monotonic()
         if max_usd is not None:
-            client.ceiling_usd = max_usd - self._earlier.cost_usd
+            clients.purse.ceiling_usd = max_usd - self._earlier.cost_usd
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +80,7 @@ class Budget:
     @property
     def usage(self) -> Usage:
         """Of every call of this run and of earlier ones."""
-        return self._earlier.plus(self._client.usage)
+        return self._earlier.plus(self._clients.usage)
 
     @property
     def spent_usd(self) -> float:

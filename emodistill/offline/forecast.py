@@ -70,7 +70,7 @@ def forecast(
     *,
     num_dialogues: int,
     concurrency: int,
-    num_keys: int = 1,
+    num_allowances: int = 1,
     limits: Limits = UNLIMITED,
     batch_share: float | None = None,
 ) -> Forecast:
@@ -78,8 +78,8 @@ def forecast(
 
     Args:
       judgements: among them those of the pilot's turns, failed and repeated calls included.
-      limits, num_keys: what each key may within a minute, and how many there are.
-      batch_share: what is left of the price by file batch.
+      limits, num_allowances: what a key may, or an account, and how many of these there are.
+      batch_share: what is left of the judge's price by file batch.
 
     Raises:
       InputError: the pilot is too small to know anything.
@@ -112,10 +112,13 @@ def forecast(
 
     def need(stage: str, usages: Sequence[Usage]) -> Need:
         calls, _, prompt, completion, usd, busy_s, *_ = total_usage(usages)
-        rates = (limits.requests_per_minute, limits.tokens_per_minute)
-        per_minute = zip((calls, prompt + completion), rates, strict=True)
-        minutes = [amount / (rate * num_keys) for amount, rate in per_minute if rate is not None]
-        hours = max(busy_s / concurrency / 3600, *(m / 60 for m in minutes), 0.0)
+        bounds = (
+            (calls / 3600, limits.requests_per_second),
+            (calls / 60, limits.requests_per_minute),
+            ((prompt + completion) / 60, limits.tokens_per_minute),
+        )
+        limited = [amount / (rate * num_allowances) for amount, rate in bounds if rate is not None]
+        hours = max(busy_s / concurrency / 3600, *limited, 0.0)
         return Need(stage, *(scale * value for value in (calls, prompt, completion, usd, hours)))
 
     num_turns = np.array([len(t.turns) for t in pilot], float)

@@ -19,8 +19,11 @@ from typing import Any, Literal
 from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
+from emodistill.files import file_name
 from emodistill.jsonl import JsonlAppender
+from emodistill.llm.batches import BatchClient
 from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Completion
 from emodistill.offline.batch_judging import BatchJudging, refuse_open_batch
 from emodistill.offline.budget import Budget
@@ -89,7 +92,7 @@ def _score(figure: str, is_open: bool) -> int | None:
 
 def judge_path(directory: Path, judge: str) -> Path:
     """`judge/<judge>.jsonl`; characters that no file name should have become dashes."""
-    return directory / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', judge).strip('.-') or 'judge'}.jsonl"
+    return directory / f"{file_name(judge) or 'judge'}.jsonl"
 
 
 def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[ScoreKey, int]:
@@ -109,6 +112,7 @@ async def run_judging(
     path: Path,
     client: ChatClient,
     pack: PromptPack,
+    model: str | None = None,
 ) -> JobsResult:
     """Score every item that `path` doesn't hold yet, at temperature 0.
 
@@ -118,6 +122,7 @@ async def run_judging(
     Args:
       config: a judge that it does not name is the default of the client's provider.
       path: see `judge_path`.
+      model: what the client's server calls the judge, if not by its name.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -136,6 +141,7 @@ async def run_judging(
         for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
     ]
     num_new = 0
+    clients = ClientGroup([client])
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
@@ -148,9 +154,9 @@ async def run_judging(
         pending = [item for item in items if attempts.are_left(item)]
         budget = Budget(
             path,
-            client,
+            clients,
             config.max_cost_usd,
-            models=[judge],
+            unpriced=[] if client.provider.is_priced(model or judge) else [judge],
             finished_usd=[line.cost_usd for line in earlier],
         )
 
@@ -164,7 +170,7 @@ async def run_judging(
             attempt = attempts.num_failed[item]
             return {
                 "messages": messages,
-                "model": judge,
+                "model": model or judge,
                 "temperature": 0.0,
                 "max_tokens": config.judge_max_tokens << attempt,  # it may have been cut
                 "seed": derive(config.seed, "judge", *map(str, item), attempt),
@@ -177,6 +183,7 @@ async def run_judging(
             line = Judgement(
                 **item._asdict(),
                 judge=judge,
+                provider=client.provider.label,
                 attempt=attempt,
                 rubric_sha256=pack.rubric_sha256,
                 raw=answer.text,
@@ -204,10 +211,11 @@ async def run_judging(
         unit = "turns" if is_by_turn else "dialogues"
         bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
         if config.batch:
-            stopped = await BatchJudging(job, config, path, client).run(budget, bar)
+            batches = BatchClient(client, model or judge)
+            stopped = await BatchJudging(job, config, path, batches).run(budget, bar)
         else:
             refuse_open_batch(path)
-            stopped = await _ask_one_by_one(job, config, client, budget, bar)
+            stopped = await _ask_one_by_one(job, config, clients, budget, bar)
     judged = [item for item in items if not attempts.are_left(item)]
     failed = [item for item in judged if item in attempts.unreadable]
     num_failed, num_judged = (
@@ -234,8 +242,10 @@ async def run_judging(
 
 
 async def _ask_one_by_one(
-    job: JudgeJob, config: JudgeConfig, client: ChatClient, budget: Budget, bar: Progress
+    job: JudgeJob, config: JudgeConfig, clients: ClientGroup, budget: Budget, bar: Progress
 ) -> StopReason | None:
+    (client,) = clients.clients
+
     async def score_one(item: JudgeItem) -> None:
         while job.attempts.are_left(item):
             completion = await client.chat(**job.request(item), sticky=item.trajectory_id)
@@ -246,7 +256,7 @@ async def _ask_one_by_one(
         job.items,
         score_one,
         on_failure=job.give_up,
-        client=client,
+        clients=clients,
         budget=budget,
         bar=bar,
         concurrency=config.concurrency,

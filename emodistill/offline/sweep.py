@@ -25,7 +25,8 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm.client import ChatClient, RefusedError
+from emodistill.llm.client import RefusedError
+from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Usage
 from emodistill.logs import fields
 from emodistill.negotiation.episode import (
@@ -94,7 +95,8 @@ async def run_sweep(
     scenarios: Sequence[Scenario],
     *,
     out_dir: Path,
-    client: ChatClient,
+    focal: ApiWriter,
+    counterparty: ApiWriter,
     pack: PromptPack,
     reader: LlmReader | None = None,
     num_dialogues: int | None = None,
@@ -102,7 +104,6 @@ async def run_sweep(
     """Play all dialogues of the sweep's plan that `out_dir` lacks.
 
     Args:
-      config: a model that it does not name is the default of the client's provider.
       scenarios: all of the domain, with their split; those of `train` are played.
       num_dialogues: of the plan, from its beginning; all without it.
 
@@ -118,15 +119,9 @@ async def run_sweep(
         emotions = planned_emotions(config.seed, dialogue.trajectory_id, num_turns)
         return lambda state: emotions[len(state.emotions)]
 
-    def writer(role: str, model: str | None, temperature: float) -> ApiWriter:
-        model = model or client.provider.default_model(role)
-        return ApiWriter(client, model, temperature, config.max_reply_tokens)
-
-    focal = writer("focal", config.model, config.focal_temperature)
-    opposite = writer("counterparty", config.counterparty, config.counterparty_temperature)
     match = Match(
         focal=Player(writer=focal, choose_for=choose_for, method=METHOD),
-        counterparty=Player(writer=opposite),
+        counterparty=Player(writer=counterparty),
         pack=pack,
         seed=config.seed,
         max_turns=cap,
@@ -140,7 +135,6 @@ async def run_sweep(
         path=out_dir / "trajectories.jsonl",
         label="sweep",
         on_open=lambda: _keep_scenarios(out_dir / "scenarios.jsonl", scenarios),
-        client=client,
     )
 
 
@@ -151,10 +145,11 @@ async def play_all(
     *,
     path: Path,
     label: str,
-    client: ChatClient,
     on_open: Callable[[], None] = lambda: None,
 ) -> JobsResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
+
+    The clients of the players and of the reader are open (inside their `async with`).
 
     Args:
       config: says how many are played at once, and what all may cost: no dialogue is begun that
@@ -162,7 +157,6 @@ async def play_all(
         finished.
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
-      client: open (inside its `async with`); counts what is spent.
       on_open: called once this process alone writes to `path`.
 
     Raises:
@@ -172,7 +166,8 @@ async def play_all(
     """
     writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
     callers = [one for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)]
-    paid_models = [one.model for one in callers if one.client is client]
+    clients = ClientGroup(one.client for one in callers)
+    unpriced = [o.model for o in callers if not o.client.provider.is_priced(o.model)]
     outcomes: Counter[str] = Counter()
     readability = ReadabilityCheck(is_lenient=config.keep_unread)
     with ExitStack() as stack:
@@ -192,14 +187,14 @@ async def play_all(
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
         readability.check(is_end=not pending)
         unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
-        for asked in {one.client for one in callers}:  # a served student's is another one
+        for asked in clients.clients:
             asked.cache = unfinished
             stack.callback(setattr, asked, "cache", None)
         budget = Budget(
             path,
-            client,
+            clients,
             config.max_cost_usd,
-            models=paid_models,
+            unpriced=unpriced,
             finished_usd=costs_usd.values(),
             finished=used,
             unfinished=unfinished.usage,
@@ -240,7 +235,7 @@ async def play_all(
             pending,
             play_one,
             on_failure=give_up,
-            client=client,
+            clients=clients,
             budget=budget,
             bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
             concurrency=config.concurrency,

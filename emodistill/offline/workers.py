@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emodistill.errors import ApiError
-from emodistill.llm.client import CeilingError, ChatClient, ExhaustedError, RefusedError
+from emodistill.llm.client import CeilingError, ExhaustedError, RefusedError
+from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Usage
 from emodistill.negotiation.writers import EmptyReplyError
 from emodistill.offline.budget import Budget
@@ -86,6 +87,8 @@ class JobsResult:
             text += f", {self.num_failed:,} {self.failed}"
         if self.cost_usd:
             text += f", ${self.cost_usd:.2f} spent"
+        if thoughts := self.usage.reasoning_tokens:
+            text += f", {thoughts:,} of {self.usage.completion_tokens:,} answered tokens thoughts"
         if unusual := self.usage.unusual:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in unusual.items())
             text += f" (answers: {kinds})"
@@ -110,7 +113,7 @@ async def run_jobs(
     work: Callable[[Job], Awaitable[None]],
     *,
     on_failure: Callable[[Job, ApiError], None],
-    client: ChatClient,
+    clients: ClientGroup,
     budget: Budget,
     bar: Progress,
     concurrency: int,
@@ -127,7 +130,7 @@ async def run_jobs(
     """
 
     def advance(num_done: int) -> None:
-        bar.advance(num_done, ", ".join(filter(None, (status(), client.health, budget.note))))
+        bar.advance(num_done, ", ".join(filter(None, (status(), clients.health, budget.note))))
 
     async def one(job: Job) -> None:
         budget.num_running += 1

@@ -6,6 +6,7 @@ writes for `vanilla-llm`, `random` and `iql` and speaks for the counterparty.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -29,5 +30,5 @@ def tables() -> Mapping[str, Any]:
 def numbers(table: str, block: str, row: str) -> Sequence[float] | None:
     """The numbers of a row of `table` (`table-6`), None where the paper has none."""
     blocks = tables().get(table.removeprefix("table-"), {})
-    served_as = block.rpartition("/")[2].lower()
+    served_as = re.split("[/:#]", block)[-1].lower()
     return blocks.get(COUNTERPARTIES.get(served_as, served_as), {}).get(row)

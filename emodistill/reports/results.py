@@ -33,7 +33,7 @@ from emodistill.evaluation.comparisons import (
     scenarios_needed,
 )
 from emodistill.evaluation.metrics import dialogue_utility, in_bounds
-from emodistill.records import Trajectory
+from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory
 from emodistill.reports import paper
 from emodistill.reports.labels import UNTRAINED, in_order
 
@@ -142,8 +142,16 @@ def by_domain(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def models(frame: pd.DataFrame) -> list[str]:
     """The language models of the focal role and of the counterparty, as text."""
-    roles = ("focal_model", "counterparty_model")
-    return [", ".join(sorted({*frame[role]})) for role in roles]
+    roles = ("focal", "counterparty")
+    return [
+        ", ".join(sorted({_served(getattr(one, role)) for one in frame.dialogue})) for role in roles
+    ]
+
+
+def _served(player: FocalPlayer | CounterpartyPlayer) -> str:
+    """A player's model, with who served it where that isn't plain."""
+    is_plain = player.provider in ("", "simulator")
+    return player.model if is_plain else f"{player.model} ({player.provider})"
 
 
 def method_rows(

@@ -18,6 +18,7 @@ from emodistill.configs import METHODS, ReportConfig
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
+from emodistill.files import file_name
 from emodistill.jsonl import read_lines
 from emodistill.offline.run_files import (
     SCENARIOS,
@@ -287,7 +288,7 @@ def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dic
     usual = config.counterparty
     if usual is None and manifest is not None:
         usual = setting_of(manifest.stage, manifest.config, "counterparty", str)
-    usual = usual and usual.replace("/", "-")
+    usual = usual and file_name(usual)
     by_counterparty: dict[str, dict[str, Path]] = {}
     for path in sorted((config.run / domain / "eval").glob("*/*.jsonl")):
         method, _, counterparty = path.parent.name.partition("@")

@@ -16,6 +16,10 @@ class SimulatedWriter:
     model: str
     temperature: float = 0.7
 
+    @property
+    def provider(self) -> str:
+        return "simulator"
+
     def fits(self, messages: Sequence[Mapping[str, str]]) -> bool:
         return True
 

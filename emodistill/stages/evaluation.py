@@ -21,6 +21,9 @@ from emodistill.evaluation.methods import (
 )
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.evaluation.served_student import exported_dir
+from emodistill.files import file_name
+from emodistill.jsonl import num_lines
+from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios
@@ -29,7 +32,14 @@ from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown, model_hashes
-from emodistill.stages.language_models import model_name, offer_model, offer_reader, open_client
+from emodistill.stages.language_models import (
+    endpoint_of,
+    named_models,
+    offer_reader,
+    open_clients,
+    reader_of,
+)
+from emodistill.stages.model_check import check_models
 from emodistill.stages.runner import STAGES
 from emodistill.stages.stage import Requirement, Stage, next_command
 
@@ -37,7 +47,7 @@ from emodistill.stages.stage import Requirement, Stage, next_command
 class _MatchDetails(NamedTuple):
     focal: PlayerSpec
     counterparty: PlayerSpec
-    reader: str | None
+    reader: ModelEndpoint | None
     pack: PromptPack
 
 
@@ -45,18 +55,18 @@ def _method_names(config: EvaluateConfig) -> list[str]:
     return [config.method, *([config.opponent] if isinstance(config, PairConfig) else [])]
 
 
-def _language_models(config: EvaluateConfig) -> tuple[str | None, str | None]:
+def _language_models(config: EvaluateConfig) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
     """Who writes in the focal and in the counterparty's role; None where a student does."""
     writers = [get_method(name).writer for name in _method_names(config)]
     model = None
-    if "llm" in writers or config.model is not None:
-        model = model_name(config, "focal", config.model)
+    if "llm" in writers or config.focal is not None:
+        model = endpoint_of(config, "focal")
     focal = model if writers[0] == "llm" else None
     if writers[1:] == ["student"]:
         return focal, None
     if writers[1:] and config.counterparty is None and not config.is_simulated:
         return focal, model  # a real language model plays both roles of a tournament
-    return focal, model_name(config, "counterparty", config.counterparty)
+    return focal, endpoint_of(config, "counterparty")
 
 
 def trainings_of(
@@ -82,7 +92,7 @@ def trainings_of(
 
 def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
     load_pack(config.prompt_pack)
-    offer_model(config)
+    reader_of(config)
     _language_models(config)
     needs = [Requirement("sweep")]
     for name in _method_names(config):
@@ -116,7 +126,7 @@ def _folder(config: EvaluateConfig, need: Requirement) -> Path:
 
 
 def _player(
-    config: EvaluateConfig, name: str, language_model: str | None, temperature: float
+    config: EvaluateConfig, name: str, language_model: ModelEndpoint | None, temperature: float
 ) -> tuple[PlayerSpec, list[Path]]:
     """Who plays a method, and the files that it is made of."""
     method = get_method(name)
@@ -152,7 +162,7 @@ def _job(cell: Cell) -> Job:
     if config.method == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     home = config.run / config.domain
-    pack, reader = load_pack(config.prompt_pack), offer_model(config)
+    pack, reader = load_pack(config.prompt_pack), reader_of(config)
     model, opposite = _language_models(config)
     temperature = writing_temperature(config, config.method)
     focal, files = _player(config, config.method, model, temperature)
@@ -170,7 +180,8 @@ def _job(cell: Cell) -> Job:
         label = f"tournament {name}"
     else:
         counterparty = PlayerSpec(language_model=opposite, temperature=other_temperature)
-        folder = f"{config.method}@{opposite}".replace("/", "-")
+        assert opposite is not None  # no method, so no student
+        folder = f"{config.method}@{file_name(opposite.name)}"
         directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
     inputs = input_hashes(
@@ -183,7 +194,10 @@ def _job(cell: Cell) -> Job:
         inputs["reader's prompt"] = reading_prompt_sha256()
     output, manifest = directory / f"{name}.jsonl", f"{name}.manifest.json"
     config = grown(config, directory, manifest)
-    models = {"model": model, "counterparty": opposite, "reader": reader}
+    models = {
+        role: endpoint and endpoint.name
+        for role, endpoint in (("focal", model), ("counterparty", opposite), ("reader", reader))
+    }
     return Job(
         cell=cell._replace(config=config),
         name=label,
@@ -221,24 +235,39 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
         ),
     )
 
+    endpoints = {
+        "focal": details.focal.language_model,
+        "counterparty": details.counterparty.language_model,
+        "reader": details.reader,
+    }
+
     async def work() -> Result:
         async with (
-            open_client(config, job.name) as client,
-            PlayerPool(config, client, details.pack, loaded) as pool,
+            open_clients(config, job.name, endpoints.values()) as client_of,
+            PlayerPool(config, client_of, details.pack, loaded) as pool,
         ):
+            num_planned = config.num_seeds * len(scenarios[: config.num_scenarios])
+            num_left = max(0, num_planned - num_lines(job.output))
+            await check_models(
+                config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
+            )
             played = await pool.play(
                 details.focal,
                 details.counterparty,
                 [scenario for scenario, _ in scenarios],
                 path=job.output,
                 label=job.name,
-                reader=offer_reader(client, details.reader, config),
+                reader=offer_reader(client_of, details.reader, config),
             )
         played.check("see why, and start again")
         return Result(
             played.summary,
             played.cost_usd,
-            {"unusual_answers": played.usage.unusual} | played.shares,
+            {
+                "unusual_answers": played.usage.unusual,
+                "language_models": named_models(endpoints),
+                **played.shares,
+            },
             is_complete=played.is_complete,
         )
 
@@ -268,7 +297,8 @@ def _held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
 def _report(cell: Cell) -> str:
     """The command that shows what has just been played."""
     met = cell.config.counterparty
-    named = {} if met is None else {"counterparty": met.replace("/", "-")}
+    usual = f"{cell.config.provider}:"
+    named = {} if met is None else {"counterparty": file_name(met.removeprefix(usual))}
     return next_command("report", ReportConfig, cell, **named)
 
 

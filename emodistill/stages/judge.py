@@ -7,11 +7,13 @@ import dataclasses
 import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
+from emodistill.jsonl import num_lines
+from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
 from emodistill.offline.judging import judge_path, run_judging, scores_by_turn
@@ -22,7 +24,13 @@ from emodistill.offline.workers import JobsResult
 from emodistill.prompts import load_pack
 from emodistill.runs import Job, Manifest, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
-from emodistill.stages.language_models import model_name, open_client
+from emodistill.stages.language_models import (
+    endpoint_of,
+    named_models,
+    open_clients,
+    usual_provider,
+)
+from emodistill.stages.model_check import check_models
 from emodistill.stages.stage import (
     Requirement,
     Stage,
@@ -34,6 +42,11 @@ from emodistill.stages.stage import (
 from emodistill.untrusted import refuse_links, setting_of
 
 
+class _JudgeDetails(NamedTuple):
+    judge: ModelEndpoint
+    sweep: SweepData
+
+
 def scores_needed(config: Any) -> Requirement:
     """The scores that a stage with a signal learns from."""
     level = "dialogue" if config.signal == "episode-judge" else "turn"
@@ -42,18 +55,18 @@ def scores_needed(config: Any) -> Requirement:
 
 
 def _needs(config: JudgeConfig) -> Sequence[Requirement]:
-    if config.is_simulated:  # checked early, since a missing sweep would be made next
-        model_name(config, "judge", config.judge)
+    if usual_provider(config) is None:  # early, since a missing sweep would be made next
+        endpoint_of(config, "judge")
     load_pack(config.prompt_pack)
     return [Requirement("sweep")]
 
 
 def _job(cell: Cell) -> Job:
     config: JudgeConfig = cell.config
-    name = model_name(config, "judge", config.judge)
+    judge = endpoint_of(config, "judge")
     pack = load_pack(config.prompt_pack)
     home = config.run / config.domain
-    path = judge_path(home / "judge", name)
+    path = judge_path(home / "judge", judge.name)
     manifest = f"{path.stem}.{config.level}.manifest.json"  # each level of judging has one
     existing = read_manifest(path.parent, manifest) if path.is_file() else None
     sweep = read_sweep(home, pack, prompted=("judge",))
@@ -66,7 +79,7 @@ def _job(cell: Cell) -> Job:
         output=path,
         path=path,
         inputs={"rubric": pack.rubric_sha256, **input_hashes([home / SCENARIOS], config.run)},
-        identity=config.identity() | {"judge": name, "num_dialogues": num_dialogues} | judged,
+        identity=config.identity() | {"judge": judge.name, "num_dialogues": num_dialogues} | judged,
         growing=(
             "repeats",
             "judge_max_tokens",
@@ -77,7 +90,7 @@ def _job(cell: Cell) -> Job:
         is_repeated=config.retry_unanswered,
         manifest=manifest,
         config_file=f"{path.stem}.{config.level}.config.yaml",
-        details=sweep,
+        details=_JudgeDetails(judge, sweep),
     )
 
 
@@ -107,13 +120,14 @@ def _judged_part(path: Path, existing: Manifest | None) -> dict[str, Any]:
 
 def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     """Score what the sweep has and the judge has not seen, or the dialogues of some ids."""
-    config, sweep = job.cell.config, job.details
+    config, (judge, sweep) = job.cell.config, job.details
     trajectories = sweep.trajectories
     chosen = [t for t in trajectories if only is None or t.trajectory_id in only]
-    judging = _score(config, sweep._replace(trajectories=chosen), job.output)
+    judging = _score(config, judge, sweep._replace(trajectories=chosen), job.output)
     summary: dict[str, Any] = {
         "failure_rates": dict(judging.failure_rates),
         "unusual_answers": judging.usage.unusual,
+        "language_models": named_models({"judge": judge}),
     }
     if config.repeats > 1 and only is None:
         ids = {trajectory.trajectory_id for trajectory in trajectories}
@@ -137,15 +151,31 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
     )
 
 
-def _score(config: JudgeConfig, sweep: SweepData, path: Path) -> JobsResult:
+def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Path) -> JobsResult:
     async def work() -> JobsResult:
-        async with open_client(config, "judge") as client:
-            judged = await run_judging(
+        async with open_clients(config, "judge", [judge]) as client_of:
+            is_by_turn = config.level == "turn"
+            num_items = config.repeats * sum(
+                len(t.focal_turns) if is_by_turn else 1 for t in sweep.trajectories
+            )
+            await check_models(
                 config,
+                "judge",
+                client_of,
+                {"judge": judge},
+                num_jobs=max(0, num_items - num_lines(path)),
+                unit="scores",
+                price_share=(judge.provider.batch_share(judge.model) or 1.0)
+                if config.batch
+                else 1.0,
+            )
+            judged = await run_judging(
+                dataclasses.replace(config, judge=judge.name),
                 sweep.trajectories,
                 sweep.scenarios,
                 path=path,
-                client=client,
+                client=client_of(judge),
+                model=judge.model,
                 pack=sweep.pack,
             )
         judged.check(
@@ -169,8 +199,8 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path, scenari
     Raises:
       StoppedError: stopped before the end.
     """
-    name = model_name(config, "judge", config.judge)
-    path = judge_path(directory, name)
+    judge = endpoint_of(config, "judge")
+    path = judge_path(directory, judge.name)
     refuse_links(directory, config.run)
     played = SweepData(
         read_trajectories(dialogues),
@@ -179,7 +209,7 @@ def judge_matches(config: JudgeConfig, dialogues: Path, directory: Path, scenari
         pack=load_pack(config.prompt_pack),
     )
     with log_to_file(directory / STAGE_LOG):
-        judging = _score(config, played, path)
+        judging = _score(config, judge, played, path)
     if not judging.is_complete:
         raise StoppedError(f"judge: {judging.summary}")
     print(f"judge: {judging.summary}", flush=True)

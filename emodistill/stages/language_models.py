@@ -1,73 +1,114 @@
-"""Which language model plays which part, and the connection to it."""
+"""Which language model plays which part, and the connections to them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 
-from emodistill.configs import (
-    SIMULATED,
-    SIMULATED_MODELS,
-    ApiConfig,
-    DialogueConfig,
-    ExperimentConfig,
-)
+import msgspec
+
+from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
 from emodistill.errors import InputError
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
-from emodistill.llm.providers import get_provider
+from emodistill.llm.endpoints import ModelEndpoint, read_endpoint
+from emodistill.llm.providers import CUSTOM, Provider, get_provider, load_providers
 from emodistill.negotiation.readers import LlmReader
+from emodistill.negotiation.writers import ApiWriter
 from emodistill.operating_system import num_connections
 from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
 """The simulator's address while a recording speaks for it."""
+SIMULATOR = "simulator"
+
+ClientOf = Callable[[ModelEndpoint], ChatClient]
 
 
-def model_name(config: ApiConfig, role: str, named: str | None) -> str:
-    """The model for `focal`, `counterparty`, `judge` or `reader`.
+def usual_provider(config: Any) -> Provider | None:
+    """Who serves a model that is named without a server; None where nobody is named."""
+    if config.provider in (None, SIMULATOR) and config.base_url is None:
+        return None
+    return get_provider(config.provider, base_url=config.base_url)
+
+
+def endpoint_of(config: ApiConfig, role: str) -> ModelEndpoint:
+    """The language model for `focal`, `counterparty`, `judge` or `reader`.
 
     Raises:
-      InputError: a real model is asked for without a provider (it is never simulated), or the
-        provider lacks its key, a usable address or a default for that role.
+      InputError: a real model is asked for without a server (it is never simulated); or its server
+        lacks a key, a usable address, a default for that role, or serves it no longer.
     """
-    if config.is_simulated:
-        if named is not None and named not in SIMULATED:
-            flag = {"focal": "--model"}.get(role, f"--{role}")
+    named, flag = getattr(config, role), f"--{role}"
+    usual = usual_provider(config)
+    if usual is None and (named in SIMULATED or (named is None and config.is_simulated)):
+        model = named or SIMULATED_MODELS[role]
+        return ModelEndpoint(load_providers()[SIMULATOR], model, model)
+    if named is None:
+        if usual is None:
             raise InputError(
-                f"{flag} {named} needs a --provider or --base-url that serves it; without one the "
-                f"simulator answers, and it serves {', '.join(SIMULATED)} only."
+                f"{flag} needs a --provider or --base-url that serves it, or a model with its "
+                f"server (PROVIDER:MODEL, URL#MODEL, or {SIMULATED_MODELS[role]}), since other "
+                "models here are real."
             )
-        return named or SIMULATED_MODELS[role]
-    provider = get_provider(config.provider, base_url=config.base_url)
+        named = usual.default_model(role)
+    endpoint = read_endpoint(named, usual, flag=flag)
+    if endpoint.provider.name == SIMULATOR and endpoint.model not in SIMULATED:
+        raise InputError(f"{flag} {named}: the simulator serves {', '.join(SIMULATED)} only.")
     if config.replay is None:
-        provider.read_keys()
-    return provider.default_model(role) if named is None else named
+        endpoint.provider.read_keys()
+        _notices(endpoint)
+    return endpoint
 
 
-def default_model(config: ExperimentConfig, role: str) -> str | None:
+def default_model(config: Any, role: str) -> str | None:
     """The model that has a role where none is named; None where one has to be named."""
     if config.is_simulated:
         return SIMULATED_MODELS[role]
-    return get_provider(config.provider, base_url=config.base_url).models.get(role)
+    usual = usual_provider(config)
+    return None if usual is None else usual.models.get(role)
 
 
-def offer_model(config: DialogueConfig) -> str | None:
+def reader_of(config: DialogueConfig) -> ModelEndpoint | None:
     """The model that reads the offers; None where patterns do."""
     if config.offer_reader == "pattern":
         if config.reader is not None:
             raise InputError(f"--reader {config.reader} reads nothing without --offer-reader llm.")
         return None
-    return model_name(config, "reader", config.reader)
+    return endpoint_of(config, "reader")
 
 
-def offer_reader(client: ChatClient, model: str | None, config: DialogueConfig) -> LlmReader | None:
-    return None if model is None else LlmReader(client, model, config.reader_max_tokens)
+def offer_reader(
+    client_of: ClientOf, endpoint: ModelEndpoint | None, config: DialogueConfig
+) -> LlmReader | None:
+    if endpoint is None:
+        return None
+    return LlmReader(client_of(endpoint), endpoint.model, config.reader_max_tokens)
+
+
+def api_writer(
+    client_of: ClientOf, endpoint: ModelEndpoint, temperature: float, config: DialogueConfig
+) -> ApiWriter:
+    client = client_of(endpoint)
+    return ApiWriter(client, endpoint.model, temperature, config.max_reply_tokens)
+
+
+def named_models(endpoints: Mapping[str, ModelEndpoint | None]) -> dict[str, dict[str, str]]:
+    """What a manifest says of who has played or judged."""
+    return {
+        role: {"provider": endpoint.provider.label, "model": endpoint.model}
+        for role, endpoint in endpoints.items()
+        if endpoint is not None
+    }
 
 
 @asynccontextmanager
-async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]:
-    """A client for the provider that is named, for a recording, or for a simulator of its own.
+async def open_clients(
+    config: ApiConfig, name: str, endpoints: Iterable[ModelEndpoint | None]
+) -> AsyncIterator[ClientOf]:
+    """A client for each endpoint, for a recording, or for a simulator of its own.
 
     It says which of the last two answers, since nobody has named them.
 
@@ -77,38 +118,59 @@ async def open_client(config: ApiConfig, name: str) -> AsyncIterator[ChatClient]
     Raises:
       InputError: a recording is to answer, and there is none.
     """
+    wanted = {endpoint.key: endpoint for endpoint in endpoints if endpoint is not None}
     if config.replay is not None:
         if not (config.replay / CALLS).is_file():
             raise InputError(f"--replay {config.replay} holds no {CALLS}; --record makes one.")
         print(f"{name}: {config.replay / CALLS} answers all calls, nothing is connected to.")
     elif config.is_simulated:
         print(f"{name}: no --provider named, so the simulator plays all language models.")
-    provider = "simulator" if config.is_simulated else config.provider
-    with ExitStack() as stack:
-        tape = keys = None
-        base_url = config.base_url
-        if config.replay is not None:
-            tape, keys = Replayer(config.replay), ()
-            base_url = base_url or (NOWHERE if config.is_simulated else None)
-        elif config.is_simulated:
-            base_url = stack.enter_context(running_simulator())
-        if config.record is not None:
-            tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
-        room = num_connections()
-        if config.concurrency > room:
-            print(
-                f"{name}: --concurrency {config.concurrency} takes more open files than this "
-                f"process may have; {room} calls are in flight at once. ulimit -n 1024 allows more."
-            )
-        served = get_provider(provider, base_url=base_url)
-        if config.base_url is not None and tape is None and served.read_keys():
-            print(f"{name}: the key in {served.key_env} goes to {served.base_url}.", flush=True)
-        client = ChatClient(
-            served,
-            keys,
-            max_in_flight=min(config.concurrency, room),
-            retry=RetryPolicy(timeout_s=config.timeout_s),
-            tape=tape,
+    room = num_connections()
+    if config.concurrency > room:
+        print(
+            f"{name}: --concurrency {config.concurrency} takes more open files than this "
+            f"process may have; {room} calls are in flight at once. ulimit -n 1024 allows more."
         )
-        async with client:
-            yield client
+    async with AsyncExitStack() as stack:
+        tape = None
+        if config.replay is not None:
+            tape = Replayer(config.replay)
+        elif config.record is not None:
+            tape = stack.enter_context(Recorder(config.record, str(config.run.resolve())))
+        simulator_url: str | None = None
+        clients: dict[tuple[str, str, str], ChatClient] = {}
+        told: set[str] = set()
+        for key, (provider, model, _) in wanted.items():
+            if provider.name == SIMULATOR and not provider.base_url:
+                if simulator_url is None:
+                    is_replay = config.replay is not None
+                    simulator_url = (
+                        NOWHERE if is_replay else stack.enter_context(running_simulator())
+                    )
+                provider = msgspec.structs.replace(provider, base_url=simulator_url)
+            elif tape is None:
+                for notice in _notices(wanted[key]):
+                    print(f"{name}: {notice}", flush=True)
+                is_own = provider.name == CUSTOM or config.base_url is not None
+                if is_own and provider.read_keys() and provider.base_url not in told:
+                    told.add(provider.base_url)
+                    where = f"{provider.key_env} goes to {provider.base_url}"
+                    print(f"{name}: the key in {where}.", flush=True)
+            clients[key] = await stack.enter_async_context(
+                ChatClient(
+                    provider,
+                    () if isinstance(tape, Replayer) else None,
+                    model=model,
+                    max_in_flight=min(config.concurrency, room),
+                    retry=RetryPolicy(timeout_s=config.timeout_s or provider.timeout_s),
+                    tape=tape,
+                )
+            )
+        yield lambda endpoint: clients[endpoint.key]
+
+
+def _notices(endpoint: ModelEndpoint) -> list[str]:
+    """What to say before a model is called; see `Profile.notices`."""
+    provider, model, _ = endpoint
+    today = datetime.now(UTC).date()
+    return provider.profile(model).notices(f"{model} at {provider.label}", today)

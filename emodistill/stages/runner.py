@@ -20,7 +20,7 @@ from emodistill.model.processes import agree, is_first, joined
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages.language_models import default_model
+from emodistill.stages.language_models import default_model, usual_provider
 from emodistill.stages.stage import (
     Output,
     Requirement,
@@ -129,7 +129,8 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
             provider = _provider_of_sweep(config.run / config.domain)
             config = dataclasses.replace(config, **provider)
         if isinstance(config, ApiConfig):
-            config = dataclasses.replace(config, **_unnamed_models(config))
+            is_real = not (cell.config.is_simulated and _was_simulated(cell.config))
+            config = dataclasses.replace(config, **_unnamed_models(config, is_real))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
         name = pasted(config, file).name
@@ -139,13 +140,18 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
     return commands, made
 
 
-def _unnamed_models(config: ApiConfig) -> dict[str, str]:
-    """Settings of models that nobody has named where the provider has none of its own."""
-    roles = {"model": "focal", "counterparty": "counterparty", "judge": "judge"}
+def _unnamed_models(config: ApiConfig, is_real: bool) -> dict[str, str]:
+    """Settings of models that nobody has named where the provider has none of its own.
+
+    Args:
+      is_real: whether real models play, so that the simulator is nobody's default.
+    """
+    is_nobody = is_real and usual_provider(config) is None
     return {
-        name: PLACEHOLDER
-        for name, role in roles.items()
-        if getattr(config, name, PLACEHOLDER) is None and default_model(config, role) is None
+        role: PLACEHOLDER
+        for role in ("focal", "counterparty", "judge")
+        if getattr(config, role, PLACEHOLDER) is None
+        and (is_nobody or default_model(config, role) is None)
     }
 
 
@@ -218,6 +224,9 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     shared["run"] = config.run
+    if need.stage == "sweep" and usual_provider(config) is None:  # real models play it, if any
+        roles = ("focal", "counterparty")
+        shared |= {role: getattr(config, role) for role in roles if role in config.called}
     if hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
     elif stage.is_data:
@@ -238,11 +247,13 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
 
 def _is_all_simulated(config: Any) -> bool:
     """Whether everything that `config` builds on was simulated."""
+    return config.is_simulated and _was_simulated(config)
+
+
+def _was_simulated(config: Any) -> bool:
+    """Whether the dialogues that `config` builds on were."""
     home = (getattr(config, "data_from", None) or config.run) / config.domain
     manifest = read_manifest(home / "sweep")
-    was_simulated = (
-        not (home / TRAJECTORIES).is_file()
-        if manifest is None
-        else manifest.config.get("counterparty") in SIMULATED
-    )
-    return config.is_simulated and was_simulated
+    if manifest is None:
+        return not (home / TRAJECTORIES).is_file()
+    return all(manifest.config.get(role) in SIMULATED for role in ("focal", "counterparty"))

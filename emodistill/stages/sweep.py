@@ -12,28 +12,35 @@ from emodistill.configs import GENERATED, JudgeConfig, SweepConfig
 from emodistill.domains import load_split
 from emodistill.domains.loading import LoadedSplit
 from emodistill.errors import InputError
+from emodistill.jsonl import num_lines
+from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.reader_agreement import compare_readers
 from emodistill.offline.run_files import DISAGREEMENTS, SCENARIOS, TRAJECTORIES
 from emodistill.offline.store import read_trajectories, write_records
-from emodistill.offline.sweep import failures_path, run_sweep
+from emodistill.offline.sweep import failures_path, plan_sweep, run_sweep
 from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
 from emodistill.stages.language_models import (
+    api_writer,
     default_model,
-    model_name,
-    offer_model,
+    endpoint_of,
+    named_models,
     offer_reader,
-    open_client,
+    open_clients,
+    reader_of,
 )
+from emodistill.stages.model_check import check_models
 from emodistill.stages.stage import Stage, command, follow_up, named_file
 from emodistill.untrusted import setting_of
 
 
 class _SweepDetails(NamedTuple):
-    reader: str | None
+    focal: ModelEndpoint
+    counterparty: ModelEndpoint
+    reader: ModelEndpoint | None
     pack: PromptPack
     loaded: LoadedSplit
 
@@ -41,9 +48,11 @@ class _SweepDetails(NamedTuple):
 def _job(cell: Cell) -> Job:
     config: SweepConfig = cell.config
     details = _SweepDetails(
-        reader=offer_model(config),
+        reader=reader_of(config),
         pack=load_pack(config.prompt_pack),
         loaded=split_of(config),
+        focal=endpoint_of(config, "focal"),
+        counterparty=endpoint_of(config, "counterparty"),
     )
     located = [(s, details.loaded.where[s.scenario_id]) for s in details.loaded.split.all()]
     check_prompts(details.pack, located, ("focal", "counterparty"))
@@ -56,9 +65,9 @@ def _job(cell: Cell) -> Job:
     output = home / TRAJECTORIES
     config = grown(config, home / "sweep")
     models = {
-        "model": model_name(config, "focal", config.model),
-        "counterparty": model_name(config, "counterparty", config.counterparty),
-        "reader": details.reader,
+        "focal": details.focal.name,
+        "counterparty": details.counterparty.name,
+        "reader": details.reader and details.reader.name,
     }
     return Job(
         cell=cell._replace(config=config),
@@ -111,14 +120,26 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
     print(f"sweep: {details.loaded.text}.", flush=True)
 
     async def work() -> Result:
-        async with open_client(config, job.name) as client:
+        focal, opposite, reader = details.focal, details.counterparty, details.reader
+        roles = {"focal": focal, "counterparty": opposite, "reader": reader}
+        async with open_clients(config, job.name, roles.values()) as client_of:
+            planned = plan_sweep(
+                split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
+            )[:num_dialogues]
+            num_left = max(0, len(planned) - num_lines(job.output))
+            await check_models(
+                config, job.name, client_of, roles, num_jobs=num_left, unit="dialogues"
+            )
             swept = await run_sweep(
                 config,
                 split.all(),
                 out_dir=job.directory,
-                client=client,
+                focal=api_writer(client_of, focal, config.focal_temperature, config),
+                counterparty=api_writer(
+                    client_of, opposite, config.counterparty_temperature, config
+                ),
                 pack=details.pack,
-                reader=offer_reader(client, details.reader, config),
+                reader=offer_reader(client_of, reader, config),
                 num_dialogues=num_dialogues,
             )
         swept.check("see why, and start again")
@@ -129,6 +150,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
             {
                 "split": {name: len(part) for name, part in split._asdict().items()},
                 "is_split_given": details.loaded.is_given,
+                "language_models": named_models(roles),
                 "unusual_answers": swept.usage.unusual,
                 **swept.shares,
                 **readers,
@@ -166,7 +188,7 @@ def _judging(cell: Cell) -> str:
     """The command that scores what has just been played."""
     judge = follow_up(JudgeConfig, cell)
     if judge.judge is None and default_model(judge, "judge") is None:
-        judge = dataclasses.replace(judge, judge=cell.config.model)  # served there for certain
+        judge = dataclasses.replace(judge, judge=cell.config.focal)  # served there for certain
     return command("judge", judge, named_file(cell))
 
 

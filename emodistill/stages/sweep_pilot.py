@@ -10,14 +10,14 @@ from typing import Any
 
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
-from emodistill.llm.providers import get_provider
+from emodistill.llm.keys import KeyPool
 from emodistill.offline.forecast import forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
 from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
-from emodistill.stages.language_models import model_name
+from emodistill.stages.language_models import endpoint_of
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import play_sweep, split_of
 
@@ -29,7 +29,7 @@ def plan(cell: Cell) -> Path:
       A JSON file of the forecast, beside the dialogues.
     """
     config: PlanConfig = cell.config
-    model_name(config, "judge", config.judge)
+    endpoint_of(config, "judge")
     planned = plan_sweep(
         split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
@@ -52,11 +52,14 @@ def plan(cell: Cell) -> Path:
     scores = run(Cell(judge), judging).path
     keys: dict[str, Any] = {}
     if not config.is_simulated:
-        provider = get_provider(config.provider, base_url=config.base_url)
+        provider, model, _ = endpoint_of(config, "focal")
+        limits = provider.profile(model).limits
+        pool = KeyPool(provider.read_keys(), limits=limits)
+        judged_by = endpoint_of(config, "judge")
         keys = {
-            "limits": provider.limits,
-            "num_keys": max(1, len(provider.read_keys())),
-            "batch_share": provider.batch_share,
+            "limits": limits,
+            "num_allowances": pool.num_allowances,
+            "batch_share": judged_by.provider.batch_share(judged_by.model),
         }
     home = config.run / config.domain
     expected = forecast(

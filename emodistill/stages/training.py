@@ -122,9 +122,9 @@ def _evaluation(cell: Cell) -> str:
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
         swept = read_manifest((config.data_from or config.run) / config.domain / "sweep")
-        for role, name in (("counterparty", "counterparty"), ("focal", "model")):
-            if getattr(playing, name) is None and default_model(playing, role) is None and swept:
-                playing = dataclasses.replace(playing, **{name: swept.config.get(name)})
+        for role in ("counterparty", "focal"):
+            if getattr(playing, role) is None and default_model(playing, role) is None and swept:
+                playing = dataclasses.replace(playing, **{role: swept.config.get(role)})
     others = cells_elsewhere(Cell(playing, None, cell.settings))
     return command(
         "evaluate", dataclasses.replace(playing, cells={**playing.cells, **others}), file

@@ -34,7 +34,7 @@ SHARED = (
 """Settings that a study hands on to its stages."""
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = (
-    *("model", "student", "student_url", "student_model", "allow_unverified"),
+    *("focal", "student", "student_url", "student_model", "allow_unverified"),
     *("counterparty", "num_scenarios", "num_seeds"),
 )
 
@@ -154,7 +154,7 @@ def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
 
 def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
-    shared = _given(config, SHARED) | {"domain": arm.domain}
+    shared = _given(config, SHARED) | {"domain": arm.domain, "yes": True}
     judge = _given(config, ("judge",))
     base = settings.config(EvaluateConfig, **shared, **_given(config, PLAYING))
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)

@@ -1,0 +1,123 @@
+"""Before money is spent: a call to each model shows that it is there, and what is to come is said.
+
+These calls are in no stage's books; all of them together cost less than a cent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from emodistill.configs import ApiConfig
+from emodistill.errors import StoppedError
+from emodistill.llm.client import ChatClient
+from emodistill.llm.endpoints import ModelEndpoint
+from emodistill.stages.language_models import SIMULATOR, ClientOf
+
+QUESTION = ({"role": "user", "content": "Reply with the one word OK."},)
+MAX_TOKENS = 64
+"""Of the answer: what a judge has."""
+YES = ("y", "yes")
+
+
+class TypicalCalls(NamedTuple):
+    """Calls of a role for one dialogue, or one score, and the tokens of each."""
+
+    num_calls: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+TYPICAL: Mapping[str, TypicalCalls] = {
+    "focal": TypicalCalls(4.9, 785, 51),
+    "counterparty": TypicalCalls(4.3, 785, 51),
+    "reader": TypicalCalls(9.2, 490, 15),
+    "judge": TypicalCalls(1.0, 972, 9),
+}
+"""Calls as in the simulator's CRAD dialogues (docs/sweep.md), tokens as in a realistic sweep; a
+model that talks for longer costs more, and `plan.py sweep` measures it."""
+
+
+async def check_models(
+    config: ApiConfig,
+    name: str,
+    client_of: ClientOf,
+    roles: Mapping[str, ModelEndpoint | None],
+    *,
+    num_jobs: int,
+    unit: str,
+    price_share: float = 1.0,
+) -> None:
+    """Ask each model that costs money for a word, say what the work will cost, and ask the user.
+
+    The user is asked on a terminal alone, where all prices are known, and unless --yes is given.
+
+    Args:
+      name: what the terminal calls the stage.
+      num_jobs: `unit`s that are still to be done.
+      price_share: what is left of the prices, as by file batch.
+
+    Raises:
+      ApiError: a model is not there, refuses such calls, or only thinks.
+      StoppedError: the user says no.
+    """
+    paid = {
+        role: endpoint
+        for role, endpoint in roles.items()
+        if endpoint is not None and config.replay is None and _is_paid(endpoint)
+    }
+    if not paid or num_jobs == 0:
+        return
+    texts = await asyncio.gather(*(_checked(client_of(one), one.model) for one in paid.values()))
+    total_usd: float | None = 0.0
+    for (role, endpoint), text in zip(paid.items(), texts, strict=True):
+        price, typical = endpoint.provider.price(endpoint.model), TYPICAL[role]
+        if price is None:
+            total_usd, cost = None, "no price of it is known"
+            if endpoint.provider.states_cost:
+                cost = "its answers state what they cost"
+        else:
+            _, *tokens = typical
+            usd = price_share * typical.num_calls * price.cost_usd(*tokens)
+            total_usd = None if total_usd is None else total_usd + num_jobs * usd
+            cost = f"about ${1_000 * usd:,.2f} for 1,000 {unit}"
+        print(f"{name}: {role} {endpoint.text}: {text}; {cost}.", flush=True)
+    if total_usd is None:
+        return
+    print(f"{name}: about ${total_usd:,.2f} for {num_jobs:,} {unit}.", flush=True)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal and not config.yes and input("Go on? [y/N] ").strip().lower() not in YES:
+        raise StoppedError(f"{name}: stopped as asked; no {unit} were paid for.")
+
+
+def _is_paid(endpoint: ModelEndpoint) -> bool:
+    """Whether calls cost money, as far as can be known."""
+    provider, model, _ = endpoint
+    if provider.name == SIMULATOR:
+        return False
+    price = provider.price(model)
+    return provider.key == "required" if price is None else price.input + price.output > 0
+
+
+async def _checked(client: ChatClient, model: str) -> str:
+    """What an answer to QUESTION says of a model.
+
+    Raises:
+      ApiError: there is none.
+    """
+    before = client.usage
+    scored = await client.scored_chat(QUESTION, model=model, max_tokens=MAX_TOKENS, extra={})
+    thoughts = client.usage.minus(before).reasoning_tokens
+    found = ["answers"]
+    if scored.completion.finish_reason != "stop":
+        found.append(f"goes on beyond {MAX_TOKENS} tokens")
+    if not scored.completion.text.strip():
+        found.append("says nothing")
+    if thoughts or client.usage.minus(before).num_thinking:
+        found.append(
+            f"thinks ({thoughts} of {scored.completion.completion_tokens} tokens), which is billed "
+            "and fills the limits of answers; see thinking_off in llm/providers.toml"
+        )
+    return ", ".join(found)
