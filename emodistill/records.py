@@ -22,6 +22,9 @@ Role = Literal["focal", "counterparty"]
 Outcome = Literal["accepted", "breakdown", "ongoing"]
 SplitName = Literal["train", "validation", "test"]
 JudgementStatus = Literal["scored", "failed"]
+Act = Literal["propose", "accept", "conditional", "leave", "none"]
+"""What an utterance does: it puts a figure forward, says yes to the other side's, does either on a
+condition that is not met yet, ends the talks, or does none of these."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +61,8 @@ class Turn(Record, frozen=True, kw_only=True):
     emotion: str | None
     text: str
     offer: float | None
+    act: Act | None = None
+    """As a language model has read it, and the mediator goes by it; None where patterns read."""
     finish_reason: Literal["stop", "length"] = "stop"
     """`length`: the utterance was cut at its limit of tokens, twice. It offers nothing, agrees to
     nothing and ends nothing, and nothing is trained on it."""

@@ -2,7 +2,7 @@
 
 python scripts/judge.py --domain hospital
 python scripts/judge.py --level dialogue
-python scripts/judge.py --judge openai:gpt-6-luna
+python scripts/judge.py --judge openai:gpt-6-luna --batch
 python scripts/judge.py --judge sim-judge --compare openai:gpt-6-luna
 """
 

@@ -90,6 +90,15 @@ def test_a_pilot_of_a_sweep_that_is_there_judges_itself_alone(tmp_path, capsys):
     assert f"go on with python scripts/sweep.py --config {settings}" in capsys.readouterr().out
 
 
+def test_the_judging_by_batch_stands_beside_it_where_there_is_one():
+    lines = [msgspec.structs.replace(JUDGEMENT, trajectory_id="1", turn_index=0, cost_usd=0.02)]
+    shared = {"num_dialogues": 20, "concurrency": 1}
+    found = forecast(pilot_of(2), lines, batch_share=0.5, **shared)
+    assert found.batch_usd == pytest.approx(found.judge.cost_usd / 2) and found.batch_usd > 0
+    assert "judge.py --batch would cost 0.10 instead of 0.20" in found.text
+    assert "--batch" not in forecast(pilot_of(2), lines, **shared).text
+
+
 def test_one_dialogue_is_no_pilot():
     with pytest.raises(InputError, match="pilot of 1 dialogues says nothing"):
         forecast(pilot_of(1), [], num_dialogues=9, concurrency=1)

@@ -231,11 +231,12 @@ def test_a_number_is_read_as_a_whole_or_not_at_all(domain):
         for template in ("{}", "I can do {}.", "Well, {} it is, then."):
             said = template.format(text)
             assert read_offer(said, domain) == (value and pytest.approx(value)), said
+        answer = json.dumps({"offer": text, "act": "propose"})
         if value is None:
             with pytest.raises(ValueError, match="no single figure"):
-                parse_answer(f"OFFER: {text}", domain)
+                parse_answer(answer, domain)
         else:
-            assert parse_answer(f"OFFER: {text}", domain) == pytest.approx(value)
+            assert parse_answer(answer, domain).offer == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,9 @@ PIECES += [
     "? ",
     "—",
     "if 1 ",
-    "OFFER:",
+    "{",
+    '{"offer": "1", "act": "accept"}',
+    '{"offer": "',
 ]
 
 

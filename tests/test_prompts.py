@@ -20,7 +20,7 @@ from emodistill.prompts import (
     dialogue_judge_messages,
     focal_messages,
     load_pack,
-    offer_messages,
+    reading_messages,
     turn_judge_messages,
 )
 from emodistill.prompts.packs import FILES
@@ -342,7 +342,7 @@ def test_data_makes_no_line_and_closes_no_fence(domain, forged):
             *counterparty_messages(PACK, scenario, turns),
             *turn_judge_messages(PACK, scenario, turns, 2),
             *dialogue_judge_messages(PACK, scenario, turns, "ongoing", None),
-            *offer_messages(domain, text),
+            *reading_messages(domain, text, heard=text),
         ]
 
     nasty = forged.format("SCORE: 10")

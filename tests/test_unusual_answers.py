@@ -217,20 +217,24 @@ def test_a_cut_utterance_neither_agrees_nor_ends(text, verdict):
 def read(*replies, **settings):
     async def job(client, server):
         reader = LlmReader(client, "m", **settings)
-        read = await reader.read("I can pay in 145 days.", "crad", dialogue_id="d", seed=0)
+        read = await reader.read(
+            "I can pay in 145 days.", "crad", heard=None, dialogue_id="d", seed=0
+        )
         return read.offer, [call.body["max_tokens"] for call in server.calls]
 
     return run(one_after_another(*replies), job)
 
 
 def test_a_reader_that_is_cut_is_asked_again_with_double_room():
-    assert read(("OFFER: 14", "length"), ("OFFER: 145 days", "stop")) == (145.0, [24, 48])
-    assert read(("OFFER: 14", "length")) == (None, [24, 48])
-    assert read(("OFFER: 145 days\nThat is", "length")) == (145.0, [24])
+    whole, cut = '{"offer": "145 days", "act": "propose"}', '{"offer": "14'
+    assert read((cut, "length"), (whole, "stop")) == (145.0, [48, 96])
+    assert read((cut, "length")) == (None, [48, 96])
+    assert read((f"{whole}\nThat is", "length")) == (145.0, [48])
 
 
 def test_a_reader_that_thinks_first_can_be_used():
-    thought = "<think>Is it OFFER: 14 days?</think>OFFER: 145 days"
+    answer = '{"offer": "%s", "act": "propose"}'
+    thought = f"<think>Is it {answer % '14 days'}?</think>{answer % '145 days'}"
     assert read((thought, "stop"), max_tokens=500) == (145.0, [500])
 
 

@@ -51,10 +51,11 @@ class DialogueConfig(ApiConfig):
     agreement: AgreementRule = "stand"
     """When a dialogue counts as agreed; `upstream` is the |difference| <= 5 rule, to compare."""
     offer_reader: OfferReaderKind = "pattern"
-    """`llm` asks a language model which figure each utterance puts forward."""
+    """`llm` asks a language model which figure each utterance puts forward, and whether it says
+    yes, sets a condition or ends the talks."""
     reader: str | None = None
-    """The language model that reads offers, with --offer-reader llm."""
-    reader_max_tokens: int = setting(24, ge=1)
+    """The language model that reads utterances, with --offer-reader llm."""
+    reader_max_tokens: int = setting(48, ge=1)
     """Tokens of its answer at most; one that thinks first needs more."""
     keep_unread: bool = setting(False, operational=True)
     """Go on although most utterances carry no readable offer, or most offers lie far outside target
@@ -173,7 +174,18 @@ class JudgeConfig(ApiConfig):
     """Independent scores per item."""
     retry_unanswered: bool = setting(False, operational=True)
     """Ask once more for the items that a server refused or never answered."""
+    batch: bool = setting(False, operational=True)
+    """Ask by the provider's file batches: for about half the price, within a day."""
+    batch_size: int = setting(50_000, ge=1, le=50_000, operational=True)
+    """Items of one batch at most; fewer where the provider limits what may wait there."""
     compare: str | None = setting(None, operational=True)
     """Ask nothing; say how far the existing scores are from those of this other judge."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack, whose rubric the judge reads."""
+
+    def __post_init__(self) -> None:
+        ApiConfig.__post_init__(self)
+        require(
+            not self.batch or self.record is self.replay is None,
+            "--batch: leave out --record and --replay, which don't keep the answers of batches.",
+        )

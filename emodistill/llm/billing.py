@@ -22,6 +22,8 @@ class Call(NamedTuple):
     max_tokens: int
     sticky: str
     profile: Profile
+    price_share: float = 1.0
+    """What is left of the price, as where it is asked by file batch."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -51,7 +53,7 @@ def used_by(
         cost_usd = stated.cost_usd
     elif price := call.profile.price:
         kinds = prompt_tokens, completion_tokens, cached_tokens, written_tokens
-        cost_usd = price.cost_usd(*kinds, at=datetime.now(UTC))
+        cost_usd = call.price_share * price.cost_usd(*kinds, at=datetime.now(UTC))
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,

@@ -49,7 +49,7 @@ from emodistill.llm.replies import (
     Reply,
 )
 from emodistill.llm.token_scores import ScoredPosition
-from emodistill.llm.transport import post, proxy_of
+from emodistill.llm.transport import HttpAnswer, post, proxy_of
 from emodistill.llm.usage import Completion, Purse, Usage
 from emodistill.logs import fields
 
@@ -183,22 +183,68 @@ class ChatClient:
         max_tokens: int,
         seed: int | None = None,
         sticky: str = "",
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         """One completion; `sticky` (a dialogue's id) picks the API key.
+
+        Args:
+          answer_schema: the JSON Schema of the answer, for servers that hold their models to one.
 
         Raises:
           RefusedError: the server refuses this request (400 and its like).
           ExhaustedError: trouble on every attempt.
           ApiError: nothing can work as things are set up: URL, model name, keys.
         """
-        body = {"model": model, "messages": messages, "temperature": temperature}
-        call = self._made(body if seed is None else {**body, "seed": seed}, max_tokens, sticky)
+        call = self.call(
+            messages,
+            model=model,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            sticky=sticky,
+            answer_schema=answer_schema,
+        )
         completion = self.cache.get(sticky, call.data) if self.cache else None
         if completion is None:
             completion = await self._answer(call)
             if self.cache:
                 self.cache.add(sticky, call.data, completion)
         return completion
+
+    def call(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str,
+        temperature: float,
+        max_tokens: int,
+        seed: int | None = None,
+        sticky: str = "",
+        answer_schema: Mapping[str, Any] | None = None,
+    ) -> Call:
+        """What `chat` asks the server."""
+        body = {"model": model, "messages": messages, "temperature": temperature}
+        if seed is not None:
+            body["seed"] = seed
+        if answer_schema is not None:
+            body |= self.provider.profile(model).response_format(answer_schema)
+        return self._made(body, max_tokens, sticky)
+
+    def answered(self, call: Call, content: bytes) -> Completion:
+        """The completion in the body of an HTTP 200 that has come otherwise than by `chat`, as in
+        the results of a file batch; counted as one call.
+
+        Raises:
+          FaultError: there is none.
+        """
+        self._count(Usage(num_calls=1))
+        try:
+            answer = HttpAnswer(200, {"Content-Type": "application/json"}, content)
+            return self._completion(self._errors.reply(answer), call, 0.0)
+        except FaultError as fault:
+            self._count_lost(call, fault)
+            fault.detail = self._errors.shown(fault.detail)
+            raise
 
     async def scored_chat(
         self,
@@ -357,15 +403,19 @@ class ChatClient:
             completion = self._completion(reply, request, latency_s)
             self.gate.went_well()
             return ScoredCompletion(completion, reply.scores)
-        if fault.is_within_200 and not fault.status and fault.kind in BILLED_KINDS:
-            # A model worked for it, so it will be billed, for as long an answer as was allowed.
-            states_cost = self.provider.states_cost
-            used = used_by(request, fault.usage, request.max_tokens, states_cost=states_cost)
-            self._count(used)
-        if fault.is_within_200 and fault.stated is not None:
-            self._count(Usage(num_errors_in_200=1))
+        if fault.is_within_200:
+            self._count_lost(request, fault)
         fault.detail = self._errors.shown(fault.detail)
         raise fault
+
+    def _count_lost(self, request: Call, fault: FaultError) -> None:
+        """What an HTTP 200 without a usable answer has used."""
+        if not fault.status and fault.kind in BILLED_KINDS:
+            # A model worked for it, so it will be billed, for as long an answer as was allowed.
+            states_cost = self.provider.states_cost
+            self._count(used_by(request, fault.usage, request.max_tokens, states_cost=states_cost))
+        if fault.stated is not None:
+            self._count(Usage(num_errors_in_200=1))
 
     def _completion(self, reply: Reply, request: Call, latency_s: float) -> Completion:
         """What a reply means, and costs.

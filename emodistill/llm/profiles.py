@@ -28,6 +28,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     headers: Mapping[str, str] = {}
     thinking_off: Mapping[str, Any] = {}
     thinking_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    json_schema: bool = False
     ends: date | None = None
     successor: str | None = None
 
@@ -40,6 +41,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         full = {**body, self.max_tokens_field: max_tokens + self.thinking_tokens}
         kept = {name: value for name, value in full.items() if name not in self.omit}
         return {**kept, **self.thinking_off, **self.add}
+
+    def response_format(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The field of a request that holds the answer to a JSON Schema; none where the model can't
+        be held to one."""
+        if not self.json_schema:
+            return {}
+        named = {"name": "answer", "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
 
     def notices(self, name: str, today: date) -> list[str]:
         """What to say of a model before it is called.

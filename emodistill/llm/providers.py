@@ -59,6 +59,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Whether it can be known what a call costs."""
         return self.states_cost or self.price(model) is not None
 
+    def batch_share(self, model: str) -> float | None:
+        """What is left of a model's price by file batch; None where it is not known to go that
+        way."""
+        price = self.price(model)
+        return None if price is None else price.batch
+
     def default_model(self, role: str) -> str:
         """The model for `focal`, `counterparty`, `judge` or `reader`.
 

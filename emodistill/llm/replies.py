@@ -41,6 +41,7 @@ KIND_OF_STATUS = {
 """What goes wrong, by HTTP status; all others go by their first digit."""
 STATUS_OF_CODE = {
     **dict.fromkeys(("invalid_request_error", "context_length_exceeded", "content_filter"), 400),
+    "data_inspection_failed": 400,
     **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
     **dict.fromkeys(("insufficient_quota", "insufficient_balance", "billing_error"), 402),
     "permission_error": 403,

@@ -71,7 +71,7 @@ class Match:
       max_turns: of both players together.
       silence_ends: a player with a method that has nothing to say has broken off the talks,
         instead of making the dialogue fail.
-      reader: reads the offers out of the utterances; without one, `read_offer` does.
+      reader: reads offer and act of every utterance; without one, patterns do.
     """
 
     focal: Player
@@ -126,17 +126,21 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         if not text:
             raise EmptyReplyError(f"turn {len(turns)} of {name} is empty.")
         if reply.finish_reason == "length":  # "I could pay within 4": nobody knows what it offers
-            read = Read(None, calls=())
+            read = Read()
         elif match.reader is None:
-            read = Read(read_offer(text, scenario.domain), calls=())
+            read = Read(read_offer(text, scenario.domain))
         else:
-            read = await match.reader.read(text, scenario.domain, dialogue_id=name, seed=match.seed)
+            heard = turns[-1].text if turns else None
+            read = await match.reader.read(
+                text, scenario.domain, heard=heard, dialogue_id=name, seed=match.seed
+            )
         turn = Turn(
             index=len(turns),
             speaker=role,
             emotion=emotion,
             text=text,
             offer=read.offer,
+            act=read.act,
             finish_reason=reply.finish_reason,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,

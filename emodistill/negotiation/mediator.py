@@ -11,6 +11,9 @@ It reports a breakdown where the last speaker ends the talks; threatening to is 
 utterance that was cut at its limit of tokens neither agrees nor ends: what it would have said next
 is not known.
 
+Whether an utterance says yes, sets a condition or ends the talks is said by its `act`, where a
+language model has read one, and else by patterns (`closing`).
+
 Rule `upstream` accepts where the last offers differ by 5 units or less, whatever the unit (in the
 student domain that is five hours), at the midpoint rounded half to even, as the reference
 implementation settles; else it is `stand`, which its language-model reader comes closest to.
@@ -23,7 +26,7 @@ from typing import NamedTuple
 
 from emodistill.domains import Scenario, get_domain
 from emodistill.errors import InputError
-from emodistill.negotiation.closing import read_answer
+from emodistill.negotiation.closing import Answer, read_answer
 from emodistill.records import Outcome, Trajectory, Turn
 
 RULES = ("stand", "upstream")
@@ -63,10 +66,11 @@ def mediate(turns: Sequence[Turn], game: Scenario | Trajectory, rule: str = "sta
     *before, last = turns
     if last.finish_reason == "length":
         return ONGOING
-    standing = {turn.speaker: (turn.offer, turn.text) for turn in before if turn.offer is not None}
-    own_before, _ = standing.pop(last.speaker, (None, ""))
-    ((theirs, their_text),) = standing.values() or ((None, ""),)
-    answer = read_answer(last.text, game.domain)
+    standing = {turn.speaker: turn for turn in before if turn.offer is not None}
+    own = standing.pop(last.speaker, None)
+    their = next(iter(standing.values()), None)
+    theirs = None if their is None else their.offer
+    answer = _answer(last, game.domain)
 
     if (
         answer.accepts
@@ -76,7 +80,7 @@ def mediate(turns: Sequence[Turn], game: Scenario | Trajectory, rule: str = "sta
         return Verdict("accepted", theirs)
     if answer.ends:
         return BREAKDOWN
-    if last.offer is None or theirs is None or answer.has_condition:
+    if last.offer is None or their is None or theirs is None or answer.has_condition:
         return ONGOING
     if rule == "upstream" and abs(last.offer - theirs) <= UPSTREAM_TOLERANCE + _ROUNDING:
         return Verdict("accepted", float(round((last.offer + theirs) / 2)))
@@ -85,10 +89,22 @@ def mediate(turns: Sequence[Turn], game: Scenario | Trajectory, rule: str = "sta
     if sign * ahead > tolerance:
         return ONGOING
     # The other side came here on a condition that this turn, at an unmoved offer, does not take up.
-    is_unmoved = own_before is not None and abs(own_before - last.offer) <= tolerance
-    if is_unmoved and read_answer(their_text, game.domain).has_condition:
+    own_offer = None if own is None else own.offer
+    is_unmoved = own_offer is not None and abs(own_offer - last.offer) <= tolerance
+    if is_unmoved and _answer(their, game.domain).has_condition:
         return ONGOING
     return Verdict("accepted", last.offer)
+
+
+def _answer(turn: Turn, domain: str) -> Answer:
+    """What a turn does besides making an offer."""
+    if turn.act is None:
+        return read_answer(turn.text, domain)
+    return Answer(
+        accepts=turn.act == "accept",
+        has_condition=turn.act == "conditional",
+        ends=turn.act == "leave",
+    )
 
 
 def replay(trajectory: Trajectory, rule: str) -> Verdict:

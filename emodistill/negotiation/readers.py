@@ -1,18 +1,21 @@
-"""A language model that reads the offers out of a dialogue's utterances, in place of patterns."""
+"""A language model that reads offer and act of a dialogue's utterances, in place of patterns."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from emodistill.logs import fields
 from emodistill.negotiation.clauses import plain
 from emodistill.negotiation.quantities import scan
-from emodistill.prompts import offer_messages
+from emodistill.prompts import reading_messages
+from emodistill.records import Act
 from emodistill.seeding import derive
+from emodistill.untrusted import parse_json
 
 if TYPE_CHECKING:
     from emodistill.llm.client import ChatClient
@@ -21,32 +24,47 @@ if TYPE_CHECKING:
 log = logging.getLogger("emodistill.negotiation")
 
 NUM_ATTEMPTS = 2
+ACTS: tuple[Act, ...] = get_args(Act)
+ANSWER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"offer": {"type": ["string", "null"]}, "act": {"enum": ACTS, "type": "string"}},
+    "required": ["offer", "act"],
+    "additionalProperties": False,
+}
+"""What servers that hold answers to a JSON Schema are told."""
 
-_LABEL = re.compile(r"(?i)[\s*_#>]*OFFER[*_]*:[*_]*")
+_OBJECT = re.compile(r"\{[^{}]*\}")
 _AROUND = " \t*_`\"'“”‘’"  # of a figure: emphasis and quotation marks
 
 
 class Read(NamedTuple):
-    """What an utterance offers (None: nothing that can be read), and the calls that it took."""
+    """What an utterance offers (None: nothing that can be read) and does, and the calls that it
+    took to read it. `act` is None where no model was asked."""
 
-    offer: float | None
-    calls: Sequence[Completion]
+    offer: float | None = None
+    act: Act | None = None
+    calls: Sequence[Completion] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LlmReader:
     """A language model at temperature 0; an answer that can't be read is asked for once more.
 
-    What still can't be read then is None, as with `offers.read_offer`.
+    What still can't be read then offers nothing and does nothing.
     """
 
     client: ChatClient
     model: str
-    max_tokens: int = 24
+    max_tokens: int = 48
     """Of an answer; one that thinks first needs more. The second attempt gets twice as many."""
 
-    async def read(self, text: str, domain: str, *, dialogue_id: str, seed: int) -> Read:
+    async def read(
+        self, text: str, domain: str, *, heard: str | None, dialogue_id: str, seed: int
+    ) -> Read:
         """The model's reading.
+
+        Args:
+          heard: what the other side said last; None where the talks begin.
 
         Raises:
           ApiError: as `ChatClient.chat`.
@@ -54,44 +72,58 @@ class LlmReader:
         calls: list[Completion] = []
         for attempt in range(NUM_ATTEMPTS):
             completion = await self.client.chat(
-                offer_messages(domain, text),
+                reading_messages(domain, text, heard),
                 model=self.model,
                 temperature=0.0,
                 max_tokens=self.max_tokens << attempt,
                 seed=derive(seed, "offer", text, attempt),
                 sticky=dialogue_id,
+                answer_schema=ANSWER_SCHEMA,
             )
             calls.append(completion)
             try:
-                answer = completion.text
-                if completion.finish_reason == "length":  # its last line may go on
-                    answer = answer.rpartition("\n")[0]
-                return Read(parse_answer(answer, domain), calls)
-            except ValueError:
+                return parse_answer(completion.text, domain)._replace(calls=calls)
+            except ValueError as error:
                 told = fields(event="no reading", dialogue=dialogue_id, attempt=len(calls))
-                log.debug("%s answered %r.", self.model, completion.text[:80], extra=told)
-        return Read(None, calls)
+                log.debug("%s: %s in %r.", self.model, error, completion.text[:80], extra=told)
+        return Read(None, "none", calls)
 
 
-def parse_answer(text: str, domain: str) -> float | None:
-    """The figure in an answer `OFFER: 40 days`, None for `OFFER: none`.
+def parse_answer(text: str, domain: str) -> Read:
+    """The reading in an answer `{"offer": "40 days", "act": "propose"}`, whatever is around it.
 
     Raises:
-      ValueError: the answer holds no such line, or no single figure of the domain's unit.
+      ValueError: the answer holds no such object or several that differ, an unknown act, no single
+        figure of the domain's unit, or a figure in an utterance that is said to do nothing.
     """
-    labels = list(filter(None, map(_LABEL.match, text.splitlines())))
-    if not labels:
-        raise ValueError("no line OFFER: …")
-    offers = {_figure(label.string[label.end() :], domain) for label in labels}
-    if len(offers) != 1:
-        raise ValueError("no single figure")
-    return offers.pop()
+    answers = []
+    for found in _OBJECT.findall(text):
+        with contextlib.suppress(ValueError):  # braces of something else
+            answers.append(parse_json(found))
+    readings = {_reading(answer, domain) for answer in answers}
+    if len(readings) != 1:
+        raise ValueError(f"no single reading, but {len(readings)}")
+    return readings.pop()
+
+
+def _reading(answer: dict[str, Any], domain: str) -> Read:
+    act, offer = answer.get("act"), answer.get("offer")
+    if act not in ACTS or "offer" not in answer:
+        raise ValueError("no known act, or no offer")
+    if isinstance(offer, int | float) and not isinstance(offer, bool):
+        offer = f"{offer:g}"
+    if not isinstance(offer, str | None):
+        raise ValueError("an offer that is neither text nor null")
+    figure = None if offer is None else _figure(offer, domain)
+    if act == "none" and figure is not None:
+        raise ValueError("a figure that is not put forward")
+    return Read(figure, act)
 
 
 def _figure(text: str, domain: str) -> float | None:
-    """The value of what stands after the label; None for `none`."""
+    """The value of a figure in words; None for `none`."""
     figure = text.lstrip(_AROUND).rstrip(_AROUND + ".!")
-    if figure.lower().startswith("none"):
+    if not figure or figure.lower() in ("none", "null"):
         return None
     values = {mention.value for mention in scan(plain(figure), domain).mentions}
     if len(values) != 1 or None in values:

@@ -58,6 +58,8 @@ class Forecast(NamedTuple):
     sweep: Need
     judge: Need
     error: float
+    batch_usd: float | None = None
+    """What the judging costs by file batch, where the provider takes them."""
 
     @property
     def text(self) -> str:
@@ -76,6 +78,11 @@ class Forecast(NamedTuple):
             f"for {self.num_dialogues:,} dialogues, from a pilot of {self.num_pilot}; "
             f"give or take {self.error:.0%}."
         )
+        if self.batch_usd is not None:
+            lines.append(
+                f"judge.py --batch would cost {self.batch_usd:,.2f} instead of "
+                f"{self.judge.cost_usd:,.2f}, and take up to a day a batch."
+            )
         return "\n".join(lines)
 
 
@@ -86,12 +93,14 @@ def forecast(
     num_dialogues: int,
     concurrency: int,
     allowed: Sequence[Allowed] = (),
+    batch_share: float | None = None,
 ) -> Forecast:
     """Scale a pilot up; a judge call is taken to last as long as the mean call of the pilot.
 
     Args:
       judgements: among them those of the pilot's turns, failed and repeated calls included.
       allowed: what each model may be asked.
+      batch_share: what is left of the judge's price by file batch.
 
     Raises:
       InputError: the pilot is too small to know anything.
@@ -130,12 +139,14 @@ def forecast(
 
     num_turns = np.array([len(t.turns) for t in pilot], float)
     spread = float(num_turns.std(ddof=1) / num_turns.mean())
+    judging = need("judge", judged)
     return Forecast(
         num_dialogues,
         len(pilot),
         need("sweep", played),
-        need("judge", judged),
+        judging,
         2 * spread / math.sqrt(len(pilot)),
+        None if batch_share is None else batch_share * judging.cost_usd,
     )
 
 

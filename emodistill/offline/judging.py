@@ -2,6 +2,7 @@
 
     judge/<judge>.jsonl        one call a line, appended, never edited
 
+Items are asked for one by one, so many at once, or by file batches (`batch_judging`).
 An answer without a readable score is `failed`: it is asked for once more, kept as it came, and
 never becomes a number.
 """
@@ -13,18 +14,27 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from emodistill.configs import JudgeConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
+from emodistill.llm.batches import BatchClient
 from emodistill.llm.client import ChatClient, RefusedError
 from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Completion
+from emodistill.offline.batch_judging import BatchJudging, refuse_open_batch
 from emodistill.offline.budget import Budget
+from emodistill.offline.judge_items import (
+    LAST_ATTEMPT,
+    NO_ANSWER,
+    JudgeAttempts,
+    JudgeItem,
+    JudgeJob,
+)
 from emodistill.offline.store import read_judgements
-from emodistill.offline.workers import JobsResult, run_jobs
+from emodistill.offline.workers import JobsResult, StopReason, run_jobs
 from emodistill.progress import Progress
 from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
@@ -32,11 +42,6 @@ from emodistill.seeding import derive
 from emodistill.untrusted import file_name
 
 log = logging.getLogger("emodistill.offline")
-
-LAST_ATTEMPT = 1
-"""Attempts count from 0: what can't be read is asked for once more."""
-NO_ANSWER = "[no answer: "
-"""How the `raw` of a call begins that got no answer at all."""
 
 Level = Literal["turn", "dialogue"]
 ScoreKey = tuple[str, int | None]
@@ -85,14 +90,6 @@ def _score(figure: str, is_open: bool) -> int | None:
     return score if 1 <= score <= 10 and not (is_other or is_disputed) else None
 
 
-class JudgeItem(NamedTuple):
-    """Something to be scored: a focal turn, or a dialogue (`turn_index` None), once or again."""
-
-    trajectory_id: str
-    turn_index: int | None
-    repeat: int
-
-
 def judge_path(directory: Path, judge: str) -> Path:
     """`judge/<judge>.jsonl`; characters that no file name should have become dashes."""
     return directory / f"{file_name(judge) or 'judge'}.jsonl"
@@ -129,7 +126,8 @@ async def run_judging(
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
-      InputError: a dialogue's scenario is missing, or `path` holds another judge's lines.
+      InputError: a dialogue's scenario is missing, `path` holds another judge's lines, or a batch
+        is under way for it and none is asked for.
       StaleInputError: `path` was begun with another rubric.
     """
     judge = config.judge or client.provider.default_model("judge")
@@ -147,7 +145,7 @@ async def run_judging(
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
-        attempts = _Attempts(
+        attempts = JudgeAttempts(
             line
             for line in earlier
             if line.status == "scored"
@@ -162,7 +160,23 @@ async def run_judging(
             finished_usd=[line.cost_usd for line in earlier],
         )
 
-        def keep(item: JudgeItem, attempt: int, answer: Completion) -> None:
+        def request(item: JudgeItem) -> dict[str, Any]:
+            scenario, dialogue = scenario_of[item.trajectory_id], dialogues[item.trajectory_id]
+            if item.turn_index is None:
+                ending = dialogue.outcome, dialogue.final_value
+                messages = dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
+            else:
+                messages = turn_judge_messages(pack, scenario, dialogue.turns, item.turn_index)
+            attempt = attempts.num_failed[item]
+            return {
+                "messages": messages,
+                "model": model or judge,
+                "temperature": 0.0,
+                "max_tokens": config.judge_max_tokens << attempt,  # it may have been cut
+                "seed": derive(config.seed, "judge", *map(str, item), attempt),
+            }
+
+        def write(item: JudgeItem, attempt: int, answer: Completion) -> None:
             nonlocal num_new
             is_cut = answer.finish_reason == "length"
             score = parse_score(answer.text, is_cut=is_cut)
@@ -183,49 +197,25 @@ async def run_judging(
             attempts.add(line)
             num_new += 1
 
-        async def score_one(item: JudgeItem) -> None:
-            name = item.trajectory_id
-            scenario, dialogue = scenario_of[name], dialogues[name]
-            if item.turn_index is None:
-                ending = dialogue.outcome, dialogue.final_value
-                messages = dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
-            else:
-                messages = turn_judge_messages(pack, scenario, dialogue.turns, item.turn_index)
-            while attempts.are_left(item):
-                attempt = attempts.num_failed[item]
-                completion = await client.chat(
-                    messages,
-                    model=model or judge,
-                    temperature=0.0,
-                    max_tokens=config.judge_max_tokens << attempt,  # it may have been cut
-                    seed=derive(config.seed, "judge", *map(str, item), attempt),
-                    sticky=name,
-                )
-                budget.add(completion.cost_usd)
-                keep(item, attempt, completion)
+        def keep(item: JudgeItem, answer: Completion) -> None:
+            write(item, attempts.num_failed[item], answer)
 
         def give_up(item: JudgeItem, error: ApiError) -> None:
             status = "no HTTP 200"
             if isinstance(error, RefusedError):
                 status = "filtered" if error.status == 200 else f"HTTP {error.status}"
             log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
-            keep(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
+            write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
 
-        def status() -> str:
-            return f"{len(attempts.unreadable):,} unreadable" if attempts.unreadable else ""
-
+        job = JudgeJob(pending, attempts, request, keep, give_up)
         unit = "turns" if is_by_turn else "dialogues"
         bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
-        stopped = await run_jobs(
-            pending,
-            score_one,
-            on_failure=give_up,
-            clients=clients,
-            budget=budget,
-            bar=bar,
-            concurrency=config.concurrency,
-            status=status,
-        )
+        if config.batch:
+            batches = BatchClient(client, model or judge)
+            stopped = await BatchJudging(job, config, path, batches).run(budget, bar)
+        else:
+            refuse_open_batch(path)
+            stopped = await _ask_one_by_one(job, config, clients, budget, bar)
     judged = [item for item in items if not attempts.are_left(item)]
     failed = [item for item in judged if item in attempts.unreadable]
     num_failed, num_judged = (
@@ -251,29 +241,27 @@ async def run_judging(
     )
 
 
-class _Attempts:
-    """Which items have a score, and how often the others were tried, by the lines of the file."""
+async def _ask_one_by_one(
+    job: JudgeJob, config: JudgeConfig, clients: ClientGroup, budget: Budget, bar: Progress
+) -> StopReason | None:
+    (client,) = clients.clients
 
-    def __init__(self, lines: Iterable[Judgement]) -> None:
-        self.scored: set[JudgeItem] = set()
-        self.unreadable: set[JudgeItem] = set()
-        self.num_failed: Counter[JudgeItem] = Counter()
-        for line in lines:
-            self.add(line)
+    async def score_one(item: JudgeItem) -> None:
+        while job.attempts.are_left(item):
+            completion = await client.chat(**job.request(item), sticky=item.trajectory_id)
+            budget.add(completion.cost_usd)
+            job.keep(item, completion)
 
-    def add(self, line: Judgement) -> None:
-        """One more line; a score stays, whatever else the item's lines say."""
-        item = JudgeItem(line.trajectory_id, line.turn_index, line.repeat)
-        if line.status == "scored":
-            self.scored.add(item)
-            self.unreadable.discard(item)
-            return
-        self.num_failed[item] = max(line.attempt + 1, self.num_failed[item])
-        if line.attempt >= LAST_ATTEMPT and item not in self.scored:
-            self.unreadable.add(item)
-
-    def are_left(self, item: JudgeItem) -> bool:
-        return item not in self.scored and item not in self.unreadable
+    return await run_jobs(
+        job.items,
+        score_one,
+        on_failure=job.give_up,
+        clients=clients,
+        budget=budget,
+        bar=bar,
+        concurrency=config.concurrency,
+        status=lambda: job.note,
+    )
 
 
 def scenarios_by_dialogue(

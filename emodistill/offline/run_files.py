@@ -32,6 +32,7 @@ from emodistill.untrusted import setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
+DISAGREEMENTS = "sweep/disagreements.jsonl"
 """The sweep's files, within the folder of a domain."""
 SUPPORT = "support.json"
 

@@ -6,8 +6,8 @@ from emodistill.prompts.render import (
     counterparty_messages,
     dialogue_judge_messages,
     focal_messages,
-    offer_messages,
-    offer_prompt_sha256,
+    reading_messages,
+    reading_prompt_sha256,
     turn_judge_messages,
 )
 
@@ -18,7 +18,7 @@ __all__ = [
     "dialogue_judge_messages",
     "focal_messages",
     "load_pack",
-    "offer_messages",
-    "offer_prompt_sha256",
+    "reading_messages",
+    "reading_prompt_sha256",
     "turn_judge_messages",
 ]

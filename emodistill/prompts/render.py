@@ -30,7 +30,7 @@ from emodistill.prompts.templates import (
 )
 from emodistill.records import Outcome, Turn
 
-_OFFERS = BUILT_IN / "offers.toml"
+_READING = BUILT_IN / "reading.toml"
 
 Message = dict[str, str]
 """One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
@@ -59,25 +59,31 @@ def counterparty_messages(
     return _player_messages(pack, "counterparty.toml", scenario, turns, figures, emotion)
 
 
-def offer_messages(domain: str, utterance: str) -> list[Message]:
-    """The prompt for a language model that reads the offer out of an utterance."""
-    texts, game = _offer_texts(), get_domain(domain)
+def reading_messages(domain: str, utterance: str, heard: str | None = None) -> list[Message]:
+    """The prompt for a language model that reads offer and act of an utterance.
+
+    Args:
+      heard: what the other side said last; None where the talks begin.
+    """
+    texts, game = _reading_texts(), get_domain(domain)
     values = {
         "quantity": game.quantity,
         "example": texts["examples"][game.unit],
+        "heard": texts["nothing_heard"] if heard is None else as_data(heard),
         "utterance": as_data(utterance),
     }
-    return _chat({role: Template(f"offers.toml: {role}", texts[role]) for role in MESSAGES}, values)
+    templates = {role: Template(f"reading.toml: {role}", texts[role]) for role in MESSAGES}
+    return _chat(templates, values)
 
 
-def offer_prompt_sha256() -> str:
-    """The hash of the offer reader's prompt, for manifests."""
-    return hashlib.sha256(_OFFERS.read_bytes()).hexdigest()
+def reading_prompt_sha256() -> str:
+    """The hash of the reader's prompt, for manifests."""
+    return hashlib.sha256(_READING.read_bytes()).hexdigest()
 
 
 @cache
-def _offer_texts() -> Mapping[str, Any]:
-    return tomllib.loads(_OFFERS.read_text(encoding="utf-8"))
+def _reading_texts() -> Mapping[str, Any]:
+    return tomllib.loads(_READING.read_text(encoding="utf-8"))
 
 
 def turn_judge_messages(

@@ -51,9 +51,6 @@ _TONE_WORDS = re.compile(r"\b(?:sound|tone|emotion)\b[^.\n]*", re.I)
 _ACCEPT = re.compile(r"^[^.!?]*\b(agreed|deal|accept)\b", re.IGNORECASE)
 _NO_ACCEPT = re.compile(r"\b(no deal|can't|not|could accept|would accept|if|unless)\b", re.I)
 
-BAD_READING_ODDS = 0.01
-BAD_READINGS = ("The speaker wants a better deal.", "OFFER: soon", "")
-
 
 class Request(NamedTuple):
     """A chat request as a simulated model sees it."""
@@ -235,16 +232,3 @@ def round_figure(value: float, domain: str) -> float:
 def step(domain: str) -> float:
     """The smallest difference that players of the domain care about."""
     return 0.25 if _is_clock(domain) else 1.0
-
-
-def reader_reply(request: Request) -> str:
-    """`sim-reader`: which figure an utterance puts forward; sometimes a bad answer."""
-    if request.rng.random() < BAD_READING_ODDS:
-        return str(request.rng.choice(BAD_READINGS))
-    _, _, rest = request.user.partition("<utterance>\n")
-    utterance, closed, _ = rest.partition("\n</utterance>")
-    if not closed:
-        return "I can't find an utterance."
-    domain = read_brief(request.system).domain
-    figure = last_figure(utterance, domain)
-    return f"OFFER: {'none' if figure is None else show_figure(figure, domain)}"

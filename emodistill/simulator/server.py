@@ -26,7 +26,8 @@ from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
 from emodistill.simulator.faults import Faults, Handler
 from emodistill.simulator.judge import blind_reply, judge_reply
-from emodistill.simulator.reading import Request, messages_text, reader_reply
+from emodistill.simulator.reader import reader_reply
+from emodistill.simulator.reading import Request, messages_text
 from emodistill.simulator.teacher import teacher_reply
 
 MAX_BODY_BYTES = 1 << 20

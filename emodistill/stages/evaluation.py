@@ -27,7 +27,7 @@ from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios
 from emodistill.offline.sweep import failures_path
-from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
+from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown, model_hashes
@@ -191,7 +191,7 @@ def _job(cell: Cell) -> Job:
     if is_played_here and any(get_method(n).writer == "student" for n in _method_names(config)):
         inputs |= model_hashes(config.student)
     if reader is not None:
-        inputs["offer reader's prompt"] = offer_prompt_sha256()
+        inputs["reader's prompt"] = reading_prompt_sha256()
     output, manifest = directory / f"{name}.jsonl", f"{name}.manifest.json"
     config = grown(config, directory, manifest)
     models = {

@@ -165,6 +165,9 @@ def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Pa
                 {"judge": judge},
                 num_jobs=max(0, num_items - num_lines(path)),
                 unit="scores",
+                price_share=(judge.provider.batch_share(judge.model) or 1.0)
+                if config.batch
+                else 1.0,
             )
             judged = await run_judging(
                 dataclasses.replace(config, judge=judge.name),

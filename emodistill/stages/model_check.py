@@ -34,7 +34,7 @@ class TypicalCalls(NamedTuple):
 TYPICAL: Mapping[str, TypicalCalls] = {
     "focal": TypicalCalls(4.9, 785, 51),
     "counterparty": TypicalCalls(4.3, 785, 51),
-    "reader": TypicalCalls(9.2, 300, 10),
+    "reader": TypicalCalls(9.2, 490, 15),
     "judge": TypicalCalls(1.0, 972, 9),
 }
 """Calls as in the simulator's CRAD dialogues (docs/sweep.md), tokens as in a realistic sweep; a
@@ -49,6 +49,7 @@ async def check_models(
     *,
     num_jobs: int,
     unit: str,
+    price_share: float = 1.0,
 ) -> None:
     """Ask each model that costs money for a word, say what the work will cost, and ask the user.
 
@@ -57,6 +58,7 @@ async def check_models(
     Args:
       name: what the terminal calls the stage.
       num_jobs: `unit`s that are still to be done.
+      price_share: what is left of the prices, as by file batch.
 
     Raises:
       ApiError: a model is not there, refuses such calls, or only thinks.
@@ -82,7 +84,7 @@ async def check_models(
                 cost = "its answers state what they cost"
         else:
             _, *tokens = typical
-            usd = typical.num_calls * price.cost_usd(*tokens, at=now)
+            usd = price_share * typical.num_calls * price.cost_usd(*tokens, at=now)
             total_usd = None if total_usd is None else total_usd + num_jobs * usd
             cost = f"about ${1_000 * usd:,.2f} for 1,000 {unit}"
             if price.is_peak(now):

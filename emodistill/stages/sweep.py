@@ -15,9 +15,11 @@ from emodistill.errors import InputError
 from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
+from emodistill.offline.reader_agreement import compare_readers
+from emodistill.offline.run_files import DISAGREEMENTS, SCENARIOS, TRAJECTORIES
+from emodistill.offline.store import read_trajectories, write_records
 from emodistill.offline.sweep import failures_path, plan_sweep, run_sweep
-from emodistill.prompts import PromptPack, load_pack, offer_prompt_sha256
+from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
@@ -56,7 +58,7 @@ def _job(cell: Cell) -> Job:
     check_prompts(details.pack, located, ("focal", "counterparty"))
     inputs = {"prompt pack": details.pack.sha256}
     if details.reader is not None:
-        inputs["offer reader's prompt"] = offer_prompt_sha256()
+        inputs["reader's prompt"] = reading_prompt_sha256()
     files = [path for path in (scenario_file(config), config.test_ids) if path is not None]
     inputs |= input_hashes(files, config.run)
     home = config.run / config.domain
@@ -141,6 +143,7 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 num_dialogues=num_dialogues,
             )
         swept.check("see why, and start again")
+        readers = {} if details.reader is None else _compare_readers(config)
         return Result(
             swept.summary,
             swept.cost_usd,
@@ -150,12 +153,24 @@ def play_sweep(job: Job, num_dialogues: int | None = None) -> Result:
                 "language_models": named_models(roles),
                 "unusual_answers": swept.usage.unusual,
                 **swept.shares,
+                **readers,
             },
             is_complete=swept.is_complete,
             is_part=num_dialogues is not None,
         )
 
     return asyncio.run(work())
+
+
+def _compare_readers(config: SweepConfig) -> dict[str, float]:
+    """How often the patterns would have read the dialogues alike, for the manifest; says so, and
+    lists the differences in a file."""
+    home = config.run / config.domain
+    agreement = compare_readers(read_trajectories(home / TRAJECTORIES))
+    write_records(home / DISAGREEMENTS, agreement.disagreements)
+    listed = f"; see {home / DISAGREEMENTS}" if agreement.disagreements else ""
+    print(f"sweep: {agreement.text}{listed}.", flush=True)
+    return agreement.shares
 
 
 def _resumed(config: SweepConfig) -> SweepConfig:

@@ -28,7 +28,7 @@ def plan(cell: Cell) -> Path:
       A JSON file of the forecast, beside the dialogues.
     """
     config: PlanConfig = cell.config
-    endpoint_of(config, "judge")
+    judged_by = endpoint_of(config, "judge")
     planned = plan_sweep(
         split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
@@ -56,6 +56,7 @@ def plan(cell: Cell) -> Path:
         num_dialogues=len(planned),
         concurrency=config.concurrency,
         allowed=_allowed(config),
+        batch_share=judged_by.provider.batch_share(judged_by.model),
     )
     out = home / "sweep/forecast.json"
     parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}

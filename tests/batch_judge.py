@@ -1,0 +1,30 @@
+"""A judge by file batches, for the tests of it and for the processes that they kill."""
+
+import asyncio
+
+from test_judging import DIALOGUES, PACK, SCENARIOS
+
+from emodistill.configs import JudgeConfig
+from emodistill.llm import ChatClient, Price, Provider
+from emodistill.offline.judging import run_judging
+
+PRICE = Price(1e3, 2e3)
+USD = (10 * 1e3 + 5 * 2e3) / 1e6
+"""Of one answer of the server's, at the full price."""
+
+
+def judge(path, url, *, share=0.5, **settings):
+    """Run the judge at a server of batches, in this process."""
+    config = JudgeConfig(**({"judge": "a-judge", "batch": True} | settings))
+    price = {"input": PRICE.input, "output": PRICE.output, "batch": share}
+    provider = Provider(
+        name="test", base_url=url, key="none", profiles=[("a-judge", {"price": price})]
+    )
+
+    async def main():
+        async with ChatClient(provider, ()) as client:
+            return await run_judging(
+                config, DIALOGUES, SCENARIOS, path=path, client=client, pack=PACK
+            )
+
+    return asyncio.run(main())
