@@ -222,9 +222,9 @@ def short_canaries() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def optimized_generation() -> Iterator[None]:
-    """The programs of generation run often enough that XLA's optimiser wins more than it costs."""
+    """For modules that generate so much that XLA's optimiser wins more than it costs."""
     import jax
 
     from emodistill.model import decoding

@@ -47,6 +47,8 @@ from emodistill.model import (
 )
 from emodistill.model.lora import target_layers
 
+pytestmark = pytest.mark.usefixtures("optimized_generation")
+
 ROOT = Path(__file__).resolve().parents[1]
 B_STD = 0.1
 CONTROL = "\x1b[31mred\x1b[0m"

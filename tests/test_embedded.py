@@ -19,6 +19,8 @@ from emodistill.simulator.response_model import expressed
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
 
+pytestmark = pytest.mark.usefixtures("optimized_generation")
+
 NUM_DIALOGUES = 4
 MAX_REPLY_TOKENS = 100
 

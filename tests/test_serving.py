@@ -34,6 +34,8 @@ from emodistill.serving.reply_text import ReplyReader, TokenTexts
 from emodistill.serving.server import run_server
 from emodistill.train.student import load_student
 
+pytestmark = pytest.mark.usefixtures("optimized_generation")
+
 KEY = "sk-secret-served-1234"
 SCENARIO = load_scenarios("crad")[0].to_json()
 USER = [{"role": "user", "content": "Can you pay within 30 days?"}]
