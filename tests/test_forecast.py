@@ -12,10 +12,11 @@ from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.errors import InputError
 from emodistill.llm.keys import Limits
 from emodistill.offline.budget import read_usage
-from emodistill.offline.forecast import Allowed, forecast
+from emodistill.offline.forecast import Allowed, Forecast, Need, forecast
 from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell
+from emodistill.stages.sweep_pilot import other_ways
 
 PRICES = '[simulator]\nprofiles."*" = { price = { input = 1.0, output = 2.0 } }\n'
 
@@ -104,3 +105,22 @@ def test_one_dialogue_is_no_pilot():
         forecast(pilot_of(1), [], num_dialogues=9, concurrency=1)
     with pytest.raises(InputError, match="pilot=1 must be at least 2"):
         PlanConfig(pilot=1)
+
+
+def test_what_else_the_provider_sells_is_priced(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    need = Need("sweep", 1000, 2e6, 1e6, 0.70, 1.0)
+    expected = Forecast(100, 10, need, need._replace(stage="judge"), 0.1)
+    ways = other_ways(PlanConfig(provider="openai"), expected)
+    # gpt-6-luna by Flex: two million tokens at $0.05, one at $0.25.
+    assert ways == [
+        f"{stage} with --provider openai-flex would cost 0.35; an answer may take 15 minutes."
+        for stage in ("sweep", "judge")
+    ]
+    mixed = PlanConfig(provider="openai", counterparty="openai:gpt-4o-mini")
+    assert other_ways(mixed, expected) == ways[1:]
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-test")
+    found = other_ways(PlanConfig(provider="dashscope"), expected)
+    assert "with --provider dashscope-batch would cost 0.45; an answer may take 60" in found[1]
+    assert found[1].endswith("its keys are those in DASHSCOPE_BEIJING_API_KEY.")
+    assert other_ways(PlanConfig(), expected) == []

@@ -10,7 +10,8 @@ from pathlib import Path
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
 from emodistill.llm.keys import KeyPool
-from emodistill.offline.forecast import Allowed, forecast
+from emodistill.llm.providers import load_providers
+from emodistill.offline.forecast import Allowed, Forecast, forecast
 from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
@@ -61,12 +62,39 @@ def plan(cell: Cell) -> Path:
     out = home / "sweep/forecast.json"
     parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}
     write_json(out, expected._asdict() | parts)
-    print(f"plan: {config.domain}\n{expected.text}")
+    print("\n".join([f"plan: {config.domain}", expected.text, *other_ways(config, expected)]))
     print(
         f"plan: forecast in {out}; go on with python scripts/sweep.py --config "
         f"{shlex.quote(str(out.with_name('config.yaml')))}"
     )
     return out
+
+
+def other_ways(config: PlanConfig, expected: Forecast) -> list[str]:
+    """The same calls to the same models by what else their provider sells, a line for each.
+
+    Providers of one family, such as `openai` and `openai-flex`, have the same first word. A stage
+    whose calls go to several models has no line: the forecast doesn't know their tokens apart.
+    """
+    lines = []
+    for need, roles in ((expected.sweep, ("focal", "counterparty")), (expected.judge, ("judge",))):
+        endpoints = [endpoint_of(config, role) for role in roles]
+        if len({endpoint.key for endpoint in endpoints}) > 1:
+            continue
+        usual, model, _ = endpoints[0]
+        for provider in load_providers().values():
+            is_family = provider.name.partition("-")[0] == usual.name.partition("-")[0]
+            price = provider.price(model)
+            if provider.name == usual.name or not is_family or price is None:
+                continue
+            usd = price.cost_usd(need.prompt_tokens, need.completion_tokens)
+            line = f"{need.stage} with --provider {provider.name} would cost {usd:,.2f}"
+            if provider.timeout_s > usual.timeout_s:
+                line += f"; an answer may take {provider.timeout_s / 60:.0f} minutes"
+            if provider.key_env != usual.key_env:
+                line += f"; its keys are those in {provider.key_env}"
+            lines.append(f"{line}.")
+    return lines
 
 
 def _allowed(config: PlanConfig) -> list[Allowed]:
