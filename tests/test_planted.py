@@ -13,6 +13,7 @@ from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.arms import read_arms
 from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.store import read_trajectories
+from emodistill.settings import Settings
 from emodistill.simulator import response_model as rm
 from emodistill.studies import run_study
 
@@ -45,7 +46,7 @@ def planted_effects(domain, trajectories) -> dict[str, float]:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_emotion_study_ranks_emotions_as_planted(domain, tmp_path):
     study = EmotionStudy(run=tmp_path, domain=domain, num_seeds=5, concurrency=32)
-    run_study(study, {"sweep": {"num_seeds": 1}})
+    run_study(study, Settings({"sweep": {"num_seeds": 1}}))
     rows = csv.DictReader((tmp_path / "report/emotions.csv").open(newline=""))
     scores = {row["emotion"]: float(row["difference"]) for row in rows} | {"neutral": 0.0}
     played = {
