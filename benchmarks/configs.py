@@ -134,6 +134,8 @@ class GenerateBenchmark(RepeatedBenchmark):
     """How many of a round's turns a peer generates, from short to long ones evenly."""
     num_slots: int = setting(20, ge=1)
     """Requests that ours serves at once."""
+    server_url: str | None = setting(None, operational=True)
+    """A llama.cpp server whose figure stands under `extra` (benchmarks/completion_server.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.completion_server import Turn, seconds_on_server
 from benchmarks.configs import GenerateBenchmark
 from benchmarks.rounds import OURS, Figures, alternate, medians, report
 from benchmarks.workload import evaluation_dialogues
@@ -31,9 +32,6 @@ from emodistill.model import (
     save_qwen2,
 )
 from emodistill.seeding import jax_key
-
-Turn = tuple[np.ndarray, int]
-"""A prompt and how many tokens its reply has."""
 
 SMOLLM2 = Qwen2Config(
     architecture="llama",
@@ -103,7 +101,16 @@ def run(config: GenerateBenchmark) -> None:
                 return {"rate": sum(length for batch in chosen for _, length in batch) / seconds}
 
             contenders["hf"] = theirs
-        rounds = alternate(contenders, config.rounds, "{rate:,.2f} reply tokens/s")
+        if (url := config.server_url) is not None:
+            seconds_on_server(url, [turns[:1] for turns in dialogues])
+
+            def served(number: int) -> Figures:
+                return {"rate": num_reply_tokens / seconds_on_server(url, dialogues)}
+
+            contenders["server"] = served
+        rounds = dict(alternate(contenders, config.rounds, "{rate:,.2f} reply tokens/s"))
+        # It reads other weights, in a format of its own: no peer of the ratio.
+        server = rounds.pop("server", None)
         counts = ("prefilled", "chunks", "steps", "programs")
         extra: dict[str, Any] = {
             "size": config.size,
@@ -114,6 +121,7 @@ def run(config: GenerateBenchmark) -> None:
             "prompt_tokens": float(np.mean([len(ids) for turns in dialogues for ids, _ in turns])),
             "reply_tokens": num_reply_tokens / (config.dialogues * config.turns),
             **{name: medians({OURS: rounds[OURS]}, name)[OURS] for name in counts},
+            "server": server and medians({"server": server}, "rate")["server"],
         }
         report(config, "reply tokens/s", rounds, "rate", extra)
 

@@ -1,13 +1,17 @@
 """Every benchmark runs, without peers at a tiny size, and ends with the JSON that is kept of it."""
 
 import ast
+import asyncio
 import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from aiohttp import test_utils, web
 
 from benchmarks import configs, rounds
+from benchmarks.completion_server import seconds_on_server
 from emodistill.errors import InputError
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan
 
@@ -128,3 +132,31 @@ def test_the_package_does_without_the_checkout_s_packages():
     }
     assert "jax" in imported
     assert not imported & {"benchmarks", "pretraining"}
+
+
+def test_a_server_plays_all_dialogues_at_once_and_each_turn_by_turn():
+    """Replies have the lengths that were asked for, or the figure would be of something else."""
+    dialogues = [[(np.arange(n + turn), 2 + turn) for turn in range(3)] for n in (3, 5)]
+    bodies, in_flight = [], []
+
+    async def complete(request):
+        bodies.append(body := await request.json())
+        in_flight.append(len(bodies))
+        await asyncio.sleep(0.01)
+        in_flight.append(-1)
+        return web.json_response({"tokens_predicted": min(body["n_predict"], 4)})
+
+    async def main(dialogues):
+        app = web.Application()
+        app.router.add_post("/completion", complete)
+        async with test_utils.TestServer(app) as server:
+            return await asyncio.to_thread(seconds_on_server, str(server.make_url("/")), dialogues)
+
+    assert asyncio.run(main(dialogues)) > 0.03
+    assert in_flight[:2] == [1, 2], "the second dialogue waits for the first"
+    prompts = [body["prompt"] for body in bodies]
+    assert sorted(map(len, prompts)) == [3, 4, 5, 5, 6, 7] and all(b["ignore_eos"] for b in bodies)
+    with pytest.raises(InputError, match="HTTP 200 to a request for 5 tokens"):
+        asyncio.run(main([[(np.arange(3), 5)]]))
+    with pytest.raises(InputError, match=r"--server-url http://127\.0\.0\.1:9"):
+        seconds_on_server("http://127.0.0.1:9", dialogues)
