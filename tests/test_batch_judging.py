@@ -1,5 +1,6 @@
 """Judging by file batches: joined by name, sent again, killed, resumed, and half the price."""
 
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tiny_run import run_stage
 from emodistill.configs import JudgeConfig, SweepConfig
 from emodistill.errors import ApiError, InputError
 from emodistill.llm.batches import read_line
+from emodistill.llm.keys import KeyPool
 from emodistill.offline import batch_judging
 from emodistill.offline.batch_judging import batch_path
 from emodistill.offline.budget import read_usage
@@ -217,6 +219,36 @@ def test_a_batch_that_was_made_although_the_answer_said_otherwise_is_found(path)
     with BatchServer(faults={"POST /batches": [(500, True)]}) as server:
         judge(path, server.base_url)
     assert len(server.batches) == 1 and set(server.billed.values()) == {1}
+
+
+def test_a_batch_and_its_files_stay_with_the_account_that_made_them(path, monkeypatch):
+    """Calls would go to another account where one's own has a queue, or rests."""
+    monkeypatch.setattr("emodistill.llm.batches.PATIENCE_S", 0.0)
+    accounts = (("sk-account-one-11111111",), ("sk-account-two-22222222",))
+    limits = {"scope": "account", "requests_per_second": 8.0}
+    away = [(503, False)] * 12
+    with BatchServer(faults={"GET /batches/": away}) as server:
+        with pytest.raises(ApiError, match="HTTP 503"):
+            judge(path, server.base_url, accounts=accounts, limits=limits)
+        assert judge(path, server.base_url, accounts=accounts, limits=limits).is_complete
+    assert len(set(server.used)) == 1 and len(server.used) > 10
+    assert len(server.batches) == 1
+
+
+def test_a_batch_waits_for_its_own_account_while_that_rests():
+    async def main():
+        pool = KeyPool([("sk-account-one-11111111",), ("sk-account-two-22222222",)])
+        own = pool.own("batch")
+        pool.rest(own, time.monotonic(), 0.1)
+        assert pool.own("batch") is own
+        started_s = time.monotonic()
+        await pool.admit(own)
+        assert time.monotonic() - started_s > 0.09
+        pool.let_in(own, time.monotonic())
+        await pool.admit(own)
+        assert time.monotonic() - started_s < 2.0
+
+    asyncio.run(main())
 
 
 def test_trouble_with_any_call_is_met_by_asking_again(path):

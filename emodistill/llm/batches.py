@@ -27,6 +27,7 @@ from emodistill.errors import ApiError, InputError
 from emodistill.llm.call_errors import ExhaustedError
 from emodistill.llm.client import CONNECT_S, ChatClient
 from emodistill.llm.fault_reader import NUM_DETAIL_CHARS
+from emodistill.llm.keys import ApiKey
 from emodistill.llm.replies import kind_of, server_error
 from emodistill.llm.transport import MAX_ANSWER_BYTES, proxy_of, read_body
 from emodistill.untrusted import count, parse_json, printable
@@ -105,7 +106,10 @@ class BatchLine(NamedTuple):
 
 
 class BatchClient:
-    """Makes, watches and reads file batches with the key of a client. A context manager.
+    """Makes, watches and reads file batches with a key of a client's. A context manager.
+
+    All calls go with the same key, since files and batches are known to the account alone that has
+    made them; they wait while that key rests, whatever others are free.
 
     Args:
       timeout_s: of silence in a call.
@@ -126,8 +130,10 @@ class BatchClient:
         self.url = client.provider.base_url
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._key: ApiKey | None = None
 
     async def __aenter__(self) -> Self:
+        self._key = self.client.keys.own("batch")
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s
@@ -310,19 +316,22 @@ class BatchClient:
           ExhaustedError: trouble, which may pass.
           ApiError: whatever won't.
         """
-        if self._session is None:
+        if self._session is None or self._key is None:
             raise RuntimeError("BatchClient is a context manager: async with BatchClient(…).")
-        key = await self.client.keys.acquire("batch")
+        await self.client.keys.admit(self._key)
+        asked_at_s = time.monotonic()
         url = self.url + path
         try:
             response = await self._session.request(
-                method, url, headers=key.headers if key else {}, allow_redirects=False, **sent
+                method, url, headers=self._key.headers, allow_redirects=False, **sent
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ExhaustedError(
                 f"{url} can't be reached ({type(error).__name__}). Start again later: the batch "
                 "goes on there, and is found again."
             ) from None
+        if kind_of(response.status) != "limited":
+            self.client.keys.let_in(self._key, asked_at_s)
         if response.status // 100 == 2:
             return response
         async with response:
