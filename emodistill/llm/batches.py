@@ -26,11 +26,11 @@ import msgspec
 from emodistill.errors import ApiError, InputError
 from emodistill.llm.call_errors import ExhaustedError
 from emodistill.llm.client import CONNECT_S, ChatClient
-from emodistill.llm.fault_reader import NUM_DETAIL_CHARS
+from emodistill.llm.fault_reader import NUM_DETAIL_CHARS, FaultReader
 from emodistill.llm.keys import ApiKey
-from emodistill.llm.replies import kind_of, server_error
-from emodistill.llm.transport import MAX_ANSWER_BYTES, proxy_of, read_body
-from emodistill.untrusted import count, parse_json, printable
+from emodistill.llm.replies import FaultError, kind_of, server_error
+from emodistill.llm.transport import MAX_ANSWER_BYTES, HttpAnswer, proxy_of, read_body
+from emodistill.untrusted import count, parse_json
 
 log = logging.getLogger("emodistill.llm")
 
@@ -86,23 +86,17 @@ class BatchState(NamedTuple):
 
 
 class BatchLine(NamedTuple):
-    """A result: the body of an HTTP 200, or the status and the words of an error; status 0 is a
-    request that was never answered."""
+    """A result."""
 
     custom_id: str
-    status: int
     content: bytes
-    words: str
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the request itself is at fault, so that it would fail again."""
-        return self.status > 0 and kind_of(self.status) == "refused"
-
-    @property
-    def is_misplaced(self) -> bool:
-        """Whether a setting is at fault, so that all requests would fail."""
-        return self.status > 0 and kind_of(self.status) in ("dead", "forbidden", "misplaced")
+    """The body of an HTTP 200, or of an error."""
+    is_billed: bool
+    """Whether it is an HTTP 200."""
+    has_text: bool
+    """Whether it is an answer that says something, and that no filter withholds."""
+    fault: FaultError | None = None
+    """Why it holds no reply; in words that may be shown."""
 
 
 class BatchClient:
@@ -129,6 +123,7 @@ class BatchClient:
         self.client = client
         self.url = client.provider.base_url
         self._timeout_s = timeout_s
+        self._errors = FaultReader(client.provider.dead_codes, client.keys.scrub)
         self._session: aiohttp.ClientSession | None = None
         self._key: ApiKey | None = None
 
@@ -202,11 +197,11 @@ class BatchClient:
         found = await self._patiently(lambda: self._once("GET", path))
         counts = found.get("request_counts")
         counts = counts if isinstance(counts, dict) else {}
-        word = printable(str(found.get("status")))[:40]
+        word = str(found.get("status"))
         files = (found.get(name) for name in ("output_file_id", "error_file_id"))
         return BatchState(
             state=_STATES.get(word, "open"),
-            word=word,
+            word=self._shown(word[:40]),
             num_done=sum(count(counts.get(name)) or 0 for name in ("completed", "failed")),
             files=tuple(file for file in files if isinstance(file, str) and file),
             problems=self._shown(json.dumps(found["errors"])) if found.get("errors") else "",
@@ -250,9 +245,10 @@ class BatchClient:
         for file in state.files:
             async for raw in self._lines(f"/files/{quote(file, safe='')}/content"):
                 try:
-                    yield read_line(raw)
+                    yield read_line(raw, self._errors)
                 except ValueError as error:
-                    log.warning("a line of %s is no result (%s).", file, printable(str(error)))
+                    told = self._shown(file), self._shown(str(error))
+                    log.warning("a line of %s is no result (%s).", *told)
 
     async def _lines(self, path: str) -> AsyncIterator[bytes]:
         async with await self._response("GET", path) as response:
@@ -348,7 +344,7 @@ class BatchClient:
         )
 
     def _shown(self, text: str) -> str:
-        words = " ".join(self.client.keys.scrub(printable(text)).split())
+        words = self._errors.shown(text)
         return words if len(words) <= NUM_DETAIL_CHARS else words[:NUM_DETAIL_CHARS] + "…"
 
 
@@ -358,7 +354,7 @@ def request_line(custom_id: str, body: bytes) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def read_line(raw: bytes) -> BatchLine:
+def read_line(raw: bytes, errors: FaultReader) -> BatchLine:
     """A line of a file of answers or errors.
 
     Raises:
@@ -370,16 +366,22 @@ def read_line(raw: bytes) -> BatchLine:
     response = value.get("response")
     response = response if isinstance(response, dict) else {}
     body = response.get("body")
-    error = server_error(body) or server_error(value)
+    inner, outer = server_error(body), server_error(value)
+    error = inner or outer
     status = count(response.get("status_code")) or (error.status if error else 0)
-    status = status if 100 <= status <= 599 else 0
-    said = printable(error.message)[:NUM_DETAIL_CHARS] if error else "no answer"
-    return BatchLine(
-        custom_id=value["custom_id"],
-        status=status,
-        content=json.dumps(body).encode(),
-        words=f"HTTP {status}: {said}" if status else said,
-    )
+    if outer and not inner and (status != 200 or body is None):
+        body = {"error": value["error"]}
+    content = b"" if body is None else json.dumps(body).encode()
+    line = BatchLine(value["custom_id"], content, is_billed=status == 200, has_text=False)
+    if not 100 <= status <= 599:
+        words = errors.shown(error.message)[:NUM_DETAIL_CHARS] if error else "no answer"
+        return line._replace(fault=FaultError("broken", words))
+    try:
+        reply = errors.reply(HttpAnswer(status, {"Content-Type": "application/json"}, content))
+    except FaultError as fault:
+        fault.detail = errors.shown(fault.detail)
+        return line._replace(fault=fault.with_traceback(None))
+    return line._replace(has_text=bool(reply.text.strip()) and not reply.is_filtered)
 
 
 def _name(answer: Mapping[str, Any], field: str, path: str) -> str:
