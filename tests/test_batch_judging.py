@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,6 +276,38 @@ def test_a_network_that_is_away_for_a_while_ends_no_waiting(path, monkeypatch):
     ):
         judge(path, server.base_url)
     assert batch_path(path).exists()
+
+
+def test_start_again_is_said_where_the_job_ends_alone(path, monkeypatch, caplog):
+    away = [(503, False)] * 14
+    with BatchServer(faults={"GET /batches/": away}, stall_after=3, is_cut=True) as server:
+        assert judge(path, server.base_url).is_complete
+    assert "answered HTTP 503" in caplog.text and "broke off" in caplog.text
+    assert "Start again" not in caplog.text
+    monkeypatch.setattr("emodistill.llm.batches.NUM_ATTEMPTS", 1)
+    path.unlink()
+    with pytest.raises(ApiError, match=r"can't be reached .*Start again later: ") as raised:
+        judge(path, server.base_url)
+    assert str(raised.value).count("Start again") == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_id", "advice"),
+    [
+        ("gone", "It no longer knows batch gone. Delete {} to pay for its items again; or use the"),
+        (None, "knows nothing of the file of requests that was sent up. Delete {} to ask for its"),
+    ],
+)
+def test_a_batch_that_the_provider_has_lost_can_be_left_behind(path, batch_id, advice):
+    with BatchServer() as server:
+        batch = {"url": server.base_url, "level": "turn", "num_lines": 3, "input_file_id": "f"}
+        path.parent.mkdir(exist_ok=True)
+        batch_path(path).write_text(json.dumps({**batch, "batch_id": batch_id}))
+        with pytest.raises(ApiError, match=re.escape(advice.format(batch_path(path)))) as raised:
+            judge(path, server.base_url)
+        assert "each item is asked for by itself" not in str(raised.value)
+        batch_path(path).unlink()
+        assert judge(path, server.base_url).is_complete
 
 
 def test_results_that_break_off_are_fetched_again(path):

@@ -34,6 +34,8 @@ from emodistill.untrusted import count, parse_json
 
 log = logging.getLogger("emodistill.llm")
 
+UPLOAD = "/files"
+"""Where a file of requests is sent."""
 ENDPOINT = "/v1/chat/completions"
 """As a line of the file names it, whatever the base URL."""
 WINDOW = "24h"
@@ -42,8 +44,8 @@ MAX_LINES = 50_000
 MAX_FILE_BYTES = 100 << 20
 """Of a file that goes up; OpenAI takes 200 MB, DashScope 500."""
 NUM_ATTEMPTS = 6
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-"""After trouble with a call about a batch: doubled each time, half a minute in all."""
+FIRST_PAUSE_S = 0.5
+"""After trouble with a call about a batch: doubled each time, which makes 15.5 s in all."""
 FIRST_POLL_S, MAX_POLL_S = 1.0, 60.0
 """Between two looks whether a batch has ended; some end in seconds, most take hours."""
 PATIENCE_S = 3_600.0
@@ -61,6 +63,10 @@ _STATES: Mapping[str, State] = {
     "cancelled": "cancelled",
 }
 """By what servers say; any other word is of a batch that goes on."""
+
+
+class LostBatchError(ApiError):
+    """The server doesn't know a batch, or a file of it, that was made there."""
 
 
 class SubmittedBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -161,13 +167,14 @@ class BatchClient:
             )
             return data
 
-        sent = await self._patiently(lambda: self._once("POST", "/files", form=form))
-        return _name(sent, "id", "/files")
+        sent = await self._patiently(lambda: self._once("POST", UPLOAD, form=form))
+        return _name(sent, "id", UPLOAD)
 
     async def make(self, batch: SubmittedBatch) -> SubmittedBatch:
         """The batch of a file that has gone up: the one that was made before, else a new one.
 
         Raises:
+          LostBatchError: the file isn't known there, or there are no batches.
           ApiError: none can be made.
         """
         wanted = {
@@ -191,7 +198,8 @@ class BatchClient:
         """How far a batch is.
 
         Raises:
-          ApiError: it isn't known there, or nobody answers.
+          LostBatchError: it isn't known there.
+          ApiError: nobody answers, or not as it should.
         """
         path = f"/batches/{quote(batch.batch_id or '', safe='')}"
         found = await self._patiently(lambda: self._once("GET", path))
@@ -216,7 +224,8 @@ class BatchClient:
           on_look: called with what each look at it shows.
 
         Raises:
-          ApiError: it isn't known there, or nobody has answered for PATIENCE_S.
+          LostBatchError: it isn't known there.
+          ApiError: nobody has answered for PATIENCE_S, or not as it should.
         """
         pause_s = FIRST_POLL_S
         heard_s = time.monotonic()
@@ -265,8 +274,7 @@ class BatchClient:
                         )
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise ExhaustedError(
-                    f"{self.url}{path} broke off ({type(error).__name__}). Start again: what was "
-                    "read is kept, and nothing is asked twice."
+                    f"{self.url}{path} broke off ({type(error).__name__})."
                 ) from None
             if rest.strip():
                 yield rest.strip()
@@ -278,7 +286,7 @@ class BatchClient:
                 return await ask()
             except ExhaustedError as error:
                 log.debug("%s", error)
-                await asyncio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)))
+                await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         return await ask()
 
     async def _once(
@@ -310,7 +318,8 @@ class BatchClient:
 
         Raises:
           ExhaustedError: trouble, which may pass.
-          ApiError: whatever won't.
+          LostBatchError: what is asked about isn't known there.
+          ApiError: whatever else won't pass.
         """
         if self._session is None or self._key is None:
             raise RuntimeError("BatchClient is a context manager: async with BatchClient(…).")
@@ -322,10 +331,7 @@ class BatchClient:
                 method, url, headers=self._key.headers, allow_redirects=False, **sent
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ExhaustedError(
-                f"{url} can't be reached ({type(error).__name__}). Start again later: the batch "
-                "goes on there, and is found again."
-            ) from None
+            raise ExhaustedError(f"{url} can't be reached ({type(error).__name__}).") from None
         if kind_of(response.status) != "limited":
             self.client.keys.let_in(self._key, asked_at_s)
         if response.status // 100 == 2:
@@ -337,11 +343,15 @@ class BatchClient:
         words = self._shown(content.decode("utf-8", "replace"))
         said = f"{url} answered HTTP {response.status}{f': {words}' if words else ''}."
         if kind_of(response.status) in ("limited", "broken"):
-            raise ExhaustedError(f"{said} Start again later: nothing is asked twice.")
-        raise ApiError(
-            f"{said} Check that the key is of the account whose batches these are, and that the "
-            "provider takes file batches; without --batch each item is asked for by itself."
-        )
+            raise ExhaustedError(said)
+        if path == UPLOAD:
+            raise ApiError(
+                f"{said} Check that the provider takes file batches; without --batch each item is "
+                "asked for by itself."
+            )
+        if response.status in (404, 410):
+            raise LostBatchError(said)
+        raise ApiError(f"{said} Check that the key is of the account whose batches these are.")
 
     def _shown(self, text: str) -> str:
         words = self._errors.shown(text)

@@ -27,6 +27,7 @@ from emodistill.llm.batches import (
     BatchClient,
     BatchLine,
     BatchState,
+    LostBatchError,
     SubmittedBatch,
     request_line,
 )
@@ -115,13 +116,36 @@ class BatchJudging:
             budget.save_now_and_then()
             bar.advance(0)
 
-        with budget, bar:
-            ran_through = await run_bounded(
-                [None], work, concurrency=1, on_failure=fail, on_tick=tick
-            )
+        try:
+            with budget, bar:
+                ran_through = await run_bounded(
+                    [None], work, concurrency=1, on_failure=fail, on_tick=tick
+                )
+        except LostBatchError as error:
+            raise ApiError(f"{error} {self._on_loss()}") from None
+        except ExhaustedError as error:
+            raise ExhaustedError(
+                f"{error} Start again later: a batch that is under way goes on there, and nothing "
+                "is asked twice."
+            ) from None
         if not ran_through:
             return "interrupted"
         return "cost" if is_spent else None
+
+    def _on_loss(self) -> str:
+        """What to do about a batch that the provider knows nothing of."""
+        where = batch_path(self._path)
+        batch = _open_batch(self._path)
+        if batch is None or batch.batch_id is None:
+            return (
+                "It has no file batches, or knows nothing of the file of requests that was sent "
+                f"up. Delete {where} to ask for its items anew, without --batch one by one; or "
+                "use the keys that it was sent with."
+            )
+        return (
+            f"It no longer knows batch {batch.batch_id}. Delete {where} to pay for its items "
+            "again; or use the keys it was made with."
+        )
 
     @property
     def _left(self) -> list[JudgeItem]:
