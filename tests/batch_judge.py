@@ -13,16 +13,15 @@ USD = (10 * 1e3 + 5 * 2e3) / 1e6
 """Of one answer of the server's, at the full price."""
 
 
-def judge(path, url, *, share=0.5, **settings):
+def judge(path, url, *, share=0.5, accounts=(), limits=None, **settings):
     """Run the judge at a server of batches, in this process."""
     config = JudgeConfig(**({"judge": "a-judge", "batch": True} | settings))
     price = {"input": PRICE.input, "output": PRICE.output, "batch": share}
-    provider = Provider(
-        name="test", base_url=url, key="none", profiles=[("a-judge", {"price": price})]
-    )
+    profile = {"price": price, "limits": limits or {}}
+    provider = Provider(name="test", base_url=url, key="none", profiles=[("*", profile)])
 
     async def main():
-        async with ChatClient(provider, ()) as client:
+        async with ChatClient(provider, accounts) as client:
             return await run_judging(
                 config, DIALOGUES, SCENARIOS, path=path, client=client, pack=PACK
             )

@@ -1,6 +1,7 @@
 """A small server of file batches for tests: the calls of OpenAI and DashScope, on loopback.
 
-It answers lines in reverse order, and loses, refuses or holds back what it is told to. It runs in a
+It answers lines in reverse order, and loses, refuses or holds back what it is told to. Files and
+batches are known to the key alone that has made them, as if each were an account's. It runs in a
 thread of its own, so that a client may be another process that gets killed.
 """
 
@@ -24,6 +25,14 @@ def answered(text, prompt_tokens=10, completion_tokens=5):
 
 def refused(status, code):
     return {"status_code": status, "body": {"error": {"code": code, "message": f"no: {code}"}}}
+
+
+def _key(request):
+    return request.headers.get("Authorization", "")
+
+
+def _unknown():
+    return web.json_response({"error": {"message": "no such object"}}, status=404)
 
 
 @dataclass
@@ -50,6 +59,10 @@ class BatchServer:
     files: dict = field(default_factory=dict)
     batches: dict = field(default_factory=dict)
     asked: Counter = field(default_factory=Counter)
+    owners: dict = field(default_factory=dict)
+    """The Authorization that each file and batch was made with."""
+    used: list = field(default_factory=list)
+    """That of each call about them."""
     billed: Counter = field(default_factory=Counter)
     """How often each line was answered by an HTTP 200, by its messages."""
     base_url: str = ""
@@ -90,6 +103,8 @@ class BatchServer:
         name = f"{request.method} {path if path.count('/') == 1 else path.rpartition('/')[0] + '/'}"
         self.asked[name] += 1
         response = None
+        if not path.startswith("/chat"):
+            self.used.append(_key(request))
         if pending := self.faults.get(name):
             status, is_done_all_the_same = pending.pop(0)
             if is_done_all_the_same:
@@ -106,23 +121,29 @@ class BatchServer:
         assert form["purpose"] == "batch"
         name = f"file-{len(self.files)}"
         self.files[name] = form["file"].file.read()
+        self.owners[name] = _key(request)
         return web.json_response({"id": name, "object": "file"})
 
     async def _make(self, request):
         wanted = await request.json()
         assert wanted["endpoint"] == "/v1/chat/completions"
+        if not self._is_owner(request, wanted["input_file_id"]):
+            return _unknown()
         name = f"batch-{len(self.batches)}"
+        self.owners[name] = _key(request)
         self.batches[name] = {"id": name, "input_file_id": wanted["input_file_id"], "looks": 0}
         if self.hold is not None:
             await asyncio.to_thread(self.hold.wait)
         return web.json_response({**self.batches[name], "status": "validating"})
 
     async def _list(self, request):
-        return web.json_response({"data": list(reversed(self.batches.values()))})
+        own = [b for b in self.batches.values() if self._is_owner(request, b["id"])]
+        return web.json_response({"data": own[::-1]})
 
     async def _look(self, request):
-        if (batch := self.batches.get(request.match_info["id"])) is None:
-            return web.json_response({"error": {"message": "no such batch"}}, status=404)
+        if not self._is_owner(request, request.match_info["id"]):
+            return _unknown()
+        batch = self.batches[request.match_info["id"]]
         batch["looks"] += 1
         is_open = batch["looks"] <= self.num_open_looks
         if not is_open and "status" not in batch:
@@ -150,6 +171,7 @@ class BatchServer:
         for field_name, lines in (("output_file_id", good), ("error_file_id", bad)):
             if lines:
                 batch[field_name] = f"{batch['id']}-{field_name}"
+                self.owners[batch[field_name]] = self.owners[batch["id"]]
                 self.files[batch[field_name]] = "".join(f"{line}\n" for line in lines).encode()
 
     def _seen(self, batch):
@@ -160,7 +182,12 @@ class BatchServer:
             lines = self.files[other["input_file_id"]].splitlines()
             yield {json.dumps(json.loads(raw)["body"]["messages"]) for raw in lines}
 
+    def _is_owner(self, request, name):
+        return name in self.owners and self.owners[name] == _key(request)
+
     async def _content(self, request):
+        if not self._is_owner(request, request.match_info["id"]):
+            return _unknown()
         lines = self.files[request.match_info["id"]].splitlines(keepends=True)
         response = web.StreamResponse()
         await response.prepare(request)

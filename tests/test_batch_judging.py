@@ -1,7 +1,10 @@
 """Judging by file batches: joined by name, sent again, killed, resumed, and half the price."""
 
+import asyncio
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +21,15 @@ from tiny_run import run_stage
 from emodistill.configs import JudgeConfig, SweepConfig
 from emodistill.errors import ApiError, InputError
 from emodistill.llm.batches import read_line
+from emodistill.llm.fault_reader import FaultReader
+from emodistill.llm.keys import KeyPool
 from emodistill.offline import batch_judging
 from emodistill.offline.batch_judging import batch_path
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path, scores_by_turn
 from emodistill.offline.store import read_judgements
+
+ERRORS = FaultReader((), str)
 
 
 @pytest.fixture
@@ -219,6 +226,36 @@ def test_a_batch_that_was_made_although_the_answer_said_otherwise_is_found(path)
     assert len(server.batches) == 1 and set(server.billed.values()) == {1}
 
 
+def test_a_batch_and_its_files_stay_with_the_account_that_made_them(path, monkeypatch):
+    """Calls would go to another account where one's own has a queue, or rests."""
+    monkeypatch.setattr("emodistill.llm.batches.PATIENCE_S", 0.0)
+    accounts = (("sk-account-one-11111111",), ("sk-account-two-22222222",))
+    limits = {"scope": "account", "requests_per_second": 8.0}
+    away = [(503, False)] * 12
+    with BatchServer(faults={"GET /batches/": away}) as server:
+        with pytest.raises(ApiError, match="HTTP 503"):
+            judge(path, server.base_url, accounts=accounts, limits=limits)
+        assert judge(path, server.base_url, accounts=accounts, limits=limits).is_complete
+    assert len(set(server.used)) == 1 and len(server.used) > 10
+    assert len(server.batches) == 1
+
+
+def test_a_batch_waits_for_its_own_account_while_that_rests():
+    async def main():
+        pool = KeyPool([("sk-account-one-11111111",), ("sk-account-two-22222222",)])
+        own = pool.own("batch")
+        pool.rest(own, time.monotonic(), 0.1)
+        assert pool.own("batch") is own
+        started_s = time.monotonic()
+        await pool.admit(own)
+        assert time.monotonic() - started_s > 0.09
+        pool.let_in(own, time.monotonic())
+        await pool.admit(own)
+        assert time.monotonic() - started_s < 2.0
+
+    asyncio.run(main())
+
+
 def test_trouble_with_any_call_is_met_by_asking_again(path):
     trouble = [(503, False), (429, False)]
     names = ("POST /files", "POST /batches", "GET /batches")
@@ -239,6 +276,38 @@ def test_a_network_that_is_away_for_a_while_ends_no_waiting(path, monkeypatch):
     ):
         judge(path, server.base_url)
     assert batch_path(path).exists()
+
+
+def test_start_again_is_said_where_the_job_ends_alone(path, monkeypatch, caplog):
+    away = [(503, False)] * 14
+    with BatchServer(faults={"GET /batches/": away}, stall_after=3, is_cut=True) as server:
+        assert judge(path, server.base_url).is_complete
+    assert "answered HTTP 503" in caplog.text and "broke off" in caplog.text
+    assert "Start again" not in caplog.text
+    monkeypatch.setattr("emodistill.llm.batches.NUM_ATTEMPTS", 1)
+    path.unlink()
+    with pytest.raises(ApiError, match=r"can't be reached .*Start again later: ") as raised:
+        judge(path, server.base_url)
+    assert str(raised.value).count("Start again") == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_id", "advice"),
+    [
+        ("gone", "It no longer knows batch gone. Delete {} to pay for its items again; or use the"),
+        (None, "knows nothing of the file of requests that was sent up. Delete {} to ask for its"),
+    ],
+)
+def test_a_batch_that_the_provider_has_lost_can_be_left_behind(path, batch_id, advice):
+    with BatchServer() as server:
+        batch = {"url": server.base_url, "level": "turn", "num_lines": 3, "input_file_id": "f"}
+        path.parent.mkdir(exist_ok=True)
+        batch_path(path).write_text(json.dumps({**batch, "batch_id": batch_id}))
+        with pytest.raises(ApiError, match=re.escape(advice.format(batch_path(path)))) as raised:
+            judge(path, server.base_url)
+        assert "each item is asked for by itself" not in str(raised.value)
+        batch_path(path).unlink()
+        assert judge(path, server.base_url).is_complete
 
 
 def test_results_that_break_off_are_fetched_again(path):
@@ -301,6 +370,121 @@ def test_where_all_requests_are_refused_no_item_is_given_up(path, monkeypatch):
     assert not read_judgements(path)
 
 
+def every(size, others, chosen):
+    """Answers with `chosen` for each `size`-th request, by the order in which they first come."""
+    numbers = {}
+
+    def respond(body, number):
+        position = numbers.setdefault(json.dumps([body["messages"], body["seed"]]), len(numbers))
+        return others if position % size else chosen
+
+    return respond
+
+
+def test_a_batch_of_refusals_that_is_read_in_two_parts_is_read_to_its_end(path):
+    """The connection breaks among the refusals, after all answers were read."""
+    respond = every(8, refused(400, "data_inspection_failed"), answered("SCORE: 8"))
+    with BatchServer(respond, stall_after=25, is_cut=True) as server:
+        result = judge(path, server.base_url, repeats=3)
+    assert server.stall_after is None and sizes(server) == [36]
+    assert (result.num_finished, result.num_failed) == (5, 31)
+    assert not batch_path(path).exists()
+
+
+def test_refusals_of_a_later_batch_are_of_their_items_where_the_judge_has_answered(path):
+    def respond(body, number):
+        return answered("SCORE: 6") if number == 0 else refused(400, "data_inspection_failed")
+
+    with BatchServer(respond) as server:
+        judge(path, server.base_url)
+        result = judge(path, server.base_url, repeats=3)
+    assert sizes(server) == [NUM_TURNS, 2 * NUM_TURNS]
+    assert (result.num_finished, result.num_failed) == (NUM_TURNS, 2 * NUM_TURNS)
+
+
+def test_refusals_are_given_up_by_no_interruption_where_nothing_was_answered(path):
+    with (
+        BatchServer(
+            lambda body, number: refused(400, "unsupported_value"), stall_after=25, is_cut=True
+        ) as server,
+        pytest.raises(ApiError, match=r"all 36 requests .* none is given up"),
+    ):
+        judge(path, server.base_url, repeats=3)
+    assert server.stall_after is None and not read_judgements(path)
+
+
+def only_thought():
+    body = answered(None, completion_tokens=64)
+    body["choices"][0]["message"]["reasoning_content"] = "hm"
+    body["choices"][0]["finish_reason"] = "length"
+    return body
+
+
+def test_a_judge_that_only_thinks_is_paid_for_once_and_told_how_to_stop(path):
+    with BatchServer(lambda body, number: only_thought()) as server:
+        with pytest.raises(ApiError, match=r"model a-judge: it only thought.*thinking_off"):
+            judge(path, server.base_url)
+        assert sizes(server) == [NUM_TURNS] and not read_judgements(path)
+        assert not batch_path(path).exists()
+        used = read_usage(path)
+        assert (used.num_calls, used.completion_tokens) == (NUM_TURNS, 64 * NUM_TURNS)
+        server.respond = lambda body, number: answered("SCORE: 8")
+        assert judge(path, server.base_url).is_complete
+
+
+def test_a_thought_without_a_score_among_answers_is_not_asked_for_again(path):
+    with BatchServer(every(3, answered("SCORE: 8"), only_thought())) as server:
+        result = judge(path, server.base_url)
+    assert sizes(server) == [NUM_TURNS] and set(server.billed.values()) == {1}
+    assert (result.num_finished, result.num_failed) == (8, 4)
+
+
+def withheld():
+    body = answered("")
+    body["choices"][0]["finish_reason"] = "content_filter"
+    return body
+
+
+@pytest.mark.parametrize(
+    ("chosen", "is_alone", "num_batches"),
+    [
+        (withheld(), False, 1),
+        (withheld(), True, 1),
+        ({**answered(""), "choices": []}, False, batch_judging.NUM_SENDS),
+    ],
+    ids=["filtered", "all filtered", "unusable"],
+)
+def test_what_was_paid_for_is_in_the_books_once(path, chosen, is_alone, num_batches):
+    """However often the results are read."""
+    respond = every(2, chosen if is_alone else answered("SCORE: 8"), chosen)
+    with BatchServer(respond, stall_after=10, is_cut=True) as server:
+        result = judge(path, server.base_url)
+    assert server.stall_after is None and len(server.batches) == num_batches
+    num_billed = sum(server.billed.values())
+    used = read_usage(path)
+    assert used.num_calls == num_billed and used.cost_usd == pytest.approx(num_billed * USD / 2)
+    assert result.num_failed == (NUM_TURNS if is_alone else NUM_TURNS // 2)
+
+
+KEY = "sk-secret-abcdefgh-12345678"
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+@pytest.mark.parametrize("shown", [KEY, "sk-secre***********5678"])
+def test_no_line_of_a_batch_shows_a_key(path, caplog, status, shown):
+    caplog.set_level(logging.DEBUG, "emodistill")
+    words = f"Incorrect API key provided: {shown}"
+    error = {"status_code": status, "body": {"error": {"message": words}}}
+    for others in (error, answered("SCORE: 8")):
+        with BatchServer(every(2, others, error)) as server:
+            try:
+                judge(path, server.base_url, accounts=((KEY,),))
+            except ApiError as raised:
+                logging.getLogger("emodistill").warning("%s", raised)
+    assert "Incorrect API key provided" in caplog.text
+    assert "sk-secre" not in caplog.text and "***" not in caplog.text
+
+
 def test_a_ceiling_on_the_cost_sends_what_fits_under_it(path):
     with BatchServer(lambda body, number: answered("SCORE: 8", 400, 40)) as server:
         result = judge(path, server.base_url, max_cost_usd=2.0)
@@ -350,10 +534,10 @@ def test_an_address_without_batches_is_named(path):
 )
 def test_what_is_no_result_is_no_line(raw):
     with pytest.raises(ValueError, match=r"."):
-        read_line(raw.encode())
+        read_line(raw.encode(), ERRORS)
 
 
 def test_a_line_without_a_usable_status_is_one_without_an_answer():
     for response in (None, [], {"status_code": "200"}, {"status_code": 1e300, "body": {}}):
-        line = read_line(json.dumps({"custom_id": "a", "response": response}).encode())
-        assert line.status == 0 and not line.is_refused
+        line = read_line(json.dumps({"custom_id": "a", "response": response}).encode(), ERRORS)
+        assert line.fault.kind == "broken" and not line.is_billed

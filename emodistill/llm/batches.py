@@ -26,13 +26,16 @@ import msgspec
 from emodistill.errors import ApiError, InputError
 from emodistill.llm.call_errors import ExhaustedError
 from emodistill.llm.client import CONNECT_S, ChatClient
-from emodistill.llm.fault_reader import NUM_DETAIL_CHARS
-from emodistill.llm.replies import kind_of, server_error
-from emodistill.llm.transport import MAX_ANSWER_BYTES, proxy_of, read_body
-from emodistill.untrusted import count, parse_json, printable
+from emodistill.llm.fault_reader import NUM_DETAIL_CHARS, FaultReader
+from emodistill.llm.keys import ApiKey
+from emodistill.llm.replies import FaultError, kind_of, server_error
+from emodistill.llm.transport import MAX_ANSWER_BYTES, HttpAnswer, proxy_of, read_body
+from emodistill.untrusted import count, parse_json
 
 log = logging.getLogger("emodistill.llm")
 
+UPLOAD = "/files"
+"""Where a file of requests is sent."""
 ENDPOINT = "/v1/chat/completions"
 """As a line of the file names it, whatever the base URL."""
 WINDOW = "24h"
@@ -41,8 +44,8 @@ MAX_LINES = 50_000
 MAX_FILE_BYTES = 100 << 20
 """Of a file that goes up; OpenAI takes 200 MB, DashScope 500."""
 NUM_ATTEMPTS = 6
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-"""After trouble with a call about a batch: doubled each time, half a minute in all."""
+FIRST_PAUSE_S = 0.5
+"""After trouble with a call about a batch: doubled each time, which makes 15.5 s in all."""
 FIRST_POLL_S, MAX_POLL_S = 1.0, 60.0
 """Between two looks whether a batch has ended; some end in seconds, most take hours."""
 PATIENCE_S = 3_600.0
@@ -60,6 +63,10 @@ _STATES: Mapping[str, State] = {
     "cancelled": "cancelled",
 }
 """By what servers say; any other word is of a batch that goes on."""
+
+
+class LostBatchError(ApiError):
+    """The server doesn't know a batch, or a file of it, that was made there."""
 
 
 class SubmittedBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,27 +92,24 @@ class BatchState(NamedTuple):
 
 
 class BatchLine(NamedTuple):
-    """A result: the body of an HTTP 200, or the status and the words of an error; status 0 is a
-    request that was never answered."""
+    """A result."""
 
     custom_id: str
-    status: int
     content: bytes
-    words: str
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the request itself is at fault, so that it would fail again."""
-        return self.status > 0 and kind_of(self.status) == "refused"
-
-    @property
-    def is_misplaced(self) -> bool:
-        """Whether a setting is at fault, so that all requests would fail."""
-        return self.status > 0 and kind_of(self.status) in ("dead", "forbidden", "misplaced")
+    """The body of an HTTP 200, or of an error."""
+    is_billed: bool
+    """Whether it is an HTTP 200."""
+    has_text: bool
+    """Whether it is an answer that says something, and that no filter withholds."""
+    fault: FaultError | None = None
+    """Why it holds no reply; in words that may be shown."""
 
 
 class BatchClient:
-    """Makes, watches and reads file batches with the key of a client. A context manager.
+    """Makes, watches and reads file batches with a key of a client's. A context manager.
+
+    All calls go with the same key, since files and batches are known to the account alone that has
+    made them; they wait while that key rests, whatever others are free.
 
     Args:
       timeout_s: of silence in a call.
@@ -125,9 +129,12 @@ class BatchClient:
         self.client = client
         self.url = client.provider.base_url
         self._timeout_s = timeout_s
+        self._errors = FaultReader(client.provider.dead_codes, client.keys.scrub)
         self._session: aiohttp.ClientSession | None = None
+        self._key: ApiKey | None = None
 
     async def __aenter__(self) -> Self:
+        self._key = self.client.keys.own("batch")
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s
@@ -160,13 +167,14 @@ class BatchClient:
             )
             return data
 
-        sent = await self._patiently(lambda: self._once("POST", "/files", form=form))
-        return _name(sent, "id", "/files")
+        sent = await self._patiently(lambda: self._once("POST", UPLOAD, form=form))
+        return _name(sent, "id", UPLOAD)
 
     async def make(self, batch: SubmittedBatch) -> SubmittedBatch:
         """The batch of a file that has gone up: the one that was made before, else a new one.
 
         Raises:
+          LostBatchError: the file isn't known there, or there are no batches.
           ApiError: none can be made.
         """
         wanted = {
@@ -190,17 +198,18 @@ class BatchClient:
         """How far a batch is.
 
         Raises:
-          ApiError: it isn't known there, or nobody answers.
+          LostBatchError: it isn't known there.
+          ApiError: nobody answers, or not as it should.
         """
         path = f"/batches/{quote(batch.batch_id or '', safe='')}"
         found = await self._patiently(lambda: self._once("GET", path))
         counts = found.get("request_counts")
         counts = counts if isinstance(counts, dict) else {}
-        word = printable(str(found.get("status")))[:40]
+        word = str(found.get("status"))
         files = (found.get(name) for name in ("output_file_id", "error_file_id"))
         return BatchState(
             state=_STATES.get(word, "open"),
-            word=word,
+            word=self._shown(word[:40]),
             num_done=sum(count(counts.get(name)) or 0 for name in ("completed", "failed")),
             files=tuple(file for file in files if isinstance(file, str) and file),
             problems=self._shown(json.dumps(found["errors"])) if found.get("errors") else "",
@@ -215,7 +224,8 @@ class BatchClient:
           on_look: called with what each look at it shows.
 
         Raises:
-          ApiError: it isn't known there, or nobody has answered for PATIENCE_S.
+          LostBatchError: it isn't known there.
+          ApiError: nobody has answered for PATIENCE_S, or not as it should.
         """
         pause_s = FIRST_POLL_S
         heard_s = time.monotonic()
@@ -244,9 +254,10 @@ class BatchClient:
         for file in state.files:
             async for raw in self._lines(f"/files/{quote(file, safe='')}/content"):
                 try:
-                    yield read_line(raw)
+                    yield read_line(raw, self._errors)
                 except ValueError as error:
-                    log.warning("a line of %s is no result (%s).", file, printable(str(error)))
+                    told = self._shown(file), self._shown(str(error))
+                    log.warning("a line of %s is no result (%s).", *told)
 
     async def _lines(self, path: str) -> AsyncIterator[bytes]:
         async with await self._response("GET", path) as response:
@@ -263,8 +274,7 @@ class BatchClient:
                         )
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise ExhaustedError(
-                    f"{self.url}{path} broke off ({type(error).__name__}). Start again: what was "
-                    "read is kept, and nothing is asked twice."
+                    f"{self.url}{path} broke off ({type(error).__name__})."
                 ) from None
             if rest.strip():
                 yield rest.strip()
@@ -276,7 +286,7 @@ class BatchClient:
                 return await ask()
             except ExhaustedError as error:
                 log.debug("%s", error)
-                await asyncio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)))
+                await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         return await ask()
 
     async def _once(
@@ -308,21 +318,22 @@ class BatchClient:
 
         Raises:
           ExhaustedError: trouble, which may pass.
-          ApiError: whatever won't.
+          LostBatchError: what is asked about isn't known there.
+          ApiError: whatever else won't pass.
         """
-        if self._session is None:
+        if self._session is None or self._key is None:
             raise RuntimeError("BatchClient is a context manager: async with BatchClient(…).")
-        key = await self.client.keys.acquire("batch")
+        await self.client.keys.admit(self._key)
+        asked_at_s = time.monotonic()
         url = self.url + path
         try:
             response = await self._session.request(
-                method, url, headers=key.headers if key else {}, allow_redirects=False, **sent
+                method, url, headers=self._key.headers, allow_redirects=False, **sent
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ExhaustedError(
-                f"{url} can't be reached ({type(error).__name__}). Start again later: the batch "
-                "goes on there, and is found again."
-            ) from None
+            raise ExhaustedError(f"{url} can't be reached ({type(error).__name__}).") from None
+        if kind_of(response.status) != "limited":
+            self.client.keys.let_in(self._key, asked_at_s)
         if response.status // 100 == 2:
             return response
         async with response:
@@ -332,14 +343,18 @@ class BatchClient:
         words = self._shown(content.decode("utf-8", "replace"))
         said = f"{url} answered HTTP {response.status}{f': {words}' if words else ''}."
         if kind_of(response.status) in ("limited", "broken"):
-            raise ExhaustedError(f"{said} Start again later: nothing is asked twice.")
-        raise ApiError(
-            f"{said} Check that the key is of the account whose batches these are, and that the "
-            "provider takes file batches; without --batch each item is asked for by itself."
-        )
+            raise ExhaustedError(said)
+        if path == UPLOAD:
+            raise ApiError(
+                f"{said} Check that the provider takes file batches; without --batch each item is "
+                "asked for by itself."
+            )
+        if response.status in (404, 410):
+            raise LostBatchError(said)
+        raise ApiError(f"{said} Check that the key is of the account whose batches these are.")
 
     def _shown(self, text: str) -> str:
-        words = " ".join(self.client.keys.scrub(printable(text)).split())
+        words = self._errors.shown(text)
         return words if len(words) <= NUM_DETAIL_CHARS else words[:NUM_DETAIL_CHARS] + "…"
 
 
@@ -349,7 +364,7 @@ def request_line(custom_id: str, body: bytes) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def read_line(raw: bytes) -> BatchLine:
+def read_line(raw: bytes, errors: FaultReader) -> BatchLine:
     """A line of a file of answers or errors.
 
     Raises:
@@ -361,16 +376,22 @@ def read_line(raw: bytes) -> BatchLine:
     response = value.get("response")
     response = response if isinstance(response, dict) else {}
     body = response.get("body")
-    error = server_error(body) or server_error(value)
+    inner, outer = server_error(body), server_error(value)
+    error = inner or outer
     status = count(response.get("status_code")) or (error.status if error else 0)
-    status = status if 100 <= status <= 599 else 0
-    said = printable(error.message)[:NUM_DETAIL_CHARS] if error else "no answer"
-    return BatchLine(
-        custom_id=value["custom_id"],
-        status=status,
-        content=json.dumps(body).encode(),
-        words=f"HTTP {status}: {said}" if status else said,
-    )
+    if outer and not inner and (status != 200 or body is None):
+        body = {"error": value["error"]}
+    content = b"" if body is None else json.dumps(body).encode()
+    line = BatchLine(value["custom_id"], content, is_billed=status == 200, has_text=False)
+    if not 100 <= status <= 599:
+        words = errors.shown(error.message)[:NUM_DETAIL_CHARS] if error else "no answer"
+        return line._replace(fault=FaultError("broken", words))
+    try:
+        reply = errors.reply(HttpAnswer(status, {"Content-Type": "application/json"}, content))
+    except FaultError as fault:
+        fault.detail = errors.shown(fault.detail)
+        return line._replace(fault=fault.with_traceback(None))
+    return line._replace(has_text=bool(reply.text.strip()) and not reply.is_filtered)
 
 
 def _name(answer: Mapping[str, Any], field: str, path: str) -> str:

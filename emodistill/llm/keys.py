@@ -276,16 +276,7 @@ class KeyPool:
           ApiError: no key is left alive.
         """
         while True:
-            if not self._live:
-                variable = self._key_env or "the provider's key variable"
-                if self._is_keyless:
-                    raise ApiError(
-                        f"the server asks for an API key ({self._deaths[0]}). Set {variable}."
-                    )
-                raise ApiError(
-                    f"no API key is left: {'; '.join(self._deaths)}. Check {variable} and the "
-                    "account's balance, then start again."
-                )
+            self._check_live()
             fit = [key for key in self._live if key not in without]
             if not fit:
                 return None
@@ -295,17 +286,47 @@ class KeyPool:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), max(0.001, wait_s))
                 continue
-            name = sticky.encode()
-            # Rendezvous hashing: of the keys that are ready, the one of highest rank.
-            key = max(
-                ready, key=lambda key: hashlib.blake2b(name + key.salt, digest_size=8).digest()
-            )
+            key = _highest(ready, sticky)
             if key.allowance.queue_s > MAX_QUEUE_S:
                 key = min(ready, key=lambda key: key.allowance.queue_s)
             await key.allowance.admit(num_tokens)
             if key in self._live and key.allowance.is_ready:
                 key.allowance.begin()
                 return key
+
+    def own(self, sticky: str) -> ApiKey:
+        """The key that a dialogue would always have, were it always ready: for calls of which one
+        account alone knows, whose key must be the same after a restart. Calls with it wait for
+        `admit`.
+
+        Raises:
+          ApiError: no key is left alive.
+        """
+        self._check_live()
+        return _highest(self._live, sticky)
+
+    async def admit(self, key: ApiKey) -> None:
+        """Wait until a call with this very key may go."""
+        while True:
+            while not key.allowance.is_ready:
+                wait_s = key.allowance.ready_at_s - time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), max(0.001, wait_s))
+            await key.allowance.admit(0.0)
+            if key.allowance.is_ready:
+                key.allowance.begin()
+                return
+
+    def _check_live(self) -> None:
+        if self._live:
+            return
+        variable = self._key_env or "the provider's key variable"
+        if self._is_keyless:
+            raise ApiError(f"the server asks for an API key ({self._deaths[0]}). Set {variable}.")
+        raise ApiError(
+            f"no API key is left: {'; '.join(self._deaths)}. Check {variable} and the account's "
+            "balance, then start again."
+        )
 
     def rest(self, key: ApiKey, asked_at_s: float, seconds: float | None = None) -> None:
         """A call with `key` was one too many; see `Allowance.rest`."""
@@ -335,6 +356,12 @@ class KeyPool:
         """Have those who wait for a key look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _highest(keys: Sequence[ApiKey], sticky: str) -> ApiKey:
+    """Of some keys, the one of highest rank for a dialogue, by rendezvous hashing."""
+    name = sticky.encode()
+    return max(keys, key=lambda key: hashlib.blake2b(name + key.salt, digest_size=8).digest())
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:

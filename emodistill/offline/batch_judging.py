@@ -14,7 +14,7 @@ import hashlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,11 +27,12 @@ from emodistill.llm.batches import (
     BatchClient,
     BatchLine,
     BatchState,
+    LostBatchError,
     SubmittedBatch,
     request_line,
 )
 from emodistill.llm.billing import Call
-from emodistill.llm.call_errors import ExhaustedError, RefusedError
+from emodistill.llm.call_errors import ExhaustedError, RefusedError, final_error
 from emodistill.llm.replies import FaultError
 from emodistill.offline.budget import Budget
 from emodistill.offline.judge_items import JudgeItem, JudgeJob
@@ -80,6 +81,11 @@ class BatchJudging:
         self._client = batches.client
         self._batches = batches
         self._num_sends: Counter[JudgeItem] = Counter()
+        self._num_answered = 0
+        is_by_turn = config.level == "turn"
+        self._has_earlier = any(
+            (item.turn_index is not None) == is_by_turn for item in job.attempts.answered
+        )
 
     async def run(self, budget: Budget, bar: Progress) -> StopReason | None:
         """Ask until no item is left.
@@ -110,13 +116,36 @@ class BatchJudging:
             budget.save_now_and_then()
             bar.advance(0)
 
-        with budget, bar:
-            ran_through = await run_bounded(
-                [None], work, concurrency=1, on_failure=fail, on_tick=tick
-            )
+        try:
+            with budget, bar:
+                ran_through = await run_bounded(
+                    [None], work, concurrency=1, on_failure=fail, on_tick=tick
+                )
+        except LostBatchError as error:
+            raise ApiError(f"{error} {self._on_loss()}") from None
+        except ExhaustedError as error:
+            raise ExhaustedError(
+                f"{error} Start again later: a batch that is under way goes on there, and nothing "
+                "is asked twice."
+            ) from None
         if not ran_through:
             return "interrupted"
         return "cost" if is_spent else None
+
+    def _on_loss(self) -> str:
+        """What to do about a batch that the provider knows nothing of."""
+        where = batch_path(self._path)
+        batch = _open_batch(self._path)
+        if batch is None or batch.batch_id is None:
+            return (
+                "It has no file batches, or knows nothing of the file of requests that was sent "
+                f"up. Delete {where} to ask for its items anew, without --batch one by one; or "
+                "use the keys that it was sent with."
+            )
+        return (
+            f"It no longer knows batch {batch.batch_id}. Delete {where} to pay for its items "
+            "again; or use the keys it was made with."
+        )
 
     @property
     def _left(self) -> list[JudgeItem]:
@@ -212,33 +241,11 @@ class BatchJudging:
             bar.advance(0, ", ".join(filter(None, (done, self._job.note, budget.note))))
 
         state = await self._batches.wait(batch, show)
-        names = {self._name(item): item for item in self._left}
-        num_answered = 0
-        refused: list[tuple[JudgeItem, RefusedError]] = []
-        misplaced = ""
-        async for line in self._batches.read(state):
-            if (item := names.pop(line.custom_id, None)) is None:
-                continue  # no line of ours, or one that was read before a kill
-            if line.is_misplaced:
-                misplaced = misplaced or line.words
-            try:
-                is_answered = self._take(item, line, budget)
-            except RefusedError as error:
-                refused.append((item, error))
-                continue
-            num_answered += is_answered
-            is_over = is_answered and not self._job.attempts.are_left(item)
-            bar.advance(is_over, ", ".join(filter(None, (self._job.note, budget.note))))
-        is_all_refused = len(refused) >= NUM_FAILURES_IN_A_ROW and not num_answered
-        for item, error in () if is_all_refused else refused:
-            self._job.give_up(item, error)
-            bar.advance(1)
+        num_before = self._num_answered
+        none_answered, misplaced = await self._read(state, budget, bar)
         batch_path(self._path).unlink(missing_ok=True)
-        if is_all_refused:
-            raise ApiError(
-                f"all {len(refused):,} requests of a batch were refused; none is given up for it. "
-                f"The last: {refused[-1][1]}"
-            )
+        if none_answered is not None:
+            raise none_answered
         named = f"{self._batches.url}: batch {batch.batch_id}"
         if state.state == "failed":
             raise ApiError(
@@ -247,32 +254,103 @@ class BatchJudging:
             )
         if state.state == "cancelled":
             raise ApiError(f"{named} was cancelled there. Start again to ask for what is left.")
-        if misplaced and not num_answered:
-            raise ApiError(f"{named} got no answer: {misplaced}. Check the judge's name and key.")
+        if misplaced and self._num_answered == num_before:
+            raise ApiError(
+                f"{named} got no answer: {misplaced}. Check the judge's name, the key and its "
+                "account's balance."
+            )
 
-    def _take(self, item: JudgeItem, line: BatchLine, budget: Budget) -> bool:
-        """Write an answer down; whether there was one.
+    async def _read(
+        self, state: BatchState, budget: Budget, bar: Progress
+    ) -> tuple[ApiError | None, str]:
+        """Write the results of a batch down, each as it is read, so that one that is interrupted
+        goes on where it was.
 
-        Raises:
-          RefusedError: there never will be.
+        Refusals wait until something has been answered, in this batch or before: until then all of
+        them may be a setting's fault. What has no text waits with them, since it is in the books
+        once it is looked into, and must not be looked into twice.
+
+        Returns:
+          What is wrong with all requests, so that no item is given up; and the first error that is
+          of a setting rather than of a request.
         """
-        where = f"{self._batches.url} refused a request of a batch"
-        if line.is_refused:
-            raise RefusedError(f"{where}: {line.words}", line.status)
-        detail = line.words
-        if line.status == 200:
-            try:
-                completion = self._client.answered(self._call(item), line.content)
-            except FaultError as fault:
-                if fault.kind in ("refused", "filtered"):
-                    raise RefusedError(f"{where}: {fault.detail}", fault.status) from None
-                detail = fault.detail
-            else:
-                budget.add(completion.cost_usd)
-                self._job.keep(item, completion)
-                return True
-        log.debug("%s, turn %s: %s", item.trajectory_id, item.turn_index, detail)
-        return False
+        names = {self._name(item): item for item in self._left}
+        waiting: list[tuple[JudgeItem, BatchLine]] = []
+        lost: list[tuple[JudgeItem, BatchLine]] = []
+        async for line in self._batches.read(state):
+            if (item := names.pop(line.custom_id, None)) is None:
+                continue  # no line of ours, or one that was read before a kill
+            if line.fault is not None and line.fault.kind not in ("refused", "forbidden"):
+                lost.append((item, line))
+                continue
+            waiting.append((item, line))
+            if line.has_text or self._has_answered:
+                self._give_up(self._keep(waiting, budget, bar), bar)
+                waiting.clear()
+        faults = self._keep(waiting, budget, bar)
+        none_answered = None if self._has_answered else self._why_none(faults)
+        if none_answered is None:
+            self._give_up(faults, bar)
+        misplaced = ""
+        for item, fault in self._keep(lost, budget, bar):
+            if fault.kind in ("dead", "misplaced"):
+                misplaced = misplaced or fault.detail
+            log.debug("%s, turn %s: %s", item.trajectory_id, item.turn_index, fault.detail)
+        return none_answered, misplaced
+
+    @property
+    def _has_answered(self) -> bool:
+        """Whether the judge has answered, readably or not, in this run or an earlier one."""
+        return self._num_answered > 0 or self._has_earlier
+
+    def _keep(
+        self, lines: Iterable[tuple[JudgeItem, BatchLine]], budget: Budget, bar: Progress
+    ) -> list[tuple[JudgeItem, FaultError]]:
+        """Write down those results that are answers; what the others are."""
+        taken = [(item, self._take(item, line, budget, bar)) for item, line in lines]
+        return [(item, fault) for item, fault in taken if fault is not None]
+
+    def _take(
+        self, item: JudgeItem, line: BatchLine, budget: Budget, bar: Progress
+    ) -> FaultError | None:
+        """Count a result in the books, and write its answer down; why there is none."""
+        if line.fault is not None and not line.is_billed:
+            return line.fault
+        try:
+            completion = self._client.answered(self._call(item), line.content)
+        except FaultError as fault:
+            return fault.with_traceback(None)
+        budget.add(completion.cost_usd)
+        self._job.keep(item, completion)
+        self._num_answered += 1
+        is_over = not self._job.attempts.are_left(item)
+        bar.advance(is_over, ", ".join(filter(None, (self._job.note, budget.note))))
+        return None
+
+    def _give_up(self, faults: Iterable[tuple[JudgeItem, FaultError]], bar: Progress) -> None:
+        """Leave items without a score whose requests are not to be repeated."""
+        for item, fault in faults:
+            self._job.give_up(item, self._error(item, fault, has_answered=True))
+            bar.advance(1)
+
+    def _why_none(self, faults: Sequence[tuple[JudgeItem, FaultError]]) -> ApiError | None:
+        """What these faults mean where nothing was ever answered; None where each is of its own
+        request."""
+        error = None
+        for item, fault in faults:
+            error = self._error(item, fault, has_answered=False)
+            if not isinstance(error, RefusedError):
+                return error
+        if len(faults) < NUM_FAILURES_IN_A_ROW:
+            return None
+        return ApiError(
+            f"all {len(faults):,} requests of a batch were refused; none is given up for it. "
+            f"The last: {error}"
+        )
+
+    def _error(self, item: JudgeItem, fault: FaultError, *, has_answered: bool) -> ApiError:
+        model = self._job.request(item)["model"]
+        return final_error(fault, url=self._batches.url, model=model, has_answered=has_answered)
 
 
 def _open_batch(path: Path) -> SubmittedBatch | None:

@@ -30,6 +30,8 @@ class JudgeAttempts:
     def __init__(self, lines: Iterable[Judgement]) -> None:
         self.scored: set[JudgeItem] = set()
         self.unreadable: set[JudgeItem] = set()
+        self.answered: set[JudgeItem] = set()
+        """Readably or not."""
         self.num_failed: Counter[JudgeItem] = Counter()
         for line in lines:
             self.add(line)
@@ -37,6 +39,8 @@ class JudgeAttempts:
     def add(self, line: Judgement) -> None:
         """One more line; a score stays, whatever else the item's lines say."""
         item = JudgeItem(line.trajectory_id, line.turn_index, line.repeat)
+        if not line.raw.startswith(NO_ANSWER):
+            self.answered.add(item)
         if line.status == "scored":
             self.scored.add(item)
             self.unreadable.discard(item)
