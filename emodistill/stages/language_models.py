@@ -161,7 +161,8 @@ async def open_clients(
                     provider,
                     () if isinstance(tape, Replayer) else None,
                     model=model,
-                    max_in_flight=min(config.concurrency, room),
+                    # All clients together have `room`, and dialogues go to and fro between them.
+                    max_in_flight=max(1, min(config.concurrency, room // len(wanted))),
                     retry=RetryPolicy(timeout_s=config.timeout_s or provider.timeout_s),
                     tape=tape,
                 )
