@@ -17,6 +17,7 @@ from emodistill.errors import InputError, StoppedError
 from emodistill.llm.endpoints import read_endpoint
 from emodistill.llm.providers import get_provider
 from emodistill.offline.budget import read_usage
+from emodistill.offline.run_files import judge_file
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
@@ -40,6 +41,7 @@ def two(tmp_path, monkeypatch):
         ("ollama:qwen2.5:7b", "ollama", "qwen2.5:7b", "qwen2.5:7b"),
         ("openrouter:qwen/qwen3:free", "openrouter", "qwen/qwen3:free", None),
         ("http://h:1/v1/#a:b", "http://h:1/v1", "a:b", "http://h:1/v1#a:b"),
+        ("simulator:sim-teacher", "simulator", "sim-teacher", "sim-teacher"),
     ],
 )
 def test_a_model_may_name_its_server(text, server, model, name):
@@ -54,6 +56,7 @@ def test_a_model_may_name_its_server(text, server, model, name):
         ({"focal": "gpt-9"}, "--focal gpt-9 needs a --provider .*PROVIDER:gpt-9"),
         ({"focal": "nobody:gpt-9"}, "--focal nobody:gpt-9 needs a --provider"),
         ({"focal": "simulator:gpt-9"}, "the simulator serves sim-teacher"),
+        ({"focal": "custom:gpt-9"}, "--focal custom:gpt-9: provider 'custom' .* write URL#gpt-9"),
         ({"focal": "ollama:a"}, r"--counterparty needs a --provider.*sim-counterparty"),
         ({"provider": "deepseek"}, "set DEEPSEEK_API_KEY"),
     ],
@@ -63,6 +66,23 @@ def test_what_no_server_serves_is_refused(settings, words, monkeypatch):
     with pytest.raises(InputError, match=words):
         for role in ("focal", "counterparty"):
             endpoint_of(SweepConfig(**settings), role)
+
+
+@pytest.mark.parametrize("address", ["https://me:pw-0000@host/v1", "http://me:pw-0000@[host/v1"])
+@pytest.mark.parametrize("model", ["", "#gpt-9"])
+def test_no_message_shows_the_password_of_an_address(address, model):
+    with pytest.raises(InputError) as caught:
+        endpoint_of(SweepConfig(focal=address + model), "focal")
+    assert "pw-0000" not in str(caught.value)
+
+
+def test_a_sweep_whose_simulated_models_were_named_in_full_stays_a_simulated_one(tmp_path):
+    names = {"focal": "simulator:sim-teacher", "counterparty": "simulator:sim-counterparty"}
+    run_stage(SweepConfig(run=tmp_path, **names, num_seeds=1, num_scenarios=1, max_turns=2))
+    told = read_manifest(tmp_path / "crad/sweep").config
+    assert (told["focal"], told["counterparty"]) == ("sim-teacher", "sim-counterparty")
+    scores = run_stage(JudgeConfig(run=tmp_path, judge="simulator:sim-judge")).path
+    assert judge_file(scores.parent, "simulator:sim-judge") == scores
 
 
 @pytest.mark.parametrize(

@@ -182,11 +182,12 @@ def _checked_url(url: str, where: str) -> str:
     try:
         parts = urlsplit(url.strip())
     except ValueError as error:  # such as an open bracket
-        raise InputError(f"{where}: {brief(url)} is no URL ({error}).") from None
+        address = url.rpartition("@")[2]
+        raise InputError(f"{where}: {brief(address)} is no URL ({error}).") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
             f"{where}: the base URL must look like http://127.0.0.1:8000/v1 or https://…/v1, "
-            f"not {parts.path if parts.username else url!r}."
+            f"not {url.rpartition('@')[2]!r}."
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
