@@ -111,6 +111,16 @@ def test_a_model_that_thinks_is_told_of_and_one_that_only_thinks_is_refused(
         run_stage(settings(tmp_path / "other"))
 
 
+def test_one_that_only_thinks_once_it_has_been_shown_ends_the_work_with_what_to_do(two, tmp_path):
+    async def thinks_at_work(call):
+        return thinking("OK", "stop", 62) if is_check(call) else thinking(None, "length", 64)
+
+    two["one"].respond = thinks_at_work
+    with pytest.raises(ApiError, match=r"only thought: 64 tokens.*Switch its thinking off"):
+        run_stage(settings(tmp_path, num_scenarios=12, concurrency=1))
+    assert num_of(two["one"]) == (1, 1)
+
+
 def test_the_user_is_asked_on_a_terminal_and_no_means_nothing_is_paid(two, tmp_path, terminal):
     asked = terminal("n")
     with pytest.raises(StoppedError, match="stopped as asked"):

@@ -191,7 +191,7 @@ def test_a_thought_too_long_between_good_answers_is_refused_alone_and_billed():
 
     async def job(client, server):
         await ask(client)
-        with pytest.raises(RefusedError, match="only thought"):
+        with pytest.raises(RefusedError, match=r"only thought.*Switch its thinking off"):
             await ask(client)
         return client.usage
 
@@ -206,6 +206,32 @@ def test_thoughts_counted_apart_are_billed_as_output():
     completion, _ = ask_and_count(scripted(sent("Hi.", usage=usage)))
     assert completion.completion_tokens == 50
     assert completion.cost_usd == pytest.approx(100e-6 + 2 * 50e-6)
+
+
+@pytest.mark.parametrize(
+    ("usage", "num_tokens", "num_thoughts"),
+    [
+        ({"prompt_tokens": 785, "completion_tokens": 51, "total_tokens": 1400}, 615, 564),
+        ({"prompt_tokens": 785, "completion_tokens": 0, "total_tokens": 1400}, 615, 615),
+        ({"prompt_tokens": 785, "completion_tokens": 51, "total_tokens": 836}, 51, 0),
+        ({"prompt_tokens": 785, "completion_tokens": 51, "total_tokens": 51}, 51, 0),
+    ],
+)
+def test_a_total_beyond_prompt_and_answer_is_of_thoughts(usage, num_tokens, num_thoughts):
+    async def job(client, server):
+        await ask(client)
+        return client.usage
+
+    used = run(scripted(sent("Hi.", usage=usage)), job)
+    assert (used.completion_tokens, used.reasoning_tokens) == (num_tokens, num_thoughts)
+    assert used.cost_usd == pytest.approx(785e-6 + 2e-6 * num_tokens)
+
+
+@pytest.mark.parametrize(("stated", "num_tokens"), [(51, 615), (None, 564), (600, 600)])
+def test_thoughts_without_a_total_are_billed_at_least_once(stated, num_tokens):
+    usage = {"completion_tokens_details": {"reasoning_tokens": 564}, "completion_tokens": stated}
+    completion, _ = ask_and_count(scripted(sent("Hi.", usage=usage)))
+    assert completion.completion_tokens == num_tokens
 
 
 def test_room_for_thoughts_comes_on_top_of_the_answers():

@@ -263,7 +263,22 @@ class ChatClient:
           RefusedError, ExhaustedError, ApiError: as `chat`.
         """
         body = {"model": model, "messages": messages, "temperature": 0.0, "seed": 0, **extra}
-        return await self._call(self._made(body, max_tokens, ""))
+        scored = await self._call(self._made(body, max_tokens, ""))
+        self._has_answered = True
+        return scored
+
+    async def first_answer(
+        self, messages: Sequence[Message], *, model: str, max_tokens: int
+    ) -> Completion:
+        """An answer that shows whether the model is there; never recorded.
+
+        Later errors mean what they would mean without it, since the work's own calls are longer.
+
+        Raises:
+          RefusedError, ExhaustedError, ApiError: as `chat`.
+        """
+        body = {"model": model, "messages": messages, "temperature": 0.0, "seed": 0}
+        return (await self._call(self._made(body, max_tokens, ""))).completion
 
     def _made(self, body: Mapping[str, Any], max_tokens: int, sticky: str) -> Call:
         profile = self.provider.profile(body["model"])
@@ -289,6 +304,9 @@ class ChatClient:
                 call = {"error": {"message": str(error), "status": status}}
                 self._tape.add(request.sticky, request.data, call)
             raise
+        self._has_answered = (
+            True  # `scored_chat` is for checks, after which the work may still fail
+        )
         if self._tape is not None:
             self._tape.add(request.sticky, request.data, {"answer": completion._asdict()})
         return completion
@@ -433,7 +451,6 @@ class ChatClient:
             raise FaultError("filtered", "a filter withheld the answer", 200)
         if is_cut and reply.is_only_thought:
             raise FaultError("thinking", self._thinking(request, used), 200)
-        self._has_answered = True
         return Completion(
             text,
             used.prompt_tokens,

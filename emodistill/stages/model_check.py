@@ -114,16 +114,16 @@ async def _checked(client: ChatClient, model: str) -> str:
       ApiError: there is none.
     """
     before = client.usage
-    scored = await client.scored_chat(QUESTION, model=model, max_tokens=MAX_TOKENS, extra={})
+    completion = await client.first_answer(QUESTION, model=model, max_tokens=MAX_TOKENS)
     thoughts = client.usage.minus(before).reasoning_tokens
     found = ["answers"]
-    if scored.completion.finish_reason != "stop":
+    if completion.finish_reason != "stop":
         found.append(f"goes on beyond {MAX_TOKENS} tokens")
-    if not scored.completion.text.strip():
+    if not completion.text.strip():
         found.append("says nothing")
     if thoughts or client.usage.minus(before).num_thinking:
         found.append(
-            f"thinks ({thoughts} of {scored.completion.completion_tokens} tokens), which is billed "
+            f"thinks ({thoughts} of {completion.completion_tokens} tokens), which is billed "
             "and fills the limits of answers; see thinking_off in llm/providers.toml"
         )
     return ", ".join(found)
