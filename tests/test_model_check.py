@@ -5,12 +5,14 @@ import sys
 
 import pytest
 from aiohttp import web
-from chat_server import fault
+from chat_server import fault, ok
 from tiny_run import run_stage
 from two_servers import is_check, two_servers
 
 from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig
 from emodistill.errors import ApiError, StoppedError
+from emodistill.jsonl import num_lines
+from emodistill.offline.store import read_trajectories
 
 ROLES = {"focal": "one:echo-focal", "counterparty": "two:echo-counterparty"}
 
@@ -59,6 +61,31 @@ def test_each_role_that_costs_money_is_asked_once_and_its_cost_is_said(two, tmp_
     before = num_of(two["one"])
     run_stage(settings(tmp_path))
     assert num_of(two["one"]) == before, "a finished stage asks nobody"
+
+
+def test_a_judge_is_asked_whenever_items_are_left_at_its_level(two, tmp_path, capsys):
+    path = run_stage(settings(tmp_path)).path
+    num_turns = sum(len(dialogue.focal_turns) for dialogue in read_trajectories(path))
+    judge = {"run": tmp_path / "run", "judge": "two:the/judge"}
+    usual = two["two"].respond
+
+    unclear = []
+
+    async def first_is_unclear(call):  # and has two lines
+        if not is_check(call) and not unclear:
+            unclear.append(call.body["messages"])
+        return ok("no score", 10, 5) if call.body["messages"] in unclear else await usual(call)
+
+    two["two"].respond = first_is_unclear
+    scores = run_stage(JudgeConfig(**judge)).path
+    assert num_lines(scores) == num_turns + 1
+    assert f"for {num_turns} scores." in capsys.readouterr().out
+    with scores.open("a") as file:
+        file.write('{"trajectory_id"')  # killed while it wrote
+    run_stage(JudgeConfig(**judge, level="dialogue"))
+    assert "for 2 scores." in capsys.readouterr().out
+    run_stage(JudgeConfig(**judge, level="dialogue", repeats=2))
+    assert "for 2 scores." in capsys.readouterr().out
 
 
 def test_a_model_in_both_roles_is_asked_once_and_a_peak_is_told(two, tmp_path, capsys):
