@@ -1,6 +1,7 @@
 """What a model shows before money is spent on it, and who is asked."""
 
 import asyncio
+import signal
 import sys
 
 import pytest
@@ -156,6 +157,32 @@ def test_the_user_is_asked_on_a_terminal_and_no_means_nothing_is_paid(two, tmp_p
     assert num_of(two["one"]) == num_of(two["two"]) == (1, 0)
     run_stage(settings(tmp_path, yes=True))
     assert len(asked) == 1 and num_of(two["one"])[1] > 0
+
+
+def test_the_end_of_the_input_is_a_no(two, tmp_path, terminal, monkeypatch):
+    def ended(text):
+        raise EOFError
+
+    terminal("")
+    monkeypatch.setattr("builtins.input", ended)
+    with pytest.raises(StoppedError, match="stopped as asked"):
+        run_stage(settings(tmp_path))
+
+
+def test_one_interrupt_ends_the_question(two, tmp_path, terminal, monkeypatch):
+    went_on = []
+
+    def interrupted(text):
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(text)
+        return "y"
+
+    terminal("")
+    monkeypatch.setattr("builtins.input", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(settings(tmp_path))
+    assert not went_on and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert num_of(two["one"]) == (1, 0)
 
 
 def test_a_yes_goes_on(two, tmp_path, terminal):

@@ -6,6 +6,7 @@ These calls are in no stage's books; all of them together cost less than a cent.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ async def check_models(
 ) -> None:
     """Ask each model that costs money for a word, say what the work will cost, and ask the user.
 
-    The user is asked on a terminal alone, where all prices are known, and unless --yes is given.
+    The user is asked only on a terminal, only if all prices are known, and not with --yes.
 
     Args:
       name: what the terminal calls the stage.
@@ -94,8 +95,25 @@ async def check_models(
         return
     print(f"{name}: about ${total_usd:,.2f} for {num_jobs:,} {unit}.", flush=True)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal and not config.yes and input("Go on? [y/N] ").strip().lower() not in YES:
+    if is_terminal and not config.yes and not _goes_on():
         raise StoppedError(f"{name}: stopped as asked; no {unit} were paid for.")
+
+
+def _goes_on() -> bool:
+    """Whether the user says yes; the end of the input, as by Ctrl-D, is a no.
+
+    Raises:
+      KeyboardInterrupt: by Ctrl-C. The handler of asyncio, which is in force here, would wait for
+        the answer first.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input("Go on? [y/N] ").strip().lower() in YES
+    except EOFError:
+        print(flush=True)
+        return False
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_paid(endpoint: ModelEndpoint) -> bool:
