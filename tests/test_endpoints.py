@@ -88,9 +88,9 @@ def test_a_sweep_whose_simulated_models_were_named_in_full_stays_a_simulated_one
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("deepseek:deepseek-chat", "no longer, since 2026-07-24; deepseek-flash serves now"),
-        ("groq:llama-3.3-70b-versatile", "since 2026-08-16; openai/gpt-oss-20b serves now"),
-        ("openrouter:qwen/qwen-2.5-3b-instruct", "since 2026-07-02; name another one"),
+        ("deepseek:deepseek-chat", "not been served since 2026-07-24; use deepseek-flash. If it"),
+        ("groq:llama-3.3-70b-versatile", "since 2026-08-16; use openai/gpt-oss-20b"),
+        ("openrouter:qwen/qwen-2.5-3b-instruct", "since 2026-07-02; name another model"),
     ],
 )
 def test_a_name_that_is_gone_says_which_serves_now(endpoint, words, monkeypatch):
