@@ -1,6 +1,6 @@
 """Before money is spent: a call to each model shows that it is there, and what is to come is said.
 
-These calls are in no stage's books; all of them together cost less than a cent.
+These calls are counted in no stage's usage or cost; all of them together cost less than a cent.
 """
 
 from __future__ import annotations
