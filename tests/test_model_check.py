@@ -10,7 +10,8 @@ from chat_server import fault, ok
 from tiny_run import run_stage
 from two_servers import is_check, two_servers
 
-from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig
+from emodistill import stages
+from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig, TournamentConfig
 from emodistill.errors import ApiError, StoppedError
 from emodistill.jsonl import num_lines
 from emodistill.offline.store import read_trajectories
@@ -189,6 +190,21 @@ def test_a_yes_goes_on(two, tmp_path, terminal):
     assert terminal("Y") == []
     run_stage(settings(tmp_path))
     assert num_of(two["one"])[1] > 0
+
+
+def test_a_tournament_asks_once_and_once_more_when_it_is_resumed(two, tmp_path, terminal):
+    run_stage(settings(tmp_path, yes=True, max_turns=2))
+    small = {"num_seeds": 1, "num_scenarios": 1, "max_turns": 2}
+    match = TournamentConfig(run=tmp_path / "run", **ROLES, **small, methods=("random", "neutral"))
+    asked = terminal("y")
+    stages.tournament(match)
+    assert len(asked) == 1
+    for path in (tmp_path / "run/crad/tournament").glob("neutral@neutral.*"):
+        path.unlink()
+    asked = terminal("n")
+    with pytest.raises(StoppedError, match="neutral@neutral: stopped as asked"):
+        stages.tournament(match)
+    assert len(asked) == 2
 
 
 def test_nobody_is_asked_where_no_price_is_known(two, tmp_path, terminal, capsys):

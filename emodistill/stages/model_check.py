@@ -51,7 +51,7 @@ async def check_models(
     num_jobs: int,
     unit: str,
     price_share: float = 1.0,
-) -> None:
+) -> bool:
     """Ask each model that costs money for a word, say what the work will cost, and ask the user.
 
     The user is asked only on a terminal, only if all prices are known, and not with --yes.
@@ -60,6 +60,8 @@ async def check_models(
       name: what the terminal calls the stage.
       num_jobs: `unit`s that are still to be done.
       price_share: what is left of the prices, as by file batch.
+
+    Returns: whether the user was asked, and said yes.
 
     Raises:
       ApiError: a model is not there, refuses such calls, or only thinks.
@@ -71,7 +73,7 @@ async def check_models(
         if endpoint is not None and config.replay is None and _is_paid(endpoint)
     }
     if not paid or num_jobs == 0:
-        return
+        return False
     asked = {one.key: one for one in paid.values()}  # one that plays both roles is asked once
     texts = await asyncio.gather(*(_checked(client_of(one), one.model) for one in asked.values()))
     text_of = dict(zip(asked, texts, strict=True))
@@ -92,11 +94,14 @@ async def check_models(
                 cost += f", at {price.peak:g} times the usual price until the peak is over"
         print(f"{name}: {role} {endpoint.text}: {text_of[endpoint.key]}; {cost}.", flush=True)
     if total_usd is None:
-        return
+        return False
     print(f"{name}: about ${total_usd:,.2f} for {num_jobs:,} {unit}.", flush=True)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal and not config.yes and not _goes_on():
+    if not is_terminal or config.yes:
+        return False
+    if not _goes_on():
         raise StoppedError(f"{name}: stopped as asked; no {unit} were paid for.")
+    return True
 
 
 def _goes_on() -> bool:
