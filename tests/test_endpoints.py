@@ -14,6 +14,8 @@ from emodistill import stages
 from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig
 from emodistill.configs.studies import CounterpartyStudy
 from emodistill.errors import InputError, StoppedError
+from emodistill.evaluation.served_student import ServedStudents
+from emodistill.llm import Price
 from emodistill.llm.endpoints import read_endpoint
 from emodistill.llm.providers import get_provider
 from emodistill.offline.budget import read_usage
@@ -98,6 +100,20 @@ def test_a_name_that_is_gone_says_which_serves_now(endpoint, words, monkeypatch)
         monkeypatch.setenv(f"{name}_API_KEY", "sk-secret-0000")
     with pytest.raises(InputError, match=words):
         endpoint_of(SweepConfig(focal=endpoint), "focal")
+
+
+def test_a_served_student_is_free_and_keeps_the_users_own_profiles(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[custom.profiles."*"]\nthinking_tokens = 256\nprice = { input = 1, output = 1 }\n'
+    )
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    student = {"student_url": "http://h:1/v1", "student_model": "m"}
+    client = ServedStudents(EvaluateConfig(run=tmp_path, **student))._client
+    profile = client.provider.profile("m")
+    assert (profile.thinking_tokens, profile.price) == (256, Price(0.0, 0.0))
+    calls = [client.call([], model="m", temperature=0.7, max_tokens=8) for _ in range(2)]
+    assert calls[0].profile is calls[1].profile, "patterns are matched once"
 
 
 def test_each_role_has_its_server_its_key_and_its_price(two, tmp_path):

@@ -206,6 +206,18 @@ def test_the_file_of_ones_own_in_the_docs_keeps_the_price_by_batch_and_the_growt
     assert provider.profile("qwen3.5-plus").limits.growth == 1.8
 
 
+def test_the_files_of_providers_are_read_again_only_where_one_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    path.write_text('[lab]\nbase_url = "http://h:1/v1"\n')
+    first = load_providers()
+    assert load_providers()["lab"] is first["lab"]
+    del first["lab"]
+    assert "lab" in load_providers()
+    path.write_text('[lab]\nbase_url = "http://h:2/v1"\n')
+    assert load_providers()["lab"].base_url == "http://h:2/v1"
+
+
 def test_the_last_matching_pattern_has_its_way_entry_by_entry(tmp_path, monkeypatch):
     path = tmp_path / "mine.toml"
     path.write_text('[deepseek.profiles."deepseek-*"]\nprice = { input = 1, output = 2 }\n')

@@ -20,6 +20,7 @@ Nothing that a server sends is believed: answers are bounded in bytes, depth and
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -146,6 +147,7 @@ class ChatClient:
         self._was_reached = False
         self._has_answered = False
         self._proxy = proxy_of(self.url)
+        self._profile = functools.cache(provider.profile)  # asked for at every call
         self._errors = FaultReader(provider.dead_codes, self.keys.scrub)
 
     def __repr__(self) -> str:
@@ -227,7 +229,7 @@ class ChatClient:
         if seed is not None:
             body["seed"] = seed
         if answer_schema is not None:
-            body |= self.provider.profile(model).response_format(answer_schema)
+            body |= self._profile(model).response_format(answer_schema)
         return self._made(body, max_tokens, sticky)
 
     def answered(self, call: Call, content: bytes) -> Completion:
@@ -281,7 +283,7 @@ class ChatClient:
         return (await self._call(self._made(body, max_tokens, ""))).completion
 
     def _made(self, body: Mapping[str, Any], max_tokens: int, sticky: str) -> Call:
-        profile = self.provider.profile(body["model"])
+        profile = self._profile(body["model"])
         data = json.dumps(profile.body({**body, "stream": False}, max_tokens)).encode()
         return Call(data, body["model"], max_tokens + profile.thinking_tokens, sticky, profile)
 
