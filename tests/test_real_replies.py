@@ -36,9 +36,10 @@ async def asks(client, count):
 # Limits -----------------------------------------------------------------------------------------
 
 
-def test_a_limit_of_an_account_rests_all_its_keys_and_costs_few_calls():
-    """Three seconds of refusals, here a tenth of that: twelve calls at most, nothing is lost."""
-    limited_s = 0.3
+@pytest.mark.parametrize("limited_s", [0.3, pytest.param(3.0, marks=pytest.mark.slow)])
+def test_a_limit_of_an_account_rests_all_its_keys_and_costs_few_calls(limited_s):
+    """Three seconds of refusals, or all in a tenth of the time: twelve calls at most, nothing is
+    lost."""
 
     async def job(client, server):
         began_s = time.monotonic()
@@ -54,7 +55,7 @@ def test_a_limit_of_an_account_rests_all_its_keys_and_costs_few_calls():
         in_vain = [call for call in server.calls if call.time_s - began_s < limited_s]
         return num_answers, len(in_vain), len(server.calls)
 
-    pauses = {"backoff_s": 0.05, "max_backoff_s": 3.0}
+    pauses = {"backoff_s": limited_s / 6, "max_backoff_s": 10 * limited_s}  # as by default
     found = run(None, job, keys=SIX, profile=BY_ACCOUNT, retry=pauses)
     assert found[0] == 6 and found[1] <= 12 and found[2] == found[1] + 6
     assert run(None, job, keys=SIX, retry=pauses)[1] > 12, "what it costs by key"
