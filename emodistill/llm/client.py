@@ -306,9 +306,7 @@ class ChatClient:
                 call = {"error": {"message": str(error), "status": status}}
                 self._tape.add(request.sticky, request.data, call)
             raise
-        self._has_answered = (
-            True  # `scored_chat` is for checks, after which the work may still fail
-        )
+        self._has_answered = True
         if self._tape is not None:
             self._tape.add(request.sticky, request.data, {"answer": completion._asdict()})
         return completion
