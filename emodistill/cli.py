@@ -78,6 +78,10 @@ def parse(
         settings = Settings.read(Path(home_expanded("--config", value or rest.pop(i))))
     file = settings or Settings()
     classes = {"": commands} if isinstance(commands, type) else commands
+    names = [{field.name for field in dataclasses.fields(cls)} for cls in classes.values()]
+    is_named = any(arg.partition("=")[0] == "--model" for arg in rest)
+    if is_named and all("focal" in known and "model" not in known for known in names):
+        raise InputError("--model is --focal now, the language model in the focal role.")
     # Flags are laid over drafts, which are unchecked and have `auto` where the student decides: a
     # flag may name another student than the file does.
     drafts: dict[str, Any] = {name: object.__new__(cls) for name, cls in classes.items()}

@@ -97,8 +97,9 @@ class Settings:
         shared = {key: value for key, value in self.sections.items() if key not in reserved}
         for key in own:
             if key not in known:
+                renamed = "`model` is `focal` now; " if key == "model" and "focal" in known else ""
                 raise InputError(
-                    f"{self.name}: {section} has no setting {shown(key)}; it has "
+                    f"{self.name}: {section} has no setting {shown(key)}; {renamed}it has "
                     f"{', '.join(sorted(known))}."
                 )
         for key in shared:

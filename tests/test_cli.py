@@ -26,6 +26,7 @@ from emodistill.configs import (
     SimulatorConfig,
     SweepConfig,
 )
+from emodistill.configs.studies import CounterpartyStudy
 from emodistill.errors import ApiError, DivergenceError, InputError, StaleInputError
 from emodistill.settings import Cell, Settings, cell_name, write_settings
 from pretraining.config import PretrainConfig
@@ -120,6 +121,21 @@ def test_help_says_both_defaults_of_what_the_student_decides(stage, capsys):
             values = field.metadata["by_student"]
             shown = [f"{v:g}" if v is not None else "None" for v in (values[False], values[True])]
             assert f"auto: {shown[0]}, for the embedded student {shown[1]}." in text, field.name
+
+
+@pytest.mark.parametrize("stage", ["sweep", "evaluate", "judge", "plan", "counterparty"])
+def test_help_says_how_a_language_model_is_named(stage, capsys):
+    kind = {"plan": PlanConfig, "counterparty": CounterpartyStudy}.get(stage) or CONFIGS[stage]
+    text = help_text(capsys, commands=kind)
+    assert text.count("MODEL, PROVIDER:MODEL or URL#MODEL") >= len(kind.called)
+
+
+def test_the_former_name_of_the_language_model_is_said_to_be_focal(tmp_path):
+    with pytest.raises(InputError, match="--model is --focal now"):
+        parsed("sweep", "--model", "qwen3.5-plus")
+    file = write(tmp_path, "sweep: {model: qwen3.5-plus}")
+    with pytest.raises(InputError, match="'model'; `model` is `focal` now; it has"):
+        parsed("sweep", "--config", file)
 
 
 def test_values_take_the_type_of_their_field(tmp_path):

@@ -14,9 +14,12 @@ from emodistill import stages
 from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig
 from emodistill.configs.studies import CounterpartyStudy
 from emodistill.errors import InputError, StoppedError
+from emodistill.evaluation.served_student import ServedStudents
+from emodistill.llm import Price
 from emodistill.llm.endpoints import read_endpoint
 from emodistill.llm.providers import get_provider
 from emodistill.offline.budget import read_usage
+from emodistill.offline.run_files import judge_file
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
@@ -40,6 +43,7 @@ def two(tmp_path, monkeypatch):
         ("ollama:qwen2.5:7b", "ollama", "qwen2.5:7b", "qwen2.5:7b"),
         ("openrouter:qwen/qwen3:free", "openrouter", "qwen/qwen3:free", None),
         ("http://h:1/v1/#a:b", "http://h:1/v1", "a:b", "http://h:1/v1#a:b"),
+        ("simulator:sim-teacher", "simulator", "sim-teacher", "sim-teacher"),
     ],
 )
 def test_a_model_may_name_its_server(text, server, model, name):
@@ -54,6 +58,7 @@ def test_a_model_may_name_its_server(text, server, model, name):
         ({"focal": "gpt-9"}, "--focal gpt-9 needs a --provider .*PROVIDER:gpt-9"),
         ({"focal": "nobody:gpt-9"}, "--focal nobody:gpt-9 needs a --provider"),
         ({"focal": "simulator:gpt-9"}, "the simulator serves sim-teacher"),
+        ({"focal": "custom:gpt-9"}, "--focal custom:gpt-9: provider 'custom' .* write URL#gpt-9"),
         ({"focal": "ollama:a"}, r"--counterparty needs a --provider.*sim-counterparty"),
         ({"provider": "deepseek"}, "set DEEPSEEK_API_KEY"),
     ],
@@ -65,12 +70,29 @@ def test_what_no_server_serves_is_refused(settings, words, monkeypatch):
             endpoint_of(SweepConfig(**settings), role)
 
 
+@pytest.mark.parametrize("address", ["https://me:pw-0000@host/v1", "http://me:pw-0000@[host/v1"])
+@pytest.mark.parametrize("model", ["", "#gpt-9"])
+def test_no_message_shows_the_password_of_an_address(address, model):
+    with pytest.raises(InputError) as caught:
+        endpoint_of(SweepConfig(focal=address + model), "focal")
+    assert "pw-0000" not in str(caught.value)
+
+
+def test_a_sweep_whose_simulated_models_were_named_in_full_stays_a_simulated_one(tmp_path):
+    names = {"focal": "simulator:sim-teacher", "counterparty": "simulator:sim-counterparty"}
+    run_stage(SweepConfig(run=tmp_path, **names, num_seeds=1, num_scenarios=1, max_turns=2))
+    told = read_manifest(tmp_path / "crad/sweep").config
+    assert (told["focal"], told["counterparty"]) == ("sim-teacher", "sim-counterparty")
+    scores = run_stage(JudgeConfig(run=tmp_path, judge="simulator:sim-judge")).path
+    assert judge_file(scores.parent, "simulator:sim-judge") == scores
+
+
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("deepseek:deepseek-chat", "no longer, since 2026-07-24; deepseek-flash serves now"),
-        ("groq:llama-3.3-70b-versatile", "since 2026-08-16; openai/gpt-oss-20b serves now"),
-        ("openrouter:qwen/qwen-2.5-3b-instruct", "since 2026-07-02; name another one"),
+        ("deepseek:deepseek-chat", "not been served since 2026-07-24; use deepseek-flash. If it"),
+        ("groq:llama-3.3-70b-versatile", "since 2026-08-16; use openai/gpt-oss-20b"),
+        ("openrouter:qwen/qwen-2.5-3b-instruct", "since 2026-07-02; name another model"),
     ],
 )
 def test_a_name_that_is_gone_says_which_serves_now(endpoint, words, monkeypatch):
@@ -78,6 +100,20 @@ def test_a_name_that_is_gone_says_which_serves_now(endpoint, words, monkeypatch)
         monkeypatch.setenv(f"{name}_API_KEY", "sk-secret-0000")
     with pytest.raises(InputError, match=words):
         endpoint_of(SweepConfig(focal=endpoint), "focal")
+
+
+def test_a_served_student_is_free_and_keeps_the_users_own_profiles(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[custom.profiles."*"]\nthinking_tokens = 256\nprice = { input = 1, output = 1 }\n'
+    )
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    student = {"student_url": "http://h:1/v1", "student_model": "m"}
+    client = ServedStudents(EvaluateConfig(run=tmp_path, **student))._client
+    profile = client.provider.profile("m")
+    assert (profile.thinking_tokens, profile.price) == (256, Price(0.0, 0.0))
+    calls = [client.call([], model="m", temperature=0.7, max_tokens=8) for _ in range(2)]
+    assert calls[0].profile is calls[1].profile, "patterns are matched once"
 
 
 def test_each_role_has_its_server_its_key_and_its_price(two, tmp_path):

@@ -1,5 +1,6 @@
 """A forecast against what then happens, and against the limits of keys."""
 
+import dataclasses
 import json
 
 import msgspec
@@ -15,7 +16,7 @@ from emodistill.offline.budget import read_usage
 from emodistill.offline.forecast import Allowed, Forecast, Need, forecast
 from emodistill.offline.store import read_judgements
 from emodistill.runs import read_manifest
-from emodistill.settings import Cell
+from emodistill.settings import Cell, Settings
 from emodistill.stages.sweep_pilot import other_ways
 
 PRICES = '[simulator]\nprofiles."*" = { price = { input = 1.0, output = 2.0 } }\n'
@@ -111,16 +112,49 @@ def test_what_else_the_provider_sells_is_priced(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     need = Need("sweep", 1000, 2e6, 1e6, 0.70, 1.0)
     expected = Forecast(100, 10, need, need._replace(stage="judge"), 0.1)
-    ways = other_ways(PlanConfig(provider="openai"), expected)
+    openai, judge = PlanConfig(provider="openai"), JudgeConfig(provider="openai")
+    ways = other_ways(openai, judge, expected)
     # gpt-6-luna by Flex: two million tokens at $0.05, one at $0.25.
     assert ways == [
         f"{stage} with --provider openai-flex would cost 0.35; an answer may take 15 minutes."
         for stage in ("sweep", "judge")
     ]
     mixed = PlanConfig(provider="openai", counterparty="openai:gpt-4o-mini")
-    assert other_ways(mixed, expected) == ways[1:]
+    assert other_ways(mixed, judge, expected) == ways[1:]
+    read = dataclasses.replace(openai, offer_reader="llm", reader="openai:gpt-4o-mini")
+    assert other_ways(read, judge, expected) == ways[1:], "the reader is a model of the sweep"
     monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-test")
-    found = other_ways(PlanConfig(provider="dashscope"), expected)
+    dashscope = {"provider": "dashscope"}
+    found = other_ways(PlanConfig(**dashscope), JudgeConfig(**dashscope), expected)
     assert "with --provider dashscope-batch would cost 0.45; an answer may take 60" in found[1]
     assert found[1].endswith("its keys are those in DASHSCOPE_BEIJING_API_KEY.")
-    assert other_ways(PlanConfig(), expected) == []
+    assert other_ways(PlanConfig(), JudgeConfig(), expected) == []
+
+
+LIMITED = """
+[simulator.profiles."sim-judge"]
+price = { input = 1000, output = 1000, batch = 0.25 }
+[simulator.profiles."sim-blind-judge"]
+price = { input = 1000, output = 1000, batch = 0.5 }
+[simulator.profiles."sim-reader"]
+limits = { requests_per_minute = 600 }
+[simulator-slow]
+base_url = "http://127.0.0.1:1/v1"
+profiles."*" = { price = { input = 500, output = 500 } }
+"""
+
+
+def test_the_judge_of_the_file_and_the_reader_are_in_the_forecast(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "providers.toml"
+    path.write_text(LIMITED)
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    settings = Settings({"judge": {"judge": "sim-blind-judge"}})
+    small = {"run": tmp_path / "run", "num_seeds": 1, "num_scenarios": 4, "max_turns": 2}
+    config = PlanConfig(**small, pilot=2, offer_reader="llm", concurrency=4)
+    found = json.loads(stages.plan(Cell(config, settings=settings)).read_text())
+    judging, sweep = found["judge"], found["sweep"]
+    assert found["batch_usd"] == pytest.approx(0.5 * judging["cost_usd"])
+    assert sweep["hours"] == pytest.approx(sweep["num_calls"] / 2 / 600 / 60), "half are readings"
+    said = capsys.readouterr().out
+    assert f"judge with --provider simulator-slow would cost {judging['cost_usd'] / 2:,.2f}" in said
+    assert "sweep with --provider" not in said

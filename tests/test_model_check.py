@@ -1,16 +1,20 @@
 """What a model shows before money is spent on it, and who is asked."""
 
 import asyncio
+import signal
 import sys
 
 import pytest
 from aiohttp import web
-from chat_server import fault
+from chat_server import fault, ok
 from tiny_run import run_stage
 from two_servers import is_check, two_servers
 
-from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig
+from emodistill import stages
+from emodistill.configs import EvaluateConfig, JudgeConfig, SweepConfig, TournamentConfig
 from emodistill.errors import ApiError, StoppedError
+from emodistill.jsonl import num_lines
+from emodistill.offline.store import read_trajectories
 
 ROLES = {"focal": "one:echo-focal", "counterparty": "two:echo-counterparty"}
 
@@ -59,6 +63,31 @@ def test_each_role_that_costs_money_is_asked_once_and_its_cost_is_said(two, tmp_
     before = num_of(two["one"])
     run_stage(settings(tmp_path))
     assert num_of(two["one"]) == before, "a finished stage asks nobody"
+
+
+def test_a_judge_is_asked_whenever_items_are_left_at_its_level(two, tmp_path, capsys):
+    path = run_stage(settings(tmp_path)).path
+    num_turns = sum(len(dialogue.focal_turns) for dialogue in read_trajectories(path))
+    judge = {"run": tmp_path / "run", "judge": "two:the/judge"}
+    usual = two["two"].respond
+
+    unclear = []
+
+    async def first_is_unclear(call):  # and has two lines
+        if not is_check(call) and not unclear:
+            unclear.append(call.body["messages"])
+        return ok("no score", 10, 5) if call.body["messages"] in unclear else await usual(call)
+
+    two["two"].respond = first_is_unclear
+    scores = run_stage(JudgeConfig(**judge)).path
+    assert num_lines(scores) == num_turns + 1
+    assert f"for {num_turns} scores." in capsys.readouterr().out
+    with scores.open("a") as file:
+        file.write('{"trajectory_id"')  # killed while it wrote
+    run_stage(JudgeConfig(**judge, level="dialogue"))
+    assert "for 2 scores." in capsys.readouterr().out
+    run_stage(JudgeConfig(**judge, level="dialogue", repeats=2))
+    assert "for 2 scores." in capsys.readouterr().out
 
 
 def test_a_model_in_both_roles_is_asked_once_and_a_peak_is_told(two, tmp_path, capsys):
@@ -111,6 +140,16 @@ def test_a_model_that_thinks_is_told_of_and_one_that_only_thinks_is_refused(
         run_stage(settings(tmp_path / "other"))
 
 
+def test_one_that_only_thinks_once_it_has_been_shown_ends_the_work_with_what_to_do(two, tmp_path):
+    async def thinks_at_work(call):
+        return thinking("OK", "stop", 62) if is_check(call) else thinking(None, "length", 64)
+
+    two["one"].respond = thinks_at_work
+    with pytest.raises(ApiError, match=r"only thought: 64 tokens.*Switch its thinking off"):
+        run_stage(settings(tmp_path, num_scenarios=12, concurrency=1))
+    assert num_of(two["one"]) == (1, 1)
+
+
 def test_the_user_is_asked_on_a_terminal_and_no_means_nothing_is_paid(two, tmp_path, terminal):
     asked = terminal("n")
     with pytest.raises(StoppedError, match="stopped as asked"):
@@ -121,10 +160,51 @@ def test_the_user_is_asked_on_a_terminal_and_no_means_nothing_is_paid(two, tmp_p
     assert len(asked) == 1 and num_of(two["one"])[1] > 0
 
 
+def test_the_end_of_the_input_is_a_no(two, tmp_path, terminal, monkeypatch):
+    def ended(text):
+        raise EOFError
+
+    terminal("")
+    monkeypatch.setattr("builtins.input", ended)
+    with pytest.raises(StoppedError, match="stopped as asked"):
+        run_stage(settings(tmp_path))
+
+
+def test_one_interrupt_ends_the_question(two, tmp_path, terminal, monkeypatch):
+    went_on = []
+
+    def interrupted(text):
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(text)
+        return "y"
+
+    terminal("")
+    monkeypatch.setattr("builtins.input", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(settings(tmp_path))
+    assert not went_on and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert num_of(two["one"]) == (1, 0)
+
+
 def test_a_yes_goes_on(two, tmp_path, terminal):
     assert terminal("Y") == []
     run_stage(settings(tmp_path))
     assert num_of(two["one"])[1] > 0
+
+
+def test_a_tournament_asks_once_and_once_more_when_it_is_resumed(two, tmp_path, terminal):
+    run_stage(settings(tmp_path, yes=True, max_turns=2))
+    small = {"num_seeds": 1, "num_scenarios": 1, "max_turns": 2}
+    match = TournamentConfig(run=tmp_path / "run", **ROLES, **small, methods=("random", "neutral"))
+    asked = terminal("y")
+    stages.tournament(match)
+    assert len(asked) == 1
+    for path in (tmp_path / "run/crad/tournament").glob("neutral@neutral.*"):
+        path.unlink()
+    asked = terminal("n")
+    with pytest.raises(StoppedError, match="neutral@neutral: stopped as asked"):
+        stages.tournament(match)
+    assert len(asked) == 2
 
 
 def test_nobody_is_asked_where_no_price_is_known(two, tmp_path, terminal, capsys):

@@ -178,7 +178,7 @@ def test_every_built_in_price_is_dated_or_free_or_ends():
     [
         ("gpt-6-luna", date(2026, 12, 1), []),
         ("gpt-6-luna-2026-08", date(2027, 3, 1), ["prices of 2026-11-28, 93 days old; check them"]),
-        ("gpt-4o-mini", date(2026, 11, 28), ["ends on 2027-01-14; gpt-6-luna serves now"]),
+        ("gpt-4o-mini", date(2026, 11, 28), ["ends on 2027-01-14; use gpt-6-luna"]),
         ("gpt-4o-mini", date(2026, 11, 1), []),
     ],
 )
@@ -191,8 +191,31 @@ def test_old_prices_and_models_near_their_end_are_warned_of(model, today, told):
 
 def test_a_model_that_is_gone_is_refused_from_its_day_on():
     profile = load_providers()["openai"].profile("gpt-4o-mini")
-    with pytest.raises(InputError, match="since 2027-01-14; gpt-6-luna serves now"):
+    with pytest.raises(InputError, match="since 2027-01-14; use gpt-6-luna"):
         profile.notices("gpt-4o-mini", date(2027, 1, 14))
+
+
+def test_the_file_of_ones_own_in_the_docs_keeps_the_price_by_batch_and_the_growth(
+    tmp_path, monkeypatch
+):
+    text = Path(__file__).parents[1].joinpath("docs/sweep.md").read_text().split("```toml\n")[1]
+    (tmp_path / "my-providers.toml").write_text(text.partition("```")[0])
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "my-providers.toml"))
+    provider = load_providers()["dashscope"]
+    assert provider.batch_share("qwen3.5-plus") == 0.5
+    assert provider.profile("qwen3.5-plus").limits.growth == 1.8
+
+
+def test_the_files_of_providers_are_read_again_only_where_one_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
+    path.write_text('[lab]\nbase_url = "http://h:1/v1"\n')
+    first = load_providers()
+    assert load_providers()["lab"] is first["lab"]
+    del first["lab"]
+    assert "lab" in load_providers()
+    path.write_text('[lab]\nbase_url = "http://h:2/v1"\n')
+    assert load_providers()["lab"].base_url == "http://h:2/v1"
 
 
 def test_the_last_matching_pattern_has_its_way_entry_by_entry(tmp_path, monkeypatch):

@@ -35,9 +35,9 @@ class DialogueConfig(ApiConfig):
     num_scenarios: int | None = setting(None, ge=1, hint="leave it out for all")
     """Scenarios to play; all of them if left out."""
     focal: str | None = None
-    """The language model in the focal role."""
+    """The language model in the focal role: MODEL, PROVIDER:MODEL or URL#MODEL."""
     counterparty: str | None = None
-    """The language model in the counterparty's role."""
+    """The language model in the counterparty's role: MODEL, PROVIDER:MODEL or URL#MODEL."""
     counterparty_temperature: float = setting(0.7, ge=0, le=2)
     """Sampling temperature in the counterparty's role."""
     max_reply_tokens: int = setting(160, ge=1)
@@ -54,7 +54,8 @@ class DialogueConfig(ApiConfig):
     """`llm` asks a language model which figure each utterance puts forward, and whether it says
     yes, sets a condition or ends the talks."""
     reader: str | None = None
-    """The language model that reads utterances, with --offer-reader llm."""
+    """The language model that reads utterances, with --offer-reader llm: MODEL, PROVIDER:MODEL or
+    URL#MODEL."""
     reader_max_tokens: int = setting(48, ge=1)
     """Tokens of its answer at most; one that thinks first needs more."""
     keep_unread: bool = setting(False, operational=True)
@@ -154,7 +155,7 @@ class PlanConfig(SweepConfig):
     pilot: int = setting(160, ge=2, hint="160 is plenty", operational=True)
     """Dialogues to play and judge for the forecast; the sweep goes on from them."""
     judge: str | None = setting(None, operational=True)
-    """The judging model."""
+    """The judging model: MODEL, PROVIDER:MODEL or URL#MODEL."""
 
 
 @configuration
@@ -164,7 +165,7 @@ class JudgeConfig(ApiConfig):
     stage = "judge"
     called = ("judge",)
     judge: str | None = None
-    """The judging model."""
+    """The judging model: MODEL, PROVIDER:MODEL or URL#MODEL."""
     judge_max_tokens: int = setting(64, ge=1)
     """Tokens of its answer at most (the paper's 64), twice as many when asked again; one that
     thinks first needs more."""

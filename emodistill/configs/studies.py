@@ -34,7 +34,8 @@ class StudyConfig(ExperimentConfig):
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
     focal: str | None = None
-    """The language model in the focal role, for methods that one writes for."""
+    """The language model in the focal role, for methods that one writes for: MODEL, PROVIDER:MODEL
+    or URL#MODEL."""
     student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
     student_url: str | None = setting(None, operational=True)
@@ -45,7 +46,7 @@ class StudyConfig(ExperimentConfig):
     allow_unverified: bool | None = setting(None, operational=True)
     """Play it although the canaries can't tell whether its adapter is in use."""
     counterparty: str | None = None
-    """The language model in the counterparty's role."""
+    """The language model in the counterparty's role: MODEL, PROVIDER:MODEL or URL#MODEL."""
     split: Split = "test"
     """`validation` (sweep with --num-validation) is for choosing settings."""
     judge: str | None = None
@@ -159,7 +160,8 @@ class CounterpartyStudy(StudyConfig):
     study = "counterparty"
     called = (*StudyConfig.called, "counterparties")
     counterparties: tuple[str, ...] = ()
-    """Language models to negotiate with; if left out, the simulator's three types."""
+    """Language models to negotiate with, each as MODEL, PROVIDER:MODEL or URL#MODEL; if left out,
+    the simulator's three types."""
     methods: tuple[str, ...] = ("vanilla-llm", "iql", "iql+sft", "iql+sft+jpo")
     """Methods to compare."""
 

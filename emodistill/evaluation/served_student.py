@@ -65,7 +65,8 @@ class ServedStudents:
         self._config = config
         custom = get_provider(None, base_url=config.student_url, flag="--student-url")
         free = ("*", {"price": {"input": 0.0, "output": 0.0}})
-        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV, profiles=(free,))
+        profiles = (*custom.profiles, free)  # the last one has its way
+        self._provider = msgspec.structs.replace(custom, key_env=KEY_ENV, profiles=profiles)
         self.url = self._provider.base_url
         self._timeout_s = config.timeout_s or custom.timeout_s
         self._client = ChatClient(

@@ -45,7 +45,7 @@ def used_by(
     if prompt_tokens is None:
         prompt_tokens = call.num_prompt_tokens
     if completion_tokens is None:
-        completion_tokens = num_completion_tokens
+        completion_tokens = max(num_completion_tokens, stated.reasoning_tokens)
     cached_tokens = min(prompt_tokens, stated.cached_tokens)
     written_tokens = min(prompt_tokens - cached_tokens, stated.cache_write_tokens)
     cost_usd = 0.0

@@ -62,7 +62,9 @@ def final_error(fault: FaultError, *, url: str, model: str, has_answered: bool) 
     """
     is_refused = fault.kind in ("refused", "filtered")
     if is_refused or (fault.kind in ("forbidden", "thinking") and has_answered):
-        return RefusedError(f"{url} refused a request to {model}: {fault.detail}", fault.status)
+        advice = f". {_ADVICE['thinking']}" if fault.kind == "thinking" else ""
+        message = f"{url} refused a request to {model}: {fault.detail}{advice}"
+        return RefusedError(message, fault.status)
     tried = f" after {fault.attempt} attempts" if fault.attempt > 1 else ""
     message = (
         f"{url} gave no usable answer for model {model}{tried}: {fault.detail}. "

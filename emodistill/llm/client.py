@@ -20,6 +20,7 @@ Nothing that a server sends is believed: answers are bounded in bytes, depth and
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -146,6 +147,7 @@ class ChatClient:
         self._was_reached = False
         self._has_answered = False
         self._proxy = proxy_of(self.url)
+        self._profile = functools.cache(provider.profile)  # asked for at every call
         self._errors = FaultReader(provider.dead_codes, self.keys.scrub)
 
     def __repr__(self) -> str:
@@ -227,7 +229,7 @@ class ChatClient:
         if seed is not None:
             body["seed"] = seed
         if answer_schema is not None:
-            body |= self.provider.profile(model).response_format(answer_schema)
+            body |= self._profile(model).response_format(answer_schema)
         return self._made(body, max_tokens, sticky)
 
     def answered(self, call: Call, content: bytes) -> Completion:
@@ -263,10 +265,25 @@ class ChatClient:
           RefusedError, ExhaustedError, ApiError: as `chat`.
         """
         body = {"model": model, "messages": messages, "temperature": 0.0, "seed": 0, **extra}
-        return await self._call(self._made(body, max_tokens, ""))
+        scored = await self._call(self._made(body, max_tokens, ""))
+        self._has_answered = True
+        return scored
+
+    async def first_answer(
+        self, messages: Sequence[Message], *, model: str, max_tokens: int
+    ) -> Completion:
+        """An answer that shows whether the model is there; never recorded.
+
+        Later errors mean what they would mean without it, since the work's own calls are longer.
+
+        Raises:
+          RefusedError, ExhaustedError, ApiError: as `chat`.
+        """
+        body = {"model": model, "messages": messages, "temperature": 0.0, "seed": 0}
+        return (await self._call(self._made(body, max_tokens, ""))).completion
 
     def _made(self, body: Mapping[str, Any], max_tokens: int, sticky: str) -> Call:
-        profile = self.provider.profile(body["model"])
+        profile = self._profile(body["model"])
         data = json.dumps(profile.body({**body, "stream": False}, max_tokens)).encode()
         return Call(data, body["model"], max_tokens + profile.thinking_tokens, sticky, profile)
 
@@ -289,6 +306,7 @@ class ChatClient:
                 call = {"error": {"message": str(error), "status": status}}
                 self._tape.add(request.sticky, request.data, call)
             raise
+        self._has_answered = True
         if self._tape is not None:
             self._tape.add(request.sticky, request.data, {"answer": completion._asdict()})
         return completion
@@ -433,7 +451,6 @@ class ChatClient:
             raise FaultError("filtered", "a filter withheld the answer", 200)
         if is_cut and reply.is_only_thought:
             raise FaultError("thinking", self._thinking(request, used), 200)
-        self._has_answered = True
         return Completion(
             text,
             used.prompt_tokens,

@@ -42,15 +42,21 @@ def read_endpoint(text: str, usual: Provider | None, *, flag: str) -> ModelEndpo
     """
     if text.startswith(("http://", "https://")):
         url, _, model = text.partition("#")
+        provider = get_provider(CUSTOM, base_url=url, flag=flag)  # no message shows credentials
         if not model:
-            raise InputError(f"{flag} {url} names no model; write URL#MODEL.")
-        provider = get_provider(CUSTOM, base_url=url, flag=flag)
+            raise InputError(f"{flag} {provider.base_url} names no model; write URL#MODEL.")
         return ModelEndpoint(provider, model, f"{provider.base_url}#{model}")
     prefix, colon, model = text.partition(":")
     provider = load_providers().get(prefix) if colon and model else None
     if provider is not None:
         if usual is not None and provider.name == usual.name:
             return ModelEndpoint(usual, model, model)
+        if provider.name == CUSTOM and not provider.base_url:
+            raise InputError(
+                f"{flag} {text}: provider {CUSTOM!r} has no address of its own; write URL#{model}."
+            )
+        if not provider.base_url:  # the simulator, whose models are known by their names
+            return ModelEndpoint(provider, model, model)
         return ModelEndpoint(provider, model, text)
     if usual is None:
         raise InputError(

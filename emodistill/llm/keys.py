@@ -34,9 +34,9 @@ LONG_WAIT_S = 30.0
 PERIOD_S = 6.0
 """A minute's limits are applied to each tenth of it, so that no minute sees twice its share."""
 PROBE_S = 5.0
-"""So long the first call after a rest goes alone; then another one finds out in its stead."""
+"""How long the first call after a rest goes alone; after that another call may probe."""
 MAX_QUEUE_S = 0.1
-"""A dialogue whose own key is free only later than this takes the one that is free first."""
+"""If a dialogue's own key is busy for longer than this, it takes the key that is free first."""
 FIRST_PER_S = 8.0
 """Calls in the first second where the growth of their number is limited."""
 

@@ -57,17 +57,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
           name: of the model, with its provider.
 
         Raises:
-          InputError: it is served no longer.
+          InputError: it is no longer served.
         """
         told = []
-        serves = f"{self.successor} serves now" if self.successor else "name another one"
+        advice = f"use {self.successor}" if self.successor else "name another model"
         if self.ends is not None and today >= self.ends:
             raise InputError(
-                f"{name} is served no longer, since {self.ends}; {serves}. If you know better, "
-                "say so in a file that EMODISTILL_PROVIDERS names (`ends`)."
+                f"{name} has not been served since {self.ends}; {advice}. If it still is, give it "
+                "a later `ends` in a providers file of your own (EMODISTILL_PROVIDERS)."
             )
         if self.ends is not None and today >= self.ends - NOTICE:
-            told.append(f"{name} ends on {self.ends}; {serves}.")
+            told.append(f"{name} ends on {self.ends}; {advice}.")
         if self.price is not None and (warning := self.price.age_warning(today)):
             told.append(f"{name}: {warning}.")
         return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import tomllib
@@ -107,16 +108,29 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load_providers() -> dict[str, Provider]:
     """The built-in providers, updated by the file that EMODISTILL_PROVIDERS names."""
+    path = os.environ.get(OVERRIDE_ENV)
+    try:
+        content = read_bytes(Path(path)) if path else b""
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return dict(_providers_with(path, content))
+
+
+def _unreadable(path: str | None, error: Exception) -> InputError:
+    return InputError(f"{path}: no readable TOML file of providers ({brief(error)}).")
+
+
+@functools.lru_cache(maxsize=8)
+def _providers_with(path: str | None, content: bytes) -> dict[str, Provider]:
+    """The built-in providers, updated by what the user's file holds, which may change."""
     text = resources.files("emodistill.llm").joinpath("providers.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     profiles = {name: list(table.pop("profiles", {}).items()) for name, table in tables.items()}
-    if path := os.environ.get(OVERRIDE_ENV):
+    if path:
         try:
-            own = parse_toml(read_bytes(Path(path)))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: no readable TOML file of providers ({brief(error)})."
-            ) from None
+            own = parse_toml(content)
+        except ValueError as error:
+            raise _unreadable(path, error) from None
         for name, table in own.items():
             if not isinstance(table, dict) or "name" in table:
                 raise InputError(f"{path}: {name} must be a table, e.g. [{name}], without a name.")
@@ -182,11 +196,12 @@ def _checked_url(url: str, where: str) -> str:
     try:
         parts = urlsplit(url.strip())
     except ValueError as error:  # such as an open bracket
-        raise InputError(f"{where}: {brief(url)} is no URL ({error}).") from None
+        address = url.rpartition("@")[2]
+        raise InputError(f"{where}: {brief(address)} is no URL ({error}).") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
             f"{where}: the base URL must look like http://127.0.0.1:8000/v1 or https://…/v1, "
-            f"not {parts.path if parts.username else url!r}."
+            f"not {url.rpartition('@')[2]!r}."
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(

@@ -192,7 +192,8 @@ def _reply(answer: Any, usage: StatedUsage) -> Reply:
     written = _text(message.get("content"))
     text = _ANSWER_MARKS.sub("", spoken(written))
     num_written = sum(_num_chars(part) for name, part in message.items() if name != "role")
-    if num_written == 0 and reason not in CUT and usage.completion_tokens is None:
+    is_empty = num_written == usage.reasoning_tokens == 0
+    if is_empty and reason not in CUT and usage.completion_tokens is None:
         usage = usage._replace(completion_tokens=0)
     return Reply(
         text=printable(text),
@@ -266,8 +267,13 @@ def _stated_usage(answer: Any) -> StatedUsage:
     thoughts = stated.get("completion_tokens_details")
     reasoning = count(thoughts.get("reasoning_tokens")) if isinstance(thoughts, dict) else None
     reasoning = reasoning if reasoning is not None and reasoning <= MAX_TOKENS else 0
-    if prompt and completion and total == prompt + completion + reasoning:
-        completion += reasoning  # some count thoughts apart, and bill them all the same
+    # Some servers count thoughts apart from the answer, and bill them all the same. The total shows
+    # it, and without one, that there are more thoughts than tokens.
+    if prompt and total and total > prompt + (completion or 0):
+        reasoning = max(reasoning, total - prompt - (completion or 0))
+        completion = total - prompt
+    elif completion and total is None and reasoning > completion:
+        completion += reasoning
     cost = stated.get("cost")
     is_cost = isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= MAX_USD
     return StatedUsage(

@@ -104,6 +104,37 @@ def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[Sco
     }
 
 
+def num_items_left(config: JudgeConfig, trajectories: Sequence[Trajectory], path: Path) -> int:
+    """How many items `run_judging` would ask for; a torn last line of the file is cut off."""
+    earlier: list[Judgement] = []
+    if path.is_file():
+        with JsonlAppender(path):
+            earlier = read_judgements(path)
+    attempts = _earlier_attempts(config, earlier)
+    return sum(map(attempts.are_left, _planned_items(config, trajectories)))
+
+
+def _planned_items(config: JudgeConfig, trajectories: Sequence[Trajectory]) -> list[JudgeItem]:
+    """What is to be scored in the end: all first scores, then all second ones."""
+    is_by_turn = config.level == "turn"
+    return [
+        JudgeItem(trajectory.trajectory_id, index, repeat)
+        for repeat in range(config.repeats)
+        for trajectory in trajectories
+        for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
+    ]
+
+
+def _earlier_attempts(config: JudgeConfig, earlier: Iterable[Judgement]) -> JudgeAttempts:
+    """What the lines of the file say, without those that are to be asked for again."""
+    return JudgeAttempts(
+        line
+        for line in earlier
+        if line.status == "scored"
+        or not (config.retry_unanswered and line.raw.startswith(NO_ANSWER))
+    )
+
+
 async def run_judging(
     config: JudgeConfig,
     trajectories: Sequence[Trajectory],
@@ -133,24 +164,13 @@ async def run_judging(
     judge = config.judge or client.provider.default_model("judge")
     dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
     scenario_of = scenarios_by_dialogue(trajectories, scenarios)
-    is_by_turn = config.level == "turn"
-    items = [  # all first scores before all second ones
-        JudgeItem(trajectory.trajectory_id, index, repeat)
-        for repeat in range(config.repeats)
-        for trajectory in trajectories
-        for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
-    ]
+    items = _planned_items(config, trajectories)
     num_new = 0
     clients = ClientGroup([client])
     with JsonlAppender(path) as lines:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
-        attempts = JudgeAttempts(
-            line
-            for line in earlier
-            if line.status == "scored"
-            or not (config.retry_unanswered and line.raw.startswith(NO_ANSWER))
-        )
+        attempts = _earlier_attempts(config, earlier)
         pending = [item for item in items if attempts.are_left(item)]
         budget = Budget(
             path,
@@ -208,7 +228,7 @@ async def run_judging(
             write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
 
         job = JudgeJob(pending, attempts, request, keep, give_up)
-        unit = "turns" if is_by_turn else "dialogues"
+        unit = "turns" if config.level == "turn" else "dialogues"
         bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
         if config.batch:
             batches = BatchClient(client, model or judge)

@@ -16,8 +16,8 @@ from emodistill.records import Act, Outcome, Record, Trajectory, Turn
 
 
 class Disagreement(Record, frozen=True, kw_only=True):
-    """An utterance that model and patterns read differently, or after which the talks end for one
-    of them only, or otherwise. `heard` is what the other side had said."""
+    """An utterance that model and patterns read differently, or the first turn at which the two
+    verdicts differ. `heard` is what the other side had said."""
 
     trajectory_id: str
     turn_index: int
@@ -68,7 +68,8 @@ def compare_readers(trajectories: Iterable[Trajectory]) -> ReaderAgreement:
         turns = trajectory.turns
         others = [_read_by_patterns(turn, trajectory.domain) for turn in turns]
         verdicts, pattern_verdicts = (_verdicts(read, trajectory) for read in (turns, others))
-        # What follows the first difference is no second one: one of the two had ended the talks.
+        # The first turn at which the two verdicts differ; after it one of the two has ended the
+        # talks, so that later differences say nothing more.
         differ = map(operator.ne, verdicts, pattern_verdicts)
         parting = next((i for i, is_other in enumerate(differ) if is_other), None)
         agreement.num_dialogues += 1

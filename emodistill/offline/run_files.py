@@ -44,7 +44,7 @@ def judge_file(directory: Path, name: str | None) -> Path:
       InputError: there are several, and `name` is None.
     """
     if name is not None:
-        return judge_path(directory, name)
+        return judge_path(directory, name.removeprefix("simulator:"))
     files = sorted(directory.glob("*.jsonl"))
     if len(files) > 1:
         names = ", ".join(path.stem for path in files)

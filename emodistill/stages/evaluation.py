@@ -214,11 +214,12 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
+def play(job: Job, loaded: dict[str, Any] | None = None, agreed: list[str] | None = None) -> Result:
     """Play the dialogues that are still missing.
 
     Args:
       loaded: students that several matches share (see `PlayerPool`).
+      agreed: gets the name of the match where the user was asked about its cost, and said yes.
     """
     config, details = job.cell.config, job.details
     scenarios = _held_out(
@@ -248,9 +249,11 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> Result:
         ):
             num_planned = config.num_seeds * len(scenarios[: config.num_scenarios])
             num_left = max(0, num_planned - num_lines(job.output))
-            await check_models(
+            was_asked = await check_models(
                 config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
             )
+            if was_asked and agreed is not None:
+                agreed.append(job.name)
             played = await pool.play(
                 details.focal,
                 details.counterparty,

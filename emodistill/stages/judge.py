@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
-from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
-from emodistill.offline.judging import judge_path, run_judging, scores_by_turn
+from emodistill.offline.judging import judge_path, num_items_left, run_judging, scores_by_turn
 from emodistill.offline.rewards import Scores, SweepData
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, read_sweep
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
@@ -154,16 +153,12 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
 def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Path) -> JobsResult:
     async def work() -> JobsResult:
         async with open_clients(config, "judge", [judge]) as client_of:
-            is_by_turn = config.level == "turn"
-            num_items = config.repeats * sum(
-                len(t.focal_turns) if is_by_turn else 1 for t in sweep.trajectories
-            )
             await check_models(
                 config,
                 "judge",
                 client_of,
                 {"judge": judge},
-                num_jobs=max(0, num_items - num_lines(path)),
+                num_jobs=num_items_left(config, sweep.trajectories, path),
                 unit="scores",
                 price_share=(judge.provider.batch_share(judge.model) or 1.0)
                 if config.batch

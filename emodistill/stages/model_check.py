@@ -1,11 +1,12 @@
 """Before money is spent: a call to each model shows that it is there, and what is to come is said.
 
-These calls are in no stage's books; all of them together cost less than a cent.
+These calls are counted in no stage's usage or cost; all of them together cost less than a cent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -50,15 +51,17 @@ async def check_models(
     num_jobs: int,
     unit: str,
     price_share: float = 1.0,
-) -> None:
+) -> bool:
     """Ask each model that costs money for a word, say what the work will cost, and ask the user.
 
-    The user is asked on a terminal alone, where all prices are known, and unless --yes is given.
+    The user is asked only on a terminal, only if all prices are known, and not with --yes.
 
     Args:
       name: what the terminal calls the stage.
       num_jobs: `unit`s that are still to be done.
       price_share: what is left of the prices, as by file batch.
+
+    Returns: whether the user was asked, and said yes.
 
     Raises:
       ApiError: a model is not there, refuses such calls, or only thinks.
@@ -70,7 +73,7 @@ async def check_models(
         if endpoint is not None and config.replay is None and _is_paid(endpoint)
     }
     if not paid or num_jobs == 0:
-        return
+        return False
     asked = {one.key: one for one in paid.values()}  # one that plays both roles is asked once
     texts = await asyncio.gather(*(_checked(client_of(one), one.model) for one in asked.values()))
     text_of = dict(zip(asked, texts, strict=True))
@@ -91,11 +94,31 @@ async def check_models(
                 cost += f", at {price.peak:g} times the usual price until the peak is over"
         print(f"{name}: {role} {endpoint.text}: {text_of[endpoint.key]}; {cost}.", flush=True)
     if total_usd is None:
-        return
+        return False
     print(f"{name}: about ${total_usd:,.2f} for {num_jobs:,} {unit}.", flush=True)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal and not config.yes and input("Go on? [y/N] ").strip().lower() not in YES:
+    if not is_terminal or config.yes:
+        return False
+    if not _goes_on():
         raise StoppedError(f"{name}: stopped as asked; no {unit} were paid for.")
+    return True
+
+
+def _goes_on() -> bool:
+    """Whether the user says yes; the end of the input, as by Ctrl-D, is a no.
+
+    Raises:
+      KeyboardInterrupt: by Ctrl-C. The handler of asyncio, which is in force here, would wait for
+        the answer first.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input("Go on? [y/N] ").strip().lower() in YES
+    except EOFError:
+        print(flush=True)
+        return False
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_paid(endpoint: ModelEndpoint) -> bool:
@@ -114,16 +137,16 @@ async def _checked(client: ChatClient, model: str) -> str:
       ApiError: there is none.
     """
     before = client.usage
-    scored = await client.scored_chat(QUESTION, model=model, max_tokens=MAX_TOKENS, extra={})
+    completion = await client.first_answer(QUESTION, model=model, max_tokens=MAX_TOKENS)
     thoughts = client.usage.minus(before).reasoning_tokens
     found = ["answers"]
-    if scored.completion.finish_reason != "stop":
+    if completion.finish_reason != "stop":
         found.append(f"goes on beyond {MAX_TOKENS} tokens")
-    if not scored.completion.text.strip():
+    if not completion.text.strip():
         found.append("says nothing")
     if thoughts or client.usage.minus(before).num_thinking:
         found.append(
-            f"thinks ({thoughts} of {scored.completion.completion_tokens} tokens), which is billed "
+            f"thinks ({thoughts} of {completion.completion_tokens} tokens), which is billed "
             "and fills the limits of answers; see thinking_off in llm/providers.toml"
         )
     return ", ".join(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emodistill.configs import JudgeConfig, PlanConfig, SweepConfig
 from emodistill.files import write_json
+from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.llm.keys import KeyPool
 from emodistill.llm.providers import load_providers
 from emodistill.offline.forecast import Allowed, Forecast, forecast
@@ -17,7 +18,7 @@ from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.offline.sweep import plan_sweep
 from emodistill.settings import Cell, Settings
 from emodistill.stages.judge import score_sweep
-from emodistill.stages.language_models import endpoint_of
+from emodistill.stages.language_models import endpoint_of, reader_of
 from emodistill.stages.runner import run
 from emodistill.stages.sweep import play_sweep, split_of
 
@@ -29,7 +30,6 @@ def plan(cell: Cell) -> Path:
       A JSON file of the forecast, beside the dialogues.
     """
     config: PlanConfig = cell.config
-    judged_by = endpoint_of(config, "judge")
     planned = plan_sweep(
         split_of(config).split.all(), num_seeds=config.num_seeds, num_scenarios=config.num_scenarios
     )
@@ -47,6 +47,7 @@ def plan(cell: Cell) -> Path:
             if f.name in always or getattr(config, f.name, None) != getattr(cell.base, f.name, None)
         },
     )
+    judged_by = endpoint_of(judge, "judge")  # early, before anything is played
     run(Cell(sweep), functools.partial(play_sweep, num_dialogues=len(pilot)))
     judging = functools.partial(score_sweep, only=pilot)
     scores = run(Cell(judge), judging).path
@@ -56,13 +57,15 @@ def plan(cell: Cell) -> Path:
         read_judgements(scores),
         num_dialogues=len(planned),
         concurrency=config.concurrency,
-        allowed=_allowed(config),
+        allowed=_allowed(config, judge),
         batch_share=judged_by.provider.batch_share(judged_by.model),
     )
     out = home / "sweep/forecast.json"
     parts = {name: getattr(expected, name)._asdict() for name in ("sweep", "judge")}
     write_json(out, expected._asdict() | parts)
-    print("\n".join([f"plan: {config.domain}", expected.text, *other_ways(config, expected)]))
+    print(
+        "\n".join([f"plan: {config.domain}", expected.text, *other_ways(config, judge, expected)])
+    )
     print(
         f"plan: forecast in {out}; go on with python scripts/sweep.py --config "
         f"{shlex.quote(str(out.with_name('config.yaml')))}"
@@ -70,15 +73,18 @@ def plan(cell: Cell) -> Path:
     return out
 
 
-def other_ways(config: PlanConfig, expected: Forecast) -> list[str]:
+def other_ways(config: PlanConfig, judge: JudgeConfig, expected: Forecast) -> list[str]:
     """The same calls to the same models by what else their provider sells, a line for each.
 
     Providers of one family, such as `openai` and `openai-flex`, have the same first word. A stage
     whose calls go to several models has no line: the forecast doesn't know their tokens apart.
     """
     lines = []
-    for need, roles in ((expected.sweep, ("focal", "counterparty")), (expected.judge, ("judge",))):
-        endpoints = [endpoint_of(config, role) for role in roles]
+    playing = [endpoint for endpoint, _ in _sweep_models(config)]
+    for need, endpoints in (
+        (expected.sweep, playing),
+        (expected.judge, [endpoint_of(judge, "judge")]),
+    ):
         if len({endpoint.key for endpoint in endpoints}) > 1:
             continue
         usual, model, _ = endpoints[0]
@@ -97,18 +103,26 @@ def other_ways(config: PlanConfig, expected: Forecast) -> list[str]:
     return lines
 
 
-def _allowed(config: PlanConfig) -> list[Allowed]:
-    """What the models may be asked; one that plays both roles takes all calls of the sweep."""
+def _sweep_models(config: PlanConfig) -> list[tuple[ModelEndpoint, float]]:
+    """The models that a sweep calls, each with its share of the calls.
+
+    A reader has about as many calls as both sides have turns.
+    """
+    reader = reader_of(config)
+    sides = [endpoint_of(config, role) for role in ("focal", "counterparty")]
+    if reader is None:
+        return [(side, 0.5) for side in sides]
+    return [*((side, 0.25) for side in sides), (reader, 0.5)]
+
+
+def _allowed(config: PlanConfig, judge: JudgeConfig) -> list[Allowed]:
+    """What the models may be asked; one that has several roles takes the calls of all of them."""
     if config.replay is not None:
         return []
     shares: dict[tuple[str, str], float] = {}
     endpoints = {}
-    for stage, role, share in (
-        ("sweep", "focal", 0.5),
-        ("sweep", "counterparty", 0.5),
-        ("judge", "judge", 1.0),
-    ):
-        endpoint = endpoint_of(config, role)
+    called = [("sweep", *one) for one in _sweep_models(config)]
+    for stage, endpoint, share in [*called, ("judge", endpoint_of(judge, "judge"), 1.0)]:
         name = stage, endpoint.text
         shares[name] = shares.get(name, 0.0) + share
         endpoints[name] = endpoint

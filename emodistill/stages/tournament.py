@@ -53,15 +53,16 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
     failed: list[str] = []
     played = played_pairs(config.run / config.domain)
     spent_usd, loaded = 0.0, {}  # pairs share the student's weights
-    for number, (pair, cell) in enumerate(cells.items()):
-        if number:  # whoever was asked before the first pair isn't asked again
+    agreed: list[str] = []
+    for pair, cell in cells.items():
+        if agreed:  # the user is asked once
             cell = cell._replace(config=dataclasses.replace(cell.config, yes=True))
         if config.max_cost_usd is not None:
             left = dataclasses.replace(cell.config, max_cost_usd=config.max_cost_usd - spent_usd)
             cell = cell._replace(config=left)
         name = "@".join(pair)
         try:
-            path = run(cell, functools.partial(play, loaded=loaded)).path
+            path = run(cell, functools.partial(play, loaded=loaded, agreed=agreed)).path
         except StoppedError:
             raise
         except EmodistillError as error:
