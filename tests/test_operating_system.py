@@ -155,7 +155,7 @@ def test_a_pipe_that_nobody_reads_any_more_is_a_quiet_end(pipe):
 def test_a_sweep_into_head_keeps_its_work(tmp_path):
     command = f"{sys.executable} {' '.join(SWEEP)} --run {tmp_path}"
     done = shell(f"{command} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}")
-    assert done.returncode == 141 and done.stdout.startswith("sweep: no --provider named")
+    assert done.returncode == 141 and done.stdout.startswith("sweep: split drawn by")
     assert done.stderr == ""
     assert shell(command).returncode == 0
 
