@@ -13,12 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
-import numpy as np
 
+from benchmarks.workload import Turn
 from emodistill.errors import InputError
-
-Turn = tuple[np.ndarray, int]
-"""A prompt and how many tokens its reply has."""
 
 
 def seconds_on_server(url: str, dialogues: Sequence[Sequence[Turn]]) -> float:

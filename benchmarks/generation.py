@@ -18,10 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.completion_server import Turn, seconds_on_server
+from benchmarks.completion_server import seconds_on_server
 from benchmarks.configs import GenerateBenchmark
 from benchmarks.rounds import OURS, Figures, alternate, medians, report
-from benchmarks.workload import evaluation_dialogues
+from benchmarks.workload import Turn, evaluation_dialogues
 from emodistill.model import (
     Engine,
     GenerationRequest,

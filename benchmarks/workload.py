@@ -14,6 +14,9 @@ import numpy as np
 from emodistill.batches import Example, PackedBatches
 from emodistill.seeding import stream
 
+Turn = tuple[np.ndarray, int]
+"""A focal turn's prompt, and how many tokens its reply has."""
+
 
 def dialogue_examples(
     *,
@@ -79,11 +82,9 @@ class _Text:
             history = np.concatenate([history, reply, self.words(self.length())])
 
 
-def evaluation_dialogues(
-    *, num_dialogues: int, num_turns: int, **shape: int
-) -> list[list[tuple[np.ndarray, int]]]:
-    """For each dialogue, each on a scenario of its own, the prompts of its focal turns and how
-    many tokens the replies have; the history holds other tokens than those a model would say.
+def evaluation_dialogues(*, num_dialogues: int, num_turns: int, **shape: int) -> list[list[Turn]]:
+    """For each dialogue, each on a scenario of its own, its focal turns; the history
+    holds other tokens than those a model would say.
 
     Args:
       shape: as of `dialogue_examples`.

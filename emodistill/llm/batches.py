@@ -26,7 +26,7 @@ import msgspec
 from emodistill.errors import ApiError, InputError
 from emodistill.llm.call_errors import ExhaustedError
 from emodistill.llm.client import CONNECT_S, ChatClient
-from emodistill.llm.fault_reader import NUM_DETAIL_CHARS, FaultReader
+from emodistill.llm.fault_reader import FaultReader
 from emodistill.llm.keys import ApiKey
 from emodistill.llm.replies import FaultError, kind_of, server_error
 from emodistill.llm.transport import MAX_ANSWER_BYTES, HttpAnswer, proxy_of, read_body
@@ -205,14 +205,14 @@ class BatchClient:
         found = await self._patiently(lambda: self._once("GET", path))
         counts = found.get("request_counts")
         counts = counts if isinstance(counts, dict) else {}
-        word = str(found.get("status"))
+        word, problems = str(found.get("status")), found.get("errors")
         files = (found.get(name) for name in ("output_file_id", "error_file_id"))
         return BatchState(
             state=_STATES.get(word, "open"),
-            word=self._shown(word[:40]),
+            word=self._errors.quoted(word[:40]),
             num_done=sum(count(counts.get(name)) or 0 for name in ("completed", "failed")),
             files=tuple(file for file in files if isinstance(file, str) and file),
-            problems=self._shown(json.dumps(found["errors"])) if found.get("errors") else "",
+            problems=self._errors.quoted(json.dumps(problems)) if problems else "",
         )
 
     async def wait(
@@ -256,7 +256,7 @@ class BatchClient:
                 try:
                     yield read_line(raw, self._errors)
                 except ValueError as error:
-                    told = self._shown(file), self._shown(str(error))
+                    told = self._errors.quoted(file), self._errors.quoted(str(error))
                     log.warning("a line of %s is no result (%s).", *told)
 
     async def _lines(self, path: str) -> AsyncIterator[bytes]:
@@ -340,7 +340,7 @@ class BatchClient:
             content = b""
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 content = (await response.content.read(4_000))[:4_000]
-        words = self._shown(content.decode("utf-8", "replace"))
+        words = self._errors.quoted(content.decode("utf-8", "replace"))
         said = f"{url} answered HTTP {response.status}{f': {words}' if words else ''}."
         if kind_of(response.status) in ("limited", "broken"):
             raise ExhaustedError(said)
@@ -352,10 +352,6 @@ class BatchClient:
         if response.status in (404, 410):
             raise LostBatchError(said)
         raise ApiError(f"{said} Check that the key is of the account whose batches these are.")
-
-    def _shown(self, text: str) -> str:
-        words = self._errors.shown(text)
-        return words if len(words) <= NUM_DETAIL_CHARS else words[:NUM_DETAIL_CHARS] + "…"
 
 
 def request_line(custom_id: str, body: bytes) -> bytes:
@@ -384,7 +380,7 @@ def read_line(raw: bytes, errors: FaultReader) -> BatchLine:
     content = b"" if body is None else json.dumps(body).encode()
     line = BatchLine(value["custom_id"], content, is_billed=status == 200, has_text=False)
     if not 100 <= status <= 599:
-        words = errors.shown(error.message)[:NUM_DETAIL_CHARS] if error else "no answer"
+        words = errors.quoted(error.message) if error else "no answer"
         return line._replace(fault=FaultError("broken", words))
     try:
         reply = errors.reply(HttpAnswer(status, {"Content-Type": "application/json"}, content))

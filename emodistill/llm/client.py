@@ -45,10 +45,7 @@ from emodistill.llm.fault_reader import FaultReader
 from emodistill.llm.gate import Gate
 from emodistill.llm.keys import ApiKey, KeyPool
 from emodistill.llm.providers import Provider
-from emodistill.llm.replies import (
-    FaultError,
-    Reply,
-)
+from emodistill.llm.replies import FaultError, Reply
 from emodistill.llm.token_scores import ScoredPosition
 from emodistill.llm.transport import HttpAnswer, post, proxy_of
 from emodistill.llm.usage import Completion, Purse, Usage
@@ -166,7 +163,7 @@ class ChatClient:
                 "Accept-Encoding": "gzip, deflate",  # what `read_body` unpacks
             },
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # `_body` does it, within bounds
+            auto_decompress=False,  # `read_body` does it, within bounds
             proxy=self._proxy,  # not trust_env, which would send passwords out of ~/.netrc
         )
         return self
@@ -439,7 +436,7 @@ class ChatClient:
         """What a reply means, and costs.
 
         Raises:
-          FaultError: a filter has withheld it.
+          FaultError: a filter has withheld it, or it holds thoughts alone.
         """
         text = reply.text[: CHARS_PER_TOKEN * request.max_tokens]
         is_cut = reply.finish_reason == "length" or text != reply.text

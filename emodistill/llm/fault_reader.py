@@ -50,10 +50,10 @@ class FaultReader:
             told = fault
         if (error := told.stated) is not None:
             told = self._stated(error.status or 500, error, content, headers)
-            told.detail = f"HTTP 200 with an error in it: {self._quoted(error, content)}"
+            told.detail = f"HTTP 200 with an error in it: {self._words(error, content)}"
             told.stated = error
         elif told.kind == "alien":
-            told.detail += f": {self._quoted(None, content)}"
+            told.detail += f": {self._words(None, content)}"
         told.is_within_200 = True
         raise told
 
@@ -63,11 +63,16 @@ class FaultReader:
         words = self._scrub(printable(text)).split()
         return " ".join("…" if "***" in word else word for word in words)
 
+    def quoted(self, text: str) -> str:
+        """As `shown`, cut where there are many words."""
+        words = self.shown(text)
+        return words if len(words) <= NUM_DETAIL_CHARS else words[:NUM_DETAIL_CHARS] + "…"
+
     def _stated(
         self, status: int, error: ServerError | None, content: bytes, headers: Mapping[str, str]
     ) -> FaultError:
         detail = f"HTTP {status}"
-        if words := self._quoted(error, content):
+        if words := self._words(error, content):
             detail += f": {words}"
         is_dead = error is not None and error.code in self._dead_codes
         kind = "dead" if is_dead else kind_of(status)
@@ -81,8 +86,7 @@ class FaultReader:
             kind, pause_s = "dead", None
         return FaultError(kind, detail, status, pause_s)
 
-    def _quoted(self, error: ServerError | None, content: bytes) -> str:
-        """The server's own words, cut where they are many."""
+    def _words(self, error: ServerError | None, content: bytes) -> str:
+        """What the server says, in short."""
         stated = content[:4_000].decode("utf-8", "replace") if error is None else error.message
-        text = self.shown(stated[:4_000])
-        return text if len(text) <= NUM_DETAIL_CHARS else text[:NUM_DETAIL_CHARS] + "…"
+        return self.quoted(stated[:4_000])

@@ -282,9 +282,7 @@ class KeyPool:
                 return None
             ready = [key for key in fit if key.allowance.is_ready]
             if not ready:
-                wait_s = min(key.allowance.ready_at_s for key in fit) - time.monotonic()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(0.001, wait_s))
+                await self._until(min(key.allowance.ready_at_s for key in fit))
                 continue
             key = _highest(ready, sticky)
             if key.allowance.queue_s > MAX_QUEUE_S:
@@ -309,13 +307,16 @@ class KeyPool:
         """Wait until a call with this very key may go."""
         while True:
             while not key.allowance.is_ready:
-                wait_s = key.allowance.ready_at_s - time.monotonic()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(0.001, wait_s))
+                await self._until(key.allowance.ready_at_s)
             await key.allowance.admit(0.0)
             if key.allowance.is_ready:
                 key.allowance.begin()
                 return
+
+    async def _until(self, ready_at_s: float) -> None:
+        """Wait for a moment, or until somebody may be ready sooner."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), max(0.001, ready_at_s - time.monotonic()))
 
     def _check_live(self) -> None:
         if self._live:

@@ -151,6 +151,8 @@ def score_sweep(job: Job, only: Container[str] | None = None) -> Result:
 
 
 def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Path) -> JobsResult:
+    share = judge.provider.batch_share(judge.model)
+
     async def work() -> JobsResult:
         async with open_clients(config, "judge", [judge]) as client_of:
             await check_models(
@@ -160,9 +162,7 @@ def _score(config: JudgeConfig, judge: ModelEndpoint, sweep: SweepData, path: Pa
                 {"judge": judge},
                 num_jobs=num_items_left(config, sweep.trajectories, path),
                 unit="scores",
-                price_share=(judge.provider.batch_share(judge.model) or 1.0)
-                if config.batch
-                else 1.0,
+                price_share=share if config.batch and share is not None else 1.0,
             )
             judged = await run_judging(
                 dataclasses.replace(config, judge=judge.name),
