@@ -109,7 +109,7 @@ class Settings:
                     f"{', '.join(CONFIGS)}."
                 )
         given = {key: value for key, value in shared.items() if key in known} | dict(own)
-        hints = typing.get_type_hints(cls)
+        hints = _hints_of(cls)
         values = {}
         for key, value in given.items():
             hint = _hint_for(value, hints[key])
@@ -160,6 +160,9 @@ def cell_name(changes: Mapping[str, Any]) -> str:
     words = "_".join(f"{key}={value}" for key, value in sorted(changes.items()))
     readable = "".join(c if c.isalnum() or c in "=._-" else "-" for c in words)[:60]
     return f"{readable}-{hashlib.sha256(canonical_json(changes).encode()).hexdigest()[:4]}"
+
+
+_hints_of = functools.cache(typing.get_type_hints)
 
 
 def _hint_for(value: Any, hint: Any) -> Any:

@@ -6,6 +6,7 @@ wrong without a scenario is refused when the pack is loaded.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -86,20 +87,30 @@ def load_pack(directory: Path | None = None) -> PromptPack:
         a scenario might fill is an error where it is filled.
     """
     directory = directory or BUILT_IN
-    raw: dict[str, bytes] = {}
-    files: dict[str, dict[str, Any]] = {}
+    raw: list[bytes] = []
     for name in FILES:
-        path = directory / name
         try:
-            raw[name] = read_bytes(path)
-            files[name] = parse_toml(raw[name])
+            raw.append(read_bytes(directory / name))
         except OSError as error:
             raise InputError(
                 f"prompt pack {directory}: can't read {name} ({error.strerror}). A pack has the "
                 f"files {', '.join(FILES)}."
             ) from None
         except ValueError as error:
-            raise InputError(f"{path}: not valid TOML: {brief(error)}.") from None
+            raise InputError(f"{directory / name}: not valid TOML: {brief(error)}.") from None
+    return _pack_of(directory, *raw)
+
+
+@functools.lru_cache(maxsize=4)  # a run reads its pack once for every stage and every check
+def _pack_of(directory: Path, *raw_files: bytes) -> PromptPack:
+    """The pack whose `FILES` hold these bytes; `directory` is what errors name."""
+    raw = dict(zip(FILES, raw_files, strict=True))
+    files: dict[str, dict[str, Any]] = {}
+    for name in FILES:
+        try:
+            files[name] = parse_toml(raw[name])
+        except ValueError as error:
+            raise InputError(f"{directory / name}: not valid TOML: {brief(error)}.") from None
     where = {name: str(directory / name) for name in FILES}
     texts = {name: list(_texts(files[name], where[name])) for name in FILES}
     refuse(

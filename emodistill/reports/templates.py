@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ def render(template: str, *filters: Callable[..., Any], **values: Any) -> str:
       filters: functions that the template calls by their names.
       values: what else it names.
     """
+    return _environment(filters).get_template(template).render(values)
+
+
+@functools.cache  # which keeps the compiled templates
+def _environment(filters: tuple[Callable[..., Any], ...]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -24,4 +30,4 @@ def render(template: str, *filters: Callable[..., Any], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template(template).render(values)
+    return environment
