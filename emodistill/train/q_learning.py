@@ -108,15 +108,19 @@ def initial_networks(seeds: Sequence[int], num_inputs: int, width: int) -> Param
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = math.sqrt(6.0 / fan_in) * (0.01 if layer == NUM_HIDDEN_LAYERS else 1.0)
             kernels = [rng.uniform(-bound, bound, (fan_in, fan_out)) for rng in rngs]
-            kernel_K = jnp.asarray(np.stack(kernels), jnp.float32)
-            params[name].append((kernel_K, jnp.zeros((len(seeds), fan_out), jnp.float32)))
-    return params
+            kernel_K = np.stack(kernels).astype(np.float32)
+            params[name].append((kernel_K, np.zeros((len(seeds), fan_out), np.float32)))
+    return jax.device_put(params)
 
 
 def _initial_state(seeds: Sequence[int], num_inputs: int, width: int) -> _State:
-    params = initial_networks(seeds, num_inputs, width)
+    return _first_state(initial_networks(seeds, num_inputs, width))
+
+
+@jax.jit
+def _first_state(params: Params) -> _State:
     # A copy: the state is donated, and a buffer can't be given away twice.
-    return _State(params, jax.tree.map(jnp.array, params["critic"]), jax.vmap(_ADAM.init)(params))
+    return _State(params, jax.tree.map(jnp.copy, params["critic"]), jax.vmap(_ADAM.init)(params))
 
 
 def forward(layers: Layers, observation_BS: jax.Array) -> jax.Array:
@@ -286,23 +290,24 @@ def _settings(configs: Sequence[IQLConfig]) -> _Settings:
     *numbers, _ = _Settings._fields
     columns = {name: [getattr(config, name) for config in configs] for name in numbers}
     columns["is_online"] = [config.advantage_q == "online" for config in configs]
-    return _Settings(**{name: jnp.asarray(c, jnp.float32) for name, c in columns.items()})
+    arrays = {name: np.array(column, np.float32) for name, column in columns.items()}
+    return jax.device_put(_Settings(**arrays))
 
 
 def device_data(transitions: Transitions) -> Data:
     """The transitions as arrays of JAX, their shapes and types checked."""
     data = Data(
-        jnp.asarray(transitions.observation_NS),
-        jnp.asarray(transitions.action_N),
-        jnp.asarray(transitions.reward_N),
-        jnp.asarray(transitions.next_observation_NS),
-        jnp.asarray(~transitions.terminal_N, jnp.float32),
+        transitions.observation_NS,
+        transitions.action_N,
+        transitions.reward_N,
+        transitions.next_observation_NS,
+        (~transitions.terminal_N).astype(np.float32),
     )
     chex.assert_shape(data.observation, (len(transitions), None))
     chex.assert_equal_shape((data.observation, data.next_observation))
     chex.assert_shape((data.action, data.reward, data.continues), (len(transitions),))
     chex.assert_type(data, [jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.float32])
-    return data
+    return jax.device_put(data)
 
 
 def _points(metrics: dict[str, jax.Array], ends: list[int]) -> list[list[dict[str, float]]]:

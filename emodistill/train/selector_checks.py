@@ -113,11 +113,36 @@ def fitted_q_values(
     data = device_data(transitions)
     seeds = [config.seed] * len(policies)
     networks = initial_networks(seeds, data.observation.shape[1], config.hidden_width)
+    shape = (FQE_STEPS, min(config.batch_size, len(transitions)))
+    index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
+    policy_KNA, next_policy_KNA = (
+        np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)
+        for states_NS in (transitions.observation_NS, transitions.next_observation_NS)
+    )
+    value_KN = np.asarray(
+        _fitted_values(
+            networks["critic"], policy_KNA, next_policy_KNA, index_LB, data, config.discount
+        )
+    )
+    means_K = value_KN[:, transitions.starts].mean(axis=1)
+    return {name: float(mean) for name, mean in zip(policies, means_K, strict=True)}
+
+
+@jax.jit
+def _fitted_values(
+    layers_K: Layers,
+    policy_KNA: jax.Array,
+    next_policy_KNA: jax.Array,
+    index_LB: jax.Array,
+    data: Data,
+    discount: float,
+) -> jax.Array:
+    """Each policy's value [K, N] at the data's states, by a critic that starts from `layers_K`."""
     optimizer = optax.adam(FQE_RATE)
 
     def loss(layers: Layers, target: Layers, batch: Data, next_policy_BA: jax.Array) -> jax.Array:
         next_value_B = jnp.sum(next_policy_BA * forward(target, batch.next_observation), axis=1)
-        bellman_B = batch.reward + config.discount * batch.continues * next_value_B
+        bellman_B = batch.reward + discount * batch.continues * next_value_B
         q_B = at_action(forward(layers, batch.observation), batch.action)
         return critic_loss(q_B, jax.lax.stop_gradient(bellman_B))
 
@@ -130,24 +155,10 @@ def fitted_q_values(
         target = jax.tree.map(lambda t, q: t + FQE_POLYAK * (q - t), target, layers)
         return layers, target, opt_state
 
-    @jax.jit
-    def evaluate(
-        layers_K: Layers, policy_KNA: jax.Array, next_policy_KNA: jax.Array, index_LB: jax.Array
-    ) -> jax.Array:
-        def step(carry_K: tuple, index_B: jax.Array) -> tuple[tuple, None]:
-            return jax.vmap(update, in_axes=(0, 0, None))(carry_K, next_policy_KNA, index_B), None
+    def step(carry_K: tuple, index_B: jax.Array) -> tuple[tuple, None]:
+        return jax.vmap(update, in_axes=(0, 0, None))(carry_K, next_policy_KNA, index_B), None
 
-        start_K = layers_K, layers_K, jax.vmap(optimizer.init)(layers_K)
-        (trained_K, *_), _ = jax.lax.scan(step, start_K, index_LB)
-        q_KNA = jax.vmap(forward, in_axes=(0, None))(trained_K, data.observation)
-        return jnp.sum(policy_KNA * q_KNA, axis=2)
-
-    shape = (FQE_STEPS, min(config.batch_size, len(transitions)))
-    index_LB = stream(config.seed, "fqe").integers(len(transitions), size=shape, dtype=np.int32)
-    policy_KNA, next_policy_KNA = (
-        np.stack([policy(states_NS) for policy in policies.values()]).astype(np.float32)
-        for states_NS in (transitions.observation_NS, transitions.next_observation_NS)
-    )
-    value_KN = np.asarray(evaluate(networks["critic"], policy_KNA, next_policy_KNA, index_LB))
-    means_K = value_KN[:, transitions.starts].mean(axis=1)
-    return {name: float(mean) for name, mean in zip(policies, means_K, strict=True)}
+    start_K = layers_K, layers_K, jax.vmap(optimizer.init)(layers_K)
+    (trained_K, *_), _ = jax.lax.scan(step, start_K, index_LB)
+    q_KNA = jax.vmap(forward, in_axes=(0, None))(trained_K, data.observation)
+    return jnp.sum(policy_KNA * q_KNA, axis=2)
