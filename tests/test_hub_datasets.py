@@ -1,8 +1,8 @@
 """A run's data as Hugging Face datasets: out, read by the library itself, and in again."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -280,11 +280,12 @@ def test_a_sweep_without_scores_is_a_dataset_too(run, tmp_path):
         export_run(ExportConfig(run=tmp_path, out=tmp_path / "empty"))
 
 
-def test_the_script_exports_and_imports(run, tmp_path):
+def test_the_script_exports_and_imports(run, tmp_path, monkeypatch):
     script = Path(__file__).parents[1] / "scripts/dataset.py"
     for arguments in (
         ["export", "--run", run, "--judge", "b-judge", "--out", tmp_path / "out"],
         ["import", "--source", tmp_path / "out", "--run", tmp_path / "again"],
     ):
-        subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
     assert (tmp_path / "again/crad/judge/b-judge.jsonl").is_file()
