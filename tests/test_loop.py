@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from model_outputs import reply_logprobs
 from samples import lengths_to_examples, sharing_examples
 from tiny_training import (
     CONFIG,
@@ -27,7 +28,6 @@ from emodistill.seeding import jax_key
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES
-from emodistill.train.trainer import response_logprobs
 
 
 def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, on_step=None):
@@ -72,7 +72,7 @@ class TestLoop:
         assert losses[0] > 4
         assert run.metrics["sft/loss"] < 0.1 * losses[0]
         batch = packed([(6, 4), (9, 3)] * 2).step(0).batches[0]
-        logp_SU = response_logprobs(model, batch)  # the model itself was trained
+        logp_SU = reply_logprobs(model, batch)  # the model itself was trained
         assert -np.asarray(logp_SU)[batch.mask_SU].mean() < 0.1 * losses[0]
 
     def test_dpo_learns_to_prefer_the_better_of_each_pair(self, tmp_path):

@@ -29,7 +29,7 @@ def alol_loss(logp_BT, mask_BT, advantages_B):
     return losses.alol_loss(logp_BT, mask_BT, advantages_B, num_tokens=mask_BT.sum())
 
 
-@functools.partial(jax.jit, static_argnames=("clip", "kl_coef", "kappa", "ratio"))
+@functools.partial(jax.jit, static_argnames="ratio")
 def jpo_loss(logp_BT, ref_logp_BT, mask_BT, advantages_B, *, kappa=1.0, **settings):
     totals = {
         "num_samples": jnp.maximum(mask_BT.any(axis=1).sum(), 1),

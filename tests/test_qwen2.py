@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from model_outputs import logits
 
 from emodistill import seeding
 from emodistill.errors import InputError
@@ -29,13 +30,6 @@ def hf_logits(model, tokens_BT, **arguments):
     with torch.no_grad():
         outputs = model(torch.tensor(tokens_BT), **arguments)
     return outputs.logits.numpy()
-
-
-def run(model, tokens_BT, **arguments):
-    """Logits, compiled as a whole: op by op takes far longer here."""
-    graphdef, state = nnx.split(model)
-    program = jax.jit(lambda state, tokens, more: nnx.merge(graphdef, state)(tokens, **more))
-    return program(state, jnp.asarray(tokens_BT), arguments)
 
 
 def relative_error(ours, theirs):
@@ -59,7 +53,7 @@ def relative_error(ours, theirs):
 )
 def test_logits_equal_hf(make_hf_checkpoint, architecture, changes):
     folder, hf = make_hf_checkpoint(architecture, **changes)
-    logits_BTV = run(load_qwen2(folder, dtype=jnp.float32), TOKENS_BT)
+    logits_BTV = logits(load_qwen2(folder, dtype=jnp.float32), TOKENS_BT)
     assert logits_BTV.dtype == jnp.float32
     assert relative_error(logits_BTV, hf_logits(hf, TOKENS_BT)) < 1e-5
 
@@ -71,7 +65,7 @@ def test_padding_equals_hf(make_hf_checkpoint):
     mask_BT = np.ones_like(TOKENS_BT, bool)
     mask_BT[1, 25:] = False
     expected = hf_logits(hf, TOKENS_BT, attention_mask=torch.tensor(mask_BT.astype(int)))
-    assert relative_error(run(model, TOKENS_BT)[mask_BT], expected[mask_BT]) < 1e-5
+    assert relative_error(logits(model, TOKENS_BT)[mask_BT], expected[mask_BT]) < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +76,12 @@ def model(tiny_checkpoint):
 def test_padding_is_not_told_by_token_ids(model):
     """Zeros are ordinary tokens where the row is long, and any token is padding where it ends."""
     tokens_BT = jnp.array([[5, 0, 0, 7, 0, 3]])
-    full = run(model, tokens_BT)
+    full = logits(model, tokens_BT)
     for filler in (0, 9):
         padded = jnp.pad(tokens_BT, ((0, 0), (0, 4)), constant_values=filler)
-        logits = run(model, padded)
-        np.testing.assert_allclose(logits[:, :6], full, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(run(model, tokens_BT.at[0, 1].set(8))[0, -1], full[0, -1], atol=1e-4)
+        found = logits(model, padded)
+        np.testing.assert_allclose(found[:, :6], full, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(logits(model, tokens_BT.at[0, 1].set(8))[0, -1], full[0, -1], atol=1e-4)
 
 
 def test_two_samples_share_a_prefix_in_one_row(model):
@@ -95,9 +89,9 @@ def test_two_samples_share_a_prefix_in_one_row(model):
     tokens_BT = jnp.array([prefix + first + second])
     positions_BT = jnp.array([[0, 1, 2, 3, 4, 5, 6, 4, 5]])
     ends_BT = jnp.array([[9] * 4 + [7] * 3 + [9] * 2])
-    packed = run(model, tokens_BT, positions_BT=positions_BT, ends_BT=ends_BT)
-    np.testing.assert_allclose(packed[:, :7], run(model, tokens_BT[:, :7]), rtol=1e-4, atol=1e-5)
-    alone = run(model, jnp.array([prefix + second]))
+    packed = logits(model, tokens_BT, positions_BT=positions_BT, ends_BT=ends_BT)
+    np.testing.assert_allclose(packed[:, :7], logits(model, tokens_BT[:, :7]), rtol=1e-4, atol=1e-5)
+    alone = logits(model, jnp.array([prefix + second]))
     np.testing.assert_allclose(packed[:, 7:], alone[:, 4:], rtol=1e-4, atol=1e-5)
 
 
@@ -105,7 +99,7 @@ def test_head_at_few_positions_equals_head_everywhere(model):
     tokens_BT = jnp.asarray(TOKENS_BT)
     hidden_BTD = model.hidden(tokens_BT)
     few = model.logits(hidden_BTD[:, 3:5])
-    np.testing.assert_allclose(few, run(model, tokens_BT)[:, 3:5], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(few, logits(model, tokens_BT)[:, 3:5], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model.logits(hidden_BTD[0, 3]), few[0, 0], rtol=1e-5, atol=1e-6)
 
 
@@ -141,9 +135,9 @@ def test_bfloat16_weights_give_float32_logits_close_to_float32(model, tiny_check
     half = load_qwen2(tiny_checkpoint)
     assert half.dtype == jnp.bfloat16
     assert jax.eval_shape(half.hidden, TOKENS_BT).dtype == jnp.bfloat16
-    logits = run(half, TOKENS_BT)
-    assert logits.dtype == jnp.float32
-    assert 0 < relative_error(logits, np.asarray(run(model, TOKENS_BT))) < 0.03
+    found = logits(half, TOKENS_BT)
+    assert found.dtype == jnp.float32
+    assert 0 < relative_error(found, np.asarray(logits(model, TOKENS_BT))) < 0.03
 
 
 def test_program_size_does_not_grow_with_depth():

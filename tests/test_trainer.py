@@ -1,5 +1,6 @@
 """The compiled step: right gradients however samples are packed, and only LoRA moves."""
 
+import functools
 import itertools
 import math
 
@@ -34,6 +35,19 @@ from emodistill.train.trainer import (
     response_logprobs,
 )
 
+EXAMPLES = sharing_examples(12)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lone_logprobs(graphdef, lora, frozen):
+    """Log-probs [N, T] of every next token, each of `EXAMPLES` in a row of its own."""
+    whole = [np.concatenate([e.prompt_ids, e.response_ids]) for e in EXAMPLES]
+    longest = max(map(len, whole))
+    ids_NT = np.stack([np.pad(ids, (0, longest - len(ids))) for ids in whole])
+    logits_NTV = nnx.merge(graphdef, lora, frozen)(ids_NT)  # no token sees a later one
+    logp_NTV = jax.nn.log_softmax(logits_NTV[:, :-1])
+    return jnp.take_along_axis(logp_NTV, ids_NT[:, 1:, None], axis=2)[..., 0]
+
 
 class TestGradients:
     @pytest.mark.parametrize(
@@ -53,10 +67,9 @@ class TestGradients:
     def test_rows_give_the_gradient_of_one_sample_at_a_time(self, stage, packing):
         """Against every sample in a row of its own, without gathering or accumulation."""
         model = tiny_model(is_trained=True)
-        examples = sharing_examples(12)
         advantages = stream(0, "advantages").normal(size=12).astype(np.float32)
         batches = packed(
-            examples,
+            EXAMPLES,
             advantages=advantages,
             max_micro_tokens=64,
             batch_size=6 if stage == "dpo" else 12,
@@ -78,17 +91,10 @@ class TestGradients:
         assert len(made) >= 2
         grads, metrics = trainer.gradients(lora, frozen, made)
 
-        whole = [np.concatenate([e.prompt_ids, e.response_ids]) for e in examples]
-        longest = max(map(len, whole))
-        ids_NT = np.stack([np.pad(ids, (0, longest - len(ids))) for ids in whole])
-
-        def alone(lora):
-            logits_NTV = nnx.merge(graphdef, lora, frozen)(ids_NT)  # no token sees a later one
-            logp_NTV = jax.nn.log_softmax(logits_NTV[:, :-1])
-            logp_NT = jnp.take_along_axis(logp_NTV, ids_NT[:, 1:, None], axis=2)[..., 0]
+        def loss(logp_NT):
             logps = [
-                logp_NT[i, len(e.prompt_ids) - 1 : len(whole[i]) - 1]
-                for i, e in enumerate(examples)
+                logp_NT[i, len(e.prompt_ids) - 1 : len(e.prompt_ids) + len(e.response_ids) - 1]
+                for i, e in enumerate(EXAMPLES)
             ]
             if stage == "sft":
                 return -jnp.concatenate(logps).mean()
@@ -110,7 +116,9 @@ class TestGradients:
                 kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
             return 0.3 * jnp.concatenate(kl).mean() - jnp.stack(surrogate).mean()
 
-        value, expected = jax.jit(jax.value_and_grad(alone))(lora)
+        logp_NT, pull = jax.vjp(lambda lora: lone_logprobs(graphdef, lora, frozen), lora)
+        value, slope_NT = jax.jit(jax.value_and_grad(loss))(logp_NT)
+        (expected,) = pull(slope_NT)
         assert_trees_close(grads, expected, rtol=1e-5)
         name = "policy/loss" if stage == "jpo" else f"{stage}/loss"
         np.testing.assert_allclose(add_metrics(metrics)[name], value, rtol=1e-5)

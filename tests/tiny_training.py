@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from model_outputs import reply_logprobs
 from samples import lengths_to_examples
 
 from emodistill.batches import PackedBatches
@@ -14,7 +15,6 @@ from emodistill.configs import SFTConfig
 from emodistill.model import LoRAParam, Qwen2, Qwen2Config, add_lora
 from emodistill.seeding import jax_key, stream
 from emodistill.train.objectives import OBJECTIVES
-from emodistill.train.trainer import response_logprobs
 
 CONFIG = Qwen2Config(
     vocab_size=200,
@@ -73,10 +73,9 @@ def packed(examples=SHORT, **settings):
 def with_reference(batches, model):
     """JPO needs reference log-probs: those of `model`, in one pass over the rows."""
     logp_NU = np.zeros((len(batches.examples), batches.num_reply_tokens), np.float32)
-    graphdef, state = nnx.split(model)
-    logprobs = jax.jit(lambda state, batch: response_logprobs(nnx.merge(graphdef, state), batch))
     for numbers, batch in batches.each_batch():
-        logp_NU[numbers] = (np.asarray(logprobs(state, batch)) * batch.mask_SU)[: len(numbers)]
+        logp_SU = np.asarray(reply_logprobs(model, batch)) * batch.mask_SU
+        logp_NU[numbers] = logp_SU[: len(numbers)]
     batches.set_reference(logp_NU)
     return batches
 
