@@ -20,11 +20,10 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",  # an MLIR pipeline for each fused loop: 2/3 of the time
 )
 LONG_FILES = (
-    *("test_studies", "test_adapter_training", "test_stages", "test_trainer", "test_qwen2"),
-    *("test_loop", "test_embedded", "test_forecast", "test_checkpoints", "test_planted"),
-    *("test_iql", "test_memory_plan", "test_sweep", "test_engine", "test_attention"),
-    *("test_serving", "test_serving_load", "test_canaries", "test_preflight"),
-    *("test_student_servers", "test_report_page", "test_paper_pack"),
+    *("test_studies", "test_adapter_training", "test_engine", "test_preflight", "test_trainer"),
+    *("test_canaries", "test_iql", "test_serving", "test_memory_plan", "test_qwen2"),
+    *("test_stages", "test_student_servers", "test_serving_load", "test_sharding", "test_loop"),
+    *("test_adapters", "test_attention", "test_sweep", "test_quantization", "test_report_page"),
 )
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -202,6 +201,16 @@ def one_simulator() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def settled_heap() -> Iterator[None]:
+    """Jobs need not settle the heap, which is frozen: to count what is would take 30 ms each."""
+    from emodistill.offline import workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_settled_heap", contextlib.nullcontext)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def short_value_estimates() -> Iterator[None]:
     """Selectors that tests train are valued in a few steps of fitted Q instead of thousands."""
     from emodistill.train import selector_checks
@@ -222,22 +231,36 @@ def short_canaries() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def optimized_generation() -> Iterator[None]:
-    """For modules that generate so much that XLA's optimiser wins more than it costs."""
+@pytest.fixture(scope="session", autouse=True)
+def quick_generation() -> Iterator[None]:
+    """Engines have few slots, and XLA optimises the embedded student's programs.
+
+    A step of decoding takes it 4 ms so, and 50 ms with 16 slots and without the optimiser. The
+    random models of tests are too small, and say too little, for the optimiser to be worth it.
+    """
     import jax
 
-    from emodistill.model import decoding
+    from emodistill.model import decoding, engine
+
+    def quick(program: Any) -> Any:
+        optimized = jax.jit(
+            program.__wrapped__,
+            static_argnames="graphdef",
+            donate_argnames="slots",
+            compiler_options={"xla_backend_optimization_level": 1},
+        )
+
+        def call(graphdef: Any, state: Any, slots: Any, given: Any) -> Any:
+            is_embedded = slots.keys.shape[3] == 32  # its head width; other models have less
+            return (optimized if is_embedded else program)(graphdef, state, slots, given)
+
+        call.lower = program.lower
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for program in (decoding.prefill, decoding.decode):
-            optimized = jax.jit(
-                program.__wrapped__,
-                static_argnames="graphdef",
-                donate_argnames="slots",
-                compiler_options={"xla_backend_optimization_level": 1},
-            )
-            patch.setattr(decoding, program.__name__, optimized)
+        patch.setattr(engine, "DEFAULT_SLOTS", 4)
+        for name in ("prefill", "decode"):
+            patch.setattr(decoding, name, quick(getattr(decoding, name)))
         yield
 
 

@@ -19,8 +19,6 @@ from emodistill.simulator.response_model import expressed
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
 
-pytestmark = pytest.mark.usefixtures("optimized_generation")
-
 NUM_DIALOGUES = 4
 MAX_REPLY_TOKENS = 100
 
@@ -48,7 +46,7 @@ def trajectories():
 
     async def all_of_them():
         model = load_qwen2(folder, dtype=jnp.float32)
-        async with EngineWorker(lambda _: Engine(model)) as worker:
+        async with EngineWorker(lambda _: Engine(model, num_slots=16)) as worker:
             student = StudentWriter(
                 worker,
                 None,

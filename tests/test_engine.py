@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_outputs import logits
 from test_sharding import finish, start
 
 from emodistill import seeding
@@ -136,7 +137,7 @@ def test_asking_for_logprobs_changes_no_token_and_gives_the_model_s(model):
         ids = prompt + generated.ids
         tokens_1T = np.zeros((1, 512), np.int32)  # one shape for all
         tokens_1T[0, : len(ids)] = ids
-        logps_TV = np.asarray(jax.nn.log_softmax(model(tokens_1T)[0]))
+        logps_TV = np.asarray(jax.nn.log_softmax(logits(model, tokens_1T)[0]))
         for n, token in enumerate(generated.ids):
             logps_V, found = logps_TV[len(prompt) - 1 + n], generated.logprobs[n]
             np.testing.assert_allclose(found.chosen, logps_V[token], atol=2e-5)
@@ -173,20 +174,20 @@ def test_requests_join_and_leave_between_steps(model):
 
 def test_a_cancelled_request_leaves_no_trace(model):
     requests = requests_of(max_new_tokens=20)
-    expected = small(model).generate(requests[2:4])
-    served = small(model, num_slots=2)
+    expected = small(model).generate(requests[4:6])
+    served = small(model)
     handles = [served.add(request) for request in requests]
     served.step()
-    for n in (0, 1, *range(4, len(handles))):
+    for n in (*range(4), *range(6, len(handles))):
         served.cancel(handles[n])
     found = {}
     while served.num_unfinished:
         found |= {one.handle: one.generated for one in served.step() if one.generated}
-    assert [found.get(handle) for handle in handles[2:4]] == expected
+    assert [found.get(handle) for handle in handles[4:6]] == expected
 
 
 def test_a_dialogue_s_next_turn_prefills_what_is_new(model):
-    served = small(model, num_slots=8, max_kept_tokens=200 * BLOCK, max_tokens=1024)
+    served = small(model, max_kept_tokens=200 * BLOCK)
     rng = seeding.stream(0, "turns")
 
     def words(number):
@@ -194,15 +195,15 @@ def test_a_dialogue_s_next_turn_prefills_what_is_new(model):
 
     rules = words(200)
     dialogues = [rules + words(30) for _ in range(6)]
-    for _ in range(6):
+    for _ in range(5):
         found = served.generate([GenerationRequest(ids, 20, 1.0) for ids in dialogues])
         dialogues = [
             ids + generated.ids + words(30) for ids, generated in zip(dialogues, found, strict=True)
         ]
     counters = served.counters
-    assert counters.prompt_tokens > 10_000
+    assert counters.prompt_tokens > 9_000
     assert counters.prefilled_tokens < 0.3 * counters.prompt_tokens
-    assert counters.generated_tokens == 6 * 6 * 20
+    assert counters.generated_tokens == 6 * 5 * 20
 
 
 def test_prompts_that_arrive_together_share_their_beginning(model):

@@ -34,8 +34,6 @@ from emodistill.serving.reply_text import ReplyReader, TokenTexts
 from emodistill.serving.server import run_server
 from emodistill.train.student import load_student
 
-pytestmark = pytest.mark.usefixtures("optimized_generation")
-
 KEY = "sk-secret-served-1234"
 SCENARIO = load_scenarios("crad")[0].to_json()
 USER = [{"role": "user", "content": "Can you pay within 30 days?"}]
@@ -57,6 +55,7 @@ def server(run):
         config = ServeConfig(
             port=0,
             run=run,
+            num_slots=4,
             api_key_env="SERVED_KEY",
             adapters_below=run.parent / "more",
             adapter=(f"mine={run}/crad/sft/default/adapter",),

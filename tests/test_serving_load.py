@@ -133,6 +133,7 @@ SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
     command = [sys.executable, "scripts/serve.py", "--student", str(tiny_checkpoint)]
+    command += ["--num-slots", "2", "--max-tokens", "512"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"}
     process = subprocess.Popen(
         [*command, "--port", "0", "--api-key-env", "SERVED_KEY"],
@@ -177,7 +178,8 @@ def test_a_port_in_use_is_a_clear_error(server, tiny_checkpoint):
 def test_an_adapter_of_another_base_is_named_when_it_is_asked_for(tmp_path, tiny_checkpoint):
     """A run's adapters are loaded at first use; the base and the server stay."""
     make_adapter(embedded_path(), tmp_path / "crad/sft/default/adapter", seed=0)
-    with served(ServeConfig(port=0, run=tmp_path, student=str(tiny_checkpoint))) as server:
+    config = ServeConfig(port=0, run=tmp_path, student=str(tiny_checkpoint), num_slots=2)
+    with served(config) as server:
         status, answer = server.post("/chat/completions", SHORT | {"model": "sft"})
         assert status == 503 and answer["error"]["code"] == "adapter_unusable"
         assert "another base model" in answer["error"]["message"]

@@ -27,8 +27,6 @@ from emodistill.offline.store import read_trajectories
 from emodistill.records import StudentServer
 from emodistill.studies.arm_runner import run_study
 
-pytestmark = pytest.mark.usefixtures("optimized_generation")
-
 FULL = "iql+sft+jpo"
 NAMES = "{adapter}"
 

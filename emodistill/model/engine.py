@@ -87,7 +87,7 @@ class Engine:
     The model's weights are taken as they are when the engine is made.
 
     Args:
-      num_slots: how many requests are served at once; the others wait.
+      num_slots: how many requests are served at once, `DEFAULT_SLOTS` without it; the others wait.
       max_tokens: most tokens of a prompt and its continuation, for which slots are made. Without it
         they grow, up to the model's positions, as requests need it; each time they double, and
         programs for the new length are compiled.
@@ -101,10 +101,11 @@ class Engine:
         self,
         model: Qwen2,
         *,
-        num_slots: int = DEFAULT_SLOTS,
+        num_slots: int | None = None,
         max_tokens: int | None = None,
         max_kept_tokens: int = DEFAULT_KEPT_TOKENS,
     ) -> None:
+        num_slots = DEFAULT_SLOTS if num_slots is None else num_slots
         if num_slots < 1:
             raise InputError(f"num_slots={num_slots} must be at least 1.")
         if max_kept_tokens < 0:
@@ -371,5 +372,5 @@ def generate(
         stop_ids=frozenset(eos_ids),
     )
     requests = [request(ids, seed=seed) for ids, seed in zip(prompts, seeds, strict=True)]
-    engine = Engine(model, num_slots=DEFAULT_SLOTS if num_slots is None else num_slots)
+    engine = Engine(model, num_slots=num_slots)
     return [generated.ids for generated in engine.generate(requests)]
