@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -53,15 +54,22 @@ class Objective(NamedTuple):
     needs_reference: bool = False
     """Whether the loss reads `ref_logp_SU`, the log-probs of the adapter that training starts
     from."""
+    loss_settings: tuple[str, ...] | None = None
+    """The fields of the configuration that the loss reads, which then gets no others; None: any.
+
+    Trainings that agree on them share the loss's compiled programs."""
 
     def loss_under(
         self, config: AdapterConfig
     ) -> Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]:
         """The loss under `config`, as a trainer takes it.
 
-        Configurations that differ only in what changes no result get the same function, so that
-        their trainers share compiled programs.
+        Configurations that agree on what the loss may read get the same function, so that their
+        trainers share compiled programs.
         """
+        if self.loss_settings is not None:
+            read = tuple((name, getattr(config, name)) for name in self.loss_settings)
+            return _bound_to_some(self.loss, read)
         operational = {
             field.name: field.default
             for field in dataclasses.fields(config)
@@ -73,6 +81,13 @@ class Objective(NamedTuple):
 @functools.cache
 def _bound(loss: Callable[..., Any], config: AdapterConfig) -> Callable[..., Any]:
     return functools.partial(loss, config)
+
+
+@functools.cache
+def _bound_to_some(
+    loss: Callable[..., Any], settings: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    return functools.partial(loss, types.SimpleNamespace(**dict(settings)))
 
 
 def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
@@ -161,9 +176,17 @@ def _dpo(config: DPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "sft": Objective(select_best, _sft, "sft/loss"),
-    "jpo": Objective(select_scored, _jpo, "policy/surrogate", needs_reference=True),
-    "alol": Objective(select_positive, _alol, "alol/loss"),
-    "dpo": Objective(select_pairs, _dpo, "dpo/accuracy", needs_reference=True),
+    "sft": Objective(select_best, _sft, "sft/loss", loss_settings=("loss_mean",)),
+    "jpo": Objective(
+        select_scored,
+        _jpo,
+        "policy/surrogate",
+        needs_reference=True,
+        loss_settings=("clip", "kl_coef", "kappa", "ratio"),
+    ),
+    "alol": Objective(select_positive, _alol, "alol/loss", loss_settings=()),
+    "dpo": Objective(
+        select_pairs, _dpo, "dpo/accuracy", needs_reference=True, loss_settings=("beta",)
+    ),
 }
 """By the stage that it trains."""

@@ -141,6 +141,7 @@ def take_first_step(
     return FirstStep(tuple(map(tuple, numbers)), batches, logp_SU, metrics, grad_norm)
 
 
+@functools.cache  # a function of its own for each loss, by which programs are found again
 def with_logprobs(loss: Any) -> Any:
     """The loss of an objective, with the log-probs that it is given among its metrics."""
 
