@@ -38,10 +38,28 @@ def base_fingerprint(model: Qwen2) -> str:
     """
     if model.fingerprint is not None:
         return model.fingerprint
-    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return fingerprint_of_sums(
-        model.config, {path: (leaf.shape, [rounded_sums(leaf[...])]) for path, leaf in leaves}
+    arrays = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    sums = _all_rounded_sums(
+        tuple(arrays.values()), tuple(array.sharding for array in arrays.values())
     )
+    return fingerprint_of_sums(
+        model.config,
+        {
+            path: (array.shape, [to_host(found)])
+            for (path, array), found in zip(arrays.items(), sums, strict=True)
+        },
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _all_rounded_sums(
+    arrays: Sequence[jax.Array], shardings: Sequence[Sharding]
+) -> list[jax.Array]:
+    """`rounded_sums` of whole parameters, in one program."""
+    return [
+        rounded_sums_on(array, jnp.uint32(0), sharding)
+        for array, sharding in zip(arrays, shardings, strict=True)
+    ]
 
 
 def fingerprint_of_sums(
