@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from emodistill.offline.judge_items import (
 from emodistill.offline.store import read_judgements
 from emodistill.offline.workers import JobsResult, StopReason, run_jobs
 from emodistill.progress import Progress
-from emodistill.prompts import PromptPack, dialogue_judge_messages, turn_judge_messages
+from emodistill.prompts import Message, PromptPack, dialogue_judge_messages, turn_judge_messages
 from emodistill.records import Judgement, Trajectory
 from emodistill.seeding import derive
 from emodistill.untrusted import file_name
@@ -165,9 +166,8 @@ async def run_judging(
     dialogues = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
     scenario_of = scenarios_by_dialogue(trajectories, scenarios)
     items = _planned_items(config, trajectories)
-    num_new = 0
     clients = ClientGroup([client])
-    with JsonlAppender(path) as lines:
+    with JsonlAppender(path) as file:
         earlier = read_judgements(path)
         _check_file(earlier, path, judge, pack)
         attempts = _earlier_attempts(config, earlier)
@@ -179,55 +179,20 @@ async def run_judging(
             unpriced=[] if client.provider.is_priced(model or judge) else [judge],
             finished_usd=[line.cost_usd for line in earlier],
         )
+        lines = _NewLines(file, attempts, judge, client.provider.label, pack.rubric_sha256)
 
         def request(item: JudgeItem) -> dict[str, Any]:
-            scenario, dialogue = scenario_of[item.trajectory_id], dialogues[item.trajectory_id]
-            if item.turn_index is None:
-                ending = dialogue.outcome, dialogue.final_value
-                messages = dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
-            else:
-                messages = turn_judge_messages(pack, scenario, dialogue.turns, item.turn_index)
             attempt = attempts.num_failed[item]
+            scenario, dialogue = scenario_of[item.trajectory_id], dialogues[item.trajectory_id]
             return {
-                "messages": messages,
+                "messages": _messages(pack, scenario, dialogue, item.turn_index),
                 "model": model or judge,
                 "temperature": 0.0,
                 "max_tokens": config.judge_max_tokens << attempt,  # it may have been cut
                 "seed": derive(config.seed, "judge", *map(str, item), attempt),
             }
 
-        def write(item: JudgeItem, attempt: int, answer: Completion) -> None:
-            nonlocal num_new
-            is_cut = answer.finish_reason == "length"
-            score = parse_score(answer.text, is_cut=is_cut)
-            line = Judgement(
-                **item._asdict(),
-                judge=judge,
-                provider=client.provider.label,
-                attempt=attempt,
-                rubric_sha256=pack.rubric_sha256,
-                raw=answer.text,
-                status="failed" if score is None else "scored",
-                score=score,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                cost_usd=answer.cost_usd,
-            )
-            lines.append(line)
-            attempts.add(line)
-            num_new += 1
-
-        def keep(item: JudgeItem, answer: Completion) -> None:
-            write(item, attempts.num_failed[item], answer)
-
-        def give_up(item: JudgeItem, error: ApiError) -> None:
-            status = "no HTTP 200"
-            if isinstance(error, RefusedError):
-                status = "filtered" if error.status == 200 else f"HTTP {error.status}"
-            log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
-            write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
-
-        job = JudgeJob(pending, attempts, request, keep, give_up)
+        job = JudgeJob(pending, attempts, request, lines.keep, lines.give_up)
         unit = "turns" if config.level == "turn" else "dialogues"
         bar = Progress("judge", total=len(items), unit=unit, done=len(items) - len(pending))
         if config.batch:
@@ -238,18 +203,14 @@ async def run_judging(
             stopped = await _ask_one_by_one(job, config, clients, budget, bar)
     judged = [item for item in items if not attempts.are_left(item)]
     failed = [item for item in judged if item in attempts.unreadable]
-    num_failed, num_judged = (
-        Counter(dialogues[item.trajectory_id].focal.method for item in some)
-        for some in (failed, judged)
-    )
-    rates = {method: num_failed[method] / count for method, count in num_judged.items()}
+    rates = _failure_rates(failed, judged, dialogues)
     shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
     return JobsResult(
         num_planned=len(items),
         num_finished=len(judged) - len(failed),
         num_failed=len(failed),
-        num_new=num_new,
+        num_new=lines.num_new,
         cost_usd=budget.spent_usd,
         usage=budget.usage,
         stopped=stopped,
@@ -259,6 +220,68 @@ async def run_judging(
         on_interrupt="what is judged is kept, start again to go on",
         failure_rates=rates,
     )
+
+
+@dataclass(slots=True)
+class _NewLines:
+    """The lines that a job adds to its file, one for each answer or call that was given up."""
+
+    file: JsonlAppender
+    attempts: JudgeAttempts
+    judge: str
+    provider: str
+    rubric_sha256: str
+    num_new: int = 0
+
+    def keep(self, item: JudgeItem, answer: Completion) -> None:
+        self._write(item, self.attempts.num_failed[item], answer)
+
+    def give_up(self, item: JudgeItem, error: ApiError) -> None:
+        status = "no HTTP 200"
+        if isinstance(error, RefusedError):
+            status = "filtered" if error.status == 200 else f"HTTP {error.status}"
+        log.warning("%s, turn %s: %s", item.trajectory_id, item.turn_index, error)
+        self._write(item, LAST_ATTEMPT, Completion(f"{NO_ANSWER}{status}]", 0, 0, 0.0, 0.0))
+
+    def _write(self, item: JudgeItem, attempt: int, answer: Completion) -> None:
+        score = parse_score(answer.text, is_cut=answer.finish_reason == "length")
+        line = Judgement(
+            **item._asdict(),
+            judge=self.judge,
+            provider=self.provider,
+            attempt=attempt,
+            rubric_sha256=self.rubric_sha256,
+            raw=answer.text,
+            status="failed" if score is None else "scored",
+            score=score,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            cost_usd=answer.cost_usd,
+        )
+        self.file.append(line)
+        self.attempts.add(line)
+        self.num_new += 1
+
+
+def _messages(
+    pack: PromptPack, scenario: Scenario, dialogue: Trajectory, turn_index: int | None
+) -> list[Message]:
+    """What the judge is asked about one turn, or about the whole dialogue."""
+    if turn_index is not None:
+        return turn_judge_messages(pack, scenario, dialogue.turns, turn_index)
+    ending = dialogue.outcome, dialogue.final_value
+    return dialogue_judge_messages(pack, scenario, dialogue.turns, *ending)
+
+
+def _failure_rates(
+    failed: Iterable[JudgeItem], judged: Iterable[JudgeItem], dialogues: Mapping[str, Trajectory]
+) -> dict[str, float]:
+    """Per focal method, the share of the judged items that are left without a score."""
+    num_failed, num_judged = (
+        Counter(dialogues[item.trajectory_id].focal.method for item in items)
+        for items in (failed, judged)
+    )
+    return {method: num_failed[method] / count for method, count in num_judged.items()}
 
 
 async def _ask_one_by_one(
