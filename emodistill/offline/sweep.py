@@ -12,6 +12,7 @@ interrupted sweep, resumed at any other concurrency, ends with the same data.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ from emodistill.offline.unfinished import UnfinishedAnswers
 from emodistill.offline.workers import JobsResult, run_jobs
 from emodistill.progress import Progress
 from emodistill.prompts import PromptPack
-from emodistill.records import FailedDialogue
+from emodistill.records import FailedDialogue, Trajectory
 from emodistill.seeding import stream
 
 log = logging.getLogger("emodistill.offline")
@@ -168,25 +169,18 @@ async def play_all(
     callers = [one for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)]
     clients = ClientGroup(one.client for one in callers)
     unpriced = [o.model for o in callers if not o.client.provider.is_priced(o.model)]
-    outcomes: Counter[str] = Counter()
-    readability = ReadabilityCheck(is_lenient=config.keep_unread)
     with ExitStack() as stack:
         finished = stack.enter_context(JsonlAppender(path))
         failed = stack.enter_context(JsonlAppender(failures_path(path)))
         on_open()
-        costs_usd: dict[str, float] = {}
-        used = Usage()
-        for earlier in read_trajectories(path):
-            calls, *tokens = msgspec.structs.astuple(earlier.usage)
-            costs_usd[earlier.trajectory_id] = earlier.cost_usd
-            used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
-            readability.add(earlier)
-        earlier_failures = read_records(failed.path, FailedDialogue)
-        failed_ids = {line.trajectory_id for line, _ in earlier_failures} - costs_usd.keys()
-        ended = costs_usd.keys() | failed_ids
-        pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in ended]
-        readability.check(is_end=not pending)
-        unfinished = stack.enter_context(UnfinishedAnswers(path.with_suffix(".unfinished"), ended))
+        ended = _EndedDialogues(finished, failed, ReadabilityCheck(is_lenient=config.keep_unread))
+        used = ended.read()
+        earlier = ended.costs_usd.keys() | ended.failed_ids
+        pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in earlier]
+        ended.readability.check(is_end=not pending)
+        unfinished = stack.enter_context(
+            UnfinishedAnswers(path.with_suffix(".unfinished"), earlier)
+        )
         for asked in clients.clients:
             asked.cache = unfinished
             stack.callback(setattr, asked, "cache", None)
@@ -195,40 +189,22 @@ async def play_all(
             clients,
             config.max_cost_usd,
             unpriced=unpriced,
-            finished_usd=costs_usd.values(),
+            finished_usd=ended.costs_usd.values(),
             finished=used,
             unfinished=unfinished.usage,
         )
 
         async def play_one(dialogue: PlannedDialogue) -> None:
-            name = dialogue.trajectory_id
-            unfinished.begin(name)
+            unfinished.begin(dialogue.trajectory_id)
             trajectory = await play(dialogue, match)
-            finished.append(trajectory)
-            unfinished.forget(name)
-            costs_usd[name] = trajectory.cost_usd
-            extra = fields(event="dialogue", dialogue=name)
-            num_turns = len(trajectory.turns)
-            log.debug("%s: %s after %d turns.", name, trajectory.outcome, num_turns, extra=extra)
-            outcomes[trajectory.outcome] += 1
+            ended.keep(trajectory)
+            unfinished.forget(dialogue.trajectory_id)
             budget.add(trajectory.cost_usd)
-            readability.add(trajectory)
-            readability.check()
+            ended.readability.check()
 
         def give_up(dialogue: PlannedDialogue, error: ApiError) -> None:
-            name = dialogue.trajectory_id
-            log.debug("%s", error, extra=fields(event="dialogue failed", dialogue=name))
-            kinds = {RefusedError: "refused", EmptyReplyError: "empty"}
-            kind = kinds.get(type(error), "exhausted")
-            failed.append(FailedDialogue(trajectory_id=name, kind=kind, reason=str(error)))
-            unfinished.forget(name)
-            failed_ids.add(name)
-
-        def status() -> str:
-            num_new = outcomes.total()
-            accepted = f"{outcomes['accepted'] / num_new:.0%} accepted" if num_new else ""
-            offers = readability.shares.text if readability.shares.num_turns else ""
-            return ", ".join(filter(None, (accepted, offers)))
+            ended.give_up(dialogue, error)
+            unfinished.forget(dialogue.trajectory_id)
 
         num_before = len(planned) - len(pending)
         stopped = await run_jobs(
@@ -239,18 +215,18 @@ async def play_all(
             budget=budget,
             bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
             concurrency=config.concurrency,
-            status=status,
+            status=ended.status,
         )
-    readability.check(is_end=stopped is None)
+    ended.readability.check(is_end=stopped is None)
     ids = {dialogue.trajectory_id for dialogue in planned}
     return JobsResult(
         num_planned=len(planned),
-        num_finished=len(ids & costs_usd.keys()),
-        num_failed=len(ids & failed_ids),
-        num_new=outcomes.total(),
+        num_finished=len(ids & ended.costs_usd.keys()),
+        num_failed=len(ids & ended.failed_ids),
+        num_new=ended.outcomes.total(),
         cost_usd=budget.spent_usd,
         usage=budget.usage,
-        offers=readability.shares,
+        offers=ended.readability.shares,
         stopped=stopped,
         path=path,
         finished="dialogues finished",
@@ -260,6 +236,57 @@ async def play_all(
             "again to go on"
         ),
     )
+
+
+@dataclasses.dataclass(slots=True)
+class _EndedDialogues:
+    """The dialogues of two files that have ended: those that were there, and those of this job."""
+
+    finished: JsonlAppender
+    failed: JsonlAppender
+    readability: ReadabilityCheck
+    costs_usd: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of each finished dialogue."""
+    failed_ids: set[str] = dataclasses.field(default_factory=set)
+    outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Of the dialogues of this job."""
+
+    def read(self) -> Usage:
+        """Take in what the files hold; what it has cost."""
+        used = Usage()
+        for earlier in read_trajectories(self.finished.path):
+            calls, *tokens = msgspec.structs.astuple(earlier.usage)
+            used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
+            self.costs_usd[earlier.trajectory_id] = earlier.cost_usd
+            self.readability.add(earlier)
+        failures = read_records(self.failed.path, FailedDialogue)
+        self.failed_ids = {line.trajectory_id for line, _ in failures} - self.costs_usd.keys()
+        return used
+
+    def keep(self, trajectory: Trajectory) -> None:
+        """Append a dialogue that is finished."""
+        name, num_turns = trajectory.trajectory_id, len(trajectory.turns)
+        self.finished.append(trajectory)
+        self.costs_usd[name] = trajectory.cost_usd
+        self.outcomes[trajectory.outcome] += 1
+        self.readability.add(trajectory)
+        extra = fields(event="dialogue", dialogue=name)
+        log.debug("%s: %s after %d turns.", name, trajectory.outcome, num_turns, extra=extra)
+
+    def give_up(self, dialogue: PlannedDialogue, error: ApiError) -> None:
+        """Append the reason why a dialogue has failed for good."""
+        name = dialogue.trajectory_id
+        log.debug("%s", error, extra=fields(event="dialogue failed", dialogue=name))
+        kinds = {RefusedError: "refused", EmptyReplyError: "empty"}
+        kind = kinds.get(type(error), "exhausted")
+        self.failed.append(FailedDialogue(trajectory_id=name, kind=kind, reason=str(error)))
+        self.failed_ids.add(name)
+
+    def status(self) -> str:
+        """What the progress line says of the dialogues of this job, and of all offers."""
+        num_new, shares = self.outcomes.total(), self.readability.shares
+        accepted = f"{self.outcomes['accepted'] / num_new:.0%} accepted" if num_new else ""
+        return ", ".join(filter(None, (accepted, shares.text if shares.num_turns else "")))
 
 
 def failures_path(path: Path) -> Path:
