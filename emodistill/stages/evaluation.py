@@ -214,12 +214,19 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def play(job: Job, loaded: dict[str, Any] | None = None, agreed: list[str] | None = None) -> Result:
+class PlayedMatch(NamedTuple):
+    """What a match has come to."""
+
+    result: Result
+    is_agreed: bool
+    """Whether the user was asked about its cost, and said yes."""
+
+
+def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
     """Play the dialogues that are still missing.
 
     Args:
       loaded: students that several matches share (see `PlayerPool`).
-      agreed: gets the name of the match where the user was asked about its cost, and said yes.
     """
     config, details = job.cell.config, job.details
     scenarios = _held_out(
@@ -242,18 +249,16 @@ def play(job: Job, loaded: dict[str, Any] | None = None, agreed: list[str] | Non
         "reader": details.reader,
     }
 
-    async def work() -> Result:
+    async def work() -> PlayedMatch:
         async with (
             open_clients(config, job.name, endpoints.values()) as client_of,
             PlayerPool(config, client_of, details.pack, loaded) as pool,
         ):
             num_planned = config.num_seeds * len(scenarios[: config.num_scenarios])
             num_left = max(0, num_planned - num_lines(job.output))
-            was_asked = await check_models(
+            is_agreed = await check_models(
                 config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
             )
-            if was_asked and agreed is not None:
-                agreed.append(job.name)
             played = await pool.play(
                 details.focal,
                 details.counterparty,
@@ -263,7 +268,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None, agreed: list[str] | Non
                 reader=offer_reader(client_of, details.reader, config),
             )
         played.check("see why, and start again")
-        return Result(
+        result = Result(
             played.summary,
             played.cost_usd,
             {
@@ -273,6 +278,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None, agreed: list[str] | Non
             },
             is_complete=played.is_complete,
         )
+        return PlayedMatch(result, is_agreed)
 
     return asyncio.run(work())
 
@@ -310,7 +316,7 @@ EVALUATE = Stage(
     script="evaluate",
     needs=_needs,
     job=_job,
-    run=play,
+    run=lambda job: play(job).result,
     followed_by=_report,
 )
 PAIR = dataclasses.replace(EVALUATE, config=PairConfig, script="tournament")

@@ -10,7 +10,6 @@ to the emotions that it hears and shows none, so that columns of such methods ar
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 
 from emodistill.configs import EMBEDDED, ReportConfig, TournamentConfig
@@ -19,7 +18,7 @@ from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
 from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
-from emodistill.runs import read_manifest
+from emodistill.runs import Job, Result, read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages.evaluation import play
 from emodistill.stages.runner import prepare, run
@@ -53,16 +52,23 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
     failed: list[str] = []
     played = played_pairs(config.run / config.domain)
     spent_usd, loaded = 0.0, {}  # pairs share the student's weights
-    agreed: list[str] = []
+    is_agreed = False
+
+    def play_pair(job: Job) -> Result:
+        nonlocal is_agreed
+        match = play(job, loaded)
+        is_agreed = is_agreed or match.is_agreed
+        return match.result
+
     for pair, cell in cells.items():
-        if agreed:  # the user is asked once
+        if is_agreed:  # the user is asked once
             cell = cell._replace(config=dataclasses.replace(cell.config, yes=True))
         if config.max_cost_usd is not None:
             left = dataclasses.replace(cell.config, max_cost_usd=config.max_cost_usd - spent_usd)
             cell = cell._replace(config=left)
         name = "@".join(pair)
         try:
-            path = run(cell, functools.partial(play, loaded=loaded, agreed=agreed)).path
+            path = run(cell, play_pair).path
         except StoppedError:
             raise
         except EmodistillError as error:
