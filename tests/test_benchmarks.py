@@ -44,8 +44,9 @@ TINY = {
 """By name: settings, and what of the module is smaller here."""
 
 
-SLOW = ("jpo", "iql", "load", "packing")
-"""Each has a sibling that the default suite runs, or takes seconds of compiling."""
+SLOW = ("sweep", "sft", "jpo", "iql", "load", "packing")
+"""Each has a sibling that the default suite runs, or takes seconds of compiling; `mfu` trains as
+`sft` and `jpo` do."""
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,29 @@ def run(*args):
     )
 
 
-def test_the_command_prints_a_table_for_a_mesh():
-    done = run("--model", "embedded", "--mesh", "1x2x2", "--tokens", "512")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("plan: jpo of embedded in float32, LoRA r = 16, on CPU, mesh 1x2x2")
+def assert_table(printed, begins):
+    lines = printed.splitlines()
+    assert lines[0].startswith(begins)
     kinds = [line.split("  ")[0] for line in lines[1:-2]]
     assert kinds == ["tokens of a row", *DeviceMemory._fields, "all"]
     assert lines[-2].startswith("trace and compile, s")
+
+
+def test_the_command_prints_a_table(monkeypatch, capsys):
+    words = ("memory", "--model", "embedded", "--tokens", "512")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    monkeypatch.setattr(memory_plan, "target_devices", lambda *_: jax.devices()[:1])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    expected = "plan: jpo of embedded in float32, LoRA r = 16, on CPU"
+    assert_table(capsys.readouterr().out, expected)
+
+
+@pytest.mark.slow  # test_sharding computes on a mesh by default
+def test_the_command_prints_a_table_for_a_mesh():
+    done = run("--model", "embedded", "--mesh", "1x2x2", "--tokens", "512")
+    assert done.returncode == 0, done.stderr
+    expected = "plan: jpo of embedded in float32, LoRA r = 16, on CPU, mesh 1x2x2"
+    assert_table(done.stdout, expected)
 
 
 @pytest.mark.parametrize(
