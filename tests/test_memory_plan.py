@@ -22,7 +22,7 @@ from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, embedded_path, load_qwen2
 from emodistill.model.config import read_architecture
-from emodistill.train import memory_plan, trainer
+from emodistill.train import compile_targets, memory_plan, trainer
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan, longest_row, plan_memory
 from emodistill.train.trainer import Trainer, response_logprobs
 
@@ -179,6 +179,14 @@ def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match=r"pip install 'emodistill\[tpu-aot\]'"):
         plan_memory(dataclasses.replace(SMALL, topology="v6e:1x1"))
+
+
+def test_the_missing_gpu_extra_is_named(monkeypatch):
+    monkeypatch.setattr(compile_targets, "GPU_PLUGINS", ("xla_none",))
+    with pytest.raises(InputError, match=r"'h100:8' takes .* pip install 'emodistill\[gpu-aot\]'"):
+        plan_memory(dataclasses.replace(SMALL, topology="h100:8"))
+    with pytest.raises(InputError, match="'h100:9' must name 1 to 8 GPUs"):
+        plan_memory(dataclasses.replace(SMALL, topology="h100:9"))
 
 
 @pytest.mark.slow
