@@ -27,6 +27,7 @@ LossMean = Literal["token", "reply", "reply-sum"]
 RatioKind = Literal["mean-token", "sequence", "token"]
 Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
+AttentionForm = Literal["xla", "pallas"]
 
 
 @configuration
@@ -143,6 +144,9 @@ class AdapterConfig(ExperimentConfig):
     remat: Remat | None = setting(None, operational=True)
     """What the backward pass computes again: `none` (on CPU), `full` (elsewhere), or, with `dots`,
     everything but matrix products."""
+    attention: AttentionForm | None = setting(None, operational=True)
+    """How attention is computed: by XLA's loops (`xla`) or by kernels for GPUs (`pallas`); if left
+    out, by kernels where they run."""
     packing: Packing = setting("tree", operational=True)
     """How samples share rows: merged where their prompts agree, side by side, or not at all."""
     max_micro_tokens: int | None = setting(None, ge=1, operational=True)
@@ -293,6 +297,8 @@ class MemoryConfig(Config):
     products."""
     quantize: Quantization | None = None
     """Hold the frozen projections in 8 or 4 bits."""
+    attention: AttentionForm | None = None
+    """How attention is computed, as in training: `xla`, `pallas`, or what --topology can."""
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)

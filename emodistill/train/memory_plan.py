@@ -193,7 +193,12 @@ def _abstract_student(
 
     def make() -> Qwen2:
         model = Qwen2(
-            architecture, key=jax.random.key(0), dtype=dtype, remat=config.remat, mesh=mesh
+            architecture,
+            key=jax.random.key(0),
+            dtype=dtype,
+            remat=config.remat,
+            mesh=mesh,
+            attention=config.attention,
         )
         if config.quantize is not None:
             quantize_abstractly(model, config.quantize)

@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from emodistill.model.attention_forms import SCOPE
+
 SEEN_BLOCKS = 16
 """Turns that are assumed of loops whose number of turns the data decides: key blocks that a group
 of query blocks sees, about half of a row of 4,096 tokens."""
-
-ATTENTION_SCOPE = "tree_attention"
-"""`jax.named_scope` of all that attention computes; it stands in the compiled program."""
 
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
@@ -148,7 +147,7 @@ def _total(
 
 
 def _launched(one: _Instruction) -> dict[str, int]:
-    counts = {"kernels": 1, "attention": int(f"{ATTENTION_SCOPE}" in one.line)}
+    counts = {"kernels": 1, "attention": int(SCOPE in one.line)}
     kind = one.opcode.removesuffix("-start")
     if kind in _COLLECTIVES:
         sizes = [_shape_bytes(found) for found in _SHAPE.finditer(one.shape)]
