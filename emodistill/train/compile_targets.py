@@ -21,6 +21,9 @@ from emodistill.errors import InputError
 GPU_PLUGINS = ("xla_cuda12", "xla_cuda13")
 """JAX's plugins for NVIDIA GPUs, of which one is enough."""
 
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""What an NVIDIA driver leaves in the file system, on Linux and in Windows' Linux."""
+
 AOT_OPTIONS = {"xla_gpu_autotune_level": 0}
 """For compiling without the GPU: XLA would choose among kernels by running them."""
 
@@ -76,6 +79,10 @@ def is_abstract(device: Any) -> bool:
 
 def _real_gpus(description: str, number: int) -> Sequence[Any]:
     """The GPUs of this machine where they are the ones that are asked for, else none."""
+    if not any(Path(device).exists() for device in DRIVERS):
+        # JAX would try to start its CUDA plugin, and drop it for good when that fails.
+        jax.config.update("jax_platforms", "cpu")
+        return []
     found = jax.devices() if jax.default_backend() == "gpu" else []
     found = [device for device in found if device.device_kind == description]
     return found[:number] if len(found) >= number else []
