@@ -176,6 +176,41 @@ class MemoryBenchmark(Config):
     """The model whose shapes are compiled (see `plan.py memory`)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPUBenchmark(Config):
+    """The first ten minutes on a GPU, part by part, each in a file of its own."""
+
+    stage: ClassVar[str] = "bench-gpu"
+    module: ClassVar[str] = "gpu"
+    model: str = "qwen2.5-7b"
+    """The model whose shapes are measured (see `plan.py memory`)."""
+    parts: tuple[str, ...] = setting((), operational=True)
+    """What parts' names begin with: matmul, sft-4096-tree, jpo, attention, decoding, iql; all of
+    them without it."""
+    dry_run: bool = False
+    """All parts at a tiny size, on any device."""
+    limit_s: float = setting(600.0, gt=0, operational=True)
+    """Parts are not begun later than this."""
+    dir: Path = setting(Path("benchmarks/results/gpu"), operational=True)
+    """Where the parts' files are written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelledStepBenchmark(Config):
+    """What a training step would take on a GPU, by a model: nothing is measured."""
+
+    stage: ClassVar[str] = "bench-modelled-step"
+    module: ClassVar[str] = "modelled_step"
+    model: str = "qwen2.5-7b"
+    """The model whose step it is (see `plan.py memory`)."""
+    gpu: str = "h100"
+    """The GPU (see `plan.py memory --topology`)."""
+    row: int = setting(4096, ge=1)
+    """Tokens of a row."""
+    kernels: int = setting(4_194, ge=0)
+    """Kernels of a step, as `plan.py memory` counts them with --remat none."""
+
+
 BENCHMARKS: dict[str, type[Config]] = {
     cls.stage.removeprefix("bench-"): cls
     for cls in (
@@ -188,5 +223,7 @@ BENCHMARKS: dict[str, type[Config]] = {
         GenerateBenchmark,
         LoadBenchmark,
         MemoryBenchmark,
+        GPUBenchmark,
+        ModelledStepBenchmark,
     )
 }

@@ -73,11 +73,11 @@ def run(config: GenerateBenchmark) -> None:
             return Engine(model, num_slots=config.num_slots, max_tokens=max_tokens)
 
         warm = new_engine()
-        _play(warm, [turns[:2] for turns in dialogues[:2]])
+        play(warm, [turns[:2] for turns in dialogues[:2]])
 
         def ours(number: int) -> Figures:
             engine = new_engine()
-            seconds = _play(engine, dialogues)
+            seconds = play(engine, dialogues)
             counters = engine.counters
             return {
                 "rate": num_reply_tokens / seconds,
@@ -126,7 +126,7 @@ def run(config: GenerateBenchmark) -> None:
         report(config, "reply tokens/s", rounds, "rate", extra)
 
 
-def _play(engine: Engine, dialogues: list[list[Turn]]) -> float:
+def play(engine: Engine, dialogues: list[list[Turn]]) -> float:
     """Seconds until all dialogues have ended; each goes on as soon as its reply is there."""
     start = time.perf_counter()
     left = [iter(turns) for turns in dialogues]

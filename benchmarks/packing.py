@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.configs import PackingBenchmark
@@ -16,7 +17,7 @@ from benchmarks.timed_steps import TimedSteps
 from benchmarks.workload import dialogue_examples, epoch, statistics
 from emodistill.batches import Example
 from emodistill.configs import Packing
-from emodistill.model import embedded_path
+from emodistill.model import embedded_path, load_qwen2
 
 NUM_SAMPLES = (100, 1_000, 10_000)
 NUM_TURNS = (1, 3, 10, 30)
@@ -42,7 +43,11 @@ def run(config: PackingBenchmark) -> None:
         flush=True,
     )
     peak = peak_bytes() - peak_before
-    costs = partial(_costs, packing=config.packing, ours=TimedSteps(embedded_path(), "sft"))
+    costs = partial(
+        _costs,
+        packing=config.packing,
+        ours=TimedSteps(load_qwen2(embedded_path(), dtype=jnp.float32), "sft"),
+    )
     extra = {
         "num_samples": len(examples),
         "peak_gb_samples_included": peak / GB,

@@ -6,16 +6,14 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from emodistill.batches import Example, Step
 from emodistill.configs import CONFIGS, SFTConfig
-from emodistill.model import LoRAParam, add_lora, load_qwen2
+from emodistill.model import LoRAParam, Qwen2, add_lora
 from emodistill.seeding import jax_key
 from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import Trainer, response_logprobs
@@ -27,15 +25,14 @@ JPO_EPOCHS = 2
 
 
 class TimedSteps:
-    """A checkpoint with a new LoRA, and the compiled step of SFT or JPO.
+    """A model that gets a LoRA, and the compiled step of SFT or JPO.
 
     A micro-batch shape that was not seen before is compiled within the measured time; run the
     steps once before their times count.
     """
 
-    def __init__(self, folder: Path, stage: Literal["sft", "jpo"]) -> None:
-        model = load_qwen2(folder, dtype=jnp.float32)
-        self.architecture = model.config
+    def __init__(self, model: Qwen2, stage: Literal["sft", "jpo"]) -> None:
+        self.architecture, self.attention = model.config, model.attention
         add_lora(model, rank=16, alpha=32.0, rng=jax_key(0, "lora"))
         graphdef, lora, self._frozen = nnx.split(model, LoRAParam, ...)
         self._has_reference = stage == "jpo"

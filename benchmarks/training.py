@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.configs import JPOBenchmark, MFUBenchmark, SFTBenchmark, TrainingBenchmark
@@ -28,7 +29,7 @@ from benchmarks.timed_steps import Seconds, TimedSteps
 from benchmarks.workload import dialogue_examples, epoch, statistics
 from emodistill.batches import Example, PackedBatches, Step
 from emodistill.errors import InputError
-from emodistill.model import Qwen2, embedded_path, save_qwen2
+from emodistill.model import Qwen2, embedded_path, load_qwen2, save_qwen2
 from emodistill.model.config import Qwen2Config, read_architecture
 from emodistill.seeding import jax_key, stream
 from emodistill.train.flops import measured_peak, training_flops
@@ -45,7 +46,10 @@ def run(config: SFTBenchmark | JPOBenchmark | MFUBenchmark) -> None:
         architecture = Qwen2Config.from_pretrained(folder)
         batches = _packed_sweep(config, architecture.vocab_size)
         steps = _steps_of_rounds(config, batches)
-        ours = TimedSteps(folder, "jpo" if isinstance(config, JPOBenchmark) else "sft")
+        ours = TimedSteps(
+            load_qwen2(folder, dtype=jnp.float32),
+            "jpo" if isinstance(config, JPOBenchmark) else "sft",
+        )
         ours.seconds(list(itertools.chain(*steps)))  # all, for a shape may occur in one step alone
 
         def our_rate(number: int) -> Figures:

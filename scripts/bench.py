@@ -10,6 +10,8 @@ python scripts/bench.py generate
 python scripts/bench.py generate --size embedded --peer-turns 8
 python scripts/bench.py load --num-layers 8
 python scripts/bench.py memory
+python scripts/bench.py gpu --dry-run
+python scripts/bench.py modelled-step
 """
 
 import importlib

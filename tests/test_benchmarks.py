@@ -4,13 +4,15 @@ import ast
 import asyncio
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiohttp import test_utils, web
 
-from benchmarks import configs, rounds
+from benchmarks import configs, gpu, rounds
 from benchmarks.completion_server import seconds_on_server
 from emodistill.errors import InputError
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan
@@ -40,6 +42,7 @@ TINY = {
         {},
         {"plan_memory": lambda config: MemoryPlan(config.tokens, DeviceMemory(*range(8)), 1, 2)},
     ),
+    "modelled-step": ({"row": 1024}, {"NUM_SCENARIOS": 1}),
 }
 """By name: settings, and what of the module is smaller here."""
 
@@ -54,6 +57,7 @@ SLOW = ("sweep", "sft", "jpo", "iql", "load", "packing")
     [
         pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
         for name in configs.BENCHMARKS
+        if name != "gpu"  # its parts have files of their own; no GPU has written any yet
     ],
 )
 def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monkeypatch, capsys):
@@ -73,6 +77,39 @@ def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monke
     kept = json.loads(path.read_text())
     assert list(result) == list(kept)
     assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
+
+
+def test_each_part_of_a_gpu_run_leaves_its_file(tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "prepare_dry_run", lambda: None)
+    monkeypatch.setattr(gpu.Parts, "iql", fail)
+    settings = {"parts": ("matmul", "iql"), "dir": tmp_path}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        gpu.run(configs.GPUBenchmark(dry_run=True, **settings))
+    kept = json.loads((tmp_path / "matmul.json").read_text())
+    assert kept["is_dry_run"] and kept["figures"]["measured_flops"] > 0
+    assert not (tmp_path / "iql.json").exists()
+    # On a GPU the next part runs all the same.
+    monkeypatch.setattr(gpu, "size_of", lambda config, size=gpu.size_of: size(DRY))
+    gpu.run(configs.GPUBenchmark(**settings))
+    assert (
+        "RuntimeError: out of memory"
+        in json.loads((tmp_path / "iql.json").read_text())["figures"]["error"]
+    )
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "gpu"
+
+
+DRY = configs.GPUBenchmark(dry_run=True)
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_all_parts(tmp_path):
+    command = [sys.executable, "scripts/bench.py", "gpu", "--dry-run", "--dir", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=900)
+    names = {path.stem for path in tmp_path.glob("*.json")}
+    assert names == set(gpu.Parts(gpu.size_of(DRY)).parts())
 
 
 def test_contenders_alternate(capsys):

@@ -22,7 +22,7 @@ from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, embedded_path, load_qwen2
 from emodistill.model.config import read_architecture
-from emodistill.train import memory_plan, trainer
+from emodistill.train import compile_targets, memory_plan, trainer
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan, longest_row, plan_memory
 from emodistill.train.trainer import Trainer, response_logprobs
 
@@ -120,6 +120,30 @@ def test_no_array_of_all_tokens_by_all_words_exists(monkeypatch):
     assert max(jax.numpy.prod(jax.numpy.array(shape)) for shape in logits) <= per_chunk < B * M * V
 
 
+def products_in(jaxpr):
+    """The shape of every matrix product, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.outvars[0].aval.shape
+        for inner in jaxprs_in_params(equation.params):
+            yield from products_in(inner)
+
+
+def test_frozen_weights_get_no_gradient():
+    """It would be a product of a weight's shape; those of LoRA's factors are there."""
+    graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
+    batch = packed(batch_size=8).step(0).batches[0]
+
+    def loss(lora):
+        return response_logprobs(nnx.merge(graphdef, lora, frozen), batch).sum()
+
+    found = products_in(jax.make_jaxpr(jax.grad(loss))(lora).jaxpr)
+    products = {tuple(sorted(shape)) for shape in found}  # a transposition may follow
+    shapes = {tuple(sorted(x.shape[-2:])) for x in jax.tree.leaves(frozen) if x.ndim > 2}
+    assert {tuple(sorted(x.shape[1:])) for x in jax.tree.leaves(lora)} <= products
+    assert shapes and not shapes & products
+
+
 def test_the_program_that_is_planned_is_the_one_that_trains():
     """`Trainer.lower` compiles what `Trainer.step` runs: nothing is compiled again."""
     graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
@@ -194,6 +218,14 @@ def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match=r"pip install 'emodistill\[tpu-aot\]'"):
         plan_memory(dataclasses.replace(SMALL, topology="v6e:1x1"))
+
+
+def test_the_missing_gpu_extra_is_named(monkeypatch):
+    monkeypatch.setattr(compile_targets, "GPU_PLUGINS", ("xla_none",))
+    with pytest.raises(InputError, match=r"'h100:8' takes .* pip install 'emodistill\[gpu-aot\]'"):
+        plan_memory(dataclasses.replace(SMALL, topology="h100:8"))
+    with pytest.raises(InputError, match="'h100:9' must name 1 to 8 GPUs"):
+        plan_memory(dataclasses.replace(SMALL, topology="h100:9"))
 
 
 @pytest.mark.slow

@@ -225,10 +225,10 @@ def test_7b_is_split_over_eight_devices_and_lora_like_its_base():
     expected = {
         "embed_tokens.weight": PartitionSpec(("fsdp", "tensor"), None),
         "lm_head.weight": PartitionSpec(("fsdp", "tensor"), None),
-        "layers.self_attn.q_proj.weight": PartitionSpec(None, "tensor", "fsdp"),
-        "layers.self_attn.q_proj.bias": PartitionSpec(None, "tensor"),
+        "layers.self_attn.q_proj.weight": PartitionSpec(None, ("tensor", "fsdp"), None),
+        "layers.self_attn.q_proj.bias": PartitionSpec(None, ("tensor", "fsdp")),
         "layers.self_attn.q_proj.lora.a": PartitionSpec(None, None, "fsdp"),
-        "layers.self_attn.q_proj.lora.b": PartitionSpec(None, "tensor", None),
+        "layers.self_attn.q_proj.lora.b": PartitionSpec(None, ("tensor", "fsdp"), None),
         "layers.self_attn.o_proj.weight": PartitionSpec(None, "fsdp", "tensor"),
         "layers.self_attn.o_proj.lora.a": PartitionSpec(None, None, "tensor"),
         "layers.self_attn.o_proj.lora.b": PartitionSpec(None, "fsdp", None),
@@ -241,9 +241,9 @@ def test_7b_is_split_over_eight_devices_and_lora_like_its_base():
 def test_what_an_axis_does_not_divide_stays_whole():
     odd = specs(mesh_worker.ODD, abstract_mesh(2, 2, 4))
     assert odd["embed_tokens.weight"] == PartitionSpec(None, None)  # 203 rows
-    assert odd["layers.self_attn.q_proj.weight"] == PartitionSpec(None, "tensor", "fsdp")
+    assert odd["layers.self_attn.q_proj.weight"] == PartitionSpec(None, ("tensor", "fsdp"), None)
     assert specs(mesh_worker.ODD, abstract_mesh(1, 1, 5))["layers.mlp.up_proj.weight"] == (
-        PartitionSpec(None, None, "fsdp")
+        PartitionSpec(None, None, None)
     )
 
 

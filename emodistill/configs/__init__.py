@@ -54,6 +54,7 @@ from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyCo
 from emodistill.configs.training import (
     AdapterConfig,
     ALoLConfig,
+    AttentionForm,
     DPOConfig,
     IQLConfig,
     IQLSignal,

@@ -27,6 +27,7 @@ LossMean = Literal["token", "reply", "reply-sum"]
 RatioKind = Literal["mean-token", "sequence", "token"]
 Packing = Literal["tree", "sequence", "none"]
 Remat = Literal["none", "full", "dots"]
+AttentionForm = Literal["xla", "pallas"]
 
 
 @configuration
@@ -143,6 +144,9 @@ class AdapterConfig(ExperimentConfig):
     remat: Remat | None = setting(None, operational=True)
     """What the backward pass computes again: `none` (on CPU), `full` (elsewhere), or, with `dots`,
     everything but matrix products."""
+    attention: AttentionForm | None = setting(None, operational=True)
+    """How attention is computed: by XLA's loops (`xla`) or by kernels for GPUs (`pallas`); if left
+    out, by kernels where they run."""
     packing: Packing = setting("tree", operational=True)
     """How samples share rows: merged where their prompts agree, side by side, or not at all."""
     max_micro_tokens: int | None = setting(None, ge=1, operational=True)
@@ -275,10 +279,11 @@ class MemoryConfig(Config):
     """qwen2.5-0.5b, -1.5b, -3b, -7b, -14b, -32b, -72b, `embedded`, or a checkpoint folder."""
     objective: Literal["sft", "jpo"] = "jpo"
     """The training stage whose step is compiled."""
-    mesh: str = "1x1x1"
-    """DATAxFSDPxTENSOR devices."""
+    mesh: str | None = None
+    """DATAxFSDPxTENSOR devices; if left out, what training takes on all devices of --topology."""
     topology: str | None = None
-    """TPUs to compile for (extra `tpu-aot`), such as v6e:1x1 or v5e:2x4; CPUs if left out."""
+    """GPUs to compile for (extra `gpu-aot`), h100:1, h100:8, a100-80:1, a100-40:1, l40s:1,
+    rtx4090:1, or TPUs (extra `tpu-aot`), such as v6e:1x1 or v5e:2x4; CPUs if left out."""
     tokens: int = setting(4_096, ge=1)
     """Tokens of a row; every device that has rows of its own has one."""
     fit_gb: float | None = setting(None, gt=0)
@@ -292,7 +297,10 @@ class MemoryConfig(Config):
     products."""
     quantize: Quantization | None = None
     """Hold the frozen projections in 8 or 4 bits."""
+    attention: AttentionForm | None = None
+    """How attention is computed, as in training: `xla`, `pallas`, or what --topology can."""
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
-        MeshShape.parse(self.mesh)
+        if self.mesh is not None:
+            MeshShape.parse(self.mesh)

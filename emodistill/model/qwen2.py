@@ -18,15 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from emodistill.configs import Quantization, Remat
+from emodistill.configs import AttentionForm, Quantization, Remat
 from emodistill.model import sharding
-from emodistill.model.attention import (
-    Rope,
-    group_size_for,
-    rope_angles,
-    rotate,
-    tree_attention,
-)
+from emodistill.model.attention import Rope, rope_angles, rotate
+from emodistill.model.attention_forms import SCOPE, attention_form, planned_attention
 from emodistill.model.config import LoRAConfig, Qwen2Config
 from emodistill.model.quantization import dequantized
 from emodistill.model.sharding import constrain
@@ -112,7 +107,8 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
 
-    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any):
+    def __init__(self, config: Qwen2Config, keys: _Keys, dtype: Any, mesh: Mesh | None):
+        self.mesh = mesh
         L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
         self.gate_proj = Linear((L, F, D), keys, dtype)
         self.up_proj = Linear((L, F, D), keys, dtype)
@@ -127,7 +123,12 @@ class MLP(nnx.Module):
         return jnp.concatenate([project(x_BTD[:, i : i + size]) for i in starts], axis=1)
 
     def _project(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down_proj(_gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        # Unless it is told, XLA may gather the rows of all devices instead of the weights.
+        gate_BTF, up_BTF = (
+            constrain(project(x_BTD), self.mesh, sharding.COLUMNS)
+            for project in (self.gate_proj, self.up_proj)
+        )
+        return self.down_proj(_gated(gate_BTF, up_BTF))
 
 
 # Without the checkpoint a scan over layers keeps four arrays for the backward pass: gate, its
@@ -146,7 +147,7 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(shape, config.norm_eps, dtype)
         self.self_attn = Attention(config, keys, dtype)
         self.post_attention_layernorm = RMSNorm(shape, config.norm_eps, dtype)
-        self.mlp = MLP(config, keys, dtype)
+        self.mlp = MLP(config, keys, dtype, mesh)
 
     def before_attention(
         self, x_BTD: jax.Array, rope: Rope
@@ -193,6 +194,7 @@ class Qwen2(nnx.Module):
       remat: what the backward pass computes again instead of keeping it: nothing (`none`), the
         whole of each layer (`full`), or each layer but its matrix products (`dots`).
       mesh: over which the arrays are spread; None on a single device.
+      attention: how it is computed, by XLA's loops or by kernels (see `attention_forms`).
       lora: rank, scale and targets of the adapter, None without one (see `lora.add_lora`).
       quantization, fingerprint: how the frozen projections are held, and what they were made from,
         where `weights.load_qwen2` was told to quantize; else None.
@@ -206,6 +208,7 @@ class Qwen2(nnx.Module):
         dtype: Any = jnp.float32,
         remat: Remat = "none",
         mesh: Mesh | None = None,
+        attention: AttentionForm | None = None,
     ):
         keys = _Keys(key)
         self.config = config
@@ -215,6 +218,7 @@ class Qwen2(nnx.Module):
         head = (config.vocab_size, config.hidden_size)
         self.lm_head = nnx.data(None if config.is_tied else Linear(head, keys, dtype))
         self.remat: Remat = remat
+        self.attention = attention_form(attention, mesh, config.head_dim, dtype)
         self.lora: LoRAConfig | None = None
         self.quantization: Quantization | None = None
         self.fingerprint: str | None = None
@@ -265,15 +269,18 @@ class Qwen2(nnx.Module):
         chex.assert_shape(positions_BT, ({1, B}, T))
         chex.assert_shape(ends_BT, (B, T))
         rope = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        group_size = group_size_for(sharding.platform(self.mesh), self.config.num_heads)
-        attend = functools.partial(tree_attention, group_size=group_size)
+        with jax.named_scope(SCOPE):
+            attend, plan = planned_attention(
+                self.attention, ends_BT, self.mesh, self.config.num_heads
+            )
         tokens_per_device = B * T // sharding.num_row_shards(self.mesh)
         is_split = self.remat == "full" and tokens_per_device > MLP_TOKENS
         mlp_parts = MLP_PARTS if is_split else 1
 
         def step(layer: DecoderLayer, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
             heads = layer.before_attention(x_BTD, rope)
-            attended_BTNH = sharding.by_head(attend, *heads, ends_BT, self.mesh)
+            with jax.named_scope(SCOPE):
+                attended_BTNH = sharding.by_head(attend, *heads, plan, self.mesh)
             return layer.after_attention(x_BTD, attended_BTNH, mlp_parts), None
 
         embedded_BTD = self.embed_tokens(sharding.everywhere(tokens_BT, self.mesh))

@@ -36,14 +36,18 @@ RESIDUAL = (ROWS, "tensor", None)
 """The residual stream [B, T, D] between layers: the tokens of a row are split."""
 PROJECTED = (ROWS, None, None)
 """What enters layers whose columns are split [B, T, D]: all tokens of a row together."""
+COLUMNS = (ROWS, None, "tensor")
+"""What layers give whose columns are split [B, T, F]."""
 SCORED = ("data", None, None)
 """Hidden states of the replies [B, M, D], which every device scores against its own words."""
 CACHE = ("tensor", None, None)
 """Cached keys and values [..., K, H, W] or [..., K, W, H]: heads are split, slots are not."""
 
-# The axes that split a weight [out, in]. Columns first in the layers that widen, rows in those that
-# narrow, so that a pair of them needs one reduction, after the second.
-_WIDENING = ("tensor", "fsdp")
+# The axes that split a weight [out, in]: columns in the layers that widen, rows in those that
+# narrow, so that a pair of them needs one reduction, after the second. `fsdp` always splits the
+# first dimension: what is gathered over the second has to be transposed, and XLA would transpose
+# the weights of all layers at once, ahead of the loop over them, and keep both (docs/notes.md).
+_WIDENING = (("tensor", "fsdp"), None)
 _NARROWING = ("fsdp", "tensor")
 _AXES: dict[str, tuple[Axis, Axis]] = {
     "q_proj": _WIDENING,
@@ -86,6 +90,11 @@ def platform(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
+def first_device(mesh: Mesh | None) -> Any:
+    """One of the devices that a program on `mesh` is compiled for; they are all alike."""
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
 def num_row_shards(mesh: Mesh | None) -> int:
     """By how much the rows of a micro-batch must be divisible."""
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
@@ -122,7 +131,7 @@ def param_sharding(
     axes: dict[str, tuple[Axis, ...]] = {
         "weight": (out_axis, in_axis),
         "bias": (out_axis,),
-        "a": (None, in_axis),
+        "a": (None, in_axis or "fsdp"),
         "b": (out_axis, None),
     }
     return NamedSharding(mesh, _spec(mesh, shape, axes[leaf]))
@@ -192,21 +201,24 @@ def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def by_head(
-    attend: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array],
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    ends_BT: jax.Array,
+    plan: Any,
     mesh: Mesh | None,
 ) -> jax.Array:
-    """`attend(q, k, v, ends)`, which every device computes for its own rows and heads.
+    """`attend(q, k, v, plan)`, which every device computes for its own rows and heads.
+
+    Args:
+      plan: a tree of arrays whose first axis is that of rows.
 
     Left to itself, XLA would gather the blocks of all rows on every device, since it can't see that
     a loop over blocks never crosses rows or heads. Key-value heads are repeated until every shard
     of `tensor` has one of its own; query heads that `tensor` does not divide stay whole.
     """
     if mesh is None:
-        return attend(q_BTNH, k_BTKH, v_BTKH, ends_BT)
+        return attend(q_BTNH, k_BTKH, v_BTKH, plan)
     num_shards, num_kv_heads = mesh.shape.get("tensor", 1), k_BTKH.shape[2]
     is_split = q_BTNH.shape[2] % num_shards == 0
     axes = (ROWS, None, "tensor" if is_split else None, None)
@@ -215,7 +227,8 @@ def by_head(
         k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
     q_BTNH, k_BTKH, v_BTKH = (constrain(x, mesh, axes) for x in (q_BTNH, k_BTKH, v_BTKH))
     if mesh.size == 1:
-        return attend(q_BTNH, k_BTKH, v_BTKH, ends_BT)
-    specs = tuple(_spec(mesh, x.shape, axes[: x.ndim]) for x in (q_BTNH, k_BTKH, v_BTKH, ends_BT))
+        return attend(q_BTNH, k_BTKH, v_BTKH, plan)
+    head_specs = tuple(_spec(mesh, x.shape, axes) for x in (q_BTNH, k_BTKH, v_BTKH))
+    specs = (*head_specs, jax.tree.map(lambda x: batch_sharding(x.shape, mesh).spec, plan))
     split = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return split(q_BTNH, k_BTKH, v_BTKH, ends_BT)
+    return split(q_BTNH, k_BTKH, v_BTKH, plan)

@@ -25,7 +25,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
-from emodistill.configs import Quantization, Remat
+from emodistill.configs import AttentionForm, Quantization, Remat
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.model.config import ParamPath, Qwen2Config
@@ -58,6 +58,7 @@ def load_qwen2(
     *,
     remat: Remat = "none",
     quantize: Quantization | None = None,
+    attention: AttentionForm | None = None,
 ) -> Qwen2:
     """Load a checkpoint folder (config.json and one or many .safetensors files).
 
@@ -71,6 +72,7 @@ def load_qwen2(
       dtype: of the weights in memory; bfloat16 on accelerators, float32 on CPUs.
       remat: what the backward pass computes again (see `Qwen2`).
       quantize: hold the projections of all layers in 8 or 4 bits (see `quantization`).
+      attention: `xla` or `pallas` (see `attention_forms`); the faster one without it.
 
     Raises:
       InputError: something is missing, truncated, of a wrong shape, unexpected or of another
@@ -79,7 +81,14 @@ def load_qwen2(
     folder = Path(path)
     config = Qwen2Config.from_pretrained(folder)
     abstract = nnx.eval_shape(
-        lambda: Qwen2(config, key=jax.random.key(0), dtype=dtype, remat=remat, mesh=mesh)
+        lambda: Qwen2(
+            config,
+            key=jax.random.key(0),
+            dtype=dtype,
+            remat=remat,
+            mesh=mesh,
+            attention=attention,
+        )
     )
     graphdef, state = nnx.split(abstract)
     leaves = dict(nnx.to_flat_state(state))

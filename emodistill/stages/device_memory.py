@@ -33,12 +33,12 @@ def plan_memory(config: MemoryConfig) -> list[MemoryPlan]:
     if config.fit_gb is not None:
         most = read_architecture(config.model).max_positions
         longest, plans = memory_plan.longest_row(plans[0], config.fit_gb * GB, plan, most)
-    print(_title(config))
+    print(_title(config, plans[0].mesh))
     print(_table(plans))
     if config.topology is None:
         print(
-            "CPUs hold float32, and their compiler is generous with temporaries; name a TPU "
-            "--topology (extra `tpu-aot`) for what an accelerator needs."
+            "CPUs hold float32, and their compiler is generous with temporaries; name a --topology "
+            "(extra `gpu-aot` or `tpu-aot`) for what an accelerator needs."
         )
     if config.fit_gb is not None:
         if not longest:
@@ -50,11 +50,11 @@ def plan_memory(config: MemoryConfig) -> list[MemoryPlan]:
     return plans
 
 
-def _title(config: MemoryConfig) -> str:
+def _title(config: MemoryConfig, mesh: str) -> str:
     form = config.quantize or ("float32" if config.topology is None else "bfloat16")
     return (
         f"plan: {config.objective} of {config.model} in {form}, LoRA r = {config.lora_rank}, on "
-        f"{config.topology or 'CPU'}, mesh {config.mesh} (data x fsdp x tensor); GB (1e9 bytes) "
+        f"{config.topology or 'CPU'}, mesh {mesh} (data x fsdp x tensor); GB (1e9 bytes) "
         "on each device"
     )
 
@@ -69,6 +69,24 @@ def _table(plans: list[MemoryPlan]) -> str:
     rows.append(
         ("trace and compile, s", [f"{plan.trace_s + plan.compile_s:.0f}" for plan in plans])
     )
+    rows += _launches(plans)
     return "\n".join(
         f"{name:22}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows
     )
+
+
+def _launches(plans: list[MemoryPlan]) -> list[tuple[str, list[str]]]:
+    """What a step of one micro-batch launches on a GPU, as rows of the table."""
+    counts = [plan.counts for plan in plans if plan.counts is not None]
+    if not counts:
+        return []
+    rows = [
+        ("kernels", [f"{one.num_kernels:,}" for one in counts]),
+        ("… of attention", [f"{one.num_attention_kernels:,}" for one in counts]),
+    ]
+    for kind in sorted({kind for one in counts for kind in one.collectives}):
+        found = [one.collectives.get(kind) for one in counts]
+        rows.append((kind, [f"{one.number:,}" if one else "0" for one in found]))
+        sizes = [f"{one.num_bytes / GB:.2f}" if one else "0" for one in found]
+        rows.append(("… GB", sizes))
+    return rows

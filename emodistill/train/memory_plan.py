@@ -1,24 +1,23 @@
 """What a training step needs on each device: the true step, compiled ahead of time, no weights.
 
 A step alternates between two programs, a micro-batch's and the optimiser's; weights, LoRA and
-optimiser state stay on the device throughout. The larger of the two programs decides. For TPUs the
-figures are those of the compiler (extra `tpu-aot`, no TPU needed). For CPUs they are as good for
-what stays, but XLA's CPU compiler plans its temporaries generously.
+optimiser state stay on the device throughout. The larger of the two programs decides. For GPUs and
+TPUs the figures are those of their compilers, which need no device (`compile_targets`). For CPUs
+they are as good for what stays, but XLA's CPU compiler plans its temporaries generously.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from emodistill.batches import Batch, RowShape, empty_batch
@@ -27,7 +26,10 @@ from emodistill.errors import InputError
 from emodistill.model import LoRAParam, Qwen2, add_lora, sharding
 from emodistill.model.config import read_architecture
 from emodistill.model.quantization import quantize_abstractly
+from emodistill.train.compile_targets import AOT_OPTIONS, is_abstract, target_devices
 from emodistill.train.objectives import OBJECTIVES
+from emodistill.train.preparation import mesh_shape
+from emodistill.train.program_counts import ProgramCounts, count_kernels
 from emodistill.train.trainer import Trainer
 
 REPLY_SHARE = 4
@@ -68,30 +70,33 @@ class MemoryPlan(NamedTuple):
     memory: DeviceMemory
     trace_s: float
     compile_s: float
+    mesh: str = "1x1x1"
+    counts: ProgramCounts | None = None
+    """What a step of one micro-batch launches; None but for GPUs."""
 
 
 def plan_memory(config: MemoryConfig) -> MemoryPlan:
     """Compile the step of `config.objective` for its mesh and read what it needs.
 
-    It is compiled for `config.topology`, or for CPUs without one.
+    It is compiled for `config.topology`, or for CPUs without one; without a mesh, for the one that
+    a training with its default settings would choose.
 
     Raises:
       InputError: the model, mesh or topology is unknown.
     """
-    shape = MeshShape.parse(config.mesh)
-    num_devices = math.prod(dataclasses.astuple(shape))
-    mesh = sharding.make_mesh(shape, target_devices(config.topology, num_devices))
+    settings: Any = CONFIGS[config.objective]()
+    mesh = _target_mesh(config, settings)
     graphdef, lora, frozen = _abstract_student(config, mesh)
     batch = _abstract_batch(config, mesh)
-    settings: Any = CONFIGS[config.objective]()
     loss_fn = OBJECTIVES[config.objective].loss_under(settings)
     trainer = Trainer(graphdef, loss_fn, settings, num_steps=100, mesh=mesh)
     started = time.monotonic()
     accumulate, update = trainer.lower(lora, frozen, batch)
     traced = time.monotonic()
-    compiled = accumulate.compile()
+    options = AOT_OPTIONS if is_abstract(mesh.devices.flat[0]) else None
+    programs = [lowered.compile(options) for lowered in (accumulate, update)]
     compile_s = time.monotonic() - traced
-    step, end = _analysis(compiled), _analysis(update.compile())
+    step, end = map(_analysis, programs)
 
     adapter, batch_bytes = _bytes(lora), _bytes(batch)
     # The arguments of a micro-batch's program are weights, LoRA, gradients and rows; those of the
@@ -110,7 +115,28 @@ def plan_memory(config: MemoryConfig) -> MemoryPlan:
         temporaries=max(step.temp_size_in_bytes, end.temp_size_in_bytes) - activations,
         program=step.generated_code_size_in_bytes + end.generated_code_size_in_bytes,
     )
-    return MemoryPlan(config.tokens, memory, traced - started, compile_s)
+    counts = None
+    if sharding.platform(mesh) == "gpu":
+        counts = operator.add(*(count_kernels(program.as_text()) for program in programs))
+    return MemoryPlan(
+        config.tokens,
+        memory,
+        traced - started,
+        compile_s,
+        "x".join(map(str, mesh.devices.shape)),
+        counts,
+    )
+
+
+def _target_mesh(config: MemoryConfig, settings: Any) -> Mesh:
+    """The mesh of `config` over the devices that its topology has."""
+    if config.mesh is None:
+        devices = target_devices(config.topology, 1)
+        num_heads = read_architecture(config.model).num_heads
+        return sharding.make_mesh(mesh_shape(settings, len(devices), num_heads), devices)
+    shape = MeshShape.parse(config.mesh)
+    num_devices = math.prod(dataclasses.astuple(shape))
+    return sharding.make_mesh(shape, target_devices(config.topology, num_devices))
 
 
 def longest_row(
@@ -158,52 +184,6 @@ def _next_guess(known: dict[int, MemoryPlan], limit_bytes: float, guess: int) ->
     return math.floor((x + (limit_bytes - y) / slope) / ROW_MULTIPLE)
 
 
-def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
-    """The devices to compile for: of a TPU topology such as `v5e:2x4`, else virtual CPUs.
-
-    Raises:
-      InputError: there is no such topology, or the extra `tpu-aot` is missing.
-    """
-    if topology is None:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", num_devices)
-        return jax.devices("cpu")
-    try:
-        import libtpu  # optional  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise InputError(
-            f"topology={topology!r} takes the extra `tpu-aot`: pip install 'emodistill[tpu-aot]'."
-        ) from None
-    jax.config.update("jax_platforms", "cpu")
-    for name, value in _NO_TPU_HERE.items():
-        os.environ.setdefault(name, value)
-    kind, _, layout = topology.partition(":")
-    options: dict[str, Any] = {}
-    if set(layout.split("x")) == {"1"}:  # else libtpu takes a host for one of four chips
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{layout}", **options
-        ).devices
-    except Exception as error:  # libtpu's errors have no common base
-        raise InputError(
-            f"topology={topology!r} can't be compiled for ({str(error).strip().splitlines()[0]}); "
-            "there are v6e:1x1, v5e:2x4, v5p:2x2x2 and the like."
-        ) from None
-
-
-_NO_TPU_HERE = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
-"""Keeps libtpu from asking the cloud where it is, and from locking out others: it only compiles."""
-
-
 def _abstract_student(
     config: MemoryConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -213,7 +193,12 @@ def _abstract_student(
 
     def make() -> Qwen2:
         model = Qwen2(
-            architecture, key=jax.random.key(0), dtype=dtype, remat=config.remat, mesh=mesh
+            architecture,
+            key=jax.random.key(0),
+            dtype=dtype,
+            remat=config.remat,
+            mesh=mesh,
+            attention=config.attention,
         )
         if config.quantize is not None:
             quantize_abstractly(model, config.quantize)

@@ -119,7 +119,11 @@ def load_start(config: AdapterConfig, sft_adapter: Path | None) -> Start:
     architecture = Qwen2Config.from_pretrained(student_folder(config.model))
     mesh = make_mesh(mesh_shape(config, jax.device_count(), architecture.num_heads))
     model, tokenizer = load_student(
-        config.model, mesh=mesh, remat=config.remat, quantize=config.quantize
+        config.model,
+        mesh=mesh,
+        remat=config.remat,
+        quantize=config.quantize,
+        attention=config.attention,
     )
     return Start(model, tokenizer, _add_start(model, config, sft_adapter))
 

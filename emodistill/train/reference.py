@@ -59,6 +59,7 @@ def reference_file(
         "dtype": str(jnp.dtype(model.dtype)),
         "quantization": str(model.quantization),
         "backend": jax.default_backend(),
+        "attention": model.attention,
     }
     key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
     return ReferenceFile(directory / f"{key}.safetensors", facts)

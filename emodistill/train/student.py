@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from emodistill.configs import Quantization, Remat
+from emodistill.configs import AttentionForm, Quantization, Remat
 from emodistill.model import Qwen2, keep_programs, load_qwen2, load_tokenizer, student_folder
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def load_student(
     mesh: Mesh | None = None,
     remat: Remat | None = None,
     quantize: Quantization | None = None,
+    attention: AttentionForm | None = None,
 ) -> Student:
     """Load `embedded` or the checkpoint folder `name`: float32 on CPU, bfloat16 elsewhere.
 
@@ -43,5 +44,6 @@ def load_student(
         jnp.float32 if on_cpu else jnp.bfloat16,
         remat=remat or ("none" if on_cpu else "full"),
         quantize=quantize,
+        attention=attention,
     )
     return Student(model, load_tokenizer(folder))
