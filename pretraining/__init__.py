@@ -1,1 +1,1 @@
-"""How the student that ships with emodistill was made; run by `scripts/pretrain_embedded.py`."""
+"""How a student like the one that ships is made; run by `scripts/pretrain_embedded.py`."""

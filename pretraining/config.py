@@ -14,15 +14,17 @@ class PretrainConfig(Config):
     """Size and schedule of the embedded student."""
 
     stage: ClassVar[str] = "pretrain"
-    out: Path = Path("runs/embedded")
+    out: Path = setting(Path("runs/embedded"), operational=True)
     """The folder of the checkpoint; the shipped one is emodistill/model/embedded."""
     seed: int = 0
     """Names every random stream."""
-    num_dialogues: int = setting(4_000, ge=4, hint="one per domain")
+    num_dialogues: int = setting(5_000, ge=4, hint="one per domain")
     """Dialogues with the pipeline's own prompts, over all domains."""
-    num_bare_dialogues: int = setting(4_000, ge=4)
+    num_bare_dialogues: int = setting(4_500, ge=4)
     """Dialogues whose prompts are cut down to little but the figures."""
-    num_steps: int = setting(1_100, ge=1)
+    replies_per_turn: int = setting(3, ge=1)
+    """Replies of the novice that are learned for each prompt; they share its tokens."""
+    num_steps: int = setting(1_600, ge=1)
     """Updates."""
     bare_share: float = setting(0.4, ge=0, le=0.5)
     """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""
@@ -35,23 +37,28 @@ class PretrainConfig(Config):
     prompt_weight: float = 0.3
     """Loss weight of a prompt token; a reply token has weight 1."""
     digit_weight: float = 4.0
-    """Loss weight of a digit in a reply: figures are few tokens, but they decide the deal."""
-    start: Path | None = None
-    """Continue from this checkpoint, with its sizes and its tokenizer; use another --seed."""
+    """Loss weight of a reply's digit that the prompt decides: these are few tokens, but they make
+    the deal."""
     tone_free_share: float = 0.08
     """Share of dialogues whose prompts carry no emotion block."""
     vocab_size: int = setting(2_048, ge=300, hint="the bytes and more")
     """Entries of the tokenizer."""
-    hidden_size: int = 192
+    hidden_size: int = 256
     """Width of the model."""
-    intermediate_size: int = 512
+    intermediate_size: int = 640
     """Width of the MLP."""
     num_layers: int = 4
     """Layers of the model."""
-    num_heads: int = 6
+    num_heads: int = 4
     """Query heads."""
-    num_kv_heads: int = 2
+    num_kv_heads: int = 1
     """Key and value heads."""
+
+    check_scenarios: int = setting(25, ge=0, operational=True)
+    """Unseen scenarios of each domain on which the student's reading is looked at afterwards; 0
+    looks at none."""
+    check_temperatures: tuple[float, ...] = setting((0.2, 0.4, 0.7), operational=True)
+    """The sampling temperatures of that check."""
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)

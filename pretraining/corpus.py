@@ -1,10 +1,11 @@
-"""What the embedded student is pretrained on: simulated dialogues, bare and full.
+"""What a student is pretrained on: simulated dialogues, bare and full.
 
-*Bare* dialogues have prompts that are cut down to the first sentences and the target, no emotion,
-and figures from the whole range: little text, many figures. From them the student learns to read
-the table: to name its target, to quote the other side, to stay between the two. *Full* dialogues
-have the prompts of the pipeline, under random emotions. In both, the simulated teacher speaks as it
-does in a sweep, in good turns and bad ones, on scenarios that no experiment uses.
+*Bare* dialogues have prompts that are cut down to the first sentences, the target and one fact, no
+emotion, and figures from the whole range: little text, many figures. From them the student learns
+to read the table: to name its target, to quote the other side, to stay between the two. *Full*
+dialogues have the prompts of the pipeline, under random emotions. The novice, the simulated teacher
+and the simulated counterparty have spoken in them; what the student learns is what the novice says
+in their place, on either side. The scenarios are those that no experiment uses.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import asyncio
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,15 +27,22 @@ from emodistill.domains import DOMAINS
 from emodistill.domains.generator import NUM_SCENARIOS, generate_scenarios
 from emodistill.domains.registry import get_domain
 from emodistill.domains.scenario import Scenario
-from emodistill.emotions import EMOTIONS
-from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
+from emodistill.emotions import EMOTIONS, NEUTRAL
+from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
 from emodistill.negotiation.states import DialogueState
 from emodistill.progress import Progress
-from emodistill.prompts import PromptPack, focal_messages, load_pack
-from emodistill.records import Trajectory
+from emodistill.prompts import (
+    Message,
+    PromptPack,
+    counterparty_messages,
+    focal_messages,
+    load_pack,
+)
+from emodistill.records import Role, Trajectory, Turn
 from emodistill.seeding import stream
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.config import PretrainConfig
+from pretraining.novice import NoviceWriter, novice_reply
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -42,8 +50,17 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-NUM_PRETRAINING_SCENARIOS = 400
+NUM_PRETRAINING_SCENARIOS = 700
 """Scenarios per domain: those that follow the generator's first hundred, which experiments use."""
+CASTS = ((1.0, 0.0), (0.3, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5))
+CAST_ODDS = (0.3, 0.2, 0.2, 0.15, 0.15)
+"""Shares of the turns in which the novice speaks for the focal side and for the counterparty. Where
+it seldom speaks the talks are long, and their histories full of other people's words, which is what
+a student meets that has been trained."""
+COUNTERPARTY_NEUTRAL_ODDS = 0.7
+"""A student is a counterparty in tournaments alone: neutral there, or with a method of its own."""
+NUM_KEPT_LINES = 4
+"""Bare prompts keep one of the first lines of their context, of so many."""
 FIGURES = {
     "days": np.arange(1.0, 220.0),
     "minutes": np.arange(1.0, 300.0),
@@ -56,7 +73,33 @@ class Dialogue(NamedTuple):
     scenario: Scenario
     trajectory: Trajectory
     pack: PromptPack
-    """The prompts that the focal player was given."""
+    """The prompts that both players were given."""
+
+    def messages(self, turn: Turn) -> list[Message]:
+        """The prompt that `turn` answers."""
+        prompt = focal_messages if turn.speaker == "focal" else counterparty_messages
+        return prompt(self.pack, self.scenario, self.trajectory.turns[: turn.index], turn.emotion)
+
+
+class Prompted(NamedTuple):
+    """A prompt, and what the novice might say to it."""
+
+    messages: list[Message]
+    replies: list[str]
+
+
+def prompted_replies(
+    dialogue: Dialogue, role: Role, rng: np.random.Generator, replies_per_turn: int
+) -> list[Prompted]:
+    """What the novice might say in each turn of a role, whoever spoke there.
+
+    The replies to a prompt share it, so that in a row each costs its own tokens alone.
+    """
+    turns = [turn for turn in dialogue.trajectory.turns if turn.speaker == role]
+    return [
+        Prompted(messages, [novice_reply(messages, rng) for _ in range(replies_per_turn)])
+        for messages in map(dialogue.messages, turns)
+    ]
 
 
 @functools.cache
@@ -75,12 +118,11 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
     Every bare dialogue and half of the full ones replace their scenario's figures by free ones
     (`with_free_figures`).
     """
-    pack, num_dialogues = load_pack(), config.num_dialogues
-    if kind == "bare":
-        pack, num_dialogues = bare_pack(pack), config.num_bare_dialogues
+    pack = load_pack()
+    num_dialogues = config.num_bare_dialogues if kind == "bare" else config.num_dialogues
+    packs = [bare_pack(pack, line) for line in range(NUM_KEPT_LINES)] if kind == "bare" else [pack]
     scenarios = _pretraining_scenarios()
-    teacher = SimulatedWriter(SIMULATED_MODELS["focal"])
-    counterparty = Player(writer=SimulatedWriter(SIMULATED_MODELS["counterparty"]))
+    others = [SimulatedWriter(SIMULATED_MODELS[role]) for role in ("focal", "counterparty")]
 
     async def play_one(number: int) -> Dialogue:
         name = f"{kind}/{number}"
@@ -89,18 +131,26 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         if kind == "bare" or rng.random() < 0.5:
             scenario = with_free_figures(scenario, rng)
         has_no_emotion = kind == "bare" or rng.random() < config.tone_free_share
+        shares = CASTS[rng.choice(len(CASTS), p=CAST_ODDS)]
+        writers = [NoviceWriter(*one) for one in zip(others, shares, strict=True)]
+        chosen_pack = packs[rng.integers(len(packs))]
 
-        def choose(state: DialogueState) -> str | None:
-            return None if has_no_emotion else EMOTIONS[rng.integers(len(EMOTIONS))]
+        def chooser(neutral_odds: float) -> ChooseEmotion:
+            def choose(state: DialogueState) -> str | None:
+                if has_no_emotion:
+                    return None
+                is_neutral = rng.random() < neutral_odds
+                return NEUTRAL if is_neutral else EMOTIONS[rng.integers(len(EMOTIONS))]
 
-        match = Match(
-            focal=Player(writer=teacher, choose_for=lambda dialogue: choose, method="sweep"),
-            counterparty=counterparty,
-            pack=pack,
-            seed=config.seed,
+            return choose
+
+        focal, counterparty = (
+            Player(writer=writer, choose_for=_always(chooser(odds)), method="sweep")
+            for writer, odds in zip(writers, (0.0, COUNTERPARTY_NEUTRAL_ODDS), strict=True)
         )
-        planned = PlannedDialogue(scenario, number, f"pretrain/{name}")
-        return Dialogue(scenario, await play(planned, match), pack)
+        match = Match(focal=focal, counterparty=counterparty, pack=chosen_pack, seed=config.seed)
+        trajectory = await play(PlannedDialogue(scenario, number, f"pretrain/{name}"), match)
+        return Dialogue(scenario, trajectory, chosen_pack)
 
     with Progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
         dialogues = []
@@ -110,21 +160,33 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         return dialogues
 
 
-def bare_pack(pack: PromptPack) -> PromptPack:
-    """`pack` with the first sentence of its rules and role, and the last line of its context."""
+def _always(choose: ChooseEmotion) -> Callable[[PlannedDialogue], ChooseEmotion]:
+    return lambda dialogue: choose
+
+
+def bare_pack(pack: PromptPack, kept_line: int) -> PromptPack:
+    """`pack` with the first sentence of its rules and role, and two lines of its context.
+
+    Args:
+      kept_line: which line of the context is kept beside the last one, which has the figure.
+    """
 
     def cut(name: str, text: str) -> str:
         if name == "context":
-            return text.strip().splitlines()[-1]
+            lines = text.strip().splitlines()
+            return "\n".join([lines[kept_line % (len(lines) - 1)], lines[-1]])
         if name in ("rules", "role"):
             return re.split(r"\. |;", text.strip())[0].rstrip(".") + "."
         return text
 
-    domains = {
-        domain: {name: cut(name, text) for name, text in pack.focal[domain].items()}
-        for domain in DOMAINS
-    }
-    return replace(pack, focal={**pack.focal, **domains})
+    def bared(texts: Mapping[str, Any]) -> dict[str, Any]:
+        domains = {
+            domain: {name: cut(name, text) for name, text in texts[domain].items()}
+            for domain in DOMAINS
+        }
+        return {**texts, **domains}
+
+    return replace(pack, focal=bared(pack.focal), counterparty=bared(pack.counterparty))
 
 
 def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
@@ -142,13 +204,12 @@ def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
 
 
 def last_texts(dialogues: Sequence[Dialogue]) -> Iterator[str]:
-    """The last prompt of each dialogue, history included, and the reply to it."""
-    for scenario, trajectory, pack in dialogues:
-        turn = trajectory.focal_turns[-1]
-        before = trajectory.turns[: turn.index]
-        for message in focal_messages(pack, scenario, before, turn.emotion):
-            yield message["content"]
-        yield turn.text
+    """The last prompt of each side of a dialogue, history included, and the reply to it."""
+    for dialogue in dialogues:
+        for turn in dialogue.trajectory.turns[-2:]:
+            for message in dialogue.messages(turn):
+                yield message["content"]
+            yield turn.text
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -9,12 +9,11 @@ Axes: B rows, T positions in a row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from emodistill.batches.examples import Example
 from emodistill.batches.prefix_trees import lay_out
 from emodistill.batches.row_packing import round_up
 from emodistill.errors import InputError
@@ -27,9 +26,9 @@ ROW_MULTIPLE = 128
 """Row lengths are multiples of this, since each length compiles a program of its own."""
 
 
-NOTHING, PROMPT, REPLY, DIGIT = range(4)
+NOTHING, PROMPT, REPLY, FREE_DIGIT, GIVEN_DIGIT = range(5)
 """What a target is: padding, or the end of a sample; a token of a prompt; of a reply; a reply's
-digit."""
+digit, which the prompt alone may decide."""
 
 
 class Rows(NamedTuple):
@@ -43,7 +42,7 @@ class Rows(NamedTuple):
     ends_BT: Array
     targets_BT: Array
     kinds_BT: Array
-    """`NOTHING`, `PROMPT`, `REPLY` or `DIGIT`, by what is to be predicted."""
+    """`NOTHING`, `PROMPT`, `REPLY`, `FREE_DIGIT` or `GIVEN_DIGIT`, by what is to be predicted."""
 
     @property
     def num_tokens(self) -> int:
@@ -51,19 +50,27 @@ class Rows(NamedTuple):
         return self.tokens_BT.shape[1]
 
 
-def merge_samples(examples: Sequence[Example], digit_ids: Collection[int] = ()) -> Rows:
+class TokenSample(NamedTuple):
+    """A prompt and a reply as token ids, and what is to be predicted in the reply."""
+
+    prompt_ids: Sequence[int]
+    reply_ids: Sequence[int]
+    reply_kinds: Sequence[int]
+
+
+def merge_samples(samples: Sequence[TokenSample]) -> Rows:
     """A dialogue's samples in one row (B = 1), each starting where it leaves the one before."""
-    sequences = [np.concatenate([one.prompt_ids, one.response_ids]) for one in examples]
+    sequences = [np.asarray([*one.prompt_ids, *one.reply_ids], np.int32) for one in samples]
     # Samples share at most their prompts' tokens but the last, so that every reply token is
     # predicted at a position of its own.
-    tree = lay_out(sequences, [len(one.prompt_ids) - 1 for one in examples])
+    tree = lay_out(sequences, [len(one.prompt_ids) - 1 for one in samples])
     targets_T, kinds_T = np.zeros((2, len(tree.tokens_T)), np.int32)
     # Backwards, so that at a shared position the first sample's target is the one that stays.
-    for one, ids, path in reversed(list(zip(examples, sequences, tree.paths, strict=True))):
+    for one, ids, path in reversed(list(zip(samples, sequences, tree.paths, strict=True))):
         first = len(one.prompt_ids) - 1
         targets_T[path[:-1]] = ids[1:]
         kinds_T[path[:first]] = PROMPT
-        kinds_T[path[first:-1]] = np.where(np.isin(ids[first + 1 :], list(digit_ids)), DIGIT, REPLY)
+        kinds_T[path[first:-1]] = one.reply_kinds
     in_tree = tree.tokens_T, tree.depths_T, tree.ends_T
     return Rows(*(array_T[None] for array_T in (*in_tree, targets_T, kinds_T)))
 

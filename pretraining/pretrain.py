@@ -1,17 +1,18 @@
-"""Makes the embedded student: a Qwen2 of two million parameters that can negotiate a little.
+"""Makes an embedded student: a small Qwen2 that can negotiate a little.
 
-It is pretrained on dialogues of the simulated teacher, good turns and bad (`corpus`): at first many
-bare ones, which are mostly figures, then more and more of those with the pipeline's prompts. What
-it learns is to read the prompt: whose turn it is, which figures are on the table, which tone is
-asked for. What makes a turn good is left for SFT and JPO to teach.
+It is pretrained on what the novice says (`novice`) in dialogues of the simulator (`corpus`): at
+first many bare ones, which are mostly figures, then more and more of those with the pipeline's
+prompts. What it learns is to read the prompt: whose turn it is, which figures are on the table,
+which facts are stated. What makes a turn good is left for SFT and JPO to teach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,52 +20,62 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
-from emodistill.batches.examples import build_examples
-from emodistill.errors import DivergenceError, InputError
+from emodistill.errors import DivergenceError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
 from emodistill.model.tokenization import (
     encode_chat,
     encode_reply,
     end_of_turn_id,
-    load_tokenizer,
 )
-from emodistill.model.weights import load_qwen2, save_qwen2
+from emodistill.model.weights import save_qwen2
 from emodistill.progress import Progress
+from emodistill.records import Role
 from emodistill.seeding import jax_key, stream
+from emodistill.train.checkpoints import Checkpoints
 from pretraining.config import PretrainConfig
-from pretraining.corpus import Dialogue, last_texts, play_dialogues, train_tokenizer
-from pretraining.dialogue_rows import DIGIT, REPLY, Rows, endless_batches, merge_samples
+from pretraining.corpus import (
+    Dialogue,
+    last_texts,
+    play_dialogues,
+    prompted_replies,
+    train_tokenizer,
+)
+from pretraining.dialogue_rows import (
+    FREE_DIGIT,
+    GIVEN_DIGIT,
+    REPLY,
+    Rows,
+    TokenSample,
+    endless_batches,
+    merge_samples,
+)
+from pretraining.novice import is_given
 
 Metrics = dict[str, jax.Array]
 
 MAX_TOKENS = 1024
 """The longest sample; longer histories lose their oldest turns."""
 STEPS_PER_SAVE = 100
-"""Steps between two checkpoints, so that a half-trained student can be looked at."""
+"""Steps between two checkpoints: at most three minutes of work are done again."""
+NUM_TOKENIZER_DIALOGUES = 2_000
+"""Dialogues that the tokenizer's words are learned from; more of them change none."""
 
 
 def make_embedded(config: PretrainConfig) -> Path:
     """Play the dialogues, train tokenizer and model, write a Hugging Face checkpoint folder.
 
+    A run that was stopped goes on from its last checkpoint, and ends with the same weights.
+
     Raises:
-      InputError: `config.start` is no checkpoint with a tokenizer, or is the folder to write to.
+      StaleInputError: the folder has checkpoints of other settings.
       DivergenceError: the loss is no longer finite; the last good checkpoint stays.
     """
-    if config.start is not None:  # looked at first, for the dialogues take minutes
-        Qwen2Config.from_pretrained(config.start)
-        load_tokenizer(config.start)
-        if config.start.resolve() == config.out.resolve():
-            raise InputError(f"--start and --out are both {config.start}; write to another folder.")
     full, bare = play_dialogues(config, "full"), play_dialogues(config, "bare")
-    if config.start is None:
-        tokenizer = train_tokenizer(last_texts(full), config.vocab_size)
-        model = _new_student(config, end_of_turn_id(tokenizer))
-    else:
-        tokenizer = load_tokenizer(config.start)
-        model = load_qwen2(config.start, dtype=jnp.float32)
+    tokenizer = train_tokenizer(last_texts(full[:NUM_TOKENIZER_DIALOGUES]), config.vocab_size)
     tokenizer.save_pretrained(config.out, save_jinja_files=False)
-    fit(model, _rows(bare, tokenizer), _rows(full, tokenizer), config)
+    model = _new_student(config, end_of_turn_id(tokenizer))
+    fit(model, rows_of(bare, tokenizer, config), rows_of(full, tokenizer, config), config)
     return config.out
 
 
@@ -89,22 +100,33 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
     )
 
 
-def _rows(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Rows]:
-    """A row per dialogue; a dialogue whose very first prompt is too long has none."""
-    digit_ids = tokenizer.convert_tokens_to_ids(list("0123456789"))
-    samples = (
-        build_examples(
-            [trajectory],
-            [scenario],
-            [(0, turn.index) for turn in trajectory.focal_turns],
-            pack=pack,
-            encode_chat=partial(encode_chat, tokenizer),
-            encode_reply=partial(encode_reply, tokenizer),
-            max_tokens=MAX_TOKENS,
-        )
-        for scenario, trajectory, pack in dialogues
-    )
-    return [merge_samples(examples, digit_ids) for examples in samples if examples]
+def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:
+    """A row for each side of each dialogue, of the turns whose prompts are not too long."""
+    digit_ids = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
+
+    def kinds(text: str, ids: Sequence[int]) -> list[int]:
+        given = iter(is_given(text))
+        return [
+            (GIVEN_DIGIT if next(given) else FREE_DIGIT) if id_ in digit_ids else REPLY
+            for id_ in ids
+        ]
+
+    rows = []
+    for dialogue in dialogues:
+        for role in get_args(Role):
+            name = dialogue.trajectory.trajectory_id
+            rng = stream(config.seed, "pretrain", "replies", name, role)
+            samples = [
+                TokenSample(prompt_ids, reply_ids, kinds(text, reply_ids))
+                for prompted in prompted_replies(dialogue, role, rng, config.replies_per_turn)
+                for prompt_ids in [encode_chat(tokenizer, prompted.messages)]
+                for text in prompted.replies
+                for reply_ids in [encode_reply(tokenizer, text)]
+                if len(prompt_ids) + len(reply_ids) <= MAX_TOKENS
+            ]
+            if samples:
+                rows.append(merge_samples(samples))
+    return rows
 
 
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
@@ -152,14 +174,13 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 
-    # By the kinds of `dialogue_rows`: nothing, a prompt's token, a reply's, a reply's digit.
-    weights = jnp.array([0.0, config.prompt_weight, 1.0, config.digit_weight])
+    # By the kinds of `dialogue_rows`: nothing, a prompt's token, a reply's, a digit that is drawn,
+    # a digit that the prompt decides.
+    weights = jnp.array([0.0, config.prompt_weight, 1.0, 1.0, config.digit_weight])
 
     def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Metrics]:
-        """The loss; on replies, the mean cross-entropy and the share of digits predicted right.
-
-        Many digits are random draws and cannot be known.
-        """
+        """The loss; on replies, the mean cross-entropy, and the share of the digits predicted
+        right that the prompt decides."""
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
@@ -167,7 +188,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
         weights_BT = weights[rows.kinds_BT]
         return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT), {
             "reply_loss": jnp.mean(losses_BT, where=rows.kinds_BT >= REPLY),
-            "digit_accuracy": jnp.mean(is_right_BT, where=rows.kinds_BT == DIGIT),
+            "digit_accuracy": jnp.mean(is_right_BT, where=rows.kinds_BT == GIVEN_DIGIT),
         }
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -176,10 +197,17 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    opt_state = optimizer.init(params)
-    with Progress("pretrain", total=config.num_steps, unit="steps") as bar:
-        for number, rows in enumerate(curriculum(bare, full, config), start=1):
-            params, opt_state, metrics = step(params, opt_state, rows)
+    state, folder = (params, optimizer.init(params)), config.out / "checkpoints"
+    with (
+        Checkpoints(folder, config.identity(), keep=1, keep_every=None) as checkpoints,
+        Progress("pretrain", total=config.num_steps, unit="steps") as bar,
+    ):
+        state, cursor = checkpoints.restore(state)
+        first = cursor.get("step", 0)
+        bar.advance(first)
+        rest = islice(curriculum(bare, full, config), first, None)
+        for number, rows in enumerate(rest, first + 1):
+            *state, metrics = step(*state, rows)
             note = None
             if number % 20 == 0:  # reading the metrics waits for the step
                 note = "loss {reply_loss:.3f}, digits {digit_accuracy:.0%}".format(**metrics)
@@ -188,8 +216,9 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
                 if not jnp.isfinite(metrics["reply_loss"]):
                     raise DivergenceError(
                         f"pretrain: the loss is {metrics['reply_loss']} at step {number}. "
-                        f"{config.out} keeps the weights of step {number - STEPS_PER_SAVE}; lower "
-                        "--learning-rate."
+                        f"{config.out} keeps the weights of an earlier one; lower --learning-rate."
                     )
-                half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-                save_qwen2(nnx.merge(graphdef, half), config.out)
+                known = {name: float(value) for name, value in metrics.items()}
+                checkpoints.save(number, tuple(state), cursor={"step": number}, metrics=known)
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state[0])
+    save_qwen2(nnx.merge(graphdef, half), config.out)

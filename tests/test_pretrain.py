@@ -1,36 +1,50 @@
 """What the embedded student is pretrained on, and that the run is made of seeds alone."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from emodistill.batches.examples import Example
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.domains.generator import NUM_SCENARIOS
 from emodistill.errors import InputError
-from emodistill.model import embedded_path, load_qwen2
-from emodistill.prompts import focal_messages, load_pack
+from emodistill.prompts import counterparty_messages, focal_messages, load_pack
+from emodistill.records import Turn
 from emodistill.seeding import stream
-from emodistill.simulator.reading import messages_text, read_brief
+from emodistill.simulator.reading import last_figure, messages_text, read_brief
+from emodistill.simulator.response_model import expressed
+from pretraining import pretrain
 from pretraining.config import PretrainConfig
-from pretraining.corpus import FIGURES, bare_pack, play_dialogues, with_free_figures
-from pretraining.dialogue_rows import merge_samples
+from pretraining.corpus import (
+    FIGURES,
+    bare_pack,
+    play_dialogues,
+    prompted_replies,
+    with_free_figures,
+)
+from pretraining.dialogue_rows import PROMPT, REPLY, TokenSample, merge_samples
+from pretraining.novice import WORDS, is_given
 from pretraining.pretrain import curriculum, make_embedded
+from pretraining.reading_check import CHECKS, findings
 
 PACK = load_pack()
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_bare_prompts_still_say_the_game_the_role_and_the_target(domain):
+@pytest.mark.parametrize("prompt", [focal_messages, counterparty_messages])
+def test_bare_prompts_still_say_the_game_the_role_and_the_figure(domain, prompt):
     scenario = load_scenarios(domain)[0]
-    messages = focal_messages(bare_pack(PACK), scenario, (), None)
-    system, user = messages_text(messages)
-    brief = read_brief(system)
-    assert (brief.domain, brief.own_figure) == (domain, scenario.focal_target)
-    assert brief.role in user.lower()
-    assert not brief.facts
-    whole, _ = messages_text(focal_messages(PACK, scenario, (), "joy"))
-    assert len(system) < 0.6 * len(whole)
+    own = scenario.focal_target if prompt is focal_messages else scenario.counterparty_anchor
+    whole, _ = messages_text(prompt(PACK, scenario, (), "joy"))
+    facts = set()
+    for line in range(4):
+        system, user = messages_text(prompt(bare_pack(PACK, line), scenario, (), None))
+        brief = read_brief(system)
+        assert (brief.domain, brief.own_figure) == (domain, own)
+        assert brief.role in user.lower() or prompt is counterparty_messages
+        assert len(system) < 0.75 * len(whole)
+        facts |= {*brief.facts}
+    assert facts
+    assert facts <= {*read_brief(whole).facts}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -52,10 +66,99 @@ def test_pretraining_stays_off_the_scenarios_of_experiments():
     assert min(numbers) > NUM_SCENARIOS
 
 
+@pytest.fixture(scope="module")
+def dialogues():
+    return play_dialogues(PretrainConfig(num_dialogues=80), "full")
+
+
+def said(dialogues, role):
+    """(prompt, reply) of the novice."""
+    return [
+        (prompted.messages, text)
+        for n, dialogue in enumerate(dialogues)
+        for prompted in prompted_replies(dialogue, role, stream(n, "test"), 2)
+        for text in prompted.replies
+    ]
+
+
+@pytest.mark.parametrize("role", ["focal", "counterparty"])
+def test_the_novice_reads_all_that_it_names(dialogues, role):
+    found = [one for messages, text in said(dialogues, role) for one in findings(messages, text)]
+    assert {one.check for one in found} == {*CHECKS} - {"ended"}
+    assert all(one.holds for one in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("You say 40 days. Would 50 days be better?", {"theirs"}),
+        ("Still 52 days for me.", {"own"}),
+        ("What about 120 days then?", {"between", "possible"}),
+        ("The sum is $1. Deal, 61 days.", {"fact"}),
+        ("You say 60 days. What about 50 days then?", set()),
+    ],
+)
+def test_what_is_misread_is_found(text, wrong):
+    talks = [(30, "Perhaps 30 days?"), (90, "I need 90 days."), (45, "Let me try 45 days.")]
+    talks.append((61 if "61" in text else 60, ""))
+    turns = [
+        Turn(
+            index=i,
+            speaker="counterparty" if i % 2 else "focal",
+            emotion=None,
+            text=text or f"I can do {offer} days.",
+            offer=offer,
+            prompt_tokens=0,
+            completion_tokens=0,
+            latency_s=0.0,
+        )
+        for i, (offer, text) in enumerate(talks)
+    ]
+    game = replace(load_scenarios("crad")[0], focal_target=30.0, counterparty_anchor=90.0)
+    found = findings(focal_messages(PACK, game, turns, "joy"), text)
+    assert {one.check for one in found if not one.holds} == wrong
+
+
+def test_the_pipeline_reads_the_novice_as_the_simulator_does(dialogues):
+    """Two readers of offers that have nothing in common but what they are to find."""
+    for dialogue in dialogues:
+        for turn in dialogue.trajectory.turns:
+            assert turn.offer == last_figure(turn.text, dialogue.scenario.domain), turn.text
+
+
+def test_the_novice_gives_ground_fast_and_shows_little(dialogues):
+    turns = [
+        turn
+        for dialogue in dialogues
+        for turn in dialogue.trajectory.focal_turns
+        if turn.emotion not in (None, "neutral")
+    ]
+    texts = [(t.emotion, expressed(t.text).emotion) for t in turns if _is_novice(t.text)]
+    shown = [found for _, found in texts if found is not None]
+    assert 0.1 < len(shown) / len(texts) < 0.45
+    assert np.mean([asked == found for asked, found in texts]) < 0.3
+
+
+def _is_novice(text):
+    return any(template.split("{")[0] in text for template in WORDS["concede"] + WORDS["open"])
+
+
+def test_digits_of_concessions_are_its_own():
+    assert is_given("So 14 days for you. What about 76 days then?") == [True] * 2 + [False] * 2
+    assert is_given("You say 12:15 AM. Would 11:00 PM be better?") == [True] * 4 + [False] * 4
+    assert all(is_given("It is 315 days overdue, I know. I would keep 150 days."))
+
+
 def row(token):
-    ids = np.array([token, token], np.int32)
-    example = Example(sample_id="a", prompt_ids=ids, response_ids=ids)
-    return merge_samples([example])
+    return merge_samples([TokenSample([token, token], [token, token], [REPLY, REPLY])])
+
+
+def test_replies_to_one_prompt_share_its_tokens():
+    rows = merge_samples([TokenSample([5, 6], [n, 9], [REPLY, REPLY]) for n in (7, 8)])
+    # The prompt's last token stands before each reply, which it has to predict.
+    assert rows.tokens_BT[0].tolist() == [5, 6, 7, 9, 6, 8, 9]
+    assert rows.targets_BT[0].tolist() == [6, 7, 9, 0, 8, 9, 0]
+    assert rows.kinds_BT[0].tolist() == [PROMPT, REPLY, REPLY, 0, REPLY, REPLY, 0]
 
 
 def test_bare_batches_grow_rare():
@@ -68,14 +171,20 @@ def test_bare_batches_grow_rare():
     assert is_bare.mean() == pytest.approx(0.4, abs=0.08)
 
 
-def test_a_small_run_writes_a_student_and_repeats_itself(tmp_path):
-    def run(name, **settings):
+class StoppedError(Exception):
+    pass
+
+
+def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "STEPS_PER_SAVE", 1)
+
+    def run(name):
         return make_embedded(
             PretrainConfig(
                 out=tmp_path / name,
                 num_dialogues=4,
                 num_bare_dialogues=4,
-                num_steps=2,
+                num_steps=4,
                 bare_share=0.0,  # rows of one length: one program to compile
                 tokens_per_step=512,
                 vocab_size=320,
@@ -83,29 +192,23 @@ def test_a_small_run_writes_a_student_and_repeats_itself(tmp_path):
                 intermediate_size=16,
                 num_layers=1,
                 num_heads=2,
-                **settings,
             )
         )
 
-    first, again = run("first"), run("again")
-    files = sorted(path.name for path in first.iterdir())
+    def stopped(*args):
+        for number, rows in enumerate(curriculum(*args)):
+            if number == 2:
+                raise StoppedError
+            yield rows
+
+    first = run("first")
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(pretrain, "curriculum", stopped)
+        run("again")
+    again = run("again")
+    files = sorted(path.name for path in first.iterdir() if path.is_file())
+    assert "model.safetensors" in files
     assert [(first / f).read_bytes() for f in files] == [(again / f).read_bytes() for f in files]
-    further = run("further", start=first, seed=1)
-    assert (further / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
-    weights = [load_qwen2(f, dtype=jnp.float32).embed_tokens.weight for f in (first, further)]
-    assert not np.array_equal(weights[0], weights[1])
-    np.testing.assert_allclose(weights[0], weights[1], atol=0.02)
-
-
-def test_what_to_start_from_is_looked_at_first(tmp_path):
-    with pytest.raises(InputError, match="nowhere is no folder"):
-        make_embedded(PretrainConfig(start=tmp_path / "nowhere", out=tmp_path / "out"))
-    (tmp_path / "config.json").write_text((embedded_path() / "config.json").read_text())
-    with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
-        make_embedded(PretrainConfig(start=tmp_path, out=tmp_path / "out"))
-    with pytest.raises(InputError, match="write to another folder"):
-        make_embedded(PretrainConfig(start=embedded_path(), out=embedded_path()))
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(

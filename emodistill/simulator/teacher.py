@@ -1,8 +1,7 @@
 """`sim-teacher`: focal utterances of varied quality and wording under the asked emotion.
 
 Skill varies from utterance to utterance and has nothing to do with the emotion: how clearly the
-emotion is put into words, whether facts back the figure, and how much ground is given. What the
-teacher says on average is what the embedded student is pretrained on.
+emotion is put into words, whether facts back the figure, and how much ground is given.
 """
 
 from __future__ import annotations

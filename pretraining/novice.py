@@ -1,0 +1,164 @@
+"""The novice: whom a student is pretrained to be, on either side of the table.
+
+It reads its prompt and bargains badly. It gives ground fast, argues seldom, shows an emotion in a
+third of its turns and then often another than the asked one, and says all of this in short
+sentences of its own. SFT and JPO thus have something to teach that a reader can see, and the
+sweep's best turns differ from what the student knows. What the novice can do is read: every figure
+and every fact that it names stands in its prompt.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emodistill.emotions import EMOTIONS, NEUTRAL
+from emodistill.llm.usage import Completion
+from emodistill.seeding import stream
+from emodistill.simulator.reading import (
+    Brief,
+    Speech,
+    accepts,
+    last_figure,
+    messages_text,
+    read_brief,
+    read_figures,
+    read_history,
+    read_sections,
+    read_tone,
+    round_figure,
+    show_figure,
+    step,
+)
+from emodistill.simulator.writer import SimulatedWriter
+
+WORDS: Mapping[str, Any] = tomllib.loads(
+    Path(__file__).with_name("novice.toml").read_text(encoding="utf-8")
+)
+
+# Shares of the turns. An emotion is shown seldom, and in two of five cases it is another one; a
+# fact or chatter stands before some figures; the other side's figure is quoted often enough for
+# the student to learn to read it.
+ASKED_ODDS, OTHER_EMOTION_ODDS = 0.18, 0.12
+FACT_ODDS, CHATTER_ODDS = 0.20, 0.15
+QUOTE_ODDS = 0.35
+SILENCE_ODDS = 0.03
+# It takes the other side's figure early: always after a yes, mostly within a third of the first
+# distance, sometimes at once. Else it mostly meets the other side halfway.
+CLOSE_WITHIN, CLOSE_ODDS, SURRENDER_ODDS = 0.33, 0.8, 0.1
+HOLD_ODDS, HALFWAY_ODDS = 0.1, 0.5
+CONCESSION = (0.3, 0.7)
+
+
+def novice_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
+    """The next utterance of either player for a chat request."""
+    sections = read_sections(*messages_text(messages))
+    brief = read_brief(sections.scenario)
+    history = read_history(sections.talks, brief.role)
+    before = [*_emotion(read_tone(sections), rng), *_remark(brief, rng)]
+    return " ".join([*before, *_figures(brief, history, rng)])
+
+
+def _emotion(asked: str | None, rng: np.random.Generator) -> list[str]:
+    draw = rng.random()
+    if asked in (None, NEUTRAL) or draw >= ASKED_ODDS + OTHER_EMOTION_ODDS:
+        return []
+    shown = asked if draw < ASKED_ODDS else EMOTIONS[rng.integers(len(EMOTIONS))]
+    return [WORDS["clauses"][shown]]
+
+
+def _remark(brief: Brief, rng: np.random.Generator) -> list[str]:
+    draw = rng.random()
+    if draw < FACT_ODDS:
+        stated = [
+            template.format_map(brief.facts)
+            for template in WORDS["facts"][brief.domain]
+            if all(name in brief.facts for name in _names(template))
+        ]
+        # A fact with a figure of its own ("a paper due at 8 AM") would be taken for an offer.
+        usable = [text for text in stated if last_figure(text, brief.domain) is None]
+        return [str(rng.choice(usable))] if usable else []
+    return [str(rng.choice(WORDS["chatter"]))] if draw < FACT_ODDS + CHATTER_ODDS else []
+
+
+def _names(template: str) -> list[str]:
+    return [piece.partition("}")[0] for piece in template.split("{")[1:]]
+
+
+def _figures(brief: Brief, history: Sequence[Speech], rng: np.random.Generator) -> list[str]:
+    domain = brief.domain
+    own, theirs = read_figures(history, domain)
+
+    def say(move: str, value: float) -> str:
+        return str(rng.choice(WORDS[move])).format(v=show_figure(value, domain))
+
+    if not own:
+        if brief.own_figure is None:
+            return [str(rng.choice(WORDS["silent"]))]
+        return [*_quote(theirs, domain, rng), say("open", brief.own_figure)]
+    if not theirs:
+        return [say("hold", own[-1])]
+    distance = abs(theirs[-1] - own[-1])
+    is_close = distance <= max(CLOSE_WITHIN * abs(theirs[0] - own[0]), step(domain))
+    heard_yes = not history[-1].is_own and accepts(history[-1].text)
+    if heard_yes or (is_close and rng.random() < CLOSE_ODDS) or rng.random() < SURRENDER_ODDS:
+        return [say("accept", theirs[-1])]
+    if rng.random() < SILENCE_ODDS:
+        return [str(rng.choice(WORDS["silent"]))]
+    draw, share = rng.random(), 0.5
+    if draw < HOLD_ODDS:
+        share = 0.0
+    elif draw >= HOLD_ODDS + HALFWAY_ODDS:
+        share = rng.uniform(*CONCESSION)
+    value = round_figure(own[-1] + share * (theirs[-1] - own[-1]), domain)
+    is_held = abs(value - own[-1]) < step(domain)
+    figure = say("hold", own[-1]) if is_held else say("concede", value)
+    return [*_quote(theirs, domain, rng), figure]
+
+
+def _quote(theirs: Sequence[float], domain: str, rng: np.random.Generator) -> list[str]:
+    if not theirs or rng.random() >= QUOTE_ODDS:
+        return []
+    return [str(rng.choice(WORDS["quote"])).format(theirs=show_figure(theirs[-1], domain))]
+
+
+def is_given(text: str) -> list[bool]:
+    """Of each digit in a text of the novice, whether its prompt alone decides it.
+
+    Only the figures of its concessions are its own.
+    """
+    free = {i for match in _CONCESSION.finditer(text) for i in range(*match.span())}
+    return [i not in free for i, character in enumerate(text) if character.isdigit()]
+
+
+_CONCESSION = re.compile(
+    "|".join(re.escape(text).replace(r"\{v\}", r"[\d:]+[\w ]*?") for text in WORDS["concede"])
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NoviceWriter:
+    """The novice as a writer of dialogues; in some of its turns another model speaks instead."""
+
+    other: SimulatedWriter
+    novice_share: float
+    model: str = "novice"
+    provider: str = ""
+    temperature: float = 1.0
+
+    def fits(self, messages: Sequence[Mapping[str, str]]) -> bool:
+        return True
+
+    async def reply(
+        self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
+    ) -> Completion:
+        rng = stream(seed, "novice", messages[-1]["content"])
+        if rng.random() >= self.novice_share:
+            return await self.other.reply(messages, dialogue_id=dialogue_id, seed=seed)
+        return Completion(novice_reply(messages, rng), 0, 0, latency_s=0.0, cost_usd=0.0)
