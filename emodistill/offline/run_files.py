@@ -64,6 +64,12 @@ def turn_limit(home: Path) -> TurnLimit:
     return TurnLimit(horizon, turn_cap(horizon, counted))
 
 
+def sweep_seed(home: Path) -> int:
+    """The seed that the sweep in a domain's folder was played under; 0 without a manifest."""
+    manifest = read_manifest(home / "sweep")
+    return 0 if manifest is None else manifest.seed
+
+
 def read_sweep(
     home: Path,
     pack: PromptPack,

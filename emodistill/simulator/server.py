@@ -25,6 +25,7 @@ from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
 from emodistill.simulator.faults import Faults, Handler
+from emodistill.simulator.forked_seeds import read_seed
 from emodistill.simulator.judge import blind_reply, judge_reply
 from emodistill.simulator.reader import reader_reply
 from emodistill.simulator.reading import Request, messages_text
@@ -59,10 +60,14 @@ def complete(
     depends on the seed; the counterparty's character and the noise of judge and reader always do,
     the latter so that a bad answer can be asked for again.
     """
-    content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
-    digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    if read_seed(seed).noise:
+        # Forks of one turn share their luck, whatever has been said: talks grow by a line a turn.
+        name = f"line {sum(m['content'].count(chr(10)) for m in messages)}"
+    else:
+        content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
+        name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     is_noisy = temperature > 0 or model in ("sim-judge", BLIND_JUDGE, "sim-reader")
-    rng = stream(seed if is_noisy else 0, model, digest)
+    rng = stream(seed if is_noisy else 0, model, name)
     text = MODELS[model](Request(*messages_text(messages), seed, rng))
     words = text.split(" ")
     if len(words) > max_tokens:
