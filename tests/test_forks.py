@@ -6,7 +6,13 @@ from simulated_talks import PACK, SCENARIOS, dialogues
 
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.turn_worth import fork_outcomes, phase_of_turn, turn_worths
+from emodistill.evaluation.turn_worth import (
+    ForkOutcome,
+    emotion_effects,
+    fork_outcomes,
+    phase_of_turn,
+    turn_worths,
+)
 from emodistill.offline.forks import (
     ANEW,
     SAID,
@@ -20,6 +26,7 @@ from emodistill.offline.forks import (
     refuse_other_players,
 )
 from emodistill.prompts import counterparty_messages, focal_messages
+from emodistill.seeding import stream
 from emodistill.simulator.forked_seeds import ForkedSeed, forked_seed, read_seed
 from emodistill.simulator.server import complete
 
@@ -146,3 +153,39 @@ def test_phases_are_those_of_what_stands_before_a_turn():
     assert phases.count("opening") > len(phases) / 2
     late = [phase_of_turn(t, t.focal_turns[-1].index) for t in TALKS if len(t.focal_turns) > 4]
     assert "closing" in late and "opening" not in late
+
+
+def test_effects_of_emotions_are_covered_as_often_as_they_should_be():
+    """Planted for every emotion and phase, in scenarios that differ, with 95 % intervals."""
+    rng, order = stream(0, "effects"), ("opening", "middle", "closing")
+    planted = {(phase, e): rng.normal(0.0, 0.05) for phase in order for e in EMOTIONS}
+    turns, outcomes = {}, {}
+    for trajectory in dialogues("crad", num=30):
+        scenario = dict(zip(EMOTIONS, rng.normal(0.0, 0.03, len(EMOTIONS)), strict=True))
+        for turn in trajectory.focal_turns[:6]:
+            key = TurnKey(trajectory.trajectory_id, turn.index)
+            phase = phase_of_turn(trajectory, turn.index)
+            turns[key] = phase
+            luck = rng.normal(0.0, 0.1, 4)
+            outcomes[key] = {
+                emotion: {
+                    number: ForkOutcome(
+                        luck[number]
+                        + (emotion != "neutral") * (planted[phase, emotion] + scenario[emotion])
+                        + rng.normal(0.0, 0.05),
+                        1.0,
+                    )
+                    for number in range(4)
+                }
+                for emotion in EMOTIONS
+            }
+    effects = emotion_effects(
+        outcomes, {t.trajectory_id: t for t in dialogues("crad", num=30)}, n_resamples=800
+    )
+    assert len(effects) == 27 * len(set(turns.values()))
+    covered = [
+        effect.utility.low <= 100 * planted[effect.phase, effect.emotion] <= effect.utility.high
+        for effect in effects
+    ]
+    assert 0.9 <= np.mean(covered) <= 0.99
+    assert all(effect.success == (0, 0, 0) for effect in effects)

@@ -68,7 +68,7 @@ def test_emotions_are_set_against_neutral_under_the_same_luck(replayed, tmp_path
     base = ReplayConfig(run=run, **settings)
     emotional = run_stage(dataclasses.replace(base, emotions="all"), base).path
     text = capsys.readouterr().out
-    assert "planted" in text and "opening  " in text
+    assert "rank correlation of utility with what is planted" in text and "opening  " in text
     effects = json.loads(emotional.with_suffix(".effects.json").read_text())
     assert {effect["emotion"] for effect in effects} == set(EMOTIONS) - {"neutral"}
     by_name = {t.trajectory_id: t for t in read_trajectories(emotional)}

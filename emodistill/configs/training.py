@@ -14,6 +14,7 @@ from emodistill.configs.base import (
     Quantization,
     configuration,
     data_from,
+    require,
     setting,
 )
 from emodistill.errors import InputError
@@ -235,10 +236,20 @@ class JPOConfig(RefinementConfig):
     """λ_KL of Eq. 19: the weight of the KL divergence from the reference."""
     ratio: RatioKind = "mean-token"
     """A reply's importance ratio: of its mean log-ratio, of its sum (as printed), or per token."""
+    shrink: bool = False
+    """Shrink advantages towards 0 by how reliable a turn's repeated scores are (judge.py --repeats
+    2); an exact judge's stay as they are."""
     data: Literal["all", "top"] = "all"
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of the scored turns that --data top keeps."""
+
+    def __post_init__(self) -> None:
+        RefinementConfig.__post_init__(self)
+        require(
+            not self.shrink or self.signal == "turn-judge",
+            f"--shrink is for scores of turns, not for --signal {self.signal}.",
+        )
 
     @property
     def starts_from_base(self) -> bool:

@@ -175,7 +175,9 @@ class EmotionEffect(NamedTuple):
     success: Interval
 
 
-def emotion_effects(outcomes: Outcomes, dialogues: Mapping[str, Trajectory]) -> list[EmotionEffect]:
+def emotion_effects(
+    outcomes: Outcomes, dialogues: Mapping[str, Trajectory], n_resamples: int = 10_000
+) -> list[EmotionEffect]:
     """Effects by phase and emotion, best utility first within a phase; clustered by scenario."""
     differences: dict[tuple[Phase, str], list[tuple[str, np.ndarray]]] = defaultdict(list)
     for turn, arms in outcomes.items():
@@ -190,7 +192,7 @@ def emotion_effects(outcomes: Outcomes, dialogues: Mapping[str, Trajectory]) -> 
     for (phase, emotion), found in differences.items():
         scenarios = [scenario for scenario, _ in found]
         columns = np.array([mean for _, mean in found]).T
-        utility, success = (clustered_ci(column, scenarios) for column in columns)
+        utility, success = (clustered_ci(column, scenarios, n_resamples) for column in columns)
         effects.append(EmotionEffect(phase, emotion, len(found), utility, success))
     order: Sequence[Phase] = ("opening", "middle", "closing")
     return sorted(effects, key=lambda e: (order.index(e.phase), -e.utility.mean, e.emotion))
@@ -210,7 +212,23 @@ def effects_text(effects: Sequence[EmotionEffect], domain: str, *, is_planted: b
         if is_planted:
             line += f" {planted_effect(domain, effect):+8.2f}"
         lines.append(line)
+    agreement = planted_agreement(effects, domain) if is_planted else {}
+    lines += [
+        f"{phase}: rank correlation of utility with what is planted {found:.2f}"
+        for phase, found in agreement.items()
+    ]
     return "\n".join(lines)
+
+
+def planted_agreement(effects: Sequence[EmotionEffect], domain: str) -> dict[Phase, float]:
+    """By phase, the rank correlation over emotions of effects on utility with the planted ones."""
+    found: dict[Phase, float] = {}
+    for phase in dict.fromkeys(effect.phase for effect in effects):
+        own = [effect for effect in effects if effect.phase == phase]
+        planted = [planted_effect(domain, effect) for effect in own]
+        means = [effect.utility.mean for effect in own]
+        found[phase] = float(stats.spearmanr(planted, means).statistic)
+    return found
 
 
 def _interval_text(interval: Interval) -> str:

@@ -12,6 +12,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
 from emodistill.negotiation.episode import turn_cap
@@ -21,20 +23,26 @@ from emodistill.offline.data_checks import (
     check_prompts,
     check_scores,
 )
-from emodistill.offline.judging import judge_path, scores_by_turn
+from emodistill.offline.judging import judge_path, repeated_scores, scores_by_turn
 from emodistill.offline.rewards import USUAL_LIMIT, SweepData, TurnLimit
 from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
 from emodistill.records import Judgement
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import read_typed, setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
 DISAGREEMENTS = "sweep/disagreements.jsonl"
 """The sweep's files, within the folder of a domain."""
 SUPPORT = "support.json"
+
+
+class KnownValidity(msgspec.Struct):
+    """What stages read of a judge's validity file."""
+
+    line: str
 
 
 def judge_file(directory: Path, name: str | None) -> Path:
@@ -50,6 +58,11 @@ def judge_file(directory: Path, name: str | None) -> Path:
         names = ", ".join(path.stem for path in files)
         raise InputError(f"{directory} holds scores of {names}; say which with --judge.")
     return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
+
+
+def validity_file(scores: Path) -> Path:
+    """What `judge.py --validate` has found of a judge, beside its scores."""
+    return scores.with_suffix(".validity.json")
 
 
 def turn_limit(home: Path) -> TurnLimit:
@@ -100,8 +113,19 @@ def read_sweep(
         scenarios=[scenario for scenario, _ in scenarios],
         pack=pack,
         scores=scores_by_turn(judgement for judgement, _ in judgements),
+        repeats=repeated_scores(judgement for judgement, _ in judgements),
         limit=turn_limit(home),
+        validity=None if scores is None else validity_line(scores),
     )
+
+
+def validity_line(scores: Path) -> str | None:
+    """What `judge.py --validate` has said of a judge, in a line; None where nobody has asked."""
+    path = validity_file(scores)
+    try:
+        return read_typed(path, KnownValidity, f"Delete {path}, or run judge.py --validate.").line
+    except FileNotFoundError:
+        return None
 
 
 def sweep_concurrency(run: Path, domain: str) -> int | None:

@@ -8,6 +8,7 @@ from emodistill.stages.adapter_export import export_adapter
 from emodistill.stages.device_memory import plan_memory
 from emodistill.stages.evaluation import EVALUATE, PAIR
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
+from emodistill.stages.judge_validation import validate_judge
 from emodistill.stages.replay import REPLAY
 from emodistill.stages.runner import STAGES, prepare, required_cell, run
 from emodistill.stages.stage import Output, Requirement, Stage
@@ -36,4 +37,5 @@ __all__ = [
     "run",
     "tournament",
     "train_adapter_stage",
+    "validate_judge",
 ]

@@ -57,6 +57,7 @@ from emodistill.stages.evaluation import (
     writing_models,
 )
 from emodistill.stages.inputs import model_hashes
+from emodistill.stages.judge_validation import plain_rows
 from emodistill.stages.language_models import (
     SIMULATOR,
     named_models,
@@ -246,7 +247,7 @@ def _findings(job: Job, names: set[str]) -> dict[str, Any]:
     if config.emotions is not None:
         dialogues = {t.trajectory_id: t for t in details.sweep.trajectories}
         effects = emotion_effects(outcomes, dialogues)
-        write_json(job.output.with_suffix(".effects.json"), [e._asdict() for e in effects])
+        write_json(job.output.with_suffix(".effects.json"), plain_rows(effects))
         print(effects_text(effects, config.domain, is_planted=config.is_simulated), flush=True)
         return {}
     who = config.continued_by if config.continued_by == "recorded" else config.method
