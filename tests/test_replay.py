@@ -117,7 +117,10 @@ def test_what_is_not_as_recorded_is_refused(replayed):
         ({"agreement": "upstream"}, "agreement stand, not upstream"),
         ({"counterparty": "sim-proud"}, "counterparty sim-counterparty, not sim-proud"),
         ({"max_turns": 20}, "say --max-turns"),
+        ({"focal_temperature": 0.2}, "focal-temperature 0.7, not 0.2"),
         ({"turn": "crad/none#0"}, "no such dialogue"),
+        ({"emotions": "rage"}, "none of the 28 labels"),
+        ({"continued_by": "student", "method": "oracle"}, "such as iql"),
     ):
         with pytest.raises(InputError, match=why):
             run_stage(ReplayConfig(run=run, **changed))

@@ -15,7 +15,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -244,7 +244,7 @@ def _mean_calls(many: Sequence[Mapping[Role, RoleCalls]]) -> dict[Role, RoleCall
 def refuse_other_players(
     trajectories: Sequence[Trajectory],
     turns: Sequence[TurnKey],
-    played: Mapping[str, str],
+    played: Mapping[str, Any],
 ) -> None:
     """Refuse to go on with other players, or by other rules, than a dialogue was recorded with.
 
@@ -261,7 +261,9 @@ def refuse_other_players(
             continue
         recorded = {
             "focal": trajectory.focal.model,
+            "focal-temperature": trajectory.focal.temperature,
             "counterparty": trajectory.counterparty.model,
+            "counterparty-temperature": trajectory.counterparty.temperature,
             "agreement": trajectory.agreement_rule,
         }
         for name, value in recorded.items():

@@ -66,7 +66,7 @@ from emodistill.stages.language_models import (
     reader_of,
 )
 from emodistill.stages.model_check import TYPICAL, TypicalCalls, check_models
-from emodistill.stages.stage import Stage, next_command
+from emodistill.stages.stage import Requirement, Stage, next_command
 from emodistill.untrusted import file_name
 
 
@@ -80,9 +80,19 @@ class _ReplayDetails(NamedTuple):
     turns: list[TurnKey]
 
 
+def _needs(config: ReplayConfig) -> Sequence[Requirement]:
+    arms_of(config.emotions)
+    is_student = get_method(config.method).writer == "student"
+    require(
+        config.continued_by == "recorded" or is_student,
+        f"--method {config.method} is played by a language model; --continue student takes one "
+        "that the student plays, such as iql+sft.",
+    )
+    return match_needs(config)
+
+
 def _job(cell: Cell) -> Job:
     config: ReplayConfig = cell.config
-    arms_of(config.emotions)
     home = (config.data_from or config.run) / config.domain
     pack, reader = load_pack(config.prompt_pack), reader_of(config)
     model, opposite = writing_models(config)
@@ -95,21 +105,12 @@ def _job(cell: Cell) -> Job:
     turns = chosen_turns(
         sweep.trajectories, turn=config.turn, num_turns=config.num_turns, seed=config.seed
     )
-    recorded = config.continued_by == "recorded"
-    played = {"counterparty": opposite.model, "agreement": config.agreement}
-    if recorded and model is not None:
-        played["focal"] = model.model
-    refuse_other_players(sweep.trajectories, turns, played)
-    cap = turn_cap(config.max_turns, config.count_turns)
-    require(
-        cap == sweep.limit.cap,
-        f"the sweep's dialogues could have {sweep.limit.cap} turns and forks {cap}; say "
-        "--max-turns and --count-turns as the sweep did.",
-    )
+    counterparty = PlayerSpec(language_model=opposite, temperature=config.counterparty_temperature)
+    _check_as_recorded(config, sweep, turns, focal, counterparty)
     inputs = input_hashes([home / TRAJECTORIES, home / SCENARIOS, *files], config.run)
     if get_method(config.method).writer == "student" and config.student_url is None:
         inputs |= model_hashes(config.student)
-    who = config.continued_by if recorded else config.method
+    who = _who(config)
     directory = config.run / config.domain / "replay" / f"{who}@{file_name(opposite.name)}"
     output = directory / f"{cell.name}.jsonl"
     seed = sweep_seed(home)
@@ -127,14 +128,36 @@ def _job(cell: Cell) -> Job:
         growing=("num_turns", "continuations"),
         leftovers=(failures_path(output),),
         is_repeated=config.scores is not None,
-        details=_ReplayDetails(
-            focal,
-            PlayerSpec(language_model=opposite, temperature=config.counterparty_temperature),
-            reader,
-            sweep,
-            seed,
-            turns,
-        ),
+        details=_ReplayDetails(focal, counterparty, reader, sweep, seed, turns),
+    )
+
+
+def _who(config: ReplayConfig) -> str:
+    """Who plays on, as files and tables say it."""
+    return config.continued_by if config.continued_by == "recorded" else config.method
+
+
+def _check_as_recorded(
+    config: ReplayConfig,
+    sweep: SweepData,
+    turns: Sequence[TurnKey],
+    focal: PlayerSpec,
+    counterparty: PlayerSpec,
+) -> None:
+    """Refuse players and rules that are not the sweep's."""
+    played: dict[str, Any] = {"agreement": config.agreement}
+    roles = {"counterparty": counterparty}
+    if config.continued_by == "recorded":
+        roles["focal"] = focal
+    for role, player in roles.items():
+        assert player.language_model is not None  # no method of a student
+        played |= {role: player.language_model.model, f"{role}-temperature": player.temperature}
+    refuse_other_players(sweep.trajectories, turns, played)
+    cap = turn_cap(config.max_turns, config.count_turns)
+    require(
+        cap == sweep.limit.cap,
+        f"the sweep's dialogues could have {sweep.limit.cap} turns and forks {cap}; say "
+        "--max-turns and --count-turns as the sweep did.",
     )
 
 
@@ -250,8 +273,7 @@ def _findings(job: Job, names: set[str]) -> dict[str, Any]:
         write_json(job.output.with_suffix(".effects.json"), plain_rows(effects))
         print(effects_text(effects, config.domain, is_planted=config.is_simulated), flush=True)
         return {}
-    who = config.continued_by if config.continued_by == "recorded" else config.method
-    worths = turn_worths(outcomes, who)
+    worths = turn_worths(outcomes, _who(config))
     write_records(worths_path(job.output), worths)
     print(f"replay: {worth_text(worths)}.", flush=True)
     if config.scores is not None:
@@ -287,7 +309,7 @@ def _validation(cell: Cell) -> str:
 REPLAY = Stage(
     config=ReplayConfig,
     script="replay",
-    needs=match_needs,
+    needs=_needs,
     job=_job,
     run=play_forks,
     followed_by=_validation,
