@@ -93,4 +93,4 @@ def test_a_single_score_says_nothing_of_chance():
     with pytest.raises(InputError, match=r"judge\.py --repeats 2"):
         shrunk_advantages(ONCE)
     with pytest.raises(InputError, match="not for --signal outcome"):
-        JPOConfig(shrink=True, signal="outcome")
+        select_scored(JPOConfig(shrink=True, signal="outcome"), ONCE)

@@ -14,7 +14,6 @@ from emodistill.configs.base import (
     Quantization,
     configuration,
     data_from,
-    require,
     setting,
 )
 from emodistill.errors import InputError
@@ -243,13 +242,6 @@ class JPOConfig(RefinementConfig):
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of the scored turns that --data top keeps."""
-
-    def __post_init__(self) -> None:
-        RefinementConfig.__post_init__(self)
-        require(
-            not self.shrink or self.signal == "turn-judge",
-            f"--shrink is for scores of turns, not for --signal {self.signal}.",
-        )
 
     @property
     def starts_from_base(self) -> bool:

@@ -83,7 +83,13 @@ def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
 
 
 def select_scored(config: JPOConfig, turns: FocalTurns) -> Selection:
-    """All turns with an advantage; with `data="top"`, those of them that SFT takes by default."""
+    """All turns with an advantage; with `data="top"`, those of them that SFT takes by default.
+
+    Raises:
+      InputError: advantages are to be shrunk, and no turn has several scores.
+    """
+    if config.shrink and config.signal != "turn-judge":
+        raise InputError(f"--shrink is for scores of turns, not for --signal {config.signal}.")
     advantages = shrunk_advantages(turns) if config.shrink else jpo_advantages(turns, config.signal)
     rows = np.arange(len(turns))
     if config.data == "top":
