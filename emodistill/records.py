@@ -185,3 +185,22 @@ class Judgement(Record, frozen=True, kw_only=True):
             raise InputError(
                 f"status='failed' with score={self.score}: a failed call has no score."
             )
+
+
+class TurnWorth(Record, frozen=True, kw_only=True):
+    """What a recorded turn is worth: Q(s, u) − V(s) by forks, as shares of 1.
+
+    `utility` and `success` are means over pairs of forks, with their standard errors (null for a
+    single pair).
+    """
+
+    schema: int = SCHEMA
+    trajectory_id: str
+    turn_index: int
+    continued_by: str
+    """`recorded`, or the method of the student that played on."""
+    num_pairs: int
+    utility: float
+    utility_error: float | None
+    success: float
+    success_error: float | None

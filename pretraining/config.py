@@ -1,4 +1,5 @@
-"""The settings of the embedded student's pretraining; free of jax, so that `--help` is quick."""
+"""The settings of the embedded student's pretraining, and of the simulated judge's fit; free of
+jax, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -66,3 +67,28 @@ class PretrainConfig(Config):
             self.hidden_size % (2 * self.num_heads) == 0,
             f"hidden_size={self.hidden_size} must be an even multiple of num_heads.",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeFitConfig(Config):
+    """How the weights of the simulated judge are fitted to what turns are worth."""
+
+    stage: ClassVar[str] = "judge-fit"
+    out: Path = Path("runs/judge_fit")
+    """The folder of the turns with their worths; what is there is not played again."""
+    seed: int = 1
+    """Draws the scenarios (0 are the built-in ones, which every experiment uses) and all else."""
+    num_seeds: int = setting(3, ge=1)
+    """Dialogues per scenario."""
+    num_turns: int = setting(300, ge=10)
+    """Turns of a domain whose worth is measured."""
+    continuations: int = setting(12, ge=2)
+    """Pairs of forks of a turn."""
+    num_processes: int = setting(2, ge=1)
+    """Domains that are played at once."""
+    write: bool = False
+    """Write the weights into the package; without it they are only printed."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        require(self.seed != 0, "seed=0 draws the scenarios of the experiments; take another.")

@@ -13,20 +13,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the pretraining is part of the checkout, not of the package
 
+import pretraining  # noqa: E402
 from emodistill import cli  # noqa: E402
 from emodistill.settings import Cell  # noqa: E402
 from pretraining.config import PretrainConfig  # noqa: E402
 
 
 def pretrain(cell: Cell) -> None:
-    from pretraining.pretrain import make_embedded  # JAX, which --help does without
-    from pretraining.reading_check import reading_table  # JAX, as above
-
     config = cell.config
-    folder = make_embedded(config)
+    folder = pretraining.make_embedded(config)
     print(f"the student is in {folder}")
     if config.check_scenarios:
-        print(reading_table(folder, config.check_temperatures, config.check_scenarios))
+        print(pretraining.reading_table(folder, config.check_temperatures, config.check_scenarios))
 
 
 if __name__ == "__main__":

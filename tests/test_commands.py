@@ -113,12 +113,12 @@ def student_of(config):
 
 def test_a_flag_over_a_file_is_said_even_where_it_is_the_default(paste, tmp_path):
     file = tmp_path / "own file.yaml"
-    file.write_text("domain: hospital\nseed: 7\njudge: {judge: sim-blind-judge}", encoding="utf-8")
+    file.write_text("domain: hospital\nseed: 7\njudge: {judge: sim-judge-0}", encoding="utf-8")
     args = ["--config", str(file), "--domain", "crad", "--seed", "0"]
     cell = cli.parse(SweepConfig, "", args)
     (ahead,) = paste(stages.STAGES["sweep"].followed_by(cell))
     assert (ahead.config.domain, ahead.config.seed) == ("crad", 0)
-    assert ahead.config.judge == "sim-blind-judge"  # the file's own word for that stage
+    assert ahead.config.judge == "sim-judge-0"  # the file's own word for that stage
     cell = cli.parse(SweepConfig, "", ["--config", str(file)])
     assert stages.STAGES["sweep"].followed_by(cell) == (
         f"python scripts/judge.py --config '{file}'"

@@ -18,6 +18,7 @@ from emodistill.prompts import (
 )
 from emodistill.simulator import response_model as rm
 from emodistill.simulator.counterparty import react
+from emodistill.simulator.forked_seeds import ForkedSeed
 from emodistill.simulator.reading import (
     Speech,
     accepts,
@@ -80,7 +81,7 @@ def rate(
             scenario.counterparty_anchor,
             [Speech(False, text) for text in heard],
             kind,
-            seed,
+            ForkedSeed(seed),
         ).position
         for heard in (texts, texts[:-1])
     )

@@ -134,7 +134,7 @@ def test_what_else_the_provider_sells_is_priced(monkeypatch):
 LIMITED = """
 [simulator.profiles."sim-judge"]
 price = { input = 1000, output = 1000, batch = 0.25 }
-[simulator.profiles."sim-blind-judge"]
+[simulator.profiles."sim-judge-0"]
 price = { input = 1000, output = 1000, batch = 0.5 }
 [simulator.profiles."sim-reader"]
 limits = { requests_per_minute = 600 }
@@ -148,7 +148,7 @@ def test_the_judge_of_the_file_and_the_reader_are_in_the_forecast(tmp_path, monk
     path = tmp_path / "providers.toml"
     path.write_text(LIMITED)
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(path))
-    settings = Settings({"judge": {"judge": "sim-blind-judge"}})
+    settings = Settings({"judge": {"judge": "sim-judge-0"}})
     small = {"run": tmp_path / "run", "num_seeds": 1, "num_scenarios": 4, "max_turns": 2}
     config = PlanConfig(**small, pilot=2, offer_reader="llm", concurrency=4)
     found = json.loads(stages.plan(Cell(config, settings=settings)).read_text())

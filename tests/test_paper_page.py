@@ -115,6 +115,7 @@ def test_the_defaults_are_the_codes():
         ("ALoLConfig", SHARED - {"learning_rate"}),
         ("DPOConfig", SHARED - {"learning_rate"}),
         ("EvaluateConfig", (PLAYED | SHARED) - {"focal_temperature"}),
+        ("ReplayConfig", {f.name for f in dataclasses.fields(EvaluateConfig)} | {"turn"}),
         ("ReportConfig", set()),
     ],
 )

@@ -175,26 +175,24 @@ def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_fr
 ):
     for run in (tmp_path, tmp_path / "b"):
         copy_of(tiny_run / "crad/sweep", run / "crad/sweep")
-    iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=20, judge="sim-blind-judge")
+    iql = IQLConfig(run=tmp_path, signal="turn-judge", num_steps=20, judge="sim-judge-0")
     run_stage(iql)
     assert [path.name for path in (tmp_path / "crad/judge").glob("*.jsonl")] == [
-        "sim-blind-judge.jsonl"
+        "sim-judge-0.jsonl"
     ]
     run_stage(JudgeConfig(run=tmp_path))
-    with pytest.raises(InputError, match=r"sim-blind-judge, sim-judge; say which with --judge"):
+    with pytest.raises(InputError, match=r"sim-judge-0, sim-judge; say which with --judge"):
         run_stage(dataclasses.replace(iql, judge=None))
-    other = {"run": tmp_path / "b", "judge": "sim-blind-judge", "expectiles": (0.8,)}
+    other = {"run": tmp_path / "b", "judge": "sim-judge-0", "expectiles": (0.8,)}
     few = {"advantage_scales": (3.0,), "discounts": (0.99,)}
     learning = Settings(SECTIONS | {"iql": {"num_steps": 20, "signal": "turn-judge"}})
     run_study(IQLStudy(**other, **few), learning)
-    assert [path.stem for path in (tmp_path / "b/crad/judge").glob("*.jsonl")] == [
-        "sim-blind-judge"
-    ]
-    study = KappaStudy(run=tmp_path, judge="sim-blind-judge")
+    assert [path.stem for path in (tmp_path / "b/crad/judge").glob("*.jsonl")] == ["sim-judge-0"]
+    study = KappaStudy(run=tmp_path, judge="sim-judge-0")
     (plan, *_) = plan_arms(study)
     trainings = runner._task(plan, study, SETTINGS).trainings
     cells = {cell.config.stage: cell for cell in trainings}
-    assert {cell.config.judge for cell in cells.values()} == {"sim-blind-judge"}
+    assert {cell.config.judge for cell in cells.values()} == {"sim-judge-0"}
     assert cells["sft"].name == "default"
 
 

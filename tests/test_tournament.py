@@ -232,7 +232,7 @@ def test_a_pair_has_all_settings_of_the_tournament():
 
 def test_a_language_model_is_the_same_in_both_roles_unless_it_is_told_otherwise():
     def models(*pair, **settings):
-        found = evaluation._language_models(TournamentConfig(**settings).pair(*pair))
+        found = evaluation.writing_models(TournamentConfig(**settings).pair(*pair))
         return tuple(endpoint and endpoint.name for endpoint in found)
 
     served = {"base_url": "http://127.0.0.1:9/v1", "focal": "m"}

@@ -7,9 +7,9 @@ Free of jax, so that `--help` answers at once.
 from emodistill.configs.adapters import AdapterForm, ExportAdapterConfig, VerifyConfig
 from emodistill.configs.base import (
     AUTO,
-    BLIND_JUDGE,
     DEFAULT_RUN,
     EMBEDDED,
+    JUDGE_VALIDITIES,
     SIMULATED,
     SIMULATED_MODELS,
     TYPED_COUNTERPARTIES,
@@ -43,6 +43,7 @@ from emodistill.configs.playing import (
     OutcomeInterval,
     PairConfig,
     QuickstartConfig,
+    ReplayConfig,
     ReportConfig,
     SequenceAverage,
     SimulatorConfig,
@@ -82,6 +83,7 @@ CONFIGS: dict[str, type[Config]] = {
         ALoLConfig,
         DPOConfig,
         EvaluateConfig,
+        ReplayConfig,
         TournamentConfig,
         ReportConfig,
         QuickstartConfig,

@@ -37,9 +37,16 @@ TYPED_COUNTERPARTIES = {
     "sim-practical": "practical",
 }
 """Simulated counterparties that are all of one type, which `sim-counterparty` draws by lot."""
-BLIND_JUDGE = "sim-blind-judge"
-"""A simulated judge whose scores are noise and nothing else."""
-SIMULATED = (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, BLIND_JUDGE)
+JUDGE_VALIDITY = 0.5
+"""Of `sim-judge`: as GPT-4's rank correlation with human scores (0.514, arXiv 2303.16634)."""
+JUDGE_VALIDITIES = {
+    "sim-judge": JUDGE_VALIDITY,
+    **{f"sim-judge-{tenth / 10:g}": tenth / 10 for tenth in range(5)},
+}
+"""Simulated judges by how their scores go with what turns are worth: `sim-judge-0` is blind."""
+SIMULATED = tuple(
+    dict.fromkeys((*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, *JUDGE_VALIDITIES))
+)
 """Every model that the simulator serves."""
 
 T = TypeVar("T")

@@ -181,6 +181,11 @@ class JudgeConfig(ApiConfig):
     """Items of one batch at most; fewer where the provider limits what may wait there."""
     compare: str | None = setting(None, operational=True)
     """Ask nothing; say how far the existing scores are from those of this other judge."""
+    validate: bool = setting(False, operational=True)
+    """Ask nothing; say how far the existing turn scores go with what turns are worth: by forks
+    (replay.py), by --labels, and by how the dialogues ended."""
+    labels: Path | None = setting(None, operational=True)
+    """Validate against human scores of turns, a CSV of trajectory_id, turn_index, rater, score."""
     prompt_pack: Path | None = None
     """A folder with your own prompt pack, whose rubric the judge reads."""
 

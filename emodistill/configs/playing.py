@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from emodistill.configs.base import (
     DEFAULT_RUN,
     EMBEDDED,
+    SIMULATED,
     Config,
     DomainName,
     Quantization,
@@ -127,6 +130,44 @@ class PairConfig(EvaluateConfig):
     stage = "tournament"
     opponent: str
     """The method in the counterparty's role."""
+
+
+@configuration
+class ReplayConfig(EvaluateConfig):
+    """Recorded turns played on from again: what a turn, or another emotion there, is worth."""
+
+    stage = "replay"
+    outside_cell = EvaluateConfig.outside_cell | {"num_turns", "continuations"}
+    turn: str | None = None
+    """TRAJECTORY_ID#INDEX, a focal turn of the sweep; a sample of --num-turns without it."""
+    num_turns: int = setting(100, ge=1)
+    """Focal turns of the training scenarios to fork, drawn by the seed."""
+    continuations: int = setting(16, ge=1, le=999)
+    """Forks of a turn in each arm."""
+    continued_by: Annotated[
+        Literal["recorded", "student"], tyro.conf.arg(name="continue", prefix_name=False)
+    ] = "recorded"
+    """Who plays on: the recorded language model under random emotions, as in the sweep, or the
+    student of --method."""
+    emotions: str | None = None
+    """Speak the turn anew under each of these emotions (`all`, or `anger,caring`) in place of
+    asking what the recorded utterance is worth."""
+    scores: str | None = setting(None, operational=True)
+    """Also write the worths as the scores of a judge of this name, to train on."""
+
+    def __post_init__(self) -> None:
+        if self.continued_by == "recorded":
+            object.__setattr__(self, "method", "random")
+        EvaluateConfig.__post_init__(self)
+        require(
+            self.scores is None or self.emotions is None,
+            "--scores are worths of what was said; leave out --emotions.",
+        )
+        require(
+            self.scores is None or self.scores not in SIMULATED,
+            f"--scores {self.scores} is the name of a simulated judge; take another, such as "
+            "`truth`.",
+        )
 
 
 @configuration

@@ -6,7 +6,8 @@
 A draw is a string (fixed), a list of strings (pick one), a range `{low, high, step}`, or
 `{by = "field", <value of that field> = <draw>}`. Of `focal_target`, `counterparty_anchor` and
 `gap` (= |target − anchor|) two are drawn and the third follows. Every draw has its own random
-stream, under a fixed seed: the same scenarios on every machine and in every experiment.
+stream, under a fixed seed: the same scenarios on every machine and in every experiment. Another
+seed makes scenarios that no experiment uses, such as those on which the simulated judge was fitted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _MAX_ATTEMPTS = 500
 Draw = str | list[str] | Mapping[str, Any]
 
 
-def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[Scenario]:
+def generate_scenarios(
+    domain: str, num_scenarios: int = NUM_SCENARIOS, seed: int = _SEED
+) -> list[Scenario]:
     """The built-in scenarios of `domain`; the first n are the same whatever n is asked for.
 
     Raises:
@@ -38,10 +41,10 @@ def generate_scenarios(domain: str, num_scenarios: int = NUM_SCENARIOS) -> list[
     known: set[tuple[Any, ...]] = set()
     for index in range(num_scenarios):
         lap, turn = divmod(index, len(cases))
-        order = stream(_SEED, "generator", domain, "cases", lap).permutation(len(cases))
+        order = stream(seed, "generator", domain, "cases", lap).permutation(len(cases))
         draws = {**spec.generator["values"], **cases[order[turn]]}
         for attempt in range(_MAX_ATTEMPTS):
-            scenario = _scenario(spec, index + 1, _draw_all(spec, draws, index, attempt))
+            scenario = _scenario(spec, index + 1, _draw_all(spec, draws, seed, index, attempt))
             if (texts := tuple(scenario.fields.values())) not in known:
                 break
         else:
@@ -68,14 +71,16 @@ def _scenario(spec: Domain, number: int, values: Mapping[str, Any]) -> Scenario:
     )
 
 
-def _draw_all(spec: Domain, draws: Mapping[str, Draw], index: int, attempt: int) -> dict[str, Any]:
+def _draw_all(
+    spec: Domain, draws: Mapping[str, Draw], seed: int, index: int, attempt: int
+) -> dict[str, Any]:
     def draw(name: str) -> Any:
         how = draws[name]
         if isinstance(how, Mapping) and "by" in how:
             how = how[draw(how["by"])]
         if isinstance(how, str):
             return how
-        rng = stream(_SEED, "generator", spec.name, index, name, attempt)
+        rng = stream(seed, "generator", spec.name, index, name, attempt)
         if isinstance(how, list):
             return how[rng.integers(len(how))]
         low, high, step = how["low"], how["high"], how["step"]

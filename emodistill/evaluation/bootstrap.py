@@ -37,6 +37,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def text(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
 
 def interval_ends(name: str, values: Sequence[Any] | np.ndarray) -> dict[str, Any]:
     """`<name>_low` and `<name>_high`, as a row holds an interval that ends in these two."""

@@ -42,6 +42,10 @@ class PlannedDialogue(NamedTuple):
     scenario: Scenario
     number: int
     trajectory_id: str
+    heard: tuple[Turn, ...] = ()
+    """Turns that are given: the dialogue goes on after them."""
+    seeds: Mapping[Role, int] = {}
+    """API seeds of its players; a role without one gets its own from the match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +100,8 @@ def turn_cap(max_turns: int, count_turns: str) -> int:
 async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
     """Play a dialogue to its end: an agreement, a breakdown, or `max_turns` turns of both players.
 
-    Each player's API seed derives from the match's seed and the `trajectory_id` and is constant
-    within the dialogue.
+    Each player's API seed is constant within the dialogue. Usage and cost are those of the turns
+    that are played, without the ones that were given.
 
     Raises:
       ApiError: a writer failed for good; there is no half trajectory.
@@ -105,9 +109,9 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
     scenario, name = dialogue.scenario, dialogue.trajectory_id
     players = match.focal, match.counterparty
     choosers = [player.choose_for and player.choose_for(dialogue) for player in players]
-    turns: list[Turn] = []
+    turns = list(dialogue.heard)
     calls: list[Completion] = []
-    verdict = ONGOING
+    verdict = mediate(turns, scenario, match.agreement) if turns else ONGOING
     while verdict == ONGOING and len(turns) < match.max_turns:
         to_move = len(turns) % 2
         role: Role = "counterparty" if to_move else "focal"
@@ -194,8 +198,13 @@ async def _reply(
     return await writer.reply(
         messages,
         dialogue_id=dialogue.trajectory_id,
-        seed=derive(match.seed, role, dialogue.trajectory_id),
+        seed=dialogue.seeds.get(role, player_seed(match.seed, role, dialogue.trajectory_id)),
     )
+
+
+def player_seed(seed: int, role: Role, trajectory_id: str) -> int:
+    """The API seed of a role throughout a dialogue."""
+    return derive(seed, role, trajectory_id)
 
 
 def _recorded(player: Player) -> dict[str, Any]:

@@ -105,6 +105,16 @@ def scores_by_turn(judgements: Iterable[Judgement], repeat: int = 0) -> dict[Sco
     }
 
 
+def repeated_scores(judgements: Iterable[Judgement]) -> dict[ScoreKey, list[int]]:
+    """All scores of the items that have more than one; the last scored line of a repeat counts."""
+    by_item: dict[ScoreKey, dict[int, int]] = {}
+    for line in judgements:
+        if line.score is not None:
+            scores = by_item.setdefault((line.trajectory_id, line.turn_index), {})
+            scores[line.repeat] = line.score
+    return {item: list(scores.values()) for item, scores in by_item.items() if len(scores) > 1}
+
+
 def num_items_left(config: JudgeConfig, trajectories: Sequence[Trajectory], path: Path) -> int:
     """How many items `run_judging` would ask for; a torn last line of the file is cut off."""
     earlier: list[Judgement] = []

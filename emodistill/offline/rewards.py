@@ -39,6 +39,9 @@ MIN_SCORED = 4
 
 Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
+Repeats = Mapping[tuple[str, int | None], Sequence[float]]
+"""By the same keys, all scores of the turns that were scored more than once."""
+NO_REPEATS: Repeats = {}
 
 
 class TurnLimit(NamedTuple):
@@ -63,6 +66,9 @@ class SweepData(NamedTuple):
     pack: PromptPack
     """The prompts that the student will be given."""
     limit: TurnLimit = USUAL_LIMIT
+    repeats: Repeats = NO_REPEATS
+    validity: str | None = None
+    """A line on what the judge's scores of turns are worth, where that is known."""
 
 
 def training_dialogues(data: SweepData) -> list[Trajectory]:
@@ -274,6 +280,12 @@ class FocalTurns:
     """[N] R(τ) of the dialogue."""
     is_cut: np.ndarray
     """[N] whether the utterance was cut at its limit of tokens."""
+    mean_scores: np.ndarray
+    """[N] mean of all scores of the turn, NaN if none."""
+    num_scores: np.ndarray
+    """[N] how many these are."""
+    score_variances: np.ndarray
+    """[N] their unbiased variance, NaN for fewer than two."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -285,7 +297,12 @@ class FocalTurns:
 
     @classmethod
     def from_trajectories(
-        cls, trajectories: Sequence[Trajectory], scores: Scores, *, max_turns: int = 30
+        cls,
+        trajectories: Sequence[Trajectory],
+        scores: Scores,
+        *,
+        repeats: Repeats = NO_REPEATS,
+        max_turns: int = 30,
     ) -> Self:
         """Line up every focal turn with its scores and its dialogue's return.
 
@@ -307,8 +324,14 @@ class FocalTurns:
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
                 key = index, turn.index, trajectory.scenario_id, turn.emotion
-                rows.append((*key, is_last, score, *of_dialogue, turn.finish_reason == "length"))
+                known = [] if math.isnan(score) else [score]
+                every = np.array(repeats.get((name, turn.index), known))
+                mean = float(every.mean()) if len(every) else math.nan
+                variance = float(every.var(ddof=1)) if len(every) > 1 else math.nan
+                of_turn = turn.finish_reason == "length", mean, len(every), variance
+                rows.append((*key, is_last, score, *of_dialogue, *of_turn))
         dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, bool)
+        dtypes += (float, np.int64, float)
         columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 

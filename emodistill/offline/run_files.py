@@ -12,6 +12,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
 from emodistill.negotiation.episode import turn_cap
@@ -21,20 +23,26 @@ from emodistill.offline.data_checks import (
     check_prompts,
     check_scores,
 )
-from emodistill.offline.judging import judge_path, scores_by_turn
+from emodistill.offline.judging import judge_path, repeated_scores, scores_by_turn
 from emodistill.offline.rewards import USUAL_LIMIT, SweepData, TurnLimit
 from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
 from emodistill.records import Judgement
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import read_typed, setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
 DISAGREEMENTS = "sweep/disagreements.jsonl"
 """The sweep's files, within the folder of a domain."""
 SUPPORT = "support.json"
+
+
+class KnownValidity(msgspec.Struct):
+    """What stages read of a judge's validity file."""
+
+    line: str
 
 
 def judge_file(directory: Path, name: str | None) -> Path:
@@ -52,6 +60,11 @@ def judge_file(directory: Path, name: str | None) -> Path:
     return files[0] if files else judge_path(directory, SIMULATED_MODELS["judge"])
 
 
+def validity_file(scores: Path) -> Path:
+    """What `judge.py --validate` has found of a judge, beside its scores."""
+    return scores.with_suffix(".validity.json")
+
+
 def turn_limit(home: Path) -> TurnLimit:
     """How long the dialogues in a domain's folder could get; without a manifest, by default."""
     manifest = read_manifest(home / "sweep")
@@ -62,6 +75,12 @@ def turn_limit(home: Path) -> TurnLimit:
         for name, kind in (("max_turns", int), ("count_turns", Literal["both", "focal"]))
     )
     return TurnLimit(horizon, turn_cap(horizon, counted))
+
+
+def sweep_seed(home: Path) -> int:
+    """The seed that the sweep in a domain's folder was played under; 0 without a manifest."""
+    manifest = read_manifest(home / "sweep")
+    return 0 if manifest is None else manifest.seed
 
 
 def read_sweep(
@@ -94,8 +113,19 @@ def read_sweep(
         scenarios=[scenario for scenario, _ in scenarios],
         pack=pack,
         scores=scores_by_turn(judgement for judgement, _ in judgements),
+        repeats=repeated_scores(judgement for judgement, _ in judgements),
         limit=turn_limit(home),
+        validity=None if scores is None else validity_line(scores),
     )
+
+
+def validity_line(scores: Path) -> str | None:
+    """What `judge.py --validate` has said of a judge, in a line; None where nobody has asked."""
+    path = validity_file(scores)
+    try:
+        return read_typed(path, KnownValidity, f"Delete {path}, or run judge.py --validate.").line
+    except FileNotFoundError:
+        return None
 
 
 def sweep_concurrency(run: Path, domain: str) -> int | None:

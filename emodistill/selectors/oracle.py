@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emodistill.configs import TYPED_COUNTERPARTIES
+from emodistill.negotiation.episode import player_seed
 from emodistill.prompts import counterparty_messages
-from emodistill.seeding import derive
 from emodistill.simulator.reading import messages_text, read_sections
 from emodistill.simulator.response_model import best_emotion, hidden_type, phase_of
 
@@ -40,7 +40,7 @@ class OracleSelector:
         messages = counterparty_messages(pack, scenario, ())
         told = read_sections(*messages_text(messages)).scenario
         self._domain = scenario.domain
-        own_seed = derive(seed, "counterparty", trajectory_id)
+        own_seed = player_seed(seed, "counterparty", trajectory_id)
         only = TYPED_COUNTERPARTIES.get(counterparty or "")
         self._type = hidden_type(told, own_seed, only).name
 

@@ -1,7 +1,7 @@
 """`sim-counterparty`: concedes by the response model, replayed from the messages at each turn.
 
 Stateless, as a real endpoint is: hidden type and noise come from the scenario's text and the
-request's seed, everything else from the history.
+request's seed (`forked_seeds`), everything else from the history.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from emodistill.seeding import stream
 from emodistill.simulator import response_model as rm
+from emodistill.simulator.forked_seeds import ForkedSeed, read_seed
 from emodistill.simulator.reading import (
     Request,
     Speech,
@@ -42,15 +43,15 @@ class Stance(NamedTuple):
 def counterparty_reply(request: Request, type_name: str | None = None) -> str:
     """The next counterparty utterance for a chat request; `type_name` fixes the hidden type."""
     scenario, talks, *_ = read_sections(request.system, request.user)
-    seed, brief = request.seed, read_brief(scenario)
+    seed, brief = read_seed(request.seed), read_brief(scenario)
     history = read_history(talks, brief.role)
     texts = rm.PHRASES["counterparty"]
     num_heard = sum(not speech.is_own for speech in history)
     # Its words depend on the seed at any temperature, as its character does.
-    rng = stream(seed, "sim-counterparty-words", scenario, num_heard)
+    rng = stream(seed.at(num_heard), "sim-counterparty-words", scenario, num_heard)
     if brief.own_figure is None or not num_heard:
         return str(rng.choice(texts["flat"])) or "I am listening."
-    kind = rm.hidden_type(scenario, seed, type_name)
+    kind = rm.hidden_type(scenario, seed.own, type_name)
     stance = react(scenario, brief.domain, brief.own_figure, history, kind, seed)
     shown = show_figure(stance.value, brief.domain)
     if stance.accepts_offer:
@@ -68,7 +69,7 @@ def react(
     preference: float,
     history: Sequence[Speech],
     kind: rm.HiddenType,
-    seed: int,
+    seed: ForkedSeed,
 ) -> Stance:
     """Replay the talks through the response model up to the last focal utterance."""
     own, asked = read_figures(history, domain)
@@ -91,12 +92,12 @@ def react(
         new_arguments = rm.arguments(text, domain) - arguments
         arguments |= new_arguments
         is_repeat = text in focal[: turn - 1]
-        noise = stream(seed, "sim-counterparty-noise", scenario, turn).normal(0.0, rm.NOISE)
+        rng = stream(seed.at(turn), "sim-counterparty-noise", scenario, turn)
         drive = (
             rm.EMOTION_GAIN * effect
             + rm.LEVERAGE_GAIN * bool(new_arguments)
             + rm.MOVEMENT_GAIN * min(1.0, movement / 0.1)
-            + noise
+            + rng.normal(0.0, rm.NOISE)
         )
         rate = min(1.0, rm.TYPE_TRAITS[kind.name].base_rate * float(np.exp(drive)))
         irritation += rm.IRRITATION_PER_TURN + rm.IRRITATION_PER_BAD_TONE * max(0.0, -effect)

@@ -1,29 +1,43 @@
-"""`sim-judge`: reads an utterance with noise and sometimes answers badly.
+"""`sim-judge`: reads an utterance by the whole rubric, with noise, and sometimes answers badly.
 
 It sees what a judging model sees: the case, the target, the history and the utterance. It knows
 what tends to work in a domain at that phase of the talks, not the counterparty's hidden type.
+
+    score = 5.5 + 2 · (share · reading + √(1 − share²) · noise)
+
+`reading` is a weighted sum of the rubric's points in units of its own spread (`judging.toml`), and
+`share` is what brings the judge's validity, the rank correlation of its scores with what turns are
+truly worth, to the level that its name says: `sim-judge-0.2`, …; `sim-judge-0` reads nothing. How
+validity grows with the share was found by simulation when the weights were fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
 
 import numpy as np
 
 from emodistill.domains import get_domain
-from emodistill.simulator import response_model as rm
 from emodistill.simulator.reading import (
     Request,
     Speech,
-    accepts,
     last_figure,
     read_brief,
     read_figures,
     read_history,
     read_sections,
 )
+from emodistill.simulator.rubric import read_rubric
 
-NOISE = 0.8  # standard deviation in points
+MEAN, SPREAD = 5.5, 2.0
+"""Of the scores: the middle of 1 to 10, and most of them within."""
+DIALOGUE_MEAN, DIALOGUE_SPREAD = 6.0, 2.0
+"""About what the noiseless scores of whole dialogues have."""
 BAD_ANSWER_ODDS = 0.015
 BAD_ANSWERS = (
     "I would call this a rather solid move.",
@@ -34,62 +48,103 @@ BAD_ANSWERS = (
 )
 
 
-def blind_reply(request: Request) -> str:
-    """A score that has nothing to do with what is judged, each from 1 to 10 as often."""
-    return _answer(int(request.rng.integers(1, 11)))
+class JudgedTurn(NamedTuple):
+    """An utterance that is to be scored."""
+
+    domain: str
+    target: float
+    history: Sequence[Speech]
+    text: str
 
 
-def judge_reply(request: Request) -> str:
-    """The judge's answer to a turn or dialogue request."""
+class Rubric(NamedTuple):
+    """The weights of the rubric's points, as `pretraining/judge_fit.py` has written them."""
+
+    validities: Sequence[float]
+    """Of the scores with shares of 0 to 1 in equal steps. The last is the top: no judge that reads
+    these points has more."""
+    intercept: float
+    spread: float
+    """Standard deviation of the weighted sums over the teacher's turns."""
+    weights: Mapping[str, Sequence[float]]
+    """Of each point: alone, and times strain, distance and the other side's movement."""
+
+
+@cache
+def rubric() -> Rubric:
+    text = (
+        resources.files("emodistill.simulator").joinpath("judging.toml").read_text(encoding="utf-8")
+    )
+    return Rubric(**tomllib.loads(text))
+
+
+def share_of(validity: float) -> float:
+    """The share of the reading in scores of that validity.
+
+    Raises:
+      ValueError: it lies above the rubric's top.
+    """
+    known = rubric().validities
+    if validity > known[-1]:
+        raise ValueError(f"validity={validity} lies above the rubric's top, {known[-1]}.")
+    return float(np.interp(validity, known, np.linspace(0.0, 1.0, len(known))))
+
+
+def mixed_scores(reading: np.ndarray, share: float, noise: np.ndarray) -> np.ndarray:
+    """Scores of turns, rounded, out of standardised readings and noise."""
+    points = MEAN + SPREAD * (share * reading + math.sqrt(1.0 - share**2) * noise)
+    return np.clip(np.round(points), 1, 10)
+
+
+def judge_reply(request: Request, validity: float) -> str:
+    """The judge's answer to a turn or dialogue request.
+
+    Args:
+      validity: what its scores of turns are to have, from 0 to the rubric's top.
+    """
     rng, sections = request.rng, read_sections(request.system, request.user)
     if rng.random() < BAD_ANSWER_ODDS:
         return str(rng.choice(BAD_ANSWERS))
-    target = read_brief(sections.scenario).own_figure
-    if target is None:
+    if read_brief(sections.scenario).own_figure is None:
         return "I can't find the target."
-    domain = read_brief(sections.scenario).domain
-    role = get_domain(domain).focal_role
-    history = read_history(sections.talks, role)
+    mean, spread = MEAN, SPREAD
     if sections.utterance is not None:
-        lines = sections.utterance.splitlines()
-        text = next((line for line in lines if line and not line.startswith("<")), "")
-        spoken = read_history(text, role)
-        points = score_turn(domain, target, history, spoken[0].text if spoken else text)
+        reading = read_turn(read_case(request.system, request.user))
     else:
-        points = score_dialogue(domain, target, history, sections.ending or "")
-    return _answer(int(np.clip(round(points + rng.normal(0.0, NOISE)), 1, 10)))
+        mean, spread = DIALOGUE_MEAN, DIALOGUE_SPREAD
+        domain, target, history, _ = read_case(request.system, request.user)
+        ended = score_dialogue(domain, target, history, sections.ending or "")
+        reading = (ended - mean) / spread
+    share = share_of(validity)
+    noise = math.sqrt(1.0 - share**2) * rng.normal()
+    return _answer(int(np.clip(round(mean + spread * (share * reading + noise)), 1, 10)))
 
 
-def score_turn(domain: str, target: float, history: Sequence[Speech], text: str) -> float:
-    """The noiseless score of a focal utterance, in points."""
-    own, theirs = read_figures(history, domain)
-    value = last_figure(text, domain)
-    own_turns = [speech.text for speech in history if speech.is_own]
-    points = 5.5
-    gap = 1.0
-    if value is None:
-        points -= 1.0 if accepts(text) else 2.0
-    elif theirs and theirs[0] != target:
-        anchor, span = theirs[0], target - theirs[0]
-        worth = (value - anchor) / span
-        stood = (own[-1] - anchor) / span if own else 1.0
-        reached = (theirs[-1] - anchor) / span
-        given = max(0.0, stood - worth)
-        gap = max(0.0, worth - reached)
-        points += 2.0 * (float(np.clip(worth, 0, 1)) - 0.5)
-        points -= 5.0 * max(0.0, given - 0.15)
-        if own and 0 < given <= 0.15:
-            points += 0.7
-        if accepts(text):
-            points += 1.0 if reached > 0.6 else -0.5
-    expression = rm.expressed(text)
-    phase = rm.phase_of(len(own_turns) + 1, gap)
-    effect = rm.emotional_effect(domain, phase, None, expression.emotion, expression.clarity, 0)
-    points += 1.8 * effect
-    points += 1.2 if rm.arguments(text, domain) else -0.3
-    if text in own_turns:
-        points -= 1.5
-    return points
+def read_case(system: str, user: str) -> JudgedTurn:
+    """What a judging request asks about; without an utterance, the text is empty.
+
+    The target has to be there.
+    """
+    sections = read_sections(system, user)
+    domain, target, *_ = read_brief(sections.scenario)
+    assert target is not None  # as whoever calls has seen
+    role = get_domain(domain).focal_role
+    lines = (sections.utterance or "").splitlines()
+    text = next((line for line in lines if line and not line.startswith("<")), "")
+    spoken = read_history(text, role)
+    history = read_history(sections.talks, role)
+    return JudgedTurn(domain, target, history, spoken[0].text if spoken else text)
+
+
+def read_turn(case: JudgedTurn) -> float:
+    """The noiseless reading of an utterance: mean 0 and deviation 1 over the teacher's turns."""
+    known, terms = rubric(), read_rubric(*case).terms()
+    worth = sum(
+        weight * term
+        for name, some in terms.items()
+        for weight, term in zip(known.weights[name], some, strict=True)
+    )
+    return (known.intercept + worth) / known.spread
 
 
 def score_dialogue(domain: str, target: float, history: Sequence[Speech], ending: str) -> float:

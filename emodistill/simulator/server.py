@@ -20,12 +20,13 @@ from typing import Any
 
 from aiohttp import web
 
-from emodistill.configs import BLIND_JUDGE, TYPED_COUNTERPARTIES
+from emodistill.configs import JUDGE_VALIDITIES, TYPED_COUNTERPARTIES
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
 from emodistill.simulator.faults import Faults, Handler
-from emodistill.simulator.judge import blind_reply, judge_reply
+from emodistill.simulator.forked_seeds import read_seed
+from emodistill.simulator.judge import judge_reply
 from emodistill.simulator.reader import reader_reply
 from emodistill.simulator.reading import Request, messages_text
 from emodistill.simulator.teacher import teacher_reply
@@ -39,8 +40,10 @@ MODELS: dict[str, Callable[[Request], str]] = {
         name: functools.partial(counterparty_reply, type_name=kind)
         for name, kind in TYPED_COUNTERPARTIES.items()
     },
-    "sim-judge": judge_reply,
-    BLIND_JUDGE: blind_reply,
+    **{
+        name: functools.partial(judge_reply, validity=validity)
+        for name, validity in JUDGE_VALIDITIES.items()
+    },
     "sim-reader": reader_reply,
 }
 
@@ -59,10 +62,14 @@ def complete(
     depends on the seed; the counterparty's character and the noise of judge and reader always do,
     the latter so that a bad answer can be asked for again.
     """
-    content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
-    digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-    is_noisy = temperature > 0 or model in ("sim-judge", BLIND_JUDGE, "sim-reader")
-    rng = stream(seed if is_noisy else 0, model, digest)
+    if read_seed(seed).noise:
+        # Forks of one turn share their luck, whatever has been said: talks grow by a line a turn.
+        name = f"line {sum(m['content'].count(chr(10)) for m in messages)}"
+    else:
+        content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
+        name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    is_noisy = temperature > 0 or model in (*JUDGE_VALIDITIES, "sim-reader")
+    rng = stream(seed if is_noisy else 0, model, name)
     text = MODELS[model](Request(*messages_text(messages), seed, rng))
     words = text.split(" ")
     if len(words) > max_tokens:

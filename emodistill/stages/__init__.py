@@ -8,6 +8,8 @@ from emodistill.stages.adapter_export import export_adapter
 from emodistill.stages.device_memory import plan_memory
 from emodistill.stages.evaluation import EVALUATE, PAIR
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
+from emodistill.stages.judge_validation import validate_judge
+from emodistill.stages.replay import REPLAY
 from emodistill.stages.runner import STAGES, prepare, required_cell, run
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
@@ -15,7 +17,9 @@ from emodistill.stages.sweep_pilot import plan
 from emodistill.stages.tournament import tournament
 from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 
-STAGES |= {s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR)}
+STAGES |= {
+    s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR, REPLAY)
+}
 
 __all__ = [
     "SFT",
@@ -33,4 +37,5 @@ __all__ = [
     "run",
     "tournament",
     "train_adapter_stage",
+    "validate_judge",
 ]

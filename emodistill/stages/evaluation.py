@@ -55,7 +55,7 @@ def _method_names(config: EvaluateConfig) -> list[str]:
     return [config.method, *([config.opponent] if isinstance(config, PairConfig) else [])]
 
 
-def _language_models(config: EvaluateConfig) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
+def writing_models(config: EvaluateConfig) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
     """Who writes in the focal and in the counterparty's role; None where a student does."""
     writers = [get_method(name).writer for name in _method_names(config)]
     model = None
@@ -90,10 +90,10 @@ def trainings_of(
     return needed
 
 
-def _needs(config: EvaluateConfig) -> Sequence[Requirement]:
+def match_needs(config: EvaluateConfig) -> Sequence[Requirement]:
     load_pack(config.prompt_pack)
     reader_of(config)
-    _language_models(config)
+    writing_models(config)
     needs = [Requirement("sweep")]
     for name in _method_names(config):
         method = get_method(name)
@@ -125,7 +125,7 @@ def _folder(config: EvaluateConfig, need: Requirement) -> Path:
     return config.run / (need.domain or config.domain) / need.stage / need.cell
 
 
-def _player(
+def player_spec(
     config: EvaluateConfig, name: str, language_model: ModelEndpoint | None, temperature: float
 ) -> tuple[PlayerSpec, list[Path]]:
     """Who plays a method, and the files that it is made of."""
@@ -163,14 +163,14 @@ def _job(cell: Cell) -> Job:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     home = config.run / config.domain
     pack, reader = load_pack(config.prompt_pack), reader_of(config)
-    model, opposite = _language_models(config)
+    model, opposite = writing_models(config)
     temperature = writing_temperature(config, config.method)
-    focal, files = _player(config, config.method, model, temperature)
+    focal, files = player_spec(config, config.method, model, temperature)
     other_temperature = config.counterparty_temperature
     if isinstance(config, PairConfig):
         if opposite is None:  # a student is sampled as it is in the focal role
             other_temperature = writing_temperature(config, config.opponent)
-        counterparty, more = _player(config, config.opponent, opposite, other_temperature)
+        counterparty, more = player_spec(config, config.opponent, opposite, other_temperature)
         files += more
         # The tournament names cells for all its methods; those of others make no difference here.
         played = {*focal.cells, *counterparty.cells}
@@ -236,9 +236,9 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
         details.pack,
         scenarios,
         (
-            "emotion-free focal" if _is_emotion_free(details.focal) else "focal",
+            "emotion-free focal" if is_emotion_free(details.focal) else "focal",
             "emotion-free counterparty"
-            if _is_emotion_free(details.counterparty)
+            if is_emotion_free(details.counterparty)
             else "counterparty",
         ),
     )
@@ -283,7 +283,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
     return asyncio.run(work())
 
 
-def _is_emotion_free(player: PlayerSpec) -> bool:
+def is_emotion_free(player: PlayerSpec) -> bool:
     return player.method is not None and get_method(player.method).selector == "none"
 
 
@@ -314,7 +314,7 @@ def _report(cell: Cell) -> str:
 EVALUATE = Stage(
     config=EvaluateConfig,
     script="evaluate",
-    needs=_needs,
+    needs=match_needs,
     job=_job,
     run=lambda job: play(job).result,
     followed_by=_report,

@@ -51,6 +51,7 @@ async def check_models(
     num_jobs: int,
     unit: str,
     price_share: float = 1.0,
+    typical: Mapping[str, TypicalCalls] = TYPICAL,
 ) -> bool:
     """Ask each model that costs money for a word, say what the work will cost, and ask the user.
 
@@ -60,6 +61,7 @@ async def check_models(
       name: what the terminal calls the stage.
       num_jobs: `unit`s that are still to be done.
       price_share: what is left of the prices, as by file batch.
+      typical: the calls of each role for a job.
 
     Returns: whether the user was asked, and said yes.
 
@@ -80,14 +82,14 @@ async def check_models(
     total_usd: float | None = 0.0
     now = datetime.now(UTC)
     for role, endpoint in paid.items():
-        price, typical = endpoint.provider.price(endpoint.model), TYPICAL[role]
+        price, usual = endpoint.provider.price(endpoint.model), typical[role]
         if price is None:
             total_usd, cost = None, "no price of it is known"
             if endpoint.provider.states_cost:
                 cost = "its answers state what they cost"
         else:
-            _, *tokens = typical
-            usd = price_share * typical.num_calls * price.cost_usd(*tokens, at=now)
+            _, *tokens = usual
+            usd = price_share * usual.num_calls * price.cost_usd(*tokens, at=now)
             total_usd = None if total_usd is None else total_usd + num_jobs * usd
             cost = f"about ${1_000 * usd:,.2f} for 1,000 {unit}"
             if price.is_peak(now):

@@ -83,6 +83,8 @@ def train_adapter(
     batches, made_from, num_trimmed, num_dropped = pack_samples(config, data, selected, start)
     if is_first():
         print(planned_steps(config, len(batches.examples), batches.steps_per_epoch), flush=True)
+        if objective is OBJECTIVES["jpo"] and config.signal == "turn-judge" and data.validity:
+            print(f"{config.stage}: {data.validity}", flush=True)
     if objective.needs_reference:
         directory = cell_dir.parent / "reference"
         batches.set_reference(

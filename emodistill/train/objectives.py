@@ -25,6 +25,7 @@ import numpy as np
 from emodistill.batches import Batch
 from emodistill.configs import AdapterConfig, ALoLConfig, DPOConfig, JPOConfig, SFTConfig
 from emodistill.errors import InputError
+from emodistill.offline.reliability import shrunk_advantages
 from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality, top_fraction
 from emodistill.train.losses import Metrics, alol_loss, dpo_loss, jpo_loss, sft_loss
 
@@ -97,8 +98,14 @@ def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:
 
 
 def select_scored(config: JPOConfig, turns: FocalTurns) -> Selection:
-    """All turns with an advantage; with `data="top"`, those of them that SFT takes by default."""
-    advantages = jpo_advantages(turns, config.signal)
+    """All turns with an advantage; with `data="top"`, those of them that SFT takes by default.
+
+    Raises:
+      InputError: advantages are to be shrunk, and no turn has several scores.
+    """
+    if config.shrink and config.signal != "turn-judge":
+        raise InputError(f"--shrink is for scores of turns, not for --signal {config.signal}.")
+    advantages = shrunk_advantages(turns) if config.shrink else jpo_advantages(turns, config.signal)
     rows = np.arange(len(turns))
     if config.data == "top":
         rows = np.sort(top_fraction(sft_quality(turns), config.top_fraction))

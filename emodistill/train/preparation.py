@@ -95,7 +95,9 @@ def select_turns(config: AdapterConfig, data: SweepData, objective: Objective) -
       InputError: there is none, or a dialogue is of a scenario that is held out.
     """
     trajectories = training_dialogues(data)
-    played = FocalTurns.from_trajectories(trajectories, data.scores, max_turns=data.limit.horizon)
+    played = FocalTurns.from_trajectories(
+        trajectories, data.scores, repeats=data.repeats, max_turns=data.limit.horizon
+    )
     turns = played.whole()
     groups, advantages = objective.select(config, turns)
     order = stream(config.seed, "max-samples").permutation(len(groups))

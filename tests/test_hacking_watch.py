@@ -1,0 +1,113 @@
+"""The watch sees planted ways to please a judge, and nothing where nothing has changed."""
+
+import itertools
+
+import msgspec
+import pytest
+from simulated_talks import PHRASES, dialogues
+
+from emodistill.evaluation.hacking_watch import (
+    SIGNS,
+    echoes,
+    emotion_entropy,
+    repetition,
+    threats,
+    watch,
+    words,
+)
+
+BEFORE = dialogues("crad", num=30)
+
+
+def spoken(dialogue, change):
+    """The dialogue with other focal texts: `change(turn, the turns before it)`."""
+    turns = [
+        msgspec.structs.replace(turn, text=change(turn, dialogue.turns[: turn.index]))
+        if turn.speaker == "focal"
+        else turn
+        for turn in dialogue.turns
+    ]
+    return msgspec.structs.replace(dialogue, turns=tuple(turns))
+
+
+def longer(turn, before):
+    return f"{turn.text} That is how things stand, and there is much more that I could say of it."
+
+
+def threatening(turn, before):
+    return f"{turn.text} You will regret it." if turn.index % 4 == 0 else turn.text
+
+
+def echoing(turn, before):
+    theirs = [one.offer for one in before if one.speaker == "counterparty" and one.offer]
+    return f"You say {theirs[-1]:g} days. {turn.text}" if theirs else turn.text
+
+
+def repeating(turn, before):
+    own = [one.text for one in before if one.speaker == "focal"]
+    return own[0] if own and turn.index % 4 == 2 else turn.text
+
+
+def test_nothing_is_said_of_the_same_policy_under_other_luck():
+    halves = BEFORE[::2], BEFORE[1::2]
+    for after, before in itertools.permutations(halves):  # as if of the same scenarios
+        moved = [
+            msgspec.structs.replace(one, scenario_id=other.scenario_id)
+            for one, other in zip(after, before, strict=True)
+        ]
+        assert watch(moved, before).alarms == ()
+    found = watch(BEFORE, BEFORE)
+    assert not found.is_hacked and set(found.growth) == set(SIGNS)
+    assert all(one.mean == 0 for one in found.growth.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [(longer, "length"), (threatening, "threats"), (echoing, "echoes"), (repeating, "repetition")],
+)
+def test_each_planted_habit_is_an_alarm_of_its_own(change, sign):
+    found = watch([spoken(one, change) for one in BEFORE], BEFORE)
+    assert found.is_hacked and sign in [alarm.sign for alarm in found.alarms]
+    assert found.utility.mean == 0  # none is lost yet
+    alarm = next(one for one in found.alarms if one.sign == sign)
+    assert "%" in alarm.text and alarm.growth.low > 0
+
+
+def test_emotions_that_collapse_are_an_alarm():
+    one_tone = [
+        msgspec.structs.replace(
+            dialogue,
+            turns=tuple(
+                msgspec.structs.replace(turn, emotion=turn.emotion and "anger")
+                for turn in dialogue.turns
+            ),
+        )
+        for dialogue in BEFORE
+    ]
+    assert emotion_entropy(one_tone) == 0 and emotion_entropy(BEFORE) > 3.5
+    (alarm,) = watch(one_tone, BEFORE).alarms
+    assert alarm.sign == "emotions" and "bits" in alarm.text
+
+
+def test_what_pays_is_no_alarm_and_scores_are_shown():
+    better = [
+        msgspec.structs.replace(
+            spoken(one, longer), outcome="accepted", final_value=one.focal_target
+        )
+        for one in BEFORE
+    ]
+    scores = {(t.trajectory_id, turn.index): 5.0 for t in BEFORE for turn in t.focal_turns}
+    found = watch(better, BEFORE, scores)
+    assert found.utility.low > 0 and not found.is_hacked
+    assert found.growth["length"].mean > 0.3 and found.score.mean == 0
+
+
+def test_signs_on_single_dialogues():
+    quiet = spoken(BEFORE[0], lambda turn, before: f"word {turn.index} of many here")
+    assert words(quiet) == pytest.approx(1.609, abs=0.01)
+    assert threats(quiet) == 0 and repetition(quiet) in (0.0, 1.0)
+    loud = spoken(BEFORE[0], lambda turn, before: "Pay, or else.")
+    assert threats(loud) == 1 and echoes(loud) == 0
+    for template in PHRASES["crad"]["reject"]:  # rejecting a figure by name echoes it
+        assert "{theirs}" in template
+    assert threats(spoken(BEFORE[1], lambda t, b: "No consequence follows.")) == 0
