@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from model_outputs import logits
 
-from emodistill.batches.examples import Example
 from emodistill.batches.prefix_trees import lay_out
 from emodistill.errors import InputError
 from emodistill.model import load_qwen2
 from emodistill.seeding import stream
 from pretraining.dialogue_rows import (
-    DIGIT,
+    GIVEN_DIGIT,
     NOTHING,
     PROMPT,
     REPLY,
     Rows,
+    TokenSample,
     endless_batches,
     merge_samples,
     stack_rows,
@@ -24,38 +24,30 @@ from pretraining.dialogue_rows import (
 DIGITS = (10, 11)
 
 
-def example(name: str, prompt: list[int], response: list[int]) -> Example:
-    return Example(
-        sample_id=name,
-        prompt_ids=np.array(prompt, np.int32),
-        response_ids=np.array(response, np.int32),
-    )
+def sample(prompt: list[int], reply: list[int]) -> TokenSample:
+    return TokenSample(prompt, reply, [GIVEN_DIGIT if id_ in DIGITS else REPLY for id_ in reply])
 
 
 SAMPLES = (
-    example("a#0", [1, 2, 3, 4, 5], [6, 10, 9]),
-    example("a#2", [1, 2, 3, 6, 10, 12, 4, 5], [11, 9]),
-    example("a#4", [1, 2, 3, 6, 10, 12, 11, 13, 4, 5], [10, 10, 9]),
+    sample([1, 2, 3, 4, 5], [6, 10, 9]),
+    sample([1, 2, 3, 6, 10, 12, 4, 5], [11, 9]),
+    sample([1, 2, 3, 6, 10, 12, 11, 13, 4, 5], [10, 10, 9]),
 )
 PATHS = lay_out(
-    [np.concatenate([one.prompt_ids, one.response_ids]) for one in SAMPLES],
+    [np.array([*one.prompt_ids, *one.reply_ids]) for one in SAMPLES],
     [len(one.prompt_ids) - 1 for one in SAMPLES],
 ).paths
 """For each sample, where its tokens lie in the row."""
 
 
-def merged(samples=SAMPLES):
-    return merge_samples(samples, DIGITS)
-
-
 def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
     model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
-    row = merged()
+    row = merge_samples(SAMPLES)
     rows = stack_rows([row], 32)
     logits_BTV = logits(model, rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
-    assert row.num_tokens < sum(sample.num_tokens for sample in SAMPLES)
-    for sample, path in zip(SAMPLES, PATHS, strict=True):
-        ids = np.concatenate([sample.prompt_ids, sample.response_ids])
+    assert row.num_tokens < sum(len(one.prompt_ids) + len(one.reply_ids) for one in SAMPLES)
+    for one, path in zip(SAMPLES, PATHS, strict=True):
+        ids = np.array([*one.prompt_ids, *one.reply_ids])
         assert row.tokens_BT[0, path].tolist() == ids.tolist()
         alone_BT = np.pad(ids, (0, 32 - len(ids)))[None]  # one shape; nobody sees what follows
         alone_TV = logits(model, alone_BT)[0, : len(ids)]
@@ -63,21 +55,20 @@ def test_logits_of_a_row_are_those_of_its_samples(tiny_checkpoint):
 
 
 def test_every_reply_is_predicted_once_and_its_digits_are_marked():
-    row = Rows(*(array[0] for array in merged()))
-    for sample, path in zip(SAMPLES, PATHS, strict=True):
-        positions = path[len(sample.prompt_ids) - 1 : -1]
-        assert row.targets_BT[positions].tolist() == sample.response_ids.tolist()
-        kinds = [DIGIT if token in DIGITS else REPLY for token in sample.response_ids]
-        assert row.kinds_BT[positions].tolist() == kinds
+    row = Rows(*(array[0] for array in merge_samples(SAMPLES)))
+    for one, path in zip(SAMPLES, PATHS, strict=True):
+        positions = path[len(one.prompt_ids) - 1 : -1]
+        assert row.targets_BT[positions].tolist() == one.reply_ids
+        assert row.kinds_BT[positions].tolist() == one.reply_kinds
         assert row.kinds_BT[path[-1]] == NOTHING
-    assert (row.kinds_BT >= REPLY).sum() == sum(len(sample.response_ids) for sample in SAMPLES)
+    assert (row.kinds_BT >= REPLY).sum() == sum(len(one.reply_ids) for one in SAMPLES)
     ends = {int(path[-1]) for path in PATHS}
     others = [i for i in np.flatnonzero(row.kinds_BT < REPLY) if i not in ends]
     assert others and (row.kinds_BT[others] == PROMPT).all()
 
 
 def test_padding_predicts_nothing():
-    row = merged()
+    row = merge_samples(SAMPLES)
     padded = stack_rows([row], row.num_tokens + 3)
     assert padded.num_tokens == row.num_tokens + 3
     for array_BT in padded:
@@ -87,7 +78,7 @@ def test_padding_predicts_nothing():
 def test_batches_come_in_a_seeded_order_without_end():
     rng = stream(0, "test rows")
     rows = [
-        merged([example(str(i), rng.integers(1, 9, 5).tolist(), [int(rng.integers(9)), 9])])
+        merge_samples([sample(rng.integers(1, 9, 5).tolist(), [int(rng.integers(9)), 9])])
         for i in range(12)
     ]
 
@@ -102,7 +93,7 @@ def test_batches_come_in_a_seeded_order_without_end():
 
 
 def test_no_dialogue_is_left_out_for_its_rare_length():
-    rows = [merged([example("a", [1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
+    rows = [merge_samples([sample([1] * size, [2, 9])]) for size in [5] * 9 + [200, 300, 500, 510]]
     batches = endless_batches(rows, tokens_per_step=512, seed=0)
     lengths = {int((tokens > 0).sum()) for _ in range(40) for tokens in next(batches).tokens_BT}
     assert lengths == {row.num_tokens for row in rows}
@@ -110,4 +101,4 @@ def test_no_dialogue_is_left_out_for_its_rare_length():
 
 def test_too_few_dialogues_for_a_step():
     with pytest.raises(InputError, match=r"1 dialogues do not fill a step of tokens_per_step=512"):
-        next(endless_batches([merged()], tokens_per_step=512, seed=0))
+        next(endless_batches([merge_samples(SAMPLES)], tokens_per_step=512, seed=0))
