@@ -35,6 +35,7 @@ from emodistill.offline.rewards import scenario_advantages
 from emodistill.offline.store import read_trajectories, write_records
 from emodistill.records import TurnWorth
 from emodistill.seeding import stream
+from emodistill.stages import judge_validation
 
 TALKS = dialogues("crad", num=30)
 BY_ID = {t.trajectory_id: t for t in TALKS}
@@ -68,6 +69,14 @@ def planted(share, error=0.05, seed=0):
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     monkeypatch.setattr(judge_validity, "NUM_RESAMPLES", 100)
+
+
+def test_a_correlation_with_luck_is_not_corrected():
+    """Divided by a reliability near zero it would be any number."""
+    worths, scores, advantages = planted(0.5, error=0.2)
+    row = validity_rows(worths, scores, advantages, BY_ID)[0]
+    assert np.isnan(row.corrected)
+    assert " - " in judge_validation._validity_line(row)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -24,6 +24,9 @@ NUM_RESAMPLES = 500
 """Fewer than for tables of the paper: each ranks all turns anew."""
 MIN_TURNS = 20
 """Turns of a group below which a correlation is not worth a row."""
+MIN_RELIABILITY = 0.3
+"""Worths of a lower reliability are mostly luck: divided by its root, a correlation that is itself
+chance would nearly double, or grow without bound."""
 LOW_VALIDITY = 0.3
 """Below that, more than a third of the advantages have the wrong sign."""
 MEASURES = ("utility", "success")
@@ -42,8 +45,8 @@ class ValidityRow(NamedTuple):
     num_turns: int
     spearman: Interval
     corrected: float
-    """The same if the worths were exact: divided by the root of their reliability. NaN where that
-    is not known."""
+    """The same if the worths were exact: divided by the root of their reliability, and within ±1.
+    NaN where that is below `MIN_RELIABILITY`."""
     sign_errors: Interval
     """Share of the advantages (Eq. 29) whose sign is not that of the worth; chance is 0.5."""
 
@@ -147,9 +150,15 @@ def _row(
         measure,
         len(worths),
         rank,
-        rank.mean / math.sqrt(reliability) if reliability > 0 else math.nan,
+        _if_exact(rank.mean, reliability),
         clustered_statistic(sign_errors, clusters),
     )
+
+
+def _if_exact(correlation: float, reliability: float) -> float:
+    if not reliability >= MIN_RELIABILITY:
+        return math.nan
+    return float(np.clip(correlation / math.sqrt(reliability), -1.0, 1.0))
 
 
 def calibration(worths: Sequence[TurnWorth], scores: Scores) -> list[CalibrationRow]:

@@ -144,5 +144,9 @@ def _repeats(judgements: Sequence[Judgement], rows: Sequence[ValidityRow]) -> li
 def _validity_line(row: ValidityRow) -> str:
     return (
         f"{row.continued_by:16} {row.group:24} {row.num_turns:5,} {row.measure:8} "
-        f"{row.spearman.text:>20} {row.corrected:6.2f} {row.sign_errors.text:>20}"
+        f"{row.spearman.text:>20} {_number(row.corrected):>6} {row.sign_errors.text:>20}"
     )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
