@@ -17,7 +17,7 @@ far it is from NeMo's published rate says how far to trust it.
 from __future__ import annotations
 
 from benchmarks.configs import ModelledStepBenchmark
-from benchmarks.filled_rows import filled_batches
+from benchmarks.filled_rows import filled_step
 from benchmarks.gpu import NEMO
 from benchmarks.rounds import OURS, report
 from emodistill.batches import Work
@@ -37,8 +37,8 @@ NUM_SCENARIOS = 20
 def run(config: ModelledStepBenchmark) -> None:
     """Print the modelled rates of both steps, then the result."""
     sizes = read_architecture(config.model)
-    tree = filled_batches(config.row, "tree", NUM_SCENARIOS, {}).step(0).work
-    plain = filled_batches(config.row, "sequence", NUM_SCENARIOS, {}).step(0).work
+    tree = filled_step(config.row, "tree", NUM_SCENARIOS, {}).work
+    plain = filled_step(config.row, "sequence", NUM_SCENARIOS, {}).work
     seconds = {
         objective: step_seconds(sizes, tree, config, is_jpo=objective == "jpo")
         for objective in ("sft", "jpo")

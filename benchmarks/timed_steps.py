@@ -43,6 +43,18 @@ class TimedSteps:
             lambda lora, frozen, batch: response_logprobs(nnx.merge(graphdef, lora, frozen), batch)
         )
 
+    def planned_bytes(self, step: Step) -> int:
+        """What the compiler plans for the step's two programs, model included, without JPO's
+        reference pass, which takes less."""
+        (batch,) = self._trainer.put(step.batches)
+        lora = self._state.lora
+        programs = self._trainer.lower(lora, self._frozen, batch)
+        micro, update = (program.compile().memory_analysis() for program in programs)
+        # LoRA and gradients are arguments of both programs, and optimiser state of the second.
+        shared = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(lora))
+        arguments = micro.argument_size_in_bytes + update.argument_size_in_bytes - shared
+        return arguments + max(micro.temp_size_in_bytes, update.temp_size_in_bytes)
+
     def seconds(self, steps: Sequence[Step]) -> float:
         """The time of these optimiser steps, and JPO's share of the reference pass over them.
 

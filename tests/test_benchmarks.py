@@ -91,7 +91,10 @@ def test_each_part_of_a_gpu_run_leaves_its_file(tmp_path, monkeypatch, capsys):
     kept = json.loads((tmp_path / "matmul.json").read_text())
     assert kept["is_dry_run"] and kept["figures"]["measured_flops"] > 0
     assert not (tmp_path / "iql.json").exists()
+    with pytest.raises(InputError, match="JAX sees no GPU here, but a CPU"):
+        gpu.run(configs.GPUBenchmark(**settings))
     # On a GPU the next part runs all the same.
+    monkeypatch.setattr(gpu, "check_device", lambda: None)
     monkeypatch.setattr(gpu, "size_of", lambda config, size=gpu.size_of: size(DRY))
     gpu.run(configs.GPUBenchmark(**settings))
     assert (
