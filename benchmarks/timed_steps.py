@@ -44,16 +44,16 @@ class TimedSteps:
         )
 
     def planned_bytes(self, step: Step) -> int:
-        """What the compiler plans for the step's two programs, model included, without JPO's
-        reference pass, which takes less."""
+        """What the compiler plans for the micro-batch of `step`, and the optimiser state beside it.
+
+        JPO's reference pass and the optimiser's own program take less.
+        """
         (batch,) = self._trainer.put(step.batches)
-        lora = self._state.lora
-        programs = self._trainer.lower(lora, self._frozen, batch)
-        micro, update = (program.compile().memory_analysis() for program in programs)
-        # LoRA and gradients are arguments of both programs, and optimiser state of the second.
-        shared = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(lora))
-        arguments = micro.argument_size_in_bytes + update.argument_size_in_bytes - shared
-        return arguments + max(micro.temp_size_in_bytes, update.temp_size_in_bytes)
+        lora, frozen = self._state.lora, self._frozen
+        grads, _ = self._trainer.gradients(lora, frozen, ())
+        program = self._trainer.lower(lora, frozen, batch, grads)[0].compile().memory_analysis()
+        opt_state = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state.opt_state))
+        return program.argument_size_in_bytes + program.temp_size_in_bytes + opt_state
 
     def seconds(self, steps: Sequence[Step]) -> float:
         """The time of these optimiser steps, and JPO's share of the reference pass over them.
