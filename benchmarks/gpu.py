@@ -48,7 +48,7 @@ NEMO = {"tokens_per_s": 14_110, "mfu": 0.428}
 published figures."""
 
 FORMS = ("pallas", "xla", "dense_mask")
-"""How attention over a tree is computed; the last is what one would write without a thought."""
+"""How attention over a tree is computed; the last holds an array of all queries by all keys."""
 
 Figures = dict[str, Any]
 
