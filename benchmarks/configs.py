@@ -209,6 +209,8 @@ class ModelledStepBenchmark(Config):
     """Tokens of a row."""
     kernels: int = setting(4_194, ge=0)
     """Kernels of a step, as `plan.py memory` counts them with --remat none."""
+    remat_kernels: int = setting(3_879, ge=0)
+    """Kernels of a step, as it counts them with --remat full."""
 
 
 BENCHMARKS: dict[str, type[Config]] = {

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -28,14 +29,15 @@ from flax import nnx
 
 from benchmarks import generation, iql
 from benchmarks.configs import GPUBenchmark
-from benchmarks.filled_rows import filled_batches
+from benchmarks.filled_rows import filled_step
 from benchmarks.rounds import GB, machine
 from benchmarks.timed_steps import TimedSteps
 from benchmarks.workload import evaluation_dialogues
 from emodistill.configs import AttentionForm, IQLConfig, Remat
+from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.model import Engine, Qwen2, Qwen2Config, attention_forms, keep_programs
-from emodistill.model.attention_forms import planned_attention
+from emodistill.model.attention_forms import attention_form, planned_attention
 from emodistill.model.config import read_architecture
 from emodistill.seeding import jax_key, stream
 from emodistill.train.flops import listed_peak, measured_peak, training_flops
@@ -44,6 +46,9 @@ from emodistill.train.q_learning import train_iql
 NEMO = {"tokens_per_s": 14_110, "mfu": 0.428}
 """NeMo Automodel, Qwen2.5-7B, LoRA of rank 16, one H100, rows of 4,096, micro-batch 2: its
 published figures."""
+
+FORMS = ("pallas", "xla", "dense_mask")
+"""How attention over a tree is computed; the last holds an array of all queries by all keys."""
 
 Figures = dict[str, Any]
 
@@ -64,10 +69,16 @@ class BenchmarkSize(NamedTuple):
 
 
 def run(config: GPUBenchmark) -> None:
-    """Run the parts that are asked for, write a file each, and print them as one JSON object."""
+    """Run the parts that are asked for, write a file each, and print them as one JSON object.
+
+    Raises:
+      InputError: there is no GPU, and it is no dry run.
+    """
     keep_programs()
     if config.dry_run:
         prepare_dry_run()
+    else:
+        check_device()
     bench = Parts(size_of(config))
     started, results = time.monotonic(), {}
     for name, part in bench.parts().items():
@@ -79,6 +90,15 @@ def run(config: GPUBenchmark) -> None:
         results[name] = _measured(name, part, config)
         print(f"{name}: {json.dumps(results[name])}", flush=True)
     print(json.dumps({"name": "gpu", "device": _device(), "machine": machine(), **results}))
+
+
+def check_device() -> None:
+    """Refuse to measure a 7B model on a CPU, which would take hours and say nothing."""
+    if jax.default_backend() != "gpu":
+        raise InputError(
+            f"JAX sees no GPU here, but a {jax.default_backend().upper()}; install the JAX for "
+            "CUDA (pip install -U 'jax[cuda13]'), or try the parts out with --dry-run."
+        )
 
 
 def prepare_dry_run() -> None:
@@ -135,22 +155,25 @@ class Parts:
         self.size = size
 
     def parts(self) -> dict[str, Callable[[], Figures]]:
-        """By name, the most telling first."""
+        """By name, the most telling first; the steps on short rows in the order of the memory that
+        they take, since JAX knows the peak of the whole process alone."""
         first, *longer = self.size.rows
         train, found = self.training, {}
         for stage in ("sft", "jpo"):
             found[f"{stage}-{first}-tree"] = functools.partial(train, stage, first, "tree")
-        found["attention"] = self.attention
-        found["decoding"] = self.decoding
         found[f"sft-{first}-sequence"] = functools.partial(train, "sft", first, "sequence")
         # What each of the two choices that a GPU has is worth.
+        found[f"sft-{first}-tree-xla"] = functools.partial(
+            train, "sft", first, "tree", attention="xla"
+        )
         for remat in ("dots", "none"):
             found[f"sft-{first}-tree-{remat}"] = functools.partial(
                 train, "sft", first, "tree", remat=remat
             )
-        found[f"sft-{first}-tree-xla"] = functools.partial(
-            train, "sft", first, "tree", attention="xla"
-        )
+        # A part each, because the dense mask of a long row may not fit into memory.
+        for row, form in itertools.product(dict.fromkeys((first, self.size.rows[-1])), FORMS):
+            found[f"attention-{row}-{form}"] = functools.partial(self.attention, row, form)
+        found["decoding"] = self.decoding
         found["iql"] = self.iql
         for row in longer:
             for stage in ("jpo", "sft"):
@@ -199,44 +222,43 @@ class Parts:
         attention: AttentionForm | None = None,
     ) -> Figures:
         """A step of one micro-batch that is one row, filled as far as whole samples go."""
-        batches = filled_batches(row, packing, self.size.num_scenarios, self.size.shape)
-        step = batches.step(0)
+        step = filled_step(row, packing, self.size.num_scenarios, self.size.shape)
         steps = TimedSteps(self.model(remat, attention), stage)
+        earlier_peak = _peak_bytes()
         first_s = steps.seconds([step])
         seconds = min(steps.seconds([step]) for _ in range(self.size.repeats))
         work = step.work
         # JPO's reference pass, which two epochs share, is a forward pass: a quarter of a step each.
         num_flops = training_flops(self.size.architecture, work)
         num_flops *= 1.25 if stage == "jpo" else 1
-        stats = jax.devices()[0].memory_stats() or {}
+        peak = _peak_bytes()
         return {
-            "tokens_per_s": work.num_positions / seconds,
+            # Of tokens, not of positions: padding is no work.
+            "tokens_per_s": work.num_tokens / seconds,
             "reply_tokens_per_s": work.num_reply_tokens / seconds,
             "mfu": num_flops / seconds / self.peak,
-            "over_nemo": work.num_positions / seconds / NEMO["tokens_per_s"],
+            "over_nemo": work.num_tokens / seconds / NEMO["tokens_per_s"],
             "row": work.num_positions,
             "samples": len(step.samples),
             "seconds": seconds,
             "first_s": first_s,
-            # Of the process so far: parts with longer rows come later.
-            "peak_gb": stats.get("peak_bytes_in_use", 0) / GB,
+            "planned_gb": steps.planned_bytes(step) / GB,
+            # JAX keeps the peak of the process, which says nothing of a step that stays below it.
+            "peak_gb": peak / GB if peak > earlier_peak else None,
             "attention": steps.attention,
         }
 
-    def attention(self) -> Figures:
-        """Forward and backward pass of one layer's attention on a tree, by form."""
-        return {
-            str(row): {
-                form: self._attention_ms(row, form) for form in ("pallas", "xla", "dense_mask")
-            }
-            for row in (self.size.rows[0], self.size.rows[-1])
-        }
+    def attention(self, row: int, form: Any) -> Figures:
+        """Forward and backward pass of one layer's attention on a tree.
 
-    def _attention_ms(self, row: int, form: Any) -> float:
+        Raises:
+          InputError: the form is `pallas`, which doesn't run on this GPU.
+        """
         sizes, rng = self.size.architecture, stream(0, "bench", "attention")
-        batches = filled_batches(row, "tree", self.size.num_scenarios, self.size.shape)
-        ends_BT = jnp.asarray(batches.step(0).batches[0].ends_BT[:1])
-        T = ends_BT.shape[1]
+        if form == "pallas":
+            attention_form(form, None, sizes.head_dim, self.dtype)
+        step = filled_step(row, "tree", self.size.num_scenarios, self.size.shape)
+        ends_BT, T = jnp.asarray(step.batches[0].ends_BT), row
         heads = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads, sizes.num_heads)
         q, k, v, grad = (
             jnp.asarray(rng.normal(size=(1, T, n, sizes.head_dim)), self.dtype) for n in heads
@@ -256,7 +278,7 @@ class Parts:
             out, pull = jax.vjp(attend, q, k, v)
             return out, pull(grad)
 
-        return 1e3 * _best_of(self.size.repeats, lambda: both(q, k, v, grad))
+        return {"ms": 1e3 * _best_of(self.size.repeats, lambda: both(q, k, v, grad))}
 
     def decoding(self) -> Figures:
         """Reply tokens a second at several numbers of slots, a dialogue each."""
@@ -269,7 +291,8 @@ class Parts:
             )
             longest = max(len(ids) + number for turns in dialogues for ids, number in turns)
             engine = functools.partial(Engine, model, num_slots=slots, max_tokens=longest)
-            generation.play(engine(), [turns[:1] for turns in dialogues[:1]])
+            # A second turn takes up what the first one left, by a program of its own.
+            generation.play(engine(), [turns[:2] for turns in dialogues[:2]])
             seconds = generation.play(engine(), dialogues)
             found[str(slots)] = sum(n for turns in dialogues for _, n in turns) / seconds
         return {"reply_tokens_per_s_by_slots": found}
@@ -299,6 +322,11 @@ def made_on_device(make: Callable[[], Qwen2]) -> Qwen2:
     """What `make` gives, by one program: array by array, its float32 halves would stay alive."""
     graphdef = nnx.split(nnx.eval_shape(make))[0]
     return nnx.merge(graphdef, jax.jit(lambda: nnx.split(make())[1])())
+
+
+def _peak_bytes() -> int:
+    """The most device memory that this process has had in use; 0 where JAX doesn't say."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def _best_of(repeats: int, call: Callable[[], Any]) -> float:

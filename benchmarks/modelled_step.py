@@ -3,11 +3,12 @@
     seconds = arithmetic / (60 % of peak) + bytes / (80 % of bandwidth) + 3 us x kernels
 
 Arithmetic is all that is executed, what is computed again included. Bytes are those of the passes
-between matrix products (norms, rotary angles, residuals, SwiGLU), four of which run for each layer
-where it is computed again (two forwards; one backwards, which moves twice as much), else three, and
-of the frozen weights, which ours copies out of the stack of all layers before each use. What
-products themselves move is within their 60 %. The number of kernels is the compiler's (`plan.py
-memory --topology h100:1`); none is taken to be in a CUDA graph.
+between matrix products (norms, rotary angles, residuals, SwiGLU) and of the frozen weights. A pass
+backwards counts as two, since it moves twice as much: a step is three passes, or four where layers
+are computed again. The frozen weights are read once forwards, once backwards and once where layers
+are computed again; ours also copies them out of the stack of all layers, once in each of its two
+loops. What products themselves move is within their 60 %. The numbers of kernels are the compiler's
+(`plan.py memory --topology h100:1`); none is taken to be in a CUDA graph.
 
 The same model is applied to a plain step as NVIDIA's NeMo runs it: rows of whole samples side by
 side, nothing computed again, no copies of weights, as many kernels. No parameter was fitted; how
@@ -17,7 +18,7 @@ far it is from NeMo's published rate says how far to trust it.
 from __future__ import annotations
 
 from benchmarks.configs import ModelledStepBenchmark
-from benchmarks.filled_rows import filled_batches
+from benchmarks.filled_rows import filled_step
 from benchmarks.gpu import NEMO
 from benchmarks.rounds import OURS, report
 from emodistill.batches import Work
@@ -27,24 +28,24 @@ from emodistill.train.compile_targets import gpu_targets
 from emodistill.train.flops import forward_flops, listed_peak, training_flops
 
 SHARE_OF_PEAK, SHARE_OF_BANDWIDTH, LAUNCH_S = 0.6, 0.8, 3e-6
-COPIED, IN_PLACE = 3, 1
-"""How often a pass moves a weight: read, written and read again, or read alone."""
-REFERENCE_KERNELS = 0.25
-"""Of a step's: a forward pass is one of its four passes over the layers."""
+COPY_MOVES = 2
+"""A copy reads a weight and writes it."""
+REFERENCE_SHARE = 0.5
+"""Of JPO's reference pass, which two epochs share, in a step."""
 NUM_SCENARIOS = 20
 
 
 def run(config: ModelledStepBenchmark) -> None:
     """Print the modelled rates of both steps, then the result."""
     sizes = read_architecture(config.model)
-    tree = filled_batches(config.row, "tree", NUM_SCENARIOS, {}).step(0).work
-    plain = filled_batches(config.row, "sequence", NUM_SCENARIOS, {}).step(0).work
+    tree = filled_step(config.row, "tree", NUM_SCENARIOS, {}).work
+    plain = filled_step(config.row, "sequence", NUM_SCENARIOS, {}).work
     seconds = {
         objective: step_seconds(sizes, tree, config, is_jpo=objective == "jpo")
         for objective in ("sft", "jpo")
     }
     again = step_seconds(sizes, tree, config, is_remat=True)
-    nemo = step_seconds(sizes, plain, config, weight_moves=IN_PLACE)
+    nemo = step_seconds(sizes, plain, config, is_copied=False)
     rounds = {
         OURS: [{"rate": tree.num_reply_tokens / seconds["sft"]}],
         "plain rows, the same model": [{"rate": plain.num_reply_tokens / nemo}],
@@ -63,6 +64,7 @@ def run(config: ModelledStepBenchmark) -> None:
         },
         "reply_tokens_per_row": {"tree": tree.num_reply_tokens, "plain": plain.num_reply_tokens},
         "kernels": config.kernels,
+        "remat_kernels": config.remat_kernels,
         # Were the model as far off for trees as it is for NeMo's published rate.
         "reply_tokens_per_s_held_to_published": {
             name: tree.num_reply_tokens / one * NEMO["tokens_per_s"] / (plain.num_tokens / nemo)
@@ -79,9 +81,14 @@ def step_seconds(
     *,
     is_jpo: bool = False,
     is_remat: bool = False,
-    weight_moves: int = COPIED,
+    is_copied: bool = True,
 ) -> float:
-    """What a step of one row takes, JPO's half reference pass included."""
+    """What a step of one row takes, JPO's half reference pass included.
+
+    Args:
+      is_remat: all layers are computed again in the backward pass.
+      is_copied: each loop over the layers copies their weights out of the stack.
+    """
     target = gpu_targets()[config.gpu]
     peak = listed_peak(target["description"])
     if peak is None:
@@ -90,13 +97,17 @@ def step_seconds(
     head = 2 * sizes.vocab_size * sizes.hidden_size * work.num_reply_tokens
     # The head's logits are computed again in any case.
     flops = training_flops(sizes, work) + (forward if is_remat else head)
-    num_passes, num_kernels = (4 if is_remat else 3), float(config.kernels)
-    num_reads = 3 if is_remat else 2
+    num_passes = 4.0 if is_remat else 3.0
+    num_kernels = float(config.remat_kernels if is_remat else config.kernels)
+    # Backwards, layers that are computed again read their weights twice in the same loop.
+    num_reads, num_loops = (3.0 if is_remat else 2.0), 2.0
     if is_jpo:
-        flops, num_passes = flops + forward / 2, num_passes + 0.5
-        num_kernels, num_reads = num_kernels * (1 + REFERENCE_KERNELS / 2), num_reads + 0.5
-    num_bytes = num_passes * pass_bytes(sizes, work)
-    num_bytes += weight_moves * num_reads * 2 * frozen_weights(sizes)
+        flops += REFERENCE_SHARE * forward
+        num_kernels *= 1 + REFERENCE_SHARE / num_passes
+        num_passes, num_reads = num_passes + REFERENCE_SHARE, num_reads + REFERENCE_SHARE
+        num_loops += REFERENCE_SHARE
+    num_moves = num_reads + (COPY_MOVES * num_loops if is_copied else 0)
+    num_bytes = num_passes * pass_bytes(sizes, work) + 2 * num_moves * frozen_weights(sizes)
     return (
         flops / (SHARE_OF_PEAK * peak)
         + num_bytes / (SHARE_OF_BANDWIDTH * target["memory_bandwidth"])

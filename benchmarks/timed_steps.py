@@ -43,6 +43,18 @@ class TimedSteps:
             lambda lora, frozen, batch: response_logprobs(nnx.merge(graphdef, lora, frozen), batch)
         )
 
+    def planned_bytes(self, step: Step) -> int:
+        """What the compiler plans for the micro-batch of `step`, and the optimiser state beside it.
+
+        JPO's reference pass and the optimiser's own program take less.
+        """
+        (batch,) = self._trainer.put(step.batches)
+        lora, frozen = self._state.lora, self._frozen
+        grads, _ = self._trainer.gradients(lora, frozen, ())
+        program = self._trainer.lower(lora, frozen, batch, grads)[0].compile().memory_analysis()
+        opt_state = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state.opt_state))
+        return program.argument_size_in_bytes + program.temp_size_in_bytes + opt_state
+
     def seconds(self, steps: Sequence[Step]) -> float:
         """The time of these optimiser steps, and JPO's share of the reference pass over them.
 

@@ -25,13 +25,22 @@ from emodistill.model.attention_kernels import (
 from emodistill.seeding import jax_key, stream
 
 SHAPES = KernelShapes(16, 16, 32, *(Schedule(4, 1),) * 3)
+LONG_QUERY_BLOCKS = KernelShapes(32, 16, 16, *(Schedule(4, 1),) * 3)
+"""In the proportions of the shapes for GPUs."""
 NUM_POSITIONS = 75
-CASES = [("float32", 64, 1), ("float32", 128, 4), ("float32", 64, 7), ("bfloat16", 128, 7)]
-"""(dtype, width of a head, query heads that share a key/value head)."""
+CASES = [
+    ("float32", 64, 1, NUM_POSITIONS, SHAPES),
+    ("float32", 128, 4, NUM_POSITIONS, SHAPES),
+    ("float32", 64, 7, NUM_POSITIONS, SHAPES),
+    ("bfloat16", 128, 7, NUM_POSITIONS, SHAPES),
+    ("float32", 16, 2, NUM_POSITIONS, LONG_QUERY_BLOCKS),
+    ("float32", 16, 2, 3 * LONG_QUERY_BLOCKS.multiple, LONG_QUERY_BLOCKS),  # filled to the end
+]
+"""(dtype, width of a head, query heads that share a key/value head, positions, shapes)."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
-def forest(rng, num_tokens, leaf_share):
+def forest(rng, num_tokens, leaf_share, num_positions):
     """The ends of random trees in depth-first order, filled up with padding of any end."""
     ends = np.zeros(num_tokens, np.int32)
     path: list[int] = []
@@ -40,46 +49,46 @@ def forest(rng, num_tokens, leaf_share):
             ends[path.pop()] = position
         path.append(position)
     ends[path] = num_tokens
-    return np.pad(ends, (0, NUM_POSITIONS - num_tokens))
+    return np.pad(ends, (0, num_positions - num_tokens))
 
 
-def ends_of_rows():
+def ends_of_rows(T=NUM_POSITIONS):
     """A row that is filled to its last position, and one of many one-token subtrees."""
     rng = stream(0, "forest")
-    return jnp.asarray(np.stack([forest(rng, NUM_POSITIONS, 0.1), forest(rng, 60, 0.6)]))
+    return jnp.asarray(np.stack([forest(rng, T, 0.1, T), forest(rng, 60, 0.6, T)]))
 
 
 @functools.cache
-def compiled(dtype, H, group):
+def compiled(dtype, H, group, T=NUM_POSITIONS, shapes=SHAPES):
     """Both forms with their gradients, and what they are given: two key/value heads, or one."""
     K = 2 if group == 1 else 1
     rng = stream(H + group, "heads")
     q, grad, k, v = (
-        jnp.asarray(rng.normal(size=(2, NUM_POSITIONS, heads, H)), dtype)
+        jnp.asarray(rng.normal(size=(2, T, heads, H)), dtype)
         for heads in (K * group, K * group, K, K)
     )
-    ends_BT = ends_of_rows()
+    ends_BT = ends_of_rows(T)
 
     def both(q, k, v, grad, attend):
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(grad)
 
     def ours(q, k, v):
-        seen = seen_blocks(ends_BT, SHAPES)
-        return kernel_attention(q * H**-0.5, k, v, seen, shapes=SHAPES, interpret=True)
+        seen = seen_blocks(ends_BT, shapes)
+        return kernel_attention(q * H**-0.5, k, v, seen, shapes=shapes, interpret=True)
 
     def expected(q, k, v):
         is_padding_BT = ends_BT == 0
-        own_BT = jnp.where(is_padding_BT, jnp.arange(1, NUM_POSITIONS + 1)[None], ends_BT)
+        own_BT = jnp.where(is_padding_BT, jnp.arange(1, T + 1)[None], ends_BT)
         return dense(q * H**-0.5, k, v, own_BT)
 
     forms = (jax.jit(functools.partial(both, attend=attend)) for attend in (ours, expected))
     return *forms, (q, k, v, grad)
 
 
-@pytest.mark.parametrize(("dtype", "H", "group"), CASES)
-def test_values_and_gradients_are_those_of_the_dense_mask(dtype, H, group):
-    ours, expected, arrays = compiled(dtype, H, group)
+@pytest.mark.parametrize(("dtype", "H", "group", "T", "shapes"), CASES)
+def test_values_and_gradients_are_those_of_the_dense_mask(dtype, H, group, T, shapes):
+    ours, expected, arrays = compiled(dtype, H, group, T, shapes)
     wide = [x.astype(jnp.float32) for x in arrays]
     for found, true in zip(ours(*arrays), expected(*wide), strict=True):
         assert found.dtype == dtype
@@ -109,6 +118,9 @@ def test_blocks_that_nobody_sees_are_not_read():
     seen = seen_blocks(ends_BT, SHAPES)
     np.testing.assert_array_equal(seen.num_seen_BQ[0], [1, 2, 1, 2])
     np.testing.assert_array_equal(seen.key_blocks_BQJ[0, :, :2], [[0, 1], [0, 1], [2, 0], [2, 3]])
+    np.testing.assert_array_equal(seen.last_ends_BJ[0], [32, 32, 64, 64])
+    # The end of padding may lie anywhere, and no query lies beyond the row.
+    seen = seen_blocks(ends_BT.at[0, -1].set(1000), SHAPES)
     np.testing.assert_array_equal(seen.last_ends_BJ[0], [32, 32, 64, 64])
 
 
@@ -140,6 +152,7 @@ def test_kernels_are_chosen_where_they_run():
     assert chosen(fake_mesh(compute_capability="7.5")) == "xla"
     assert chosen(fake_mesh(compute_capability="gfx942")) == "xla"
     assert chosen(head_dim=80) == chosen(head_dim=8) == chosen(dtype=jnp.float32) == "xla"
+    assert chosen(head_dim=16) == "pallas" and chosen(head_dim=256) == "xla"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +160,8 @@ def test_kernels_are_chosen_where_they_run():
     [
         (None, 128, jnp.bfloat16, "takes an NVIDIA GPU, and this is a CPU; leave --attention out"),
         (fake_mesh(compute_capability="7.5"), 128, jnp.bfloat16, "compute capability 8.0 or later"),
-        (AMPERE, 80, jnp.bfloat16, "heads whose width is a power of 2, and these have 80"),
+        (AMPERE, 80, jnp.bfloat16, "width is a power of 2 from 16 to 128, and these have 80"),
+        (AMPERE, 256, jnp.bfloat16, "width is a power of 2 from 16 to 128, and these have 256"),
         (AMPERE, 128, jnp.float32, "takes bfloat16, and this model is in float32"),
     ],
 )

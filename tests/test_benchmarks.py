@@ -14,6 +14,7 @@ from aiohttp import test_utils, web
 
 from benchmarks import configs, gpu, rounds
 from benchmarks.completion_server import seconds_on_server
+from benchmarks.filled_rows import filled_step
 from emodistill.errors import InputError
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan
 
@@ -79,6 +80,19 @@ def test_a_tiny_run_ends_with_the_json_that_is_kept(name, tiny_checkpoint, monke
     assert set(result["extra"]) - {"ratio"} == set(kept["extra"]) - {"ratio"}
 
 
+@pytest.mark.parametrize("packing", ["tree", "sequence"])
+def test_a_filled_row_is_as_long_as_asked(packing):
+    size = gpu.size_of(DRY)
+    step = filled_step(200, packing, size.num_scenarios, size.shape)
+    (batch,) = step.batches
+    assert batch.tokens_BT.shape == batch.positions_BT.shape == (1, 200)
+    assert step.work.num_tokens < step.work.num_positions == 200
+    np.testing.assert_array_equal(
+        batch.ends_BT[0, step.work.num_tokens :], np.arange(200)[step.work.num_tokens :] + 1
+    )
+    assert step.work.num_attention_pairs == step.work.num_tokens + batch.positions_BT.sum()
+
+
 def test_each_part_of_a_gpu_run_leaves_its_file(tmp_path, monkeypatch, capsys):
     def fail(self):
         raise RuntimeError("out of memory")
@@ -91,7 +105,10 @@ def test_each_part_of_a_gpu_run_leaves_its_file(tmp_path, monkeypatch, capsys):
     kept = json.loads((tmp_path / "matmul.json").read_text())
     assert kept["is_dry_run"] and kept["figures"]["measured_flops"] > 0
     assert not (tmp_path / "iql.json").exists()
+    with pytest.raises(InputError, match="JAX sees no GPU here, but a CPU"):
+        gpu.run(configs.GPUBenchmark(**settings))
     # On a GPU the next part runs all the same.
+    monkeypatch.setattr(gpu, "check_device", lambda: None)
     monkeypatch.setattr(gpu, "size_of", lambda config, size=gpu.size_of: size(DRY))
     gpu.run(configs.GPUBenchmark(**settings))
     assert (

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emodistill.configs import MemoryConfig
 from emodistill.model.attention_kernels import kernel_attention, seen_blocks, shapes_for
-from emodistill.train.compile_targets import AOT_OPTIONS, gpu_targets, target_devices
+from emodistill.train.compile_targets import AOT_OPTIONS, gpu_targets, is_abstract, target_devices
 from emodistill.train.memory_plan import plan_memory
 
 HAS_COMPILER = find_spec("jax_plugins") and find_spec("jax_plugins.xla_cuda12")
@@ -52,7 +52,7 @@ def compiled_attention(target, num_positions, head_dim, dump):
 
 
 def assembled(target, dump):
-    """What the assembler says of each kernel: its registers, and the bytes that it spills."""
+    """The bytes that each kernel spills, by what the assembler says of it."""
     (folder,) = find_spec("nvidia.cuda_nvcc").submodule_search_locations
     found = {}
     for ptx in dump.glob("*.ptx"):
@@ -64,12 +64,22 @@ def assembled(target, dump):
             text=True,
             check=True,
         )
-        names = re.findall(r"Compiling entry function '(tree_attention_\w+)'", done.stderr)
-        for name in names:
-            spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
-            registers = re.search(r"Used (\d+) registers", done.stderr)
-            found[name] = int(registers[1]), sum(map(int, spills))
+        # A file may hold several kernels; what is said of one stands before the next one's name.
+        for said in done.stderr.split("Compiling entry function ")[1:]:
+            name = re.match(r"'(\w+)'", said)[1]
+            if name.startswith("tree_attention_"):
+                assert "Used " in said
+                spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", said)
+                assert len(spills) == 2
+                found[name] = sum(map(int, spills))
     return found
+
+
+def test_a_gpu_that_is_not_here_runs_nothing():
+    (device,) = target_devices("h100:1", 1)
+    here = jax.default_backend() == "gpu" and device in jax.devices()
+    assert is_abstract(device) is not here
+    assert not is_abstract(jax.devices("cpu")[0])
 
 
 @pytest.mark.parametrize("num_positions", [4096, 16_384])
@@ -78,7 +88,7 @@ def test_the_kernels_fit_every_target_without_spills(target, num_positions, tmp_
     compiled_attention(target, num_positions, 128, tmp_path)
     kernels = assembled(target, tmp_path)
     assert set(kernels) == {f"tree_attention_{name}" for name in ("forward", "dq", "dkv")}
-    assert all(registers <= 255 and not spills for registers, spills in kernels.values())
+    assert not any(kernels.values())
     (plan,) = tmp_path.glob("*thunk_sequence.txt")
     shared = re.findall(r"tree_attention_\w+ .*shared_memory: (\d+)", plan.read_text())
     limit = gpu_targets()[target]["shared_memory_per_block_optin"]

@@ -22,8 +22,10 @@ from emodistill.configs import MemoryConfig
 from emodistill.errors import InputError
 from emodistill.model import LoRAParam, embedded_path, load_qwen2
 from emodistill.model.config import read_architecture
+from emodistill.stages import device_memory
 from emodistill.train import compile_targets, memory_plan, trainer
 from emodistill.train.memory_plan import DeviceMemory, MemoryPlan, longest_row, plan_memory
+from emodistill.train.program_counts import ProgramCounts
 from emodistill.train.trainer import Trainer, response_logprobs
 
 SMALL = MemoryConfig(model="embedded", tokens=512, objective="sft")
@@ -212,6 +214,16 @@ def test_wrong_input_is_named(args, message, monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert stopped.value.code == 2
     assert message in shown and "Traceback" not in shown
+
+
+def test_gpus_are_advised_eight_bits(monkeypatch):
+    """Four bits take more memory there."""
+    large = MemoryPlan(
+        4096, DeviceMemory(*[10**12] * 8), 1, 2, counts=ProgramCounts(1, 0, collectives={})
+    )
+    monkeypatch.setattr(memory_plan, "plan_memory", lambda config: large)
+    with pytest.raises(InputError, match="--quantize int8 or a smaller --model"):
+        device_memory.plan_memory(MemoryConfig(topology="h100:1", fit_gb=80))
 
 
 def test_the_missing_extra_is_named(monkeypatch):

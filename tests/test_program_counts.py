@@ -36,7 +36,7 @@ ENTRY %main (x: f32[8]) -> f32[16] {
 
 
 def test_loops_count_as_often_as_they_turn():
-    counts = count_kernels(PROGRAM, seen_blocks=5)
+    counts = count_kernels(PROGRAM, unknown_turns=5)
     # Where the number of turns is not known, each turn asks whether it is the last.
     assert counts.num_kernels == 10 * 2 + 5 * (2 + 1) + 1
     assert counts.num_attention_kernels == 10 + 5
@@ -44,7 +44,7 @@ def test_loops_count_as_often_as_they_turn():
 
 
 def test_programs_add_up():
-    once = count_kernels(PROGRAM, seen_blocks=5)
+    once = count_kernels(PROGRAM, unknown_turns=5)
     twice = once + once
     assert twice.num_kernels == 2 * once.num_kernels
     assert twice.collectives == {"all-gather": Collective(2, 128)}

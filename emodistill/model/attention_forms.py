@@ -27,6 +27,8 @@ IS_INTERPRETED = False
 """Tests set this, to run the kernels on any device, step by step in JAX."""
 MIN_HEAD = 16
 """The narrowest head whose products Triton puts on tensor cores."""
+MAX_HEAD = 128
+"""The widest head whose blocks fit into shared memory (`attention_kernels.LARGE` and `SMALL`)."""
 MIN_CAPABILITY = 8.0
 """Ampere: the first GPUs with bfloat16 and with copies that don't wait."""
 
@@ -57,8 +59,11 @@ def _problem(mesh: Mesh | None, head_dim: int, dtype: DTypeLike) -> str | None:
     capability = str(getattr(sharding.first_device(mesh), "compute_capability", "0"))
     if not capability.replace(".", "", 1).isdecimal() or float(capability) < MIN_CAPABILITY:
         return f"takes an NVIDIA GPU of compute capability {MIN_CAPABILITY} or later"
-    if head_dim < MIN_HEAD or head_dim & (head_dim - 1):
-        return f"takes heads whose width is a power of 2, and these have {head_dim}"
+    if not MIN_HEAD <= head_dim <= MAX_HEAD or head_dim & (head_dim - 1):
+        return (
+            f"takes heads whose width is a power of 2 from {MIN_HEAD} to {MAX_HEAD}, and these "
+            f"have {head_dim}"
+        )
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"takes bfloat16, and this model is in {jnp.dtype(dtype).name}"
     return None

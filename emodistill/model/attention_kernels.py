@@ -67,10 +67,10 @@ class KernelShapes(NamedTuple):
 
 
 LARGE = KernelShapes(128, 64, 64, Schedule(8, 3), Schedule(8, 2), Schedule(8, 2))
-"""For GPUs with 160 KB of shared memory a block and more: A100, H100. With four warps the last of
+"""For GPUs with 160 KiB of shared memory a block and more: A100, H100. With four warps the last of
 them spills registers on an A100."""
 SMALL = KernelShapes(128, 64, 64, Schedule(8, 2), Schedule(8, 1), Schedule(8, 1))
-"""For those with 99 KB: RTX 3090 and 4090, L40S, A10G."""
+"""For those with 99 KiB: RTX 3090 and 4090, L40S, A10G."""
 LARGE_MEMORY = 160 * 1024
 
 
@@ -99,9 +99,9 @@ def seen_blocks(ends_BT: jax.Array, shapes: KernelShapes) -> SeenBlocks:
     B, T = ends_BT.shape
     filled = -(-T // shapes.multiple) * shapes.multiple
     # As padding may have any end, every position is made to see itself: a query without any key
-    # would divide by zero.
+    # would divide by zero. An end beyond the row would send the loop over queries past its arrays.
     ends_BT = jnp.pad(ends_BT, ((0, 0), (0, filled - T)))
-    ends_BT = jnp.maximum(ends_BT, jnp.arange(1, filled + 1)[None])
+    ends_BT = jnp.clip(ends_BT, jnp.arange(1, filled + 1)[None], filled)
     num_queries, num_keys = shapes[:2]
     first_queries = jnp.arange(0, filled, num_queries)
     first_keys = jnp.arange(0, filled, num_keys)
@@ -204,7 +204,7 @@ def _backward(
     # One program for each query head, not for each key/value head: the few programs whose keys
     # everybody sees, those of a shared context, would work long after all others. The sums over the
     # heads of a key follow, since adding from several programs at once would depend on their order.
-    own_keys = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
+    dk_by_head = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
     dk_BTNH, dv_BTNH = _call(
         functools.partial(_dkv_kernel, shapes=shapes),
         "tree_attention_dkv",
@@ -213,8 +213,8 @@ def _backward(
             *(specs.all_queries, specs.key_block, specs.key_block, specs.key_plan),
             *(specs.all_queries, specs.all_numbers, specs.all_numbers),
         ],
-        [specs.own_keys, specs.own_keys],
-        [own_keys, own_keys],
+        [specs.dk_by_head, specs.dk_by_head],
+        [dk_by_head, dk_by_head],
         shapes.dkv,
         interpret,
     )(q_BTNH, k_BTKH, v_BTKH, (seen.ends_BT, seen.last_ends_BJ), grad_BTNH, lse_BNT, dots_BNT)
@@ -247,7 +247,7 @@ class _Specs:
         # Programs that loop over keys.
         self.all_queries = pl.BlockSpec((None, T, None, H), lambda j, n, b: (b, 0, n, 0))
         self.key_block = pl.BlockSpec((None, S, None, H), lambda j, n, b: (b, j, n // group, 0))
-        self.own_keys = pl.BlockSpec((None, S, None, H), lambda j, n, b: (b, j, n, 0))
+        self.dk_by_head = pl.BlockSpec((None, S, None, H), lambda j, n, b: (b, j, n, 0))
         key_ends = pl.BlockSpec((None, S), lambda j, n, b: (b, j))
         last_end = pl.BlockSpec((None, None), lambda j, n, b: (b, j))
         self.key_plan = (key_ends, last_end)
@@ -391,7 +391,8 @@ def _dkv_kernel(
         dscores_SP = weights_SP * (dweights_SP - dots_ref[block][None])
         return dk_SH + triton.dot(dscores_SP.astype(q_PH.dtype), q_PH), dv_SH
 
-    # A position's subtree is one run of positions, so that those who see any of these keys are too.
+    # A position's subtree is one run of positions, so the queries that see any of these keys form
+    # one run as well.
     zeros = jnp.zeros(k_SH.shape, jnp.float32)
     first = jax.lax.div(first_key, shapes.num_dkv_queries)
     last = jax.lax.div(last_end_ref[...] + (shapes.num_dkv_queries - 1), shapes.num_dkv_queries)

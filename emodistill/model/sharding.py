@@ -119,8 +119,10 @@ def param_sharding(
 ) -> jax.sharding.Sharding:
     """The sharding of the parameter with the path ("layers", "mlp", "up_proj", "weight"), say.
 
-    LoRA factors, `(…, "lora", "a" | "b")`, are split like the weight that they adapt; norms are
-    whole everywhere. Without a mesh everything lives on the first device.
+    Of the LoRA factors, `(…, "lora", "a" | "b")`, `b` is split along its outputs like the weight
+    that it adapts. `a` is split along its inputs like that weight, or over `fsdp` where the inputs
+    of the weight are whole, so that no device holds all of it. Norms are whole everywhere. Without
+    a mesh everything lives on the first device.
     """
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])

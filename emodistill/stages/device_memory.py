@@ -42,9 +42,11 @@ def plan_memory(config: MemoryConfig) -> list[MemoryPlan]:
         )
     if config.fit_gb is not None:
         if not longest:
+            # For GPUs the step takes less memory with eight bits than with four (docs/scale.md).
+            form = "int8" if plans[0].counts is not None else "nf4"
             raise InputError(
                 f"no row fits into {config.fit_gb:g} GB; use more devices (--mesh), --quantize "
-                "nf4 or a smaller --model."
+                f"{form} or a smaller --model."
             )
         print(f"the longest row that fits into {config.fit_gb:g} GB has {longest:,} tokens.")
     return plans

@@ -73,8 +73,14 @@ def target_devices(topology: str | None, num_devices: int) -> Sequence[Any]:
 
 
 def is_abstract(device: Any) -> bool:
-    """Whether nothing can run on `device`."""
-    return device not in device.client.devices() if device.platform == "gpu" else False
+    """Whether `device` is a GPU that is not here, so that nothing can run on it."""
+    if device.platform != "gpu":
+        return False
+    # An abstract device's own client counts it among its devices, so JAX's list of GPUs decides.
+    try:
+        return device not in jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return True
 
 
 def _real_gpus(description: str, number: int) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from emodistill.model.attention_forms import SCOPE
 
-SEEN_BLOCKS = 16
+UNKNOWN_TURNS = 16
 """Turns that are assumed of loops whose number of turns the data decides: key blocks that a group
 of query blocks sees, about half of a row of 4,096 tokens."""
 
@@ -76,14 +76,14 @@ class _Instruction(NamedTuple):
         return found[1] if found else None
 
 
-def count_kernels(text: str, seen_blocks: int = SEEN_BLOCKS) -> ProgramCounts:
+def count_kernels(text: str, unknown_turns: int = UNKNOWN_TURNS) -> ProgramCounts:
     """The counts of an optimised program (`compiled.as_text()`).
 
     Args:
-      seen_blocks: turns of loops whose number of turns isn't in the program.
+      unknown_turns: turns of loops whose number of turns isn't in the program.
     """
     computations, entry = _computations(text)
-    totals = _total(computations, entry, seen_blocks)
+    totals = _total(computations, entry, unknown_turns)
     collectives = {
         kind: Collective(totals[kind], totals[f"{kind} bytes"])
         for kind in _COLLECTIVES
@@ -118,16 +118,16 @@ def _shape_and_opcode(text: str) -> tuple[str, str]:
 
 
 def _total(
-    computations: Mapping[str, Sequence[_Instruction]], name: str, seen_blocks: int
+    computations: Mapping[str, Sequence[_Instruction]], name: str, unknown_turns: int
 ) -> Counter[str]:
     total: Counter[str] = Counter()
     for one in computations[name]:
         if one.opcode == "while":
             trips = _TRIPS.search(one.line)
-            turns = int(trips[1]) if trips else seen_blocks
+            turns = int(trips[1]) if trips else unknown_turns
             # The host counts the turns itself where it knows their number.
             for part in ("body",) if trips else ("body", "condition"):
-                inner = _total(computations, str(one.named(part)), seen_blocks)
+                inner = _total(computations, str(one.named(part)), unknown_turns)
                 total.update({key: turns * value for key, value in inner.items()})
         elif one.opcode == "conditional":
             branches = re.findall(
@@ -136,11 +136,11 @@ def _total(
             branches += [
                 b for a in ("true_computation", "false_computation") if (b := one.named(a))
             ]
-            inner = [_total(computations, branch, seen_blocks) for branch in branches]
+            inner = [_total(computations, branch, unknown_turns) for branch in branches]
             total.update(max(inner, key=lambda counts: counts["kernels"], default=Counter()))
         elif one.opcode in ("call", "async-start"):
             inner_name = one.named("to_apply") or one.named("calls")
-            total.update(_total(computations, str(inner_name), seen_blocks))
+            total.update(_total(computations, str(inner_name), unknown_turns))
         elif one.opcode not in _FREE and not one.opcode.endswith("-done"):
             total.update(_launched(one))
     return total

@@ -185,15 +185,22 @@ class Trainer:
         return state, [*metrics, more]
 
     def lower(
-        self, lora: nnx.State, frozen: nnx.State, batch: Batch
+        self, lora: nnx.State, frozen: nnx.State, batch: Batch, grads: nnx.State | None = None
     ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """The two programs of a step for abstract arguments: a micro-batch's, the optimiser's."""
+        """The two programs of a step: a micro-batch's, the optimiser's.
+
+        Args:
+          lora, frozen, batch: abstract or real.
+          grads: with real arguments, what `gradients` gives without a batch; the micro-batch's
+            program is then the very one of a step, and is not compiled twice.
+        """
         optimizer, mesh = self._optimizer, self._mesh
         state = jax.eval_shape(functools.partial(_init, optimizer, mesh), lora)
         if mesh is not None:
             state = sharding.abstract(state, _state_shardings(optimizer, mesh, state))
         accumulate = _accumulate.lower(
-            self.graphdef, self._loss_fn, mesh, lora, frozen, lora, batch
+            *(self.graphdef, self._loss_fn, mesh, lora, frozen),
+            *(lora if grads is None else grads, batch),
         )
         return accumulate, _update.lower(optimizer, mesh, state, lora)
 
