@@ -1,5 +1,6 @@
 """How the simulated judge's weights are fitted, on planted ones."""
 
+import dataclasses
 import tomllib
 
 import numpy as np
@@ -15,9 +16,10 @@ from emodistill.seeding import stream
 from emodistill.simulator.judge import Rubric, rubric
 from emodistill.simulator.reading import Speech
 from emodistill.simulator.rubric import read_rubric
+from pretraining import judge_turns
 from pretraining.config import JudgeFitConfig
 from pretraining.judge_fit import FitData, fit, rubric_text, validities
-from pretraining.judge_turns import fork_worths, unused_scenarios
+from pretraining.judge_turns import fork_worths, make_turns, unused_scenarios
 
 NAMES = list(read_rubric("crad", 30.0, [Speech(True, "30 days.")], "I stay at 30 days.").points)
 
@@ -82,3 +84,22 @@ def test_a_turns_worth_is_forked_in_process():
     turns = [TurnKey(talks[0].trajectory_id, 0)]
     (worth,) = fork_worths(turns, talks, SCENARIOS["crad"], 2, 0)
     assert worth.num_pairs == 2 and -1 <= worth.utility <= 1
+
+
+def test_turns_of_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_turns, "DOMAINS", ())  # the settings alone, without any turns
+    first = JudgeFitConfig(out=tmp_path / "fit", num_processes=1)
+    make_turns(first)
+    make_turns(first)
+    for name, value in {"seed": 2, "num_turns": 20, "continuations": 3, "num_seeds": 1}.items():
+        with pytest.raises(InputError, match=rf"{name}={value}, but .*settings\.json") as caught:
+            make_turns(dataclasses.replace(first, **{name: value}))
+        assert f"made under {getattr(first, name)}" in str(caught.value)
+        assert "Take another --out" in str(caught.value)
+
+
+def test_turns_without_settings_are_refused(tmp_path):
+    (tmp_path / "crad.dialogues.jsonl").touch()
+    with pytest.raises(InputError, match=r"settings\.json.* is missing"):
+        make_turns(JudgeFitConfig(out=tmp_path))
+    assert not (tmp_path / "settings.json").exists()
