@@ -33,6 +33,14 @@ def test_a_line_that_is_no_csv_is_named(tmp_path):
         read_labels(path, TALKS)
 
 
+def test_a_long_file_is_read_to_its_end(tmp_path):
+    path = tmp_path / "labels.csv"
+    lines = [f"{NAME},0,rater {number},10" for number in range(8_000)]
+    path.write_text("\n".join([",".join(COLUMNS), *lines]), encoding="utf-8")
+    assert path.stat().st_size > 1 << 17
+    assert read_labels(path, TALKS)[-1] == Label(NAME, 0, "rater 7999", 10)
+
+
 def test_raters_whose_turns_the_judge_has_not_scored_are_told():
     labels = [Label(NAME, 0, "ann", 5), Label(NAME, 2, "ann", 8), Label(NAME, 0, "bob", 3)]
     assert too_few_scored(labels[:2], {(NAME, 0): 5, (NAME, 2): 6}) == []

@@ -22,7 +22,7 @@ from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.judge_validity import clustered_statistic
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
-from emodistill.untrusted import brief, read_bytes
+from emodistill.untrusted import MAX_BYTES, brief, read_bytes
 
 COLUMNS = ("trajectory_id", "turn_index", "rater", "score")
 NUM_LEVELS = 10
@@ -103,7 +103,10 @@ def read_labels(path: Path, dialogues: Mapping[str, Trajectory]) -> list[Label]:
 
 def _read_lines(path: Path) -> list[_Line]:
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        content = read_bytes(path, MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"--labels {path} is larger than {MAX_BYTES >> 20} MiB; split it.")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"--labels {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
