@@ -27,7 +27,8 @@ RUBRIC = Path(simulator.__file__).with_name("judging.toml")
 NUM_FOLDS = 5
 NUM_SHARES, NUM_DRAWS = 11, 40
 RIDGE = 30.0
-"""Of weights in units of the terms' deviations: as much doubt as thirty turns would leave."""
+"""The penalty on weights in units of the terms' deviations; it acts like a prior worth thirty
+turns."""
 DEAL_WEIGHT = 0.25
 """Of success beside utility. To utility a modest deal is little more than none; the rubric calls
 ending the talks without a deal worse than that."""
@@ -156,12 +157,13 @@ def rubric_text(
 ) -> str:
     """The file of the weights."""
     lines = [
-        "# What the points of the judge's rubric weigh (`rubric.py`), in utility: fitted once, by",
+        "# What the points of the judge's rubric weigh (`rubric.py`), in utility plus a quarter of",
+        "# success: fitted once, by",
         f"# `python scripts/fit_judge.py --seed {config.seed} --num-turns {config.num_turns} "
-        f"--continuations {config.continuations} --write`, to what",
-        f"# {num_turns:,} turns of the simulated teacher are worth, the same teacher going on, on",
-        "# scenarios that no experiment uses. No trained student was looked at; docs/simulator.md",
-        "# has the reasoning.",
+        f"--continuations {config.continuations} --write`,",
+        f"# to what {num_turns:,} turns of the simulated teacher are worth, the same teacher going",
+        "# on, on scenarios that no experiment uses. No trained student was looked at;",
+        "# docs/simulator.md has the reasoning.",
         "",
         "# Rank correlation of scores with exact worths, on scenarios held out, by the share of",
         "# the reading in them, from 0 to 1 in equal steps.",
@@ -170,7 +172,8 @@ def rubric_text(
         "# Standard deviation of the weighted sums.",
         f"spread = {fitted.spread:.4f}",
         "",
-        "# Of each point: alone, and times strain, distance and the other side's last movement.",
+        "# Of each point: alone, and times strain (how much of the usual patience is used up, 0 to",
+        "# 1), distance and the other side's last movement.",
         "[weights]",
         *(
             f"{name} = [{', '.join(f'{w:.4f}' for w in some)}]"

@@ -2,12 +2,14 @@
 
 import dataclasses
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from simulated_talks import SCENARIOS, dialogues
 
+from emodistill import simulator
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.errors import InputError
 from emodistill.offline.forks import TurnKey
@@ -18,7 +20,7 @@ from emodistill.simulator.reading import Speech
 from emodistill.simulator.rubric import read_rubric
 from pretraining import judge_turns
 from pretraining.config import JudgeFitConfig
-from pretraining.judge_fit import FitData, fit, rubric_text, validities
+from pretraining.judge_fit import Fit, FitData, fit, rubric_text, validities
 from pretraining.judge_turns import fork_worths, make_turns, unused_scenarios
 
 NAMES = list(read_rubric("crad", 30.0, [Speech(True, "30 days.")], "I stay at 30 days.").points)
@@ -67,6 +69,14 @@ def test_planted_weights_are_found_on_scenarios_held_out():
 def test_the_shipped_weights_are_those_of_the_points_that_are_read():
     assert list(rubric().weights) == NAMES
     assert {len(some) for some in rubric().weights.values()} == {4}
+
+
+def test_the_shipped_file_says_what_a_fit_writes():
+    text = rubric_text(Fit(0.0, {}, 0.0, np.zeros(0)), [], 1_200, JudgeFitConfig())
+    shipped = Path(simulator.__file__).with_name("judging.toml").read_text(encoding="utf-8")
+    comments = [line for line in shipped.splitlines() if line.startswith("#")]
+    assert comments == [line for line in text.splitlines() if line.startswith("#")]
+    assert "utility plus a quarter of" in text  # the target of `fit`
 
 
 def test_it_is_fitted_on_scenarios_that_no_experiment_uses():
