@@ -12,6 +12,8 @@ from scipy.stats import spearmanr
 
 from emodistill import simulator
 from emodistill.domains import DOMAINS
+from emodistill.evaluation.bootstrap import Interval
+from emodistill.evaluation.judge_validity import clustered_statistic, spearman
 from emodistill.evaluation.turn_worth import worth_reliability
 from emodistill.files import replacing
 from emodistill.prompts import load_pack, turn_judge_messages
@@ -116,6 +118,19 @@ def validity(reading: np.ndarray, data: FitData, name: str) -> tuple[float, floa
     return found, found / float(np.sqrt(worth_reliability(data.worths, name)))
 
 
+def validity_intervals(reading: np.ndarray, data: FitData, name: str) -> tuple[Interval, Interval]:
+    """Both as `validity` has them, with intervals over resampled scenarios.
+
+    The correction is that of all turns in every resample.
+    """
+    worth = data.worth(name)
+    found = clustered_statistic(
+        lambda chosen: spearman(reading[chosen], worth[chosen]), data.scenarios.tolist()
+    )
+    root = float(np.sqrt(worth_reliability(data.worths, name)))
+    return found, Interval(*(end / root for end in found))
+
+
 def validities(fitted: Fit, data: FitData) -> list[float]:
     """The validity in utility of scores with shares of 0 to 1, on scenarios held out.
 
@@ -139,10 +154,10 @@ def fit_judge(config: JudgeFitConfig) -> None:
     data = read_data(config.out, config.seed)
     fitted = fit(data)
     for name in ("utility", "success"):
-        found, exact = validity(fitted.held_out, data, name)
+        found, exact = validity_intervals(fitted.held_out, data, name)
         print(
-            f"{len(data.worths):,} turns, scenarios held out: Spearman {found:.3f} with their "
-            f"worth in {name}, {exact:.3f} if that were exact."
+            f"{len(data.worths):,} turns of all domains, scenarios held out: Spearman {found.text} "
+            f"with their worth in {name}, {exact.text} if that were exact."
         )
     text = rubric_text(fitted, validities(fitted, data), len(data.worths), config)
     print(text)

@@ -20,7 +20,15 @@ from emodistill.simulator.reading import Speech
 from emodistill.simulator.rubric import read_rubric
 from pretraining import judge_turns
 from pretraining.config import JudgeFitConfig
-from pretraining.judge_fit import Fit, FitData, fit, rubric_text, validities
+from pretraining.judge_fit import (
+    Fit,
+    FitData,
+    fit,
+    rubric_text,
+    validities,
+    validity,
+    validity_intervals,
+)
 from pretraining.judge_turns import fork_worths, make_turns, unused_scenarios
 
 NAMES = list(read_rubric("crad", 30.0, [Speech(True, "30 days.")], "I stay at 30 days.").points)
@@ -64,6 +72,14 @@ def test_planted_weights_are_found_on_scenarios_held_out():
     written = Rubric(**tomllib.loads(text))
     assert written.weights.keys() == fitted.weights.keys()
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_validities_come_with_intervals():
+    data, reading = planted()
+    found, exact = validity_intervals(reading, data, "utility")
+    assert (found.mean, exact.mean) == pytest.approx(validity(reading, data, "utility"))
+    assert found.low < found.mean < found.high < found.low + 0.2
+    assert exact.high / found.high == pytest.approx(exact.mean / found.mean)
 
 
 def test_the_shipped_weights_are_those_of_the_points_that_are_read():
