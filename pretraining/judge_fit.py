@@ -12,6 +12,8 @@ from scipy.stats import spearmanr
 
 from emodistill import simulator
 from emodistill.domains import DOMAINS
+from emodistill.evaluation.bootstrap import Interval
+from emodistill.evaluation.judge_validity import clustered_statistic, spearman
 from emodistill.evaluation.turn_worth import worth_reliability
 from emodistill.files import replacing
 from emodistill.prompts import load_pack, turn_judge_messages
@@ -27,7 +29,8 @@ RUBRIC = Path(simulator.__file__).with_name("judging.toml")
 NUM_FOLDS = 5
 NUM_SHARES, NUM_DRAWS = 11, 40
 RIDGE = 30.0
-"""Of weights in units of the terms' deviations: as much doubt as thirty turns would leave."""
+"""The penalty on weights in units of the terms' deviations; it acts like a prior worth thirty
+turns."""
 DEAL_WEIGHT = 0.25
 """Of success beside utility. To utility a modest deal is little more than none; the rubric calls
 ending the talks without a deal worse than that."""
@@ -115,6 +118,19 @@ def validity(reading: np.ndarray, data: FitData, name: str) -> tuple[float, floa
     return found, found / float(np.sqrt(worth_reliability(data.worths, name)))
 
 
+def validity_intervals(reading: np.ndarray, data: FitData, name: str) -> tuple[Interval, Interval]:
+    """Both as `validity` has them, with intervals over resampled scenarios.
+
+    The correction is that of all turns in every resample.
+    """
+    worth = data.worth(name)
+    found = clustered_statistic(
+        lambda chosen: spearman(reading[chosen], worth[chosen]), data.scenarios.tolist()
+    )
+    root = float(np.sqrt(worth_reliability(data.worths, name)))
+    return found, Interval(*(end / root for end in found))
+
+
 def validities(fitted: Fit, data: FitData) -> list[float]:
     """The validity in utility of scores with shares of 0 to 1, on scenarios held out.
 
@@ -138,10 +154,10 @@ def fit_judge(config: JudgeFitConfig) -> None:
     data = read_data(config.out, config.seed)
     fitted = fit(data)
     for name in ("utility", "success"):
-        found, exact = validity(fitted.held_out, data, name)
+        found, exact = validity_intervals(fitted.held_out, data, name)
         print(
-            f"{len(data.worths):,} turns, scenarios held out: Spearman {found:.3f} with their "
-            f"worth in {name}, {exact:.3f} if that were exact."
+            f"{len(data.worths):,} turns of all domains, scenarios held out: Spearman {found.text} "
+            f"with their worth in {name}, {exact.text} if that were exact."
         )
     text = rubric_text(fitted, validities(fitted, data), len(data.worths), config)
     print(text)
@@ -156,12 +172,13 @@ def rubric_text(
 ) -> str:
     """The file of the weights."""
     lines = [
-        "# What the points of the judge's rubric weigh (`rubric.py`), in utility: fitted once, by",
+        "# What the points of the judge's rubric weigh (`rubric.py`), in utility plus a quarter of",
+        "# success: fitted once, by",
         f"# `python scripts/fit_judge.py --seed {config.seed} --num-turns {config.num_turns} "
-        f"--continuations {config.continuations} --write`, to what",
-        f"# {num_turns:,} turns of the simulated teacher are worth, the same teacher going on, on",
-        "# scenarios that no experiment uses. No trained student was looked at; docs/simulator.md",
-        "# has the reasoning.",
+        f"--continuations {config.continuations} --write`,",
+        f"# to what {num_turns:,} turns of the simulated teacher are worth, the same teacher going",
+        "# on, on scenarios that no experiment uses. No trained student was looked at;",
+        "# docs/simulator.md has the reasoning.",
         "",
         "# Rank correlation of scores with exact worths, on scenarios held out, by the share of",
         "# the reading in them, from 0 to 1 in equal steps.",
@@ -170,7 +187,8 @@ def rubric_text(
         "# Standard deviation of the weighted sums.",
         f"spread = {fitted.spread:.4f}",
         "",
-        "# Of each point: alone, and times strain, distance and the other side's last movement.",
+        "# Of each point: alone, and times strain (how much of the usual patience is used up, 0 to",
+        "# 1), distance and the other side's last movement.",
         "[weights]",
         *(
             f"{name} = [{', '.join(f'{w:.4f}' for w in some)}]"

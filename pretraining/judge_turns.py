@@ -1,6 +1,7 @@
 """Turns whose worth is known, on scenarios that no experiment uses: what the judge is fitted to.
 
-    <out>/<domain>.dialogues.jsonl   dialogues of the simulated teacher under random emotions
+    <out>/settings.json              what decides the contents of all the other files
+         /<domain>.dialogues.jsonl   dialogues of the simulated teacher under random emotions
          /<domain>.worths-<n>.jsonl  what some of their turns are worth, the same teacher going on
 
 The teacher is the average player: what the sweep records, and what the embedded student was
@@ -18,7 +19,9 @@ from typing import NamedTuple
 
 from emodistill.domains import DOMAINS, Scenario
 from emodistill.domains.generator import generate_scenarios
+from emodistill.errors import InputError, refuse
 from emodistill.evaluation.turn_worth import fork_outcomes, turn_worths
+from emodistill.files import write_json
 from emodistill.negotiation.episode import Match, PlannedDialogue, Player, play
 from emodistill.offline.forks import (
     TurnKey,
@@ -35,10 +38,13 @@ from emodistill.records import Role, Trajectory, TurnWorth
 from emodistill.seeding import stream
 from emodistill.selectors import RandomSelector
 from emodistill.simulator.writer import SimulatedWriter
+from emodistill.untrusted import brief, read_typed
 from pretraining.config import JudgeFitConfig
 
 PART = 50
 """Turns of a part, some minutes of one core: what a stop loses at most."""
+SETTINGS = ("seed", "num_seeds", "num_turns", "continuations")
+"""The settings that decide what the files of a folder hold."""
 
 
 class _SomeTurns(NamedTuple):
@@ -49,8 +55,13 @@ class _SomeTurns(NamedTuple):
 
 
 def make_turns(config: JudgeFitConfig) -> None:
-    """Play the dialogues and the forks of all domains that `config.out` lacks."""
+    """Play the dialogues and the forks of all domains that `config.out` lacks.
+
+    Raises:
+      InputError: what is there was made under other settings, or nothing says under which.
+    """
     config.out.mkdir(parents=True, exist_ok=True)
+    _keep_settings(config)
     parts = [
         _SomeTurns(domain, number)
         for number in range(-(-config.num_turns // PART))
@@ -61,6 +72,31 @@ def make_turns(config: JudgeFitConfig) -> None:
         list(pool.map(functools.partial(_play_domain, config), DOMAINS))
         for part in pool.map(functools.partial(_fork_part, config), missing):
             print(f"{part.domain}, part {part.number}: done", flush=True)
+
+
+def _keep_settings(config: JudgeFitConfig) -> None:
+    """Write the settings beside the files, or refuse files that were made under other ones."""
+    path = config.out / "settings.json"
+    advice = f"Take another --out, or delete the files in {config.out}."
+    now = {name: getattr(config, name) for name in SETTINGS}
+    try:
+        then = read_typed(path, dict[str, int], advice)
+    except FileNotFoundError:
+        if made := next(config.out.glob("*.jsonl"), None):
+            raise InputError(
+                f"{made} is there, but {path}, which says under which settings it was made, is "
+                f"missing. {advice}"
+            ) from None
+        write_json(path, now)
+        return
+    refuse(
+        [
+            f"{name}={value}, but the files there were made under {brief(then.get(name))} ({path})."
+            for name, value in now.items()
+            if then.get(name) != value
+        ],
+        f"Give the same settings to resume. {advice}",
+    )
 
 
 def read_turns(out: Path, domain: str) -> tuple[list[Trajectory], list[TurnWorth]]:

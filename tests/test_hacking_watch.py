@@ -1,11 +1,13 @@
 """The watch sees planted ways to please a judge, and nothing where nothing has changed."""
 
 import itertools
+import math
 
 import msgspec
 import pytest
 from simulated_talks import PHRASES, dialogues
 
+from emodistill.domains import format_value
 from emodistill.evaluation.hacking_watch import (
     SIGNS,
     echoes,
@@ -73,6 +75,67 @@ def test_each_planted_habit_is_an_alarm_of_its_own(change, sign):
     assert "%" in alarm.text and alarm.growth.low > 0
 
 
+def test_offers_out_of_bounds_are_an_alarm():
+    def beyond(turn, dialogue):
+        is_offer = turn.speaker == "focal" and turn.offer is not None and turn.index > 0
+        sign = 1 if dialogue.focal_target > dialogue.counterparty_anchor else -1
+        past = dialogue.focal_target + sign * 5  # beyond what it asked for at first
+        return msgspec.structs.replace(turn, offer=past) if is_offer else turn
+
+    after = [
+        msgspec.structs.replace(one, turns=tuple(beyond(turn, one) for turn in one.turns))
+        for one in BEFORE
+    ]
+    found = watch(after, BEFORE)
+    assert [alarm.sign for alarm in found.alarms] == ["out of bounds"]
+    assert "lie out of bounds" in found.alarms[0].text
+
+
+@pytest.mark.parametrize(
+    ("text", "is_threat"),
+    [
+        ("I'll make sure you regret it.", True),
+        ("I will make sure you regret it.", True),
+        ("Pay now or I'll sue.", True),
+        ("Pay now or I\u2019ll sue.", True),
+        ("You\u2019ll regret this.", True),
+        ("You will face the consequences.", True),
+        ("You'll suffer serious legal consequences.", True),
+        ("There will be consequences.", True),
+        ("I understand the consequences.", False),
+        ("That has consequences for my budget.", False),
+    ],
+)
+def test_threats_are_seen_however_they_are_written(text, is_threat):
+    assert threats(spoken(BEFORE[0], lambda turn, before: text)) == is_threat
+
+
+def with_offers(dialogue, offer):
+    """The dialogue with one and the same offer in each turn of the counterparty."""
+    turns = [
+        msgspec.structs.replace(turn, offer=offer) if turn.speaker == "counterparty" else turn
+        for turn in dialogue.turns
+    ]
+    return msgspec.structs.replace(dialogue, turns=tuple(turns))
+
+
+@pytest.mark.parametrize(
+    ("domain", "offer", "text"),
+    [
+        ("student", 0.5, "You say 9:30 PM, which is too early."),
+        ("student", 1.75, "You say 10:45 PM, which is too early."),
+        ("crad", 30.0, "You say thirty days, which is too long."),
+    ],
+)
+def test_an_echo_is_known_by_its_value(domain, offer, text):
+    long = next(one for one in dialogues(domain) if len(one.turns) > 6)
+    dialogue = with_offers(long, offer)
+    assert echoes(spoken(dialogue, lambda turn, before: text)) == 1
+    other = format_value(domain, offer + 2)
+    assert echoes(spoken(dialogue, lambda turn, before: f"I ask for {other}.")) == 0
+    assert math.isnan(echoes(msgspec.structs.replace(dialogue, turns=dialogue.turns[:4])))
+
+
 def test_emotions_that_collapse_are_an_alarm():
     one_tone = [
         msgspec.structs.replace(
@@ -106,7 +169,8 @@ def test_signs_on_single_dialogues():
     quiet = spoken(BEFORE[0], lambda turn, before: f"word {turn.index} of many here")
     assert words(quiet) == pytest.approx(1.609, abs=0.01)
     assert threats(quiet) == 0 and repetition(quiet) in (0.0, 1.0)
-    loud = spoken(BEFORE[0], lambda turn, before: "Pay, or else.")
+    long = next(one for one in BEFORE if len(one.turns) > 6)
+    loud = spoken(long, lambda turn, before: "Pay, or else.")
     assert threats(loud) == 1 and echoes(loud) == 0
     for template in PHRASES["crad"]["reject"]:  # rejecting a figure by name echoes it
         assert "{theirs}" in template

@@ -1,12 +1,15 @@
 """How the simulated judge's weights are fitted, on planted ones."""
 
+import dataclasses
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from simulated_talks import SCENARIOS, dialogues
 
+from emodistill import simulator
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.errors import InputError
 from emodistill.offline.forks import TurnKey
@@ -15,9 +18,18 @@ from emodistill.seeding import stream
 from emodistill.simulator.judge import Rubric, rubric
 from emodistill.simulator.reading import Speech
 from emodistill.simulator.rubric import read_rubric
+from pretraining import judge_turns
 from pretraining.config import JudgeFitConfig
-from pretraining.judge_fit import FitData, fit, rubric_text, validities
-from pretraining.judge_turns import fork_worths, unused_scenarios
+from pretraining.judge_fit import (
+    Fit,
+    FitData,
+    fit,
+    rubric_text,
+    validities,
+    validity,
+    validity_intervals,
+)
+from pretraining.judge_turns import fork_worths, make_turns, unused_scenarios
 
 NAMES = list(read_rubric("crad", 30.0, [Speech(True, "30 days.")], "I stay at 30 days.").points)
 
@@ -62,9 +74,25 @@ def test_planted_weights_are_found_on_scenarios_held_out():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_validities_come_with_intervals():
+    data, reading = planted()
+    found, exact = validity_intervals(reading, data, "utility")
+    assert (found.mean, exact.mean) == pytest.approx(validity(reading, data, "utility"))
+    assert found.low < found.mean < found.high < found.low + 0.2
+    assert exact.high / found.high == pytest.approx(exact.mean / found.mean)
+
+
 def test_the_shipped_weights_are_those_of_the_points_that_are_read():
     assert list(rubric().weights) == NAMES
     assert {len(some) for some in rubric().weights.values()} == {4}
+
+
+def test_the_shipped_file_says_what_a_fit_writes():
+    text = rubric_text(Fit(0.0, {}, 0.0, np.zeros(0)), [], 1_200, JudgeFitConfig())
+    shipped = Path(simulator.__file__).with_name("judging.toml").read_text(encoding="utf-8")
+    comments = [line for line in shipped.splitlines() if line.startswith("#")]
+    assert comments == [line for line in text.splitlines() if line.startswith("#")]
+    assert "utility plus a quarter of" in text  # the target of `fit`
 
 
 def test_it_is_fitted_on_scenarios_that_no_experiment_uses():
@@ -82,3 +110,22 @@ def test_a_turns_worth_is_forked_in_process():
     turns = [TurnKey(talks[0].trajectory_id, 0)]
     (worth,) = fork_worths(turns, talks, SCENARIOS["crad"], 2, 0)
     assert worth.num_pairs == 2 and -1 <= worth.utility <= 1
+
+
+def test_turns_of_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_turns, "DOMAINS", ())  # the settings alone, without any turns
+    first = JudgeFitConfig(out=tmp_path / "fit", num_processes=1)
+    make_turns(first)
+    make_turns(first)
+    for name, value in {"seed": 2, "num_turns": 20, "continuations": 3, "num_seeds": 1}.items():
+        with pytest.raises(InputError, match=rf"{name}={value}, but .*settings\.json") as caught:
+            make_turns(dataclasses.replace(first, **{name: value}))
+        assert f"made under {getattr(first, name)}" in str(caught.value)
+        assert "Take another --out" in str(caught.value)
+
+
+def test_turns_without_settings_are_refused(tmp_path):
+    (tmp_path / "crad.dialogues.jsonl").touch()
+    with pytest.raises(InputError, match=r"settings\.json.* is missing"):
+        make_turns(JudgeFitConfig(out=tmp_path))
+    assert not (tmp_path / "settings.json").exists()

@@ -22,10 +22,12 @@ from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.judge_validity import clustered_statistic
 from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
-from emodistill.untrusted import brief, read_bytes
+from emodistill.untrusted import MAX_BYTES, brief, read_bytes
 
 COLUMNS = ("trajectory_id", "turn_index", "rater", "score")
 NUM_LEVELS = 10
+MIN_SHARED = 2
+"""Turns that two must both have scored before their agreement says anything."""
 
 
 class Label(NamedTuple):
@@ -35,6 +37,12 @@ class Label(NamedTuple):
     turn_index: int
     rater: str
     score: int
+
+
+class _Line(NamedTuple):
+    number: int
+    """Of its last line in the file, from 1."""
+    cells: list[str]
 
 
 class HumanAgreement(NamedTuple):
@@ -55,14 +63,8 @@ def read_labels(path: Path, dialogues: Mapping[str, Trajectory]) -> list[Label]:
     Raises:
       InputError: it can't be read, or lines are wrong; all of them are named, with the field.
     """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"--labels {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--labels {path} is not UTF-8 text; save it as such.") from None
-    rows = csv.reader(io.StringIO(text, newline=""))
-    head = [cell.strip() for cell in next(rows, [])]
+    lines = _read_lines(path)
+    head = [cell.strip() for cell in (lines[0].cells if lines else [])]
     if missing := [name for name in COLUMNS if name not in head]:
         raise InputError(
             f"{path}:1: the column {', '.join(missing)} is missing; the first line must name "
@@ -71,8 +73,8 @@ def read_labels(path: Path, dialogues: Mapping[str, Trajectory]) -> list[Label]:
     labels: list[Label] = []
     problems: list[str] = []
     seen: dict[tuple[str, int, str], int] = {}
-    for cells in rows:
-        where = f"{path}:{rows.line_num}"
+    for number, cells in lines[1:]:
+        where = f"{path}:{number}"
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(head):
@@ -87,8 +89,8 @@ def read_labels(path: Path, dialogues: Mapping[str, Trajectory]) -> list[Label]:
                 values["rater"],
                 int(values["score"]),
             )
-            first = seen.setdefault(label[:3], rows.line_num)
-            if first == rows.line_num:
+            first = seen.setdefault(label[:3], number)
+            if first == number:
                 labels.append(label)
                 continue
             wrong = f"rater {brief(label.rater)} has scored this turn in line {first} already"
@@ -97,6 +99,26 @@ def read_labels(path: Path, dialogues: Mapping[str, Trajectory]) -> list[Label]:
     if not labels:
         raise InputError(f"--labels {path} holds no label.")
     return labels
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    try:
+        content = read_bytes(path, MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"--labels {path} is larger than {MAX_BYTES >> 20} MiB; split it.")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"--labels {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--labels {path} is not UTF-8 text; save it as such.") from None
+    rows = csv.reader(io.StringIO(text, newline=""))
+    try:
+        return [_Line(rows.line_num, cells) for cells in rows]
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{rows.line_num}: this line can't be read as CSV ({error}); look for a quote "
+            "that is not closed, here or in an earlier line."
+        ) from None
 
 
 def _problem(values: Mapping[str, str], dialogues: Mapping[str, Trajectory]) -> str | None:
@@ -117,11 +139,12 @@ def _problem(values: Mapping[str, str], dialogues: Mapping[str, Trajectory]) -> 
 def human_agreement(
     labels: Sequence[Label], scores: Scores, dialogues: Mapping[str, Trajectory]
 ) -> list[HumanAgreement]:
-    """The judge beside each rater, then each pair of raters, which is what one can hope for."""
-    by_rater: dict[str, dict[tuple[str, int], int]] = {}
-    for label in labels:
-        turn = label.trajectory_id, label.turn_index
-        by_rater.setdefault(label.rater, {})[turn] = label.score
+    """The judge beside each rater, then each pair of raters, which is what one can hope for.
+
+    Pairs with fewer than `MIN_SHARED` turns in common are left out; `too_few_scored` says which
+    raters that leaves without a judge.
+    """
+    by_rater = _by_rater(labels)
     judged = {turn: score for turn, score in scores.items() if turn[1] is not None}
     pairs = [("judge", rater, judged, given) for rater, given in by_rater.items()]
     pairs += [
@@ -131,13 +154,35 @@ def human_agreement(
     found = []
     for one, other, first, second in pairs:
         shared = sorted(second.keys() & first.keys())
-        if len(shared) < 2:
+        if len(shared) < MIN_SHARED:
             continue
         a = np.array([first[turn] for turn in shared], int)
         b = np.array([second[turn] for turn in shared], int)
         clusters = [dialogues[name].scenario_id for name, _ in shared]
         found.append(HumanAgreement(other, one, len(shared), *_intervals(a, b, clusters)))
     return found
+
+
+def too_few_scored(labels: Sequence[Label], scores: Scores) -> list[str]:
+    """A message for each rater with whom the judge has too few turns in common to be compared."""
+    messages = []
+    for rater, given in _by_rater(labels).items():
+        num_shared = len(given.keys() & scores.keys())
+        if num_shared < MIN_SHARED:
+            messages.append(
+                f"the judge has scored {num_shared} of the {len(given)} labelled turns of rater "
+                f"{brief(rater)}; their agreement takes {MIN_SHARED} at least."
+            )
+    return messages
+
+
+def _by_rater(labels: Sequence[Label]) -> dict[str, dict[tuple[str, int], int]]:
+    """Each rater's scores of turns."""
+    by_rater: dict[str, dict[tuple[str, int], int]] = {}
+    for label in labels:
+        turn = label.trajectory_id, label.turn_index
+        by_rater.setdefault(label.rater, {})[turn] = label.score
+    return by_rater
 
 
 def _intervals(a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> tuple[Interval, Interval]:

@@ -24,7 +24,7 @@ from emodistill.offline.data_checks import (
     check_scores,
 )
 from emodistill.offline.judging import judge_path, repeated_scores, scores_by_turn
-from emodistill.offline.rewards import USUAL_LIMIT, SweepData, TurnLimit
+from emodistill.offline.rewards import USUAL_LIMIT, Scores, SweepData, TurnLimit
 from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
 from emodistill.records import Judgement
@@ -43,6 +43,8 @@ class KnownValidity(msgspec.Struct):
     """What stages read of a judge's validity file."""
 
     line: str
+    num_scores: int
+    """Turns whose scores it was found on."""
 
 
 def judge_file(directory: Path, name: str | None) -> Path:
@@ -108,24 +110,39 @@ def read_sweep(
     trajectories = [trajectory for trajectory, _ in located]
     judgements = [] if scores is None else list(read_records(scores, Judgement))
     check_scores(judgements, trajectories, scores)
+    by_turn = scores_by_turn(judgement for judgement, _ in judgements)
     return SweepData(
         trajectories=sorted(trajectories, key=attrgetter("trajectory_id")),
         scenarios=[scenario for scenario, _ in scenarios],
         pack=pack,
-        scores=scores_by_turn(judgement for judgement, _ in judgements),
+        scores=by_turn,
         repeats=repeated_scores(judgement for judgement, _ in judgements),
         limit=turn_limit(home),
-        validity=None if scores is None else validity_line(scores),
+        validity=None if scores is None else validity_line(scores, by_turn),
     )
 
 
-def validity_line(scores: Path) -> str | None:
-    """What `judge.py --validate` has said of a judge, in a line; None where nobody has asked."""
-    path = validity_file(scores)
+def validity_line(path: Path, scores: Scores) -> str | None:
+    """What `judge.py --validate` has said of a judge, in a line; None where nobody has asked.
+
+    Where the judge has scored more or fewer turns since, the line says that instead.
+
+    Args:
+      path: the judge's file.
+      scores: what it holds.
+    """
+    found = validity_file(path)
     try:
-        return read_typed(path, KnownValidity, f"Delete {path}, or run judge.py --validate.").line
+        known = read_typed(found, KnownValidity, f"Delete {found}, or run judge.py --validate.")
     except FileNotFoundError:
         return None
+    num_scores = sum(turn_index is not None for _, turn_index in scores)
+    if num_scores != known.num_scores:
+        return (
+            f"validated on other scores ({known.num_scores:,} turns, where {path} has "
+            f"{num_scores:,}); run judge.py --validate"
+        )
+    return known.line
 
 
 def sweep_concurrency(run: Path, domain: str) -> int | None:

@@ -17,7 +17,8 @@ from emodistill.simulator import response_model as rm
 from emodistill.simulator.reading import Speech, accepts, last_figure, read_figures
 
 PATIENCE = 1.5
-"""Irritation that most counterparties put up with; a strain of 1."""
+"""Irritation that most counterparties put up with. Strain is the irritation so far as a share of
+that, so that at a strain of 1 the usual patience is used up."""
 SMALL_SHARE = 0.1
 """Of the range: a concession that is answered in full (reciprocity saturates there)."""
 LARGE_SHARE = 0.4
@@ -26,7 +27,7 @@ MOOD_ODDS = 0.9
 """That a reply's mood is the one that the counterparty's type would have."""
 
 
-class _Table(NamedTuple):
+class _Positions(NamedTuple):
     """Where both sides stand on the range, 0 the counterparty's anchor and 1 the target."""
 
     before: float
@@ -58,7 +59,7 @@ class RubricReading(NamedTuple):
     points: dict[str, float]
     """What it does, by name; each about 0 to 1."""
     strain: float
-    """How much of the usual patience the talks had used up before it."""
+    """How much of the usual patience the talks had used up before it, from 0 to 1."""
     distance: float
     """How far the sides were apart before it, of the whole range."""
     moved: float
@@ -77,10 +78,10 @@ def read_rubric(domain: str, target: float, history: Sequence[Speech], text: str
     own_texts = [speech.text for speech in history if speech.is_own]
     own, theirs = read_figures(history, domain)
     value = last_figure(text, domain)
-    table = _table(target, own, theirs, value)
+    positions = _positions(target, own, theirs, value)
     *heard, now = _heard(domain, target, history, text)
-    distance = min(1.0, max(0.0, table.before - table.reached))
-    given = min(1.0, max(0.0, table.before - table.after))
+    distance = min(1.0, max(0.0, positions.before - positions.reached))
+    given = min(1.0, max(0.0, positions.before - positions.after))
     share = min(1.0, given / distance) if distance > 0 else 0.0
     is_taken = bool(theirs) and (accepts(text) or value == theirs[-1])
     tone = _tone(domain, heard, now) if own_texts else 0.0
@@ -93,19 +94,19 @@ def read_rubric(domain: str, target: float, history: Sequence[Speech], text: str
         "taken": float(is_taken),
         "no_figure": float(value is None and not is_taken),
         "tone": tone,
-        "tone_now": tone * min(1.0, max(0.0, table.after - table.reached)),
+        "tone_now": tone * min(1.0, max(0.0, positions.after - positions.reached)),
         "harsh_tone": max(0.0, -tone),
         "argument": float(_is_new_argument(domain, own_texts, text)),
         "repeated": float(text in own_texts),
     }
-    return RubricReading(points, _strain(domain, heard), distance, table.moved)
+    return RubricReading(points, _strain(domain, heard), distance, positions.moved)
 
 
-def _table(
+def _positions(
     target: float, own: Sequence[float], theirs: Sequence[float], value: float | None
-) -> _Table:
+) -> _Positions:
     if not theirs or theirs[0] == target:
-        return _Table(1.0, 1.0, 0.0, 0.0)
+        return _Positions(1.0, 1.0, 0.0, 0.0)
     anchor, span = theirs[0], target - theirs[0]
 
     def position(figure: float) -> float:
@@ -114,7 +115,7 @@ def _table(
     before = position(own[-1]) if own else 1.0
     after = before if value is None else position(value)
     reached = [position(figure) for figure in theirs[-2:]]
-    return _Table(before, after, reached[-1], reached[-1] - reached[0])
+    return _Positions(before, after, reached[-1], reached[-1] - reached[0])
 
 
 def _heard(domain: str, target: float, history: Sequence[Speech], text: str) -> Iterator[_Heard]:
@@ -125,12 +126,12 @@ def _heard(domain: str, target: float, history: Sequence[Speech], text: str) -> 
     for number, index in enumerate(turns, start=1):
         spoken = talks[index].text
         _, theirs = read_figures(talks[:index], domain)
-        table = _table(target, [], theirs, last_figure(spoken, domain))
-        offered = stood if last_figure(spoken, domain) is None else table.after
+        positions = _positions(target, [], theirs, last_figure(spoken, domain))
+        offered = stood if last_figure(spoken, domain) is None else positions.after
         expression = rm.expressed(spoken)
         is_same = expression.emotion is not None and expression.emotion == emotion
         emotion, run = expression.emotion, run + 1 if is_same else 0
-        phase = rm.phase_of(number, max(0.0, offered - table.reached))
+        phase = rm.phase_of(number, max(0.0, offered - positions.reached))
         reply = talks[index + 1].text if index + 1 < len(talks) else ""
         yield _Heard(expression, run, phase, number > 1 and offered >= stood, _mood(reply))
         stood = offered
