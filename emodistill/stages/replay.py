@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import JPOConfig, JudgeConfig, ReplayConfig, require
-from emodistill.configs.playing import DEFAULT_METHOD
+from emodistill.configs import DEFAULT_METHOD, JPOConfig, JudgeConfig, ReplayConfig, require
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
