@@ -6,11 +6,15 @@ from simulated_talks import PACK, SCENARIOS, dialogues
 
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.turn_worth import (
+    EmotionEffect,
     ForkOutcome,
+    effects_text,
     emotion_effects,
     fork_outcomes,
     phase_of_turn,
+    planted_agreement,
     turn_worths,
 )
 from emodistill.offline.forks import (
@@ -87,7 +91,7 @@ def test_the_plan_pairs_all_arms_before_it_repeats_them():
 def test_the_choice_of_arms_and_turns():
     assert arms_of("all") == EMOTIONS
     assert arms_of("fear, anger") == ("anger", "fear", "neutral")
-    with pytest.raises(InputError, match="'rage' is none of the 28 labels"):
+    with pytest.raises(InputError, match="unknown: 'rage'"):
         arms_of("anger,rage")
     choose = {"turn": None, "seed": 3}
     some = chosen_turns(TALKS, num_turns=5, **choose)
@@ -131,6 +135,27 @@ def test_the_forecast_is_what_dialogues_took_from_there_on():
     tokens = np.mean([sum(turn.prompt_tokens for turn in t.focal_turns) for t in TALKS])
     opening = np.mean([t.turns[0].prompt_tokens for t in TALKS])
     assert calls["focal"].prompt_tokens == pytest.approx(2 * tokens - opening)
+
+
+def test_dialogues_that_ended_before_a_turn_forecast_nothing_of_it():
+    talks = dialogues("crad", num=60)
+    longest = max(talks, key=lambda t: len(t.turns))
+    index = next(n for t in talks if (n := len(t.turns)) < len(longest.turns) and n % 2 == 0)
+    late = expected_calls([Fork(TurnKey(longest.trajectory_id, index), ANEW, 1)], talks)
+    have_it = [t for t in talks if len(t.turns) > index]
+    num_focal = np.mean([sum(turn.index >= index for turn in t.focal_turns) for t in have_it])
+    assert late["focal"].num_calls == pytest.approx(num_focal)
+
+
+def test_few_emotions_are_not_ranked_against_what_is_planted():
+    nothing = Interval(0.0, 0.0, 0.0)
+    effects = [
+        EmotionEffect("opening", emotion, 9, Interval(float(rank), 0.0, 9.0), nothing)
+        for rank, emotion in enumerate(("anger", "caring", "fear", "joy", "pride"))
+    ]
+    assert planted_agreement(effects[:4], "crad") == {}
+    assert "rank correlation" not in effects_text(effects[:4], "crad", is_planted=True)
+    assert planted_agreement(effects, "crad").keys() == {"opening"}
 
 
 def test_worths_are_means_of_paired_differences():

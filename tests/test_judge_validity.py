@@ -1,7 +1,9 @@
 """What is said of a judge: against planted worths, human labels, outcomes; where it is shown."""
 
 import json
+import math
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -22,6 +24,8 @@ from emodistill.evaluation.human_labels import (
 )
 from emodistill.evaluation.judge_validity import (
     ALL,
+    OutcomeRow,
+    ValidityRow,
     calibration,
     clustered_statistic,
     kind_of_move,
@@ -33,7 +37,7 @@ from emodistill.evaluation.judge_validity import (
 )
 from emodistill.offline.rewards import scenario_advantages
 from emodistill.offline.store import read_trajectories, write_records
-from emodistill.records import TurnWorth
+from emodistill.records import Judgement, TurnWorth
 from emodistill.seeding import stream
 from emodistill.stages import judge_validation
 
@@ -77,6 +81,32 @@ def test_a_correlation_with_luck_is_not_corrected():
     row = validity_rows(worths, scores, advantages, BY_ID)[0]
     assert np.isnan(row.corrected)
     assert " - " in judge_validation._validity_line(row)
+
+
+def test_the_warning_is_about_the_corrected_validity_in_utility():
+    def line(spearman, corrected, measure="utility"):
+        ends = Interval(spearman, spearman, spearman)
+        row = ValidityRow("recorded", ALL, measure, 50, ends, corrected, ends)
+        return known_line("mine", [row], [])
+
+    assert not line(0.25, 0.4).startswith("warning") and "0.40 corrected" in line(0.25, 0.4)
+    assert line(0.1, 0.2).startswith("warning: low validity")
+    assert "not known: too few continuations" in line(0.1, np.nan)
+    assert not line(0.1, np.nan).startswith("warning")
+    assert line(np.nan, np.nan).startswith("warning: low validity")  # a constant judge
+    outcome = OutcomeRow("utility", 30, Interval(-0.2, -0.4, 0.0))
+    assert not known_line("mine", [], [outcome]).startswith("warning")
+
+
+def test_turns_without_a_sign_are_no_sign_errors():
+    """Worths of exactly zero are common in success: they say nothing of signs."""
+    worths, scores, advantages = planted(1.0)
+    few = [msgspec.structs.replace(w, success=0.0) for w in worths[:-10]] + worths[-10:]
+    utility, success = validity_rows(few, scores, advantages, BY_ID)[:2]
+    assert np.isnan(success.sign_errors.mean) and not np.isnan(utility.sign_errors.mean)
+    assert judge_validation._validity_line(success).endswith(" -")
+    alone = clustered_statistic(lambda i: float(i.mean()), ["one"] * 5)
+    assert alone.mean == 2 and np.isnan(alone.low) and np.isnan(alone.high)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -181,6 +211,49 @@ def test_repeats_bring_what_spearman_and_brown_say():
     assert once == "1 x 1,000 scores, 1.00 USD: reliability 0.50, validity 0.40"
     assert twice == "2 x 1,000 scores, 2.00 USD: reliability 0.67, validity 0.46"
     assert len({line.partition(":")[2] for line in repeat_lines(1.0, 0.4, None)}) == 1
+    assert repeat_lines(0.5, math.nan, None)[0] == "1 x 1,000 scores: reliability 0.50"
+
+
+def test_replays_of_one_method_stand_apart(tmp_path):
+    worths, *_ = planted(0.5)
+    for folder, cell, player in (
+        ("recorded@sim", "default", "recorded"),
+        ("iql+sft@sim", "default", "iql+sft"),
+        ("iql+sft@sim", "jpo=a", "iql+sft"),
+    ):
+        home = tmp_path / "replay" / folder
+        home.mkdir(parents=True, exist_ok=True)
+        lines = [msgspec.structs.replace(w, continued_by=player) for w in worths[:3]]
+        write_records(home / f"{cell}.worths.jsonl", lines)
+    found = judge_validation._worths(tmp_path)
+    assert found.keys() == {
+        "recorded",
+        "iql+sft (iql+sft@sim/default)",
+        "iql+sft (iql+sft@sim/jpo=a)",
+    }
+    assert {len(lines) for lines in found.values()} == {3}
+
+
+def test_a_usable_score_costs_what_failed_calls_cost_too():
+    lines = [
+        Judgement(
+            trajectory_id="crad/0",
+            turn_index=turn,
+            judge="mine",
+            repeat=repeat,
+            attempt=attempt,
+            rubric_sha256="",
+            raw="",
+            status="scored" if attempt else "failed",
+            score=3 + turn + repeat if attempt else None,
+            cost_usd=0.001,
+        )
+        for turn in (0, 2, 4, 6)
+        for repeat in (0, 1)
+        for attempt in (0, 1)
+    ]
+    _, once, *_ = judge_validation._repeats(lines, [])
+    assert once.startswith("1 x 1,000 scores, 2.00 USD") and "validity" not in once
 
 
 def test_validation_writes_a_file_whose_line_jpo_shows(tiny_run, tmp_path, capsys):

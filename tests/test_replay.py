@@ -4,15 +4,22 @@ import dataclasses
 import json
 from collections import Counter
 
+import msgspec
 import pytest
 from tiny_run import copy_of, run_stage
 
 from emodistill.configs import ReplayConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.offline.forks import Fork
-from emodistill.offline.store import read_judgements, read_records, read_trajectories
+from emodistill.offline.forks import Fork, TurnKey
+from emodistill.offline.store import (
+    read_judgements,
+    read_records,
+    read_trajectories,
+    write_records,
+)
 from emodistill.records import TurnWorth
+from emodistill.stages.replay import _missing
 
 SMALL = {"num_turns": 6, "continuations": 4, "concurrency": 8}
 
@@ -44,7 +51,7 @@ def test_forks_are_whole_dialogues_and_worths_stand_beside_them(replayed):
     assert len({fork.turns[-1].text for fork in forks}) > 10
 
 
-def test_a_replay_that_was_cut_goes_on_where_it_was(replayed, tmp_path):
+def test_a_replay_that_was_cut_goes_on_where_it_was(replayed, tmp_path, capsys):
     run, path = replayed
     copy = copy_of(run, tmp_path / "copy")
     cut = copy / path.relative_to(run)
@@ -53,6 +60,7 @@ def test_a_replay_that_was_cut_goes_on_where_it_was(replayed, tmp_path):
     manifest = cut.with_suffix(".manifest.json")
     manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
     run_stage(ReplayConfig(run=copy, **SMALL))
+    assert "replay: 18 forks of " in capsys.readouterr().out  # what is left, not all 48
 
     def said(path):
         return {t.trajectory_id: [turn.text for turn in t.turns] for t in read_trajectories(path)}
@@ -62,11 +70,22 @@ def test_a_replay_that_was_cut_goes_on_where_it_was(replayed, tmp_path):
     assert len(read_trajectories(more)) == 60
 
 
+def test_a_smaller_plan_counts_its_own_forks_alone(replayed, tmp_path):
+    run, path = replayed
+    output = copy_of(run, tmp_path / "copy") / path.relative_to(run)
+    played = [Fork.parse(t.trajectory_id) for t in read_trajectories(output)]
+    other = Fork(TurnKey("crad/other", 0), "said", 1)
+    assert _missing([*played[:3], other], output) == [other]
+
+
 def test_emotions_are_set_against_neutral_under_the_same_luck(replayed, tmp_path, capsys):
     run, path = replayed
     settings = {"num_turns": 5, "continuations": 2, "concurrency": 8}
     base = ReplayConfig(run=run, **settings)
-    emotional = run_stage(dataclasses.replace(base, emotions="all"), base).path
+    found = run_stage(dataclasses.replace(base, emotions="all"), base)
+    assert "replay.py" in found.next_command and "--num-turns 5" in found.next_command
+    assert "--emotions" not in found.next_command and "--method" not in found.next_command
+    emotional = found.path
     text = capsys.readouterr().out
     assert "rank correlation of utility with what is planted" in text and "opening  " in text
     effects = json.loads(emotional.with_suffix(".effects.json").read_text())
@@ -90,7 +109,8 @@ def test_what_it_will_take_is_said_before(replayed, tmp_path, capsys):
     line = next(one for one in capsys.readouterr().out.splitlines() if "forks of" in one)
     words = line.replace(",", "").split()
     forecast = [int(words[words.index(after) - 1]) for after in ("calls", "prompt", "completion")]
-    used = [fork.usage for fork in read_trajectories(path)]
+    earlier = {t.trajectory_id for t in read_trajectories(replayed[1])}
+    used = [t.usage for t in read_trajectories(path) if t.trajectory_id not in earlier]
     for expected, name in zip(
         forecast, ("calls", "prompt_tokens", "completion_tokens"), strict=True
     ):
@@ -109,6 +129,16 @@ def test_worths_become_scores_that_are_trained_on(replayed, tmp_path, capsys):
     taken.rename(taken.with_name("mine.jsonl"))
     with pytest.raises(InputError, match="holds a judge's own scores"):
         run_stage(ReplayConfig(run=run, scores="mine", **SMALL))
+    for changes, why in (
+        ({"provider": "replay:iql+sft"}, r"after which iql\+sft played on"),
+        ({"trajectory_id": "crad/other"}, "worths of other turns"),
+    ):
+        changed = [msgspec.structs.replace(line, **changes) for line in scores]
+        write_records(run / "crad/judge/truth.jsonl", changed)
+        capsys.readouterr()
+        with pytest.raises(InputError, match=why):
+            run_stage(ReplayConfig(run=run, scores="truth", **SMALL))
+        assert "forks of" not in capsys.readouterr().out  # nothing was played
 
 
 def test_what_is_not_as_recorded_is_refused(replayed):
@@ -119,10 +149,15 @@ def test_what_is_not_as_recorded_is_refused(replayed):
         ({"max_turns": 20}, "say --max-turns"),
         ({"focal_temperature": 0.2}, "focal-temperature 0.7, not 0.2"),
         ({"turn": "crad/none#0"}, "no such dialogue"),
-        ({"emotions": "rage"}, "none of the 28 labels"),
+        ({"emotions": "rage"}, "unknown: 'rage'"),
         ({"continued_by": "student", "method": "oracle"}, "such as iql"),
     ):
         with pytest.raises(InputError, match=why):
             run_stage(ReplayConfig(run=run, **changed))
     with pytest.raises(InputError, match="name of a simulated judge"):
         ReplayConfig(scores="sim-judge")
+    with pytest.raises(InputError, match="leave out --turn"):
+        ReplayConfig(scores="truth", turn="crad/0#0")
+    with pytest.raises(InputError, match=r"--method iql\+sft needs --continue student"):
+        ReplayConfig(method="iql+sft")
+    assert ReplayConfig().method == "random"

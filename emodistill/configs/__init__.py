@@ -34,6 +34,7 @@ from emodistill.configs.data import (
 )
 from emodistill.configs.playing import (
     DEFAULT_CELL,
+    DEFAULT_METHOD,
     EMBEDDED_TEMPERATURE,
     METHODS,
     TEMPERATURE,

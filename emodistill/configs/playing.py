@@ -31,6 +31,7 @@ OutcomeInterval = Literal["bootstrap", "normal", "student"]
 SequenceAverage = Literal["mean", "median"]
 METHODS = ("vanilla-slm", "vanilla-llm", "random", "iql", "iql+sft", "iql+jpo", "iql+sft+jpo")
 """The methods of Table 1, in its order."""
+DEFAULT_METHOD = "iql+sft+jpo"
 DEFAULT_CELL = "default"
 TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.4
 """Sampling temperatures where none is asked for: of a checkpoint, and the embedded student's."""
@@ -100,7 +101,7 @@ class EvaluateConfig(MatchConfig):
     """Stage 5: a method negotiates on the held-out scenarios (Appendix E.3-E.7)."""
 
     stage = "evaluate"
-    method: str = "iql+sft+jpo"
+    method: str = DEFAULT_METHOD
     """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
     iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
     free-sft+jpo, oracle."""
@@ -157,11 +158,20 @@ class ReplayConfig(EvaluateConfig):
 
     def __post_init__(self) -> None:
         if self.continued_by == "recorded":
+            require(
+                self.method in (DEFAULT_METHOD, "random"),
+                f"--method {self.method} needs --continue student; without it the recorded "
+                "language model plays on.",
+            )
             object.__setattr__(self, "method", "random")
         EvaluateConfig.__post_init__(self)
         require(
             self.scores is None or self.emotions is None,
             "--scores are worths of what was said; leave out --emotions.",
+        )
+        require(
+            self.scores is None or self.turn is None,
+            "--scores are worths of many turns to train on; leave out --turn.",
         )
         require(
             self.scores is None or self.scores not in SIMULATED,

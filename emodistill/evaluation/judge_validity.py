@@ -28,7 +28,7 @@ MIN_RELIABILITY = 0.3
 """Worths of a lower reliability are mostly luck: divided by its root, a correlation that is itself
 chance would nearly double, or grow without bound."""
 LOW_VALIDITY = 0.3
-"""Below that, more than a third of the advantages have the wrong sign."""
+"""Below that, about two fifths of the advantages or more have the wrong sign."""
 MEASURES = ("utility", "success")
 ALL = "all turns"
 
@@ -45,10 +45,11 @@ class ValidityRow(NamedTuple):
     num_turns: int
     spearman: Interval
     corrected: float
-    """The same if the worths were exact: divided by the root of their reliability, and within ±1.
-    NaN where that is below `MIN_RELIABILITY`."""
+    """The same corrected for attenuation: divided by the root of the worths' reliability, and
+    within ±1. NaN where that is below `MIN_RELIABILITY`."""
     sign_errors: Interval
-    """Share of the advantages (Eq. 29) whose sign is not that of the worth; chance is 0.5."""
+    """Share of the advantages (Eq. 29) whose sign is not that of the worth; chance is 0.5. Zeros of
+    either have no sign and are left out; NaN where fewer than `MIN_TURNS` turns remain."""
 
 
 class CalibrationRow(NamedTuple):
@@ -72,8 +73,13 @@ class OutcomeRow(NamedTuple):
 def clustered_statistic(
     statistic: Statistic, clusters: Sequence[str], *, seed: int = 0
 ) -> Interval:
-    """Any statistic of N items with a percentile interval over resampled clusters."""
+    """Any statistic of N items with a percentile interval over resampled clusters.
+
+    The ends are NaN where there is one cluster only, which says nothing of how clusters differ.
+    """
     _, index = np.unique(np.asarray(clusters, np.str_), return_inverse=True)
+    if index.max() == 0:
+        return Interval(statistic(np.arange(len(index))), math.nan, math.nan)
     members = [np.flatnonzero(index == number) for number in range(index.max() + 1)]
     rng = stream(seed, "bootstrap", "statistic")
     found = []
@@ -137,11 +143,16 @@ def _row(
     advantage = np.array([advantages.get(key, math.nan) for key in keys])
     clusters = [dialogues[w.trajectory_id].scenario_id for w in worths]
 
-    def sign_errors(chosen: np.ndarray) -> float:
-        products = np.sign(advantage[chosen]) * np.sign(worth[chosen])
-        told = products[np.isfinite(products) & (products != 0)]
-        return float((told < 0).mean()) if len(told) else math.nan
+    products = np.sign(advantage) * np.sign(worth)
+    has_sign = np.isfinite(products) & (products != 0)
 
+    def sign_errors(chosen: np.ndarray) -> float:
+        signs = products[chosen][has_sign[chosen]]
+        return float((signs < 0).mean()) if len(signs) else math.nan
+
+    wrong = Interval(math.nan, math.nan, math.nan)
+    if has_sign.sum() >= MIN_TURNS:
+        wrong = clustered_statistic(sign_errors, clusters)
     rank = clustered_statistic(lambda i: spearman(score[i], worth[i]), clusters)
     reliability = worth_reliability(worths, measure)
     return ValidityRow(
@@ -150,12 +161,12 @@ def _row(
         measure,
         len(worths),
         rank,
-        _if_exact(rank.mean, reliability),
-        clustered_statistic(sign_errors, clusters),
+        _corrected(rank.mean, reliability),
+        wrong,
     )
 
 
-def _if_exact(correlation: float, reliability: float) -> float:
+def _corrected(correlation: float, reliability: float) -> float:
     if not reliability >= MIN_RELIABILITY:
         return math.nan
     return float(np.clip(correlation / math.sqrt(reliability), -1.0, 1.0))
@@ -224,10 +235,15 @@ def kind_of_move(dialogue: Trajectory, turn_index: int) -> str:
 
 
 def known_line(judge: str, rows: Sequence[ValidityRow], outcomes: Sequence[OutcomeRow]) -> str:
-    """What is known of a judge in one line, for where something learns from it."""
+    """What is known of a judge in one line, for where something learns from it.
+
+    It warns where the validity in utility is low. How dialogues ended never makes it warn, since
+    that says little of single turns.
+    """
     overall = [row for row in rows if row.group == ALL]
     parts = [
         f"{row.spearman.text} with their worth in {row.measure}, {row.continued_by} playing on"
+        f"{_correction_text(row)}"
         for row in overall
     ]
     if not overall:
@@ -235,11 +251,24 @@ def known_line(judge: str, rows: Sequence[ValidityRow], outcomes: Sequence[Outco
             f"{row.spearman.text} with the {row.measure} of dialogues, by their mean"
             for row in outcomes
         ]
-    is_low = any(
-        row.spearman.mean < LOW_VALIDITY for row in overall or outcomes if row.measure == "utility"
-    )
+    is_low = any(_is_low(row) for row in overall if row.measure == "utility")
     warning = "warning: low validity: " if is_low else ""
     return f"{warning}rank correlation of {judge}'s turn scores: {'; '.join(parts) or 'unknown'}."
+
+
+def _is_low(row: ValidityRow) -> bool:
+    """Whether a validity is known to be low; a judge that scores all turns alike has none."""
+    if math.isnan(row.spearman.mean):
+        return True
+    return row.corrected < LOW_VALIDITY
+
+
+def _correction_text(row: ValidityRow) -> str:
+    if math.isnan(row.spearman.mean):
+        return ""
+    if math.isnan(row.corrected):
+        return " (corrected for attenuation: not known: too few continuations)"
+    return f" ({row.corrected:.2f} corrected for attenuation)"
 
 
 def repeat_lines(reliability: float, validity: float, usd_per_score: float | None) -> list[str]:
@@ -247,14 +276,14 @@ def repeat_lines(reliability: float, validity: float, usd_per_score: float | Non
 
     Args:
       reliability: of a single score, by repeats.
-      validity: of a single score.
+      validity: of a single score; left out where it is NaN, which is unknown.
     """
     lines = []
     for repeats in (1, 2, 3, 5):
         gained = repeats / (1 + (repeats - 1) * reliability)
         cost = "" if not usd_per_score else f", {1_000 * repeats * usd_per_score:.2f} USD"
-        lines.append(
-            f"{repeats} x {1_000:,} scores{cost}: reliability {gained * reliability:.2f}, validity "
-            f"{validity * math.sqrt(gained):.2f}"
-        )
+        line = f"{repeats} x {1_000:,} scores{cost}: reliability {gained * reliability:.2f}"
+        if not math.isnan(validity):
+            line += f", validity {validity * math.sqrt(gained):.2f}"
+        lines.append(line)
     return lines

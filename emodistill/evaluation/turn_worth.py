@@ -29,8 +29,8 @@ SCORE_STEP = 0.05
 """Utility that makes a point of difference where worths are written as scores: a turn's worth
 varies by 0.12 to 0.17, so that most of them keep within 1 and 10."""
 
-REPLAY_PROVIDER = "replay"
-"""Who is said to have served scores that are worths."""
+MIN_RANKED = 5
+"""Emotions below which their rank correlation with the planted effects is mostly chance."""
 
 
 class ForkOutcome(NamedTuple):
@@ -133,6 +133,11 @@ def worth_reliability(worths: Sequence[TurnWorth], name: str) -> float:
     return max(0.0, 1.0 - float(np.mean(np.square(errors))) / variance)
 
 
+def worth_provider(continued_by: str) -> str:
+    """Who is said to have served scores that are worths; it says who played on."""
+    return f"replay:{continued_by}"
+
+
 def as_scores(worths: Iterable[TurnWorth], judge: str, rubric: str) -> list[Judgement]:
     """Worths as the lines of a judge: 5.5 and a point for every 5 points of utility, 1 to 10."""
     return [
@@ -140,7 +145,7 @@ def as_scores(worths: Iterable[TurnWorth], judge: str, rubric: str) -> list[Judg
             trajectory_id=worth.trajectory_id,
             turn_index=worth.turn_index,
             judge=judge,
-            provider=REPLAY_PROVIDER,
+            provider=worth_provider(worth.continued_by),
             repeat=0,
             attempt=0,
             rubric_sha256=rubric,
@@ -221,10 +226,15 @@ def effects_text(effects: Sequence[EmotionEffect], domain: str, *, is_planted: b
 
 
 def planted_agreement(effects: Sequence[EmotionEffect], domain: str) -> dict[Phase, float]:
-    """By phase, the rank correlation over emotions of effects on utility with the planted ones."""
+    """By phase, the rank correlation over emotions of effects on utility with the planted ones.
+
+    Phases with fewer than `MIN_RANKED` emotions are left out.
+    """
     found: dict[Phase, float] = {}
     for phase in dict.fromkeys(effect.phase for effect in effects):
         own = [effect for effect in effects if effect.phase == phase]
+        if len(own) < MIN_RANKED:
+            continue
         planted = [planted_effect(domain, effect) for effect in own]
         means = [effect.utility.mean for effect in own]
         found[phase] = float(stats.spearmanr(planted, means).statistic)

@@ -46,7 +46,7 @@ class TurnKey(NamedTuple):
         """Read `TRAJECTORY_ID#INDEX`.
 
         Raises:
-          InputError: it is none.
+          InputError: the text doesn't have that form.
         """
         name, hash_sign, index = text.rpartition("#")
         if not (name and hash_sign and index.isdecimal()):
@@ -77,7 +77,7 @@ class Fork(NamedTuple):
         """The fork that a `trajectory_id` names.
 
         Raises:
-          InputError: it names none.
+          InputError: the text doesn't have that form.
         """
         if (match := _ID.fullmatch(name)) is None:
             raise InputError(f"trajectory_id {name!r} names no fork of a turn.")
@@ -91,7 +91,7 @@ def arms_of(emotions: str | None) -> tuple[str, ...]:
     Neutral is always among the emotions, since effects are differences from it.
 
     Raises:
-      InputError: a name that is no emotion.
+      InputError: a label is unknown.
     """
     if emotions is None:
         return (SAID, ANEW)
@@ -100,8 +100,8 @@ def arms_of(emotions: str | None) -> tuple[str, ...]:
     named = [name.strip() for name in emotions.split(",")]
     if unknown := [name for name in named if name not in EMOTIONS]:
         raise InputError(
-            f"emotions={emotions!r}: {', '.join(map(repr, unknown))} is none of the 28 labels "
-            f"({', '.join(EMOTIONS)}); `all` takes all of them."
+            f"emotions={emotions!r}: unknown: {', '.join(map(repr, unknown))}; the labels are "
+            f"{', '.join(EMOTIONS)}, and `all` takes all of them."
         )
     return tuple(name for name in EMOTIONS if name in (*named, "neutral"))
 
@@ -111,8 +111,8 @@ def chosen_turns(
 ) -> list[TurnKey]:
     """The turn that is asked for, or some of the training scenarios', drawn by the seed.
 
-    A larger `num_turns` begins with those of a smaller one. Turns that were cut are no turns that
-    anybody learns from, and are left out.
+    A larger `num_turns` begins with those of a smaller one. Truncated turns are never trained on,
+    so they are left out.
 
     Raises:
       InputError: there is no such focal turn.
@@ -211,17 +211,18 @@ def expected_calls(
     """What the forks will probably ask of each role's model.
 
     A recorded dialogue is itself a continuation of each of its turns. So a fork is expected to take
-    what the dialogues that have come as far took on average from the same turn on.
+    what the dialogues that have the forked turn took on average from there on, that turn included
+    where it is spoken anew. Dialogues that had ended before it say nothing of it.
     """
-    rest: dict[int, list[Mapping[Role, RoleCalls]]] = defaultdict(list)
+    rest: dict[tuple[int, bool], list[Mapping[Role, RoleCalls]]] = defaultdict(list)
     for trajectory in trajectories:
-        for index in range(len(trajectory.turns) + 1):
-            rest[index].append(_calls(trajectory.turns[index:]))
-    means = {index: _mean_calls(calls) for index, calls in rest.items()}
+        for index in range(len(trajectory.turns)):
+            for is_said in (False, True):
+                rest[index, is_said].append(_calls(trajectory.turns[index + is_said :]))
+    means = {key: _mean_calls(calls) for key, calls in rest.items()}
     total: dict[Role, RoleCalls] = {"focal": RoleCalls(), "counterparty": RoleCalls()}
     for fork in forks:
-        start = fork.turn.turn_index + (fork.arm == SAID)
-        for role, calls in means[start].items():
+        for role, calls in means[fork.turn.turn_index, fork.arm == SAID].items():
             total[role] = total[role].plus(calls)
     return total
 
@@ -275,5 +276,5 @@ def refuse_other_players(
                 )
     refuse(
         list(problems.values()),
-        "Forks tell what a turn is worth only where all else stays as it was.",
+        "Forks measure a turn's worth only if everything else is unchanged.",
     )

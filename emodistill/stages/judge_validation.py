@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import msgspec
 
 from emodistill.configs import JudgeConfig
 from emodistill.errors import InputError
+from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.human_labels import human_agreement, read_labels
 from emodistill.evaluation.judge_validity import (
     ALL,
@@ -31,7 +33,10 @@ from emodistill.offline.run_files import TRAJECTORIES, judge_file, validity_file
 from emodistill.offline.store import read_judgements, read_records, read_trajectories
 from emodistill.records import Judgement, Trajectory, TurnWorth
 
-HEAD = f"{'played on by':16} {'turns':24} {'n':>5} {'of':8} {'Spearman':>20} {'exact':>6} "
+HEAD = (
+    f"{'played on by':16} {'group':24} {'n':>5} {'measure':8} {'Spearman':>20} {'corrected':>9} "
+    f"{'sign errors':>20}"
+)
 
 
 def validate_judge(config: JudgeConfig) -> Path:
@@ -86,12 +91,16 @@ def _against_worths(
     advantages = dict(zip(keys, values.tolist(), strict=True))
     rows: list[ValidityRow] = []
     levels: list[CalibrationRow] = []
-    for worths in _worths(home).values():
-        known = [worth for worth in worths if worth.trajectory_id in dialogues]
+    for player, worths in _worths(home).items():
+        known = [
+            msgspec.structs.replace(worth, continued_by=player)
+            for worth in worths
+            if worth.trajectory_id in dialogues
+        ]
         of_player = validity_rows(known, scores, advantages, dialogues)
         if not of_player:
             continue
-        print("\n".join([HEAD + f"{'sign errors':>20}", *map(_validity_line, of_player)]))
+        print("\n".join([HEAD, *map(_validity_line, of_player)]))
         by_score = calibration(known, scores)
         print("score: turns, their worth in points of utility and of success")
         for row in by_score:
@@ -105,15 +114,20 @@ def _against_worths(
 
 
 def _worths(home: Path) -> dict[str, list[TurnWorth]]:
-    """By who played on, each turn once: where several replays have it, the one with most pairs."""
-    best: dict[str, dict[tuple[str, int], TurnWorth]] = {}
+    """By who played on; where one method has several replays, by folder and cell too.
+
+    Cells of one method are other players, since they have other adapters or selectors.
+    """
+    by_replay: dict[tuple[str, str], list[TurnWorth]] = {}
     for path in sorted((home / "replay").glob("*/*.worths.jsonl")):
+        replay = f"{path.parent.name}/{path.name.removesuffix('.worths.jsonl')}"
         for worth, _ in read_records(path, TurnWorth):
-            of_player = best.setdefault(worth.continued_by, {})
-            key = worth.trajectory_id, worth.turn_index
-            if key not in of_player or of_player[key].num_pairs < worth.num_pairs:
-                of_player[key] = worth
-    return {player: list(worths.values()) for player, worths in best.items()}
+            by_replay.setdefault((worth.continued_by, replay), []).append(worth)
+    num_replays = Counter(player for player, _ in by_replay)
+    return {
+        player if num_replays[player] == 1 else f"{player} ({replay})": worths
+        for (player, replay), worths in by_replay.items()
+    }
 
 
 def _outcomes(scores: Scores, dialogues: Mapping[str, Trajectory]) -> list[OutcomeRow]:
@@ -131,7 +145,9 @@ def _repeats(judgements: Sequence[Judgement], rows: Sequence[ValidityRow]) -> li
     spread = repeat_spread(judgements)
     if not spread.num_items or math.isnan(spread.reliability):
         return ["judge: scored once; --repeats 2 would show how much of its scores is chance."]
-    usd = float(np.mean([line.cost_usd for line in judgements]))
+    # Calls that failed have cost money too.
+    num_scored = sum(line.score is not None for line in judgements)
+    usd = sum(line.cost_usd for line in judgements) / num_scored
     overall = [row for row in rows if (row.group, row.measure) == (ALL, "utility")]
     validity = overall[0].spearman.mean if overall else math.nan
     return [
@@ -144,9 +160,14 @@ def _repeats(judgements: Sequence[Judgement], rows: Sequence[ValidityRow]) -> li
 def _validity_line(row: ValidityRow) -> str:
     return (
         f"{row.continued_by:16} {row.group:24} {row.num_turns:5,} {row.measure:8} "
-        f"{row.spearman.text:>20} {_number(row.corrected):>6} {row.sign_errors.text:>20}"
+        f"{_interval(row.spearman):>20} {_number(row.corrected):>9} "
+        f"{_interval(row.sign_errors):>20}"
     )
 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _interval(interval: Interval) -> str:
+    return "-" if math.isnan(interval.mean) else interval.text

@@ -8,25 +8,26 @@ replay/<who plays on>@<counterparty>/<cell>.jsonl         the forks, one dialogu
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import JPOConfig, JudgeConfig, ReplayConfig, require
+from emodistill.configs import DEFAULT_METHOD, JPOConfig, JudgeConfig, ReplayConfig, require
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.evaluation.turn_worth import (
-    REPLAY_PROVIDER,
     as_scores,
     effects_text,
     emotion_effects,
     fork_outcomes,
     turn_worths,
+    worth_provider,
     worth_text,
 )
 from emodistill.files import write_json
-from emodistill.jsonl import num_lines
+from emodistill.jsonl import JsonlAppender
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.negotiation.episode import Match, PlannedDialogue, turn_cap
 from emodistill.offline.forks import (
@@ -66,7 +67,7 @@ from emodistill.stages.language_models import (
     reader_of,
 )
 from emodistill.stages.model_check import TYPICAL, TypicalCalls, check_models
-from emodistill.stages.stage import Requirement, Stage, next_command
+from emodistill.stages.stage import Requirement, Stage, command, named_file, next_command
 from emodistill.untrusted import file_name
 
 
@@ -107,6 +108,8 @@ def _job(cell: Cell) -> Job:
     )
     counterparty = PlayerSpec(language_model=opposite, temperature=config.counterparty_temperature)
     _check_as_recorded(config, sweep, turns, focal, counterparty)
+    if config.scores is not None:
+        _check_scores_file(config, config.scores, turns)
     inputs = input_hashes([home / TRAJECTORIES, home / SCENARIOS, *files], config.run)
     if get_method(config.method).writer == "student" and config.student_url is None:
         inputs |= model_hashes(config.student)
@@ -161,11 +164,31 @@ def _check_as_recorded(
     )
 
 
+def _scores_path(config: ReplayConfig, judge: str) -> Path:
+    return judge_path((config.data_from or config.run) / config.domain / "judge", judge)
+
+
+def _check_scores_file(config: ReplayConfig, judge: str, turns: Sequence[TurnKey]) -> None:
+    """Refuse to replace scores that this replay doesn't give again."""
+    path = _scores_path(config, judge)
+    earlier = read_judgements(path) if path.is_file() else []
+    found = None
+    if any(not line.provider.startswith(worth_provider("")) for line in earlier):
+        found = "a judge's own scores"
+    elif any(line.provider != worth_provider(_who(config)) for line in earlier):
+        found = f"worths of turns after which {earlier[0].provider.partition(':')[2]} played on"
+    elif {(line.trajectory_id, line.turn_index) for line in earlier} - set(turns):
+        found = "worths of other turns"
+    if found is not None:
+        raise InputError(f"--scores {judge}: {path} holds {found}; take another name.")
+
+
 def play_forks(job: Job) -> Result:
     """Play the forks that are missing, and say what they show."""
     config, details = job.cell.config, job.details
     forks = plan_forks(details.turns, arms_of(config.emotions), config.continuations)
-    typical = _forecast(forks, details)
+    missing = _missing(forks, job.output)
+    typical = _forecast(missing, details)
     endpoints = {
         "focal": details.focal.language_model,
         "counterparty": details.counterparty.language_model,
@@ -177,13 +200,12 @@ def play_forks(job: Job) -> Result:
             open_clients(config, job.name, endpoints.values()) as client_of,
             PlayerPool(config, client_of, details.sweep.pack) as pool,
         ):
-            num_left = max(0, len(forks) - num_lines(job.output))
             await check_models(
                 config,
                 job.name,
                 client_of,
                 endpoints,
-                num_jobs=num_left,
+                num_jobs=len(missing),
                 unit="forks",
                 typical=typical,
             )
@@ -214,6 +236,15 @@ def play_forks(job: Job) -> Result:
     return asyncio.run(work())
 
 
+def _missing(forks: Sequence[Fork], output: Path) -> list[Fork]:
+    """The forks that the file lacks; it may hold forks of a larger plan too."""
+    if not output.is_file():
+        return list(forks)
+    with JsonlAppender(output):  # cuts a torn last line off
+        played = {trajectory.trajectory_id for trajectory in read_trajectories(output)}
+    return [fork for fork in forks if fork.name not in played]
+
+
 def _planned(
     forks: Sequence[Fork], details: _ReplayDetails, endpoints: Mapping[str, ModelEndpoint | None]
 ) -> list[PlannedDialogue]:
@@ -234,20 +265,25 @@ def _planned(
 
 
 def _forecast(forks: Sequence[Fork], details: _ReplayDetails) -> dict[str, TypicalCalls]:
-    """The calls of each role for one fork; says what all of them will take."""
+    """The calls of each role for one fork; says what all of them will take.
+
+    Args:
+      forks: those that are still to be played.
+    """
     expected = expected_calls(forks, details.sweep.trajectories)
     calls = {role: expected[role] for role in ("focal", "counterparty")}
     if details.focal.language_model is None:
         calls["focal"] = RoleCalls()  # the student writes here
     if details.reader is not None:
-        num_turns = sum(expected[role].num_calls for role in expected)
+        num_read = sum(expected[role].num_calls for role in expected)
         _, *tokens = TYPICAL["reader"]
-        calls["reader"] = RoleCalls(num_turns, *(num_turns * count for count in tokens))
+        calls["reader"] = RoleCalls(num_read, *(num_read * count for count in tokens))
     total = RoleCalls()
     for one in calls.values():
         total = total.plus(one)
+    num_turns = len({fork.turn for fork in forks})
     print(
-        f"replay: {len(forks):,} forks of {len(details.turns):,} turns, about "
+        f"replay: {len(forks):,} forks of {num_turns:,} turns to play, about "
         f"{total.num_calls:,.0f} calls with {total.prompt_tokens:,.0f} prompt and "
         f"{total.completion_tokens:,.0f} completion tokens.",
         flush=True,
@@ -289,18 +325,20 @@ def worths_path(forks: Path) -> Path:
 
 
 def _write_scores(job: Job, judge: str, lines: Sequence[Judgement]) -> None:
-    """Worths as a judge's file, to train on; another judge's file is left alone."""
-    config = job.cell.config
-    path = judge_path((config.data_from or config.run) / config.domain / "judge", judge)
-    if path.is_file() and any(line.provider != REPLAY_PROVIDER for line in read_judgements(path)):
-        raise InputError(f"--scores {judge}: {path} holds a judge's own scores; take another name.")
+    """Worths as a judge's file, to train on; `_check_scores_file` has looked at what is there."""
+    path = _scores_path(job.cell.config, judge)
     write_records(path, lines)
     print(f"replay: worths as scores in {path}; train on them with --judge {judge}.", flush=True)
 
 
 def _validation(cell: Cell) -> str:
-    """The command that goes on from the worths."""
+    """The command that goes on from worths; after effects of emotions, one that finds worths."""
     config = cell.config
+    if config.emotions is not None:
+        worths = dataclasses.replace(
+            config, emotions=None, turn=None, continued_by="recorded", method=DEFAULT_METHOD
+        )
+        return command("replay", worths, named_file(cell))
     if config.scores is not None:
         return next_command("train_jpo", JPOConfig, cell, judge=config.scores)
     return next_command("judge", JudgeConfig, cell, validate=True)
