@@ -83,7 +83,7 @@ def start_two(*args):
 
 
 on_one_device = functools.cache(gradients)
-"""Each computed once: to load the same program from JAX's cache a hundred times crashes it."""
+"""Each computed once: to load the same program from JAX's cache many times crashes it."""
 
 
 def assert_as_on_one_device(path, cases):

@@ -13,7 +13,7 @@ import msgspec
 from emodistill.configs import JudgeConfig
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import Interval
-from emodistill.evaluation.human_labels import human_agreement, read_labels
+from emodistill.evaluation.human_labels import human_agreement, read_labels, too_few_scored
 from emodistill.evaluation.judge_validity import (
     ALL,
     CalibrationRow,
@@ -58,6 +58,8 @@ def validate_judge(config: JudgeConfig) -> Path:
     rows, levels = _against_worths(home, scores, dialogues)
     outcomes = _outcomes(scores, dialogues)
     humans = human_agreement(labels, scores, dialogues)
+    for message in too_few_scored(labels, scores):
+        print(f"judge: {message}")
     for row in humans:
         print(
             f"{row.against} and rater {row.rater}: {row.num_turns:,} turns, quadratic-weighted "
