@@ -108,7 +108,7 @@ def test_an_engine_that_fails_is_made_anew(server, monkeypatch):
 
 
 def test_a_request_that_takes_too_long_is_ended(tiny_checkpoint):
-    config = ServeConfig(port=0, student=str(tiny_checkpoint), num_slots=2, timeout_s=2.0)
+    config = ServeConfig(port=0, student=str(tiny_checkpoint), num_slots=2, timeout_s=1.0)
     with served(config) as server:
         server.post("/chat/completions", LONG)  # compiles; may itself take too long
         status, answer = server.post("/chat/completions", LONG | {"max_tokens": 4000})
