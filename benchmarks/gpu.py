@@ -319,7 +319,8 @@ class Parts:
 
 
 def made_on_device(make: Callable[[], Qwen2]) -> Qwen2:
-    """What `make` gives, by one program: array by array, its float32 halves would stay alive."""
+    """What `make` gives, by one program: array by array, what is drawn in float32 before
+    the cast would stay alive."""
     graphdef = nnx.split(nnx.eval_shape(make))[0]
     return nnx.merge(graphdef, jax.jit(lambda: nnx.split(make())[1])())
 

@@ -79,7 +79,7 @@ def _remark(brief: Brief, rng: np.random.Generator) -> list[str]:
         stated = [
             template.format_map(brief.facts)
             for template in WORDS["facts"][brief.domain]
-            if all(name in brief.facts for name in _names(template))
+            if fact_name(template) in brief.facts
         ]
         # A fact with a figure of its own ("a paper due at 8 AM") would be taken for an offer.
         usable = [text for text in stated if last_figure(text, brief.domain) is None]
@@ -87,8 +87,9 @@ def _remark(brief: Brief, rng: np.random.Generator) -> list[str]:
     return [str(rng.choice(WORDS["chatter"]))] if draw < FACT_ODDS + CHATTER_ODDS else []
 
 
-def _names(template: str) -> list[str]:
-    return [piece.partition("}")[0] for piece in template.split("{")[1:]]
+def fact_name(template: str) -> str:
+    """The fact that a template of `novice.toml` states; each states one."""
+    return template.partition("{")[2].partition("}")[0]
 
 
 def _figures(brief: Brief, history: Sequence[Speech], rng: np.random.Generator) -> list[str]:

@@ -23,11 +23,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from emodistill.errors import DivergenceError
 from emodistill.model.config import Qwen2Config
 from emodistill.model.qwen2 import Qwen2
-from emodistill.model.tokenization import (
-    encode_chat,
-    encode_reply,
-    end_of_turn_id,
-)
+from emodistill.model.tokenization import encode_chat, encode_reply, end_of_turn_id
 from emodistill.model.weights import save_qwen2
 from emodistill.progress import Progress
 from emodistill.records import Role
@@ -55,7 +51,7 @@ from pretraining.novice import is_given
 Metrics = dict[str, jax.Array]
 
 MAX_TOKENS = 1024
-"""The longest sample; longer histories lose their oldest turns."""
+"""The longest sample; turns whose histories are longer are left out."""
 STEPS_PER_SAVE = 100
 """Steps between two checkpoints: at most three minutes of work are done again."""
 NUM_TOKENIZER_DIALOGUES = 2_000
@@ -216,7 +212,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
                 if not jnp.isfinite(metrics["reply_loss"]):
                     raise DivergenceError(
                         f"pretrain: the loss is {metrics['reply_loss']} at step {number}. "
-                        f"{config.out} keeps the weights of an earlier one; lower --learning-rate."
+                        f"{folder} keeps an earlier checkpoint; lower --learning-rate."
                     )
                 known = {name: float(value) for name, value in metrics.items()}
                 checkpoints.save(number, tuple(state), cursor={"step": number}, metrics=known)

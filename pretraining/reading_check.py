@@ -24,8 +24,8 @@ from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.model import Engine, EngineWorker, load_qwen2, load_tokenizer
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, play
-from emodistill.prompts import Message, counterparty_messages, focal_messages, load_pack
-from emodistill.records import Role, Trajectory
+from emodistill.prompts import Message, load_pack
+from emodistill.records import Role
 from emodistill.seeding import stream
 from emodistill.simulator.reading import (
     last_figure,
@@ -36,8 +36,8 @@ from emodistill.simulator.reading import (
     read_sections,
 )
 from emodistill.simulator.writer import SimulatedWriter
-from pretraining.corpus import NUM_PRETRAINING_SCENARIOS
-from pretraining.novice import WORDS
+from pretraining.corpus import NUM_PRETRAINING_SCENARIOS, Dialogue
+from pretraining.novice import WORDS, fact_name
 
 FIRST_UNSEEN = NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS
 MAX_REPLY_TOKENS, MAX_PROMPT_TOKENS, MAX_TURNS, NUM_SLOTS = 80, 2048, 12, 16
@@ -78,9 +78,9 @@ def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
                 for found in _captured(template, text):
                     yield CheckResult(check, last_figure(found, brief.domain) == figures[-1])
     for template in WORDS["facts"][brief.domain]:
-        (name,) = re.findall(r"{(\w+)}", template)
+        stated = brief.facts.get(fact_name(template))
         for found in _captured(template, text):
-            yield CheckResult("fact", found == brief.facts.get(name))
+            yield CheckResult("fact", found == stated)
 
 
 def _is_between(value: float, one: float, other: float) -> bool:
@@ -95,14 +95,12 @@ def _captured(template: str, text: str) -> list[str]:
 
 async def play_unseen(
     folder: Path, temperature: float, scenarios_per_domain: int, seed: int = 0
-) -> list[tuple[Role, Trajectory, Scenario]]:
+) -> list[tuple[Role, Dialogue]]:
     """Dialogues of the student in each role, under random emotions, and which role it had."""
     pack = load_pack()
     model = load_qwen2(folder, dtype=jnp.float32)
 
-    async def one(
-        scenario: Scenario, role: Role, student: StudentWriter
-    ) -> tuple[Role, Trajectory, Scenario]:
+    async def one(scenario: Scenario, role: Role, student: StudentWriter) -> tuple[Role, Dialogue]:
         name = f"{role}/{scenario.scenario_id}"
         rng = stream(seed, "reading check", scenario.domain, name)
         opponents = {"focal": "counterparty", "counterparty": "focal"}
@@ -124,7 +122,8 @@ async def play_unseen(
             for of in get_args(Role)
         }
         match = Match(**players, pack=pack, seed=seed, max_turns=MAX_TURNS)
-        return role, await play(PlannedDialogue(scenario, 0, name), match), scenario
+        trajectory = await play(PlannedDialogue(scenario, 0, name), match)
+        return role, Dialogue(scenario, trajectory, pack)
 
     async with EngineWorker(lambda _: Engine(model, num_slots=NUM_SLOTS)) as worker:
         student = StudentWriter(
@@ -149,18 +148,15 @@ async def play_unseen(
 
 
 def count_findings(
-    played: Sequence[tuple[Role, Trajectory, Scenario]],
+    played: Sequence[tuple[Role, Dialogue]],
 ) -> dict[tuple[Role, str], dict[str, tuple[int, int]]]:
     """(role, domain) -> check -> how often it holds, and how often it could."""
-    pack = load_pack()
     counts: dict[tuple[Role, str], Counter[CheckResult]] = {}
-    for role, trajectory, scenario in played:
-        prompt = focal_messages if role == "focal" else counterparty_messages
-        counter = counts.setdefault((role, trajectory.domain), Counter())
-        for turn in trajectory.turns:
+    for role, dialogue in played:
+        counter = counts.setdefault((role, dialogue.scenario.domain), Counter())
+        for turn in dialogue.trajectory.turns:
             if turn.speaker == role:
-                messages = prompt(pack, scenario, trajectory.turns[: turn.index], turn.emotion)
-                counter.update(findings(messages, turn.text))
+                counter.update(findings(dialogue.messages(turn), turn.text))
                 counter.update([CheckResult("ended", turn.finish_reason != "length")])
     return {
         seat: {
