@@ -25,7 +25,7 @@ class PretrainConfig(Config):
     """Dialogues whose prompts are cut down to little but the figures."""
     replies_per_turn: int = setting(3, ge=1)
     """Replies of the novice that are learned for each prompt; they share its tokens."""
-    num_steps: int = setting(1_600, ge=1)
+    num_steps: int = setting(1_200, ge=1)
     """Updates."""
     bare_share: float = setting(0.4, ge=0, le=0.5)
     """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""

@@ -30,6 +30,7 @@ from emodistill.records import Role
 from emodistill.seeding import jax_key, stream
 from emodistill.train.checkpoints import Checkpoints
 from pretraining.config import PretrainConfig
+from pretraining.copying_weights import write_copying_weights
 from pretraining.corpus import (
     Dialogue,
     last_texts,
@@ -76,8 +77,8 @@ def make_embedded(config: PretrainConfig) -> Path:
 
 
 def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
-    """The student before its first step."""
-    return Qwen2(
+    """The student before its first step, which leans towards copying (`copying_weights`)."""
+    model = Qwen2(
         Qwen2Config(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -86,7 +87,7 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.hidden_size // config.num_heads,
-            rope_theta=10_000.0,
+            rope_theta=1e6,
             norm_eps=1e-6,
             max_positions=4096,
             is_tied=True,
@@ -94,6 +95,8 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
         ),
         key=jax_key(config.seed, "pretrain", "weights"),
     )
+    write_copying_weights(model, stream(config.seed, "pretrain", "copying weights"), MAX_TOKENS)
+    return model
 
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:

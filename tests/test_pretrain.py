@@ -190,7 +190,7 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
                 vocab_size=320,
                 hidden_size=16,
                 intermediate_size=16,
-                num_layers=1,
+                num_layers=2,
                 num_heads=2,
             )
         )
