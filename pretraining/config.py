@@ -37,9 +37,11 @@ class PretrainConfig(Config):
     """The rate of AdamW, which updates embeddings, norms and biases."""
     prompt_weight: float = 0.3
     """Loss weight of a prompt token; a reply token has weight 1."""
-    digit_weight: float = 4.0
-    """Loss weight of a reply's digit that the prompt decides: these are few tokens, but they make
-    the deal."""
+    given_weight: float = 4.0
+    """Loss weight of a reply's token that the prompt decides, in figures and facts: these are few,
+    but they make the deal."""
+    drawn_weight: float = 2.0
+    """Loss weight of a digit of a concession, which the prompt bounds."""
     tone_free_share: float = 0.08
     """Share of dialogues whose prompts carry no emotion block."""
     vocab_size: int = setting(2_048, ge=300, hint="the bytes and more")

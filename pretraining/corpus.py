@@ -115,8 +115,8 @@ def _pretraining_scenarios() -> tuple[Scenario, ...]:
 def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> list[Dialogue]:
     """The dialogues of one kind that `config` asks for, the domains taking turns.
 
-    Every bare dialogue and half of the full ones replace their scenario's figures by free ones
-    (`with_free_figures`).
+    Every bare dialogue and half of the full ones replace their scenario's figures and facts by free
+    ones (`with_free_figures`, `with_free_facts`).
     """
     pack = load_pack()
     num_dialogues = config.num_bare_dialogues if kind == "bare" else config.num_dialogues
@@ -129,7 +129,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         rng = stream(config.seed, "pretrain", name)
         scenario = scenarios[number % len(scenarios)]
         if kind == "bare" or rng.random() < 0.5:
-            scenario = with_free_figures(scenario, rng)
+            scenario = with_free_facts(with_free_figures(scenario, rng), rng)
         has_no_emotion = kind == "bare" or rng.random() < config.tone_free_share
         shares = CASTS[rng.choice(len(CASTS), p=CAST_ODDS)]
         writers = [NoviceWriter(*one) for one in zip(others, shares, strict=True)]
@@ -201,6 +201,27 @@ def with_free_figures(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     ends = float(figures[low]), float(figures[high])
     target, anchor = ends if get_domain(scenario.domain).direction < 0 else ends[::-1]
     return msgspec.structs.replace(scenario, focal_target=target, counterparty_anchor=anchor)
+
+
+def with_free_facts(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """The scenario with two to four words, of all scenarios' facts, in place of each fact.
+
+    There are so few facts that a student would learn them by heart instead of copying them.
+    """
+    words = _fact_words()
+    fields = {
+        name: " ".join(rng.choice(words, rng.integers(2, 5))) if isinstance(value, str) else value
+        for name, value in scenario.fields.items()
+    }
+    return msgspec.structs.replace(scenario, fields=fields)
+
+
+@functools.cache
+def _fact_words() -> tuple[str, ...]:
+    """The plain words of the facts of all scenarios, sorted."""
+    values = (value for one in _pretraining_scenarios() for value in one.fields.values())
+    words = {word for value in values if isinstance(value, str) for word in value.split()}
+    return tuple(sorted(word for word in words if re.fullmatch(r"[a-z]+", word)))
 
 
 def last_texts(dialogues: Sequence[Dialogue]) -> Iterator[str]:

@@ -26,9 +26,9 @@ ROW_MULTIPLE = 128
 """Row lengths are multiples of this, since each length compiles a program of its own."""
 
 
-NOTHING, PROMPT, REPLY, FREE_DIGIT, GIVEN_DIGIT = range(5)
+NOTHING, PROMPT, REPLY, FREE_DIGIT, GIVEN = range(5)
 """What a target is: padding, or the end of a sample; a token of a prompt; of a reply; a reply's
-digit, which the prompt alone may decide."""
+digit that is drawn; a token of a figure or a fact that the prompt decides."""
 
 
 class Rows(NamedTuple):
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     ends_BT: Array
     targets_BT: Array
     kinds_BT: Array
-    """`NOTHING`, `PROMPT`, `REPLY`, `FREE_DIGIT` or `GIVEN_DIGIT`, by what is to be predicted."""
+    """`NOTHING`, `PROMPT`, `REPLY`, `FREE_DIGIT` or `GIVEN`, by what is to be predicted."""
 
     @property
     def num_tokens(self) -> int:

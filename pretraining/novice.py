@@ -129,18 +129,26 @@ def _quote(theirs: Sequence[float], domain: str, rng: np.random.Generator) -> li
     return [str(rng.choice(WORDS["quote"])).format(theirs=show_figure(theirs[-1], domain))]
 
 
-def is_given(text: str) -> list[bool]:
-    """Of each digit in a text of the novice, whether its prompt alone decides it.
+def gap_of(template: str) -> re.Pattern[str]:
+    """What finds a template's sentence in a text; its one group is what fills the gap."""
+    before, after = re.split(r"{\w+}", template)
+    return re.compile(rf"(?:^|(?<= )){re.escape(before)}(.+?){re.escape(after)}(?= |$)")
 
-    Only the figures of its concessions are its own.
+
+def given_characters(text: str) -> np.ndarray:
+    """Of each character in a text of the novice, whether the prompt alone decides it: bool [C].
+
+    These are the digits, but for the figures of its concessions, and the facts.
     """
-    free = {i for match in _CONCESSION.finditer(text) for i in range(*match.span())}
-    return [i not in free for i, character in enumerate(text) if character.isdigit()]
+    given = np.array([character.isdigit() for character in text], bool)
+    for pattern, is_given in (*((p, False) for p in _CONCESSIONS), *((p, True) for p in _FACTS)):
+        for match in pattern.finditer(text):
+            given[slice(*match.span(1))] = is_given
+    return given
 
 
-_CONCESSION = re.compile(
-    "|".join(re.escape(text).replace(r"\{v\}", r"[\d:]+[\w ]*?") for text in WORDS["concede"])
-)
+_CONCESSIONS = [gap_of(template) for template in WORDS["concede"]]
+_FACTS = [gap_of(template) for domain in WORDS["facts"].values() for template in domain]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,14 @@ from pretraining.corpus import (
 )
 from pretraining.dialogue_rows import (
     FREE_DIGIT,
-    GIVEN_DIGIT,
+    GIVEN,
     REPLY,
     Rows,
     TokenSample,
     endless_batches,
     merge_samples,
 )
-from pretraining.novice import is_given
+from pretraining.novice import given_characters
 
 Metrics = dict[str, jax.Array]
 
@@ -101,22 +101,13 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:
     """A row for each side of each dialogue, of the turns whose prompts are not too long."""
-    digit_ids = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
-
-    def kinds(text: str, ids: Sequence[int]) -> list[int]:
-        given = iter(is_given(text))
-        return [
-            (GIVEN_DIGIT if next(given) else FREE_DIGIT) if id_ in digit_ids else REPLY
-            for id_ in ids
-        ]
-
     rows = []
     for dialogue in dialogues:
         for role in get_args(Role):
             name = dialogue.trajectory.trajectory_id
             rng = stream(config.seed, "pretrain", "replies", name, role)
             samples = [
-                TokenSample(prompt_ids, reply_ids, kinds(text, reply_ids))
+                TokenSample(prompt_ids, reply_ids, _kinds(tokenizer, text))
                 for prompted in prompted_replies(dialogue, role, rng, config.replies_per_turn)
                 for prompt_ids in [encode_chat(tokenizer, prompted.messages)]
                 for text in prompted.replies
@@ -126,6 +117,17 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfi
             if samples:
                 rows.append(merge_samples(samples))
     return rows
+
+
+def _kinds(tokenizer: Any, text: str) -> list[int]:
+    """The kind of each token of a reply, its end included."""
+    given = given_characters(text)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    kinds = [
+        GIVEN if given[start:end].any() else FREE_DIGIT if text[start:end].isdigit() else REPLY
+        for start, end in spans
+    ]
+    return [*kinds, REPLY]
 
 
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
@@ -174,12 +176,12 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
     graphdef, params = nnx.split(model, nnx.Param)
 
     # By the kinds of `dialogue_rows`: nothing, a prompt's token, a reply's, a digit that is drawn,
-    # a digit that the prompt decides.
-    weights = jnp.array([0.0, config.prompt_weight, 1.0, 1.0, config.digit_weight])
+    # a token that the prompt decides.
+    weights = jnp.array([0.0, config.prompt_weight, 1.0, config.drawn_weight, config.given_weight])
 
     def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Metrics]:
-        """The loss; on replies, the mean cross-entropy, and the share of the digits predicted
-        right that the prompt decides."""
+        """The loss; on replies, the mean cross-entropy, and the share of the tokens
+        predicted right that the prompt decides."""
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
@@ -187,7 +189,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
         weights_BT = weights[rows.kinds_BT]
         return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT), {
             "reply_loss": jnp.mean(losses_BT, where=rows.kinds_BT >= REPLY),
-            "digit_accuracy": jnp.mean(is_right_BT, where=rows.kinds_BT == GIVEN_DIGIT),
+            "copied": jnp.mean(is_right_BT, where=rows.kinds_BT == GIVEN),
         }
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -209,7 +211,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
             *state, metrics = step(*state, rows)
             note = None
             if number % 20 == 0:  # reading the metrics waits for the step
-                note = "loss {reply_loss:.3f}, digits {digit_accuracy:.0%}".format(**metrics)
+                note = "loss {reply_loss:.3f}, copied {copied:.0%}".format(**metrics)
             bar.advance(1, note)
             if number % STEPS_PER_SAVE == 0 or number == config.num_steps:
                 if not jnp.isfinite(metrics["reply_loss"]):

@@ -8,7 +8,6 @@ figure, the other side's, a fact. Each is compared with what stands in its promp
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from emodistill.simulator.reading import (
 )
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import NUM_PRETRAINING_SCENARIOS, Dialogue
-from pretraining.novice import WORDS, fact_name
+from pretraining.novice import WORDS, fact_name, gap_of
 
 FIRST_UNSEEN = NUM_SCENARIOS + NUM_PRETRAINING_SCENARIOS
 MAX_REPLY_TOKENS, MAX_PROMPT_TOKENS, MAX_TURNS, NUM_SLOTS = 80, 2048, 12, 16
@@ -75,22 +74,16 @@ def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
     for check, figures, templates in named:
         if figures:
             for template in templates:
-                for found in _captured(template, text):
+                for found in gap_of(template).findall(text):
                     yield CheckResult(check, last_figure(found, brief.domain) == figures[-1])
     for template in WORDS["facts"][brief.domain]:
         stated = brief.facts.get(fact_name(template))
-        for found in _captured(template, text):
+        for found in gap_of(template).findall(text):
             yield CheckResult("fact", found == stated)
 
 
 def _is_between(value: float, one: float, other: float) -> bool:
     return min(one, other) <= value <= max(one, other)
-
-
-def _captured(template: str, text: str) -> list[str]:
-    """What stands in a template's gap wherever `text` follows it."""
-    before, after = re.split(r"{\w+}", template)
-    return re.findall(rf"(?:^|(?<= )){re.escape(before)}(.+?){re.escape(after)}(?= |$)", text)
 
 
 async def play_unseen(

@@ -19,10 +19,11 @@ from pretraining.corpus import (
     bare_pack,
     play_dialogues,
     prompted_replies,
+    with_free_facts,
     with_free_figures,
 )
 from pretraining.dialogue_rows import PROMPT, REPLY, TokenSample, merge_samples
-from pretraining.novice import WORDS, is_given
+from pretraining.novice import WORDS, given_characters
 from pretraining.pretrain import curriculum, make_embedded
 from pretraining.reading_check import CHECKS, findings
 
@@ -143,10 +144,28 @@ def _is_novice(text):
     return any(template.split("{")[0] in text for template in WORDS["concede"] + WORDS["open"])
 
 
-def test_digits_of_concessions_are_its_own():
-    assert is_given("So 14 days for you. What about 76 days then?") == [True] * 2 + [False] * 2
-    assert is_given("You say 12:15 AM. Would 11:00 PM be better?") == [True] * 4 + [False] * 4
-    assert all(is_given("It is 315 days overdue, I know. I would keep 150 days."))
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("So 14 days for you. What about 76 days then?", "14"),
+        ("You say 12:15 AM. Would 11:00 PM be better?", "1215"),
+        ("It is 315 days overdue, I know. I would keep 150 days.", "315150"),
+        ("What is missing: a mask and rope. Let me try 9 minutes.", "a mask and rope"),
+    ],
+)
+def test_the_prompt_decides_figures_and_facts_but_not_concessions(text, given):
+    characters = given_characters(text)
+    assert "".join(np.array(list(text))[characters]) == given
+
+
+def test_free_facts_are_words_in_another_order():
+    scenario = load_scenarios("disaster")[0]
+    drawn = [with_free_facts(scenario, stream(n, "test")).fields for n in range(50)]
+    assert with_free_facts(scenario, stream(3, "test")).fields == drawn[3]
+    assert len({fields["disaster_type"] for fields in drawn}) == 50
+    assert all(fields.keys() == scenario.fields.keys() for fields in drawn)
+    ages = with_free_facts(load_scenarios("student")[0], stream(0, "test")).fields["student_age"]
+    assert ages == load_scenarios("student")[0].fields["student_age"]
 
 
 def row(token):
