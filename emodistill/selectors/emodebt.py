@@ -104,8 +104,8 @@ class EmoDebtLearner:
         """The index of the best observation: by posterior mean, or by the reward seen."""
         if self.faults.fixed_noise or len(self.points) < NUM_FIRST:
             return int(np.argmax(self.rewards))
-        mean, _ = self._process().predict(np.array(self.points))
-        return int(np.argmax(mean))
+        mean_N, _ = self._process().predict(np.array(self.points))
+        return int(np.argmax(mean_N))
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         if self.faults.keeps_last or not self.points:
