@@ -13,12 +13,14 @@ up to 8, later), and whether the gap is wide. In it
 score(e) = Σ share(e) · confidence over the agents that name e, share their reliability vector
 in this context, normalised; 2 at first. Constants are those of the published code.
 
-Departures: the reward is the utility, paid at the end, and Q learns backwards through each dialogue;
-a reliability grows by 2 q u / (1 + ln n) for the emotion that its agent named and that was played,
-and falls by 0.45 (1 − q) where there is no agreement; q is the mean utility of the dialogues,
-weighted by how often the agent named what was played, normalised over agents. The coherence agent
-reads tables in place of a language model's opinion: T for plausibility, π for the fit and the other
-side's π for the value. The gap is wide above a quarter of the first distance (20 days there).
+Departures: the outcome is the utility, in standard deviations from the mean of those before it,
+since differences between emotions are small beside 0.1; it is paid at the end, and Q learns
+backwards through each dialogue. A better outcome than usual raises the reliability of an agent,
+where it named what was played, by 2 q z / (1 + ln n); a worse one lowers it by 0.45 (1 − q) |z|.
+q is the mean utility of the dialogues, weighted by how often the agent named what was played,
+normalised over agents. The coherence agent reads tables in place of a language model's opinion: T
+for plausibility, π for the fit and the other side's π for the value. The gap is wide above a
+quarter of the first distance (20 days there). Equal scores are drawn from.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.selectors.learning import (
     Setup,
@@ -40,7 +43,6 @@ from emodistill.selectors.learning import (
     states_of,
     switched,
     training_rng,
-    utility,
 )
 from emodistill.selectors.seven import (
     JOY,
@@ -84,7 +86,7 @@ class EmoMASFaults:
     no_history: bool = False
     """The dialogue's contexts don't reach the learning agent, which never learns."""
     flat_coherence: bool = False
-    """The coherence agent has no model to ask: every score is one half, and joy the first of them."""
+    """The coherence agent has no model to ask: every score is one half, joy the first of them."""
     flat_credit: bool = False
     """Credit goes to the largest entry of a reliability vector, in all contexts of the agent: to
     joy, as long as they are equal."""
@@ -227,7 +229,7 @@ class EmoMASLearner:
     def _learn(self, dialogue: Trajectory) -> None:
         steps = self._steps(dialogue)
         is_own = self.setup.reward == "own"
-        outcome = payment_ratio(dialogue) if is_own else utility(dialogue)
+        outcome = payment_ratio(dialogue) if is_own else dialogue_utility(dialogue)
         gained = outcome if self.faults.flat_credit else self._standardised(outcome)
         self._learn_reliability(steps, outcome, gained, dialogue)
         if not self.faults.no_history:
