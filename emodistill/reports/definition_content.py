@@ -18,6 +18,7 @@ EMOTION_WORDS = {
     "random": "uniform",
     "fixed": "one label",
     "iql": "IQL policy",
+    "trained": "a system of related work",
     "oracle": "the planted best",
 }
 ADAPTER_WORDS = {
@@ -37,7 +38,7 @@ def method_definitions(_: RunData) -> TableContent:
                 "method": name,
                 "writer": "language model" if method.writer == "llm" else "student",
                 "selector": "terminal R(τ)" if method.selector == "iql" else "–",
-                "adapter": ", ".join(ADAPTER_WORDS[s] for s in method.stages if s != "iql") or "–",
+                "adapter": ", ".join(ADAPTER_WORDS[s] for s in method.stages if s != method.selector_stage) or "–",
                 "emotion": EMOTION_WORDS[method.selector],
             }
             for name, method in METHODS.items()
