@@ -23,7 +23,7 @@ from emodistill.configs.base import (
     require_student_server,
     setting,
 )
-from emodistill.configs.data import DialogueConfig
+from emodistill.configs.data import DialogueConfig, EmotionReaderKind
 from emodistill.emotions import EMOTION_INDEX
 
 Deviation = Literal["population", "sample"]
@@ -76,6 +76,10 @@ class MatchConfig(DialogueConfig):
     """The regressed policy network, or exp(β(Q−V)) itself."""
     greedy: bool = False
     """Take the most probable emotion instead of sampling."""
+    emotion_reader: EmotionReaderKind | None = None
+    """Who hears the other side's emotion, for the methods that look at it (eq-negotiator, emomas):
+    a language model (`--reader`), the simulator's ear, or nobody. If left out, the model, and on
+    the simulator its ear."""
 
     def __post_init__(self) -> None:
         DialogueConfig.__post_init__(self)
@@ -104,7 +108,8 @@ class EvaluateConfig(MatchConfig):
     method: str = DEFAULT_METHOD
     """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
     iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
-    free-sft+jpo, oracle."""
+    free-sft+jpo, oracle; evoemo, emodebt, eq-negotiator, emomas, each also with -shipped, and each
+    for a student, as in evoemo+sft+jpo."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None

@@ -163,6 +163,13 @@ def savings(final_value: float, counterparty_anchor: float, focal_target: float)
     return float(min(1.0, max(0.0, covered)))
 
 
+def dialogue_utility(trajectory: Trajectory) -> float:
+    """Savings of a success (Eq. 30, clipped to [0, 1]), 0 for a failure (Eq. 32)."""
+    if trajectory.final_value is None:
+        return 0.0
+    return savings(trajectory.final_value, trajectory.counterparty_anchor, trajectory.focal_target)
+
+
 def aligned_offers(trajectory: Trajectory) -> tuple[list[float | None], list[float | None]]:
     """Offers per focal turn: the focal agent's own, and the last one of the replies to it.
 

@@ -18,6 +18,7 @@ EMOTION_WORDS = {
     "random": "uniform",
     "fixed": "one label",
     "iql": "IQL policy",
+    "trained": "a system of related work",
     "oracle": "the planted best",
 }
 ADAPTER_WORDS = {
@@ -26,23 +27,25 @@ ADAPTER_WORDS = {
     "alol": "A times likelihood, A > 0",
     "dpo": "pairs of turns",
 }
+SELECTOR_WORDS = {"iql": "terminal R(τ)", "trained": "dialogues of its own"}
 SPLITS = ("train", "validation", "test")
 
 
 def method_definitions(_: RunData) -> TableContent:
     """Table 7: what each method learns, from the definitions that run it."""
-    return TableContent(
-        [
+    rows = []
+    for name, method in METHODS.items():
+        adapters = [ADAPTER_WORDS[s] for s in method.stages if s != method.selector_stage]
+        rows.append(
             {
                 "method": name,
                 "writer": "language model" if method.writer == "llm" else "student",
-                "selector": "terminal R(τ)" if method.selector == "iql" else "–",
-                "adapter": ", ".join(ADAPTER_WORDS[s] for s in method.stages if s != "iql") or "–",
+                "selector": SELECTOR_WORDS.get(method.selector, "–"),
+                "adapter": ", ".join(adapters) or "–",
                 "emotion": EMOTION_WORDS[method.selector],
             }
-            for name, method in METHODS.items()
-        ]
-    )
+        )
+    return TableContent(rows)
 
 
 def data_sets(data: RunData) -> TableContent:
