@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from emodistill.configs.base import (
+    AUTO,
     DEFAULT_RUN,
     EMBEDDED,
     SIMULATED,
@@ -139,6 +140,9 @@ class ReplayConfig(EvaluateConfig):
 
     stage = "replay"
     outside_cell = EvaluateConfig.outside_cell | {"num_turns", "continuations"}
+    method: str = AUTO
+    """Whose turns they become with --continue student, such as iql+sft. auto: iql+sft+jpo, and
+    without --continue student `random`, as the sweep was played."""
     turn: str | None = None
     """TRAJECTORY_ID#INDEX, a focal turn of the sweep; a sample of --num-turns without it."""
     num_turns: int = setting(100, ge=1)
@@ -157,13 +161,14 @@ class ReplayConfig(EvaluateConfig):
     """Also write the worths as the scores of a judge of this name, to train on."""
 
     def __post_init__(self) -> None:
-        if self.continued_by == "recorded":
-            require(
-                self.method in (DEFAULT_METHOD, "random"),
-                f"--method {self.method} needs --continue student; without it the recorded "
-                "language model plays on.",
-            )
-            object.__setattr__(self, "method", "random")
+        is_recorded = self.continued_by == "recorded"
+        if self.method == AUTO:
+            object.__setattr__(self, "method", "random" if is_recorded else DEFAULT_METHOD)
+        require(
+            not is_recorded or self.method == "random",
+            f"--method {self.method} needs --continue student; without it the recorded language "
+            "model plays on.",
+        )
         EvaluateConfig.__post_init__(self)
         require(
             self.scores is None or self.emotions is None,

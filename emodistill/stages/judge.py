@@ -81,6 +81,7 @@ def _job(cell: Cell) -> Job:
         identity=config.identity() | {"judge": judge.name, "num_dialogues": num_dialogues} | judged,
         growing=(
             "repeats",
+            "repeat_share",
             "judge_max_tokens",
             "num_dialogues",
             "dialogues_bytes",
