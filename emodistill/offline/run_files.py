@@ -145,7 +145,9 @@ def validity_line(path: Path, scores: Scores) -> str | None:
 
 def scores_sha256(scores: Scores) -> str:
     """The hash of a judge's scores of turns, in whatever order its file has them."""
-    of_turns = [[name, index, score] for (name, index), score in scores.items() if index is not None]
+    of_turns = [
+        [name, index, score] for (name, index), score in scores.items() if index is not None
+    ]
     return hashlib.sha256(canonical_json(sorted(of_turns)).encode()).hexdigest()
 
 
