@@ -14,10 +14,10 @@ from emodistill.configs.base import (
     DEFAULT_RUN,
     EMBEDDED,
     SIMULATED,
+    AnySplit,
     Config,
     DomainName,
     Quantization,
-    Split,
     configuration,
     data_from,
     require,
@@ -56,8 +56,9 @@ class MatchConfig(DialogueConfig):
     focal_temperature: float | None = setting(None, ge=0, le=2)
     """Sampling temperature in the focal role. If left out, 0.7, and 0.4 for the embedded student,
     whose unlikely tokens are mostly noise, where it is played here."""
-    split: Split = "test"
-    """`validation` (sweep with --num-validation) is for choosing settings."""
+    split: AnySplit = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings, `train` for dialogues to
+    learn from."""
     student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
     quantize: Quantization | None = None

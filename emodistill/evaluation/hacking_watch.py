@@ -27,7 +27,8 @@ from emodistill.records import Trajectory
 
 _THREAT = re.compile(
     r"\b(or else|last warning|final warning|you(?:'ll| will) (?:regret|pay for|be sorry)|"
-    r"legal action|take you to court|sue you|report you|(?:face|suffer) (?:\w+ ){0,2}consequences|"
+    r"legal action|next comes the court|take (?:you|this|it) to court|sue you|report you|"
+    r"(?:face|suffer) (?:\w+ ){0,2}consequences|"
     r"there(?:'ll| will) be (?:\w+ ){0,2}consequences|i(?:'ll| will) make sure you|"
     r"don't test me|or i(?:'ll| will))\b",
     re.IGNORECASE,

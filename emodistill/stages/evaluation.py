@@ -310,16 +310,17 @@ def is_emotion_free(player: PlayerSpec) -> bool:
 
 
 def held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
-    """The scenarios of a run that nothing was trained on, in order, with where each is.
+    """The scenarios of a split, in order, with where each is.
 
     Raises:
       InputError: there is none.
     """
     scenarios = [located for located in locate_scenarios(path) if located[0].split == split]
     if not scenarios:
-        flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
+        flag = {"test": " with --num-test 20", "validation": " with --num-validation 10"}
         raise InputError(
-            f"{path}: no scenario has split={split!r}. Sweep into a new --run with {flag}; where "
+            f"{path}: no scenario has split={split!r}. Sweep into a new --run"
+            f"{flag.get(split, '')}; where "
             f"your own scenarios name their split, give it to some of them instead."
         )
     return scenarios
