@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from emodistill.configs import (
     TRUTH,
     EvaluateConfig,
     IQLConfig,
+    JudgeConfig,
     ReplayConfig,
     SFTConfig,
 )
@@ -39,12 +41,18 @@ def prepare_doses(config: DoseStudy, settings: Settings) -> None:
         run(Cell(settings.config(ReplayConfig, **shared, num_turns=config.num_turns)))
     if config.own_dialogues and "jpo" in config.learners:
         _play_own(config, settings)
+        given = _without(_shared(config) | {"run": config.run / OWN}, "data_from", "counterparty")
+        run(Cell(settings.config(JudgeConfig, **given, judge=config.judge), None, settings))
 
 
 def _shared(config: DoseStudy) -> dict[str, Any]:
     names = ("run", "data_from", "domain", "seed", "provider", "base_url", "counterparty")
     given = {name: getattr(config, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _play_own(config: DoseStudy, settings: Settings) -> None:
@@ -54,7 +62,7 @@ def _play_own(config: DoseStudy, settings: Settings) -> None:
     if (own / TRAJECTORIES).is_file():
         return
     for kind in (IQLConfig, SFTConfig):
-        given = {name: value for name, value in _shared(config).items() if name != "counterparty"}
+        given = _without(_shared(config), "counterparty")
         base = settings.config(kind, **given, judge=config.judge)
         run(Cell(base, None, settings))
         folder = Path(kind.stage) / DEFAULT_CELL
