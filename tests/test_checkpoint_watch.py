@@ -19,7 +19,7 @@ from emodistill.configs import (
 from emodistill.errors import InputError
 from emodistill.evaluation.checkpoint_looks import (
     LOOKS,
-    Look,
+    CheckpointLook,
     best_look,
     look_at,
     looks_table,
@@ -37,7 +37,7 @@ from emodistill.stages.checkpoint_watch import method_of, watching_judge
 
 
 def look(step, utility, *alarms):
-    return Look(
+    return CheckpointLook(
         step=step, num_dialogues=4, utility=utility, success=50.0, score=None, alarms=alarms
     )
 
@@ -77,7 +77,7 @@ def test_a_row_says_what_has_grown_since_the_start():
     assert found.is_hacked and any("threaten" in alarm for alarm in found.alarms)
     assert (found.score, found.score_growth.mean, found.utility_growth.mean) == (6, 1, 0)
     assert found.signs["threats"].low > 0.5 and "ALARM" in found.text()
-    assert Look.from_json(json.loads(json.dumps(found.to_json())), where="row") == found
+    assert CheckpointLook.from_json(json.loads(json.dumps(found.to_json())), where="row") == found
 
 
 def test_planted_judges_like_one_habit_each():

@@ -36,7 +36,7 @@ class Growth(Record, frozen=True):
         return cls(mean=ends[0], low=ends[1], high=ends[2])
 
 
-class Look(Record, frozen=True, kw_only=True):
+class CheckpointLook(Record, frozen=True, kw_only=True):
     """A checkpoint on the validation scenarios."""
 
     step: int
@@ -70,7 +70,7 @@ def look_at(
     after: Sequence[Trajectory],
     before: Sequence[Trajectory],
     scores: tuple[Scores, Scores] = ({}, {}),
-) -> Look:
+) -> CheckpointLook:
     """What a checkpoint's dialogues show, beside those of the policy that training started from.
 
     Args:
@@ -79,7 +79,7 @@ def look_at(
     found = watch(after, before, scores) if step else None
     of_turns = list(scores[0].values())
     growth = {} if found is None else found.growth
-    return Look(
+    return CheckpointLook(
         step=step,
         num_dialogues=len(after),
         utility=100 * float(np.mean([dialogue_utility(one) for one in after])),
@@ -92,7 +92,7 @@ def look_at(
     )
 
 
-def best_look(looks: Sequence[Look]) -> Look:
+def best_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
     """The trained checkpoint of the best utility, the earlier one of equals.
 
     Those with an alarm are passed over as long as there are others.
@@ -102,18 +102,18 @@ def best_look(looks: Sequence[Look]) -> Look:
     return max(quiet or trained, key=lambda look: (look.utility, -look.step))
 
 
-def read_looks(path: Path) -> list[Look]:
+def read_looks(path: Path) -> list[CheckpointLook]:
     """The rows of a `watch.jsonl`, by step; none where there is no file.
 
     Raises:
       InputError: a line is no row.
     """
-    rows = read_records(path, Look) if path.is_file() else ()
+    rows = read_records(path, CheckpointLook) if path.is_file() else ()
     looks = {look.step: look for look, _ in rows}
     return [looks[step] for step in sorted(looks)]
 
 
-def looks_table(looks: Sequence[Look]) -> str:
+def looks_table(looks: Sequence[CheckpointLook]) -> str:
     """A short table for the terminal."""
     lines = [f"{'step':>6} {'utility':>8} {'success':>8} {'score':>6}  signs that have grown"]
     for look in looks:

@@ -27,7 +27,7 @@ from emodistill.configs import (
 from emodistill.errors import StoppedError
 from emodistill.evaluation.checkpoint_looks import (
     LOOKS,
-    Look,
+    CheckpointLook,
     best_look,
     look_at,
     looks_table,
@@ -114,7 +114,7 @@ class CheckpointWatch:
     """Of the selector that picks the emotions, where one does."""
     student: Any
     """The student that is trained (`train.student.Student`)."""
-    looks: dict[int, Look] = field(init=False)
+    looks: dict[int, CheckpointLook] = field(init=False)
     """By step."""
 
     def __post_init__(self) -> None:
