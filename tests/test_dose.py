@@ -48,7 +48,7 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
         judges=("sim-judge-0", "truth"),
         rate_factors=(1.0, 5.0),
         learners=("jpo", "iql"),
-        own_dialogues=9,
+        own_dialogues=160,
         num_turns=40,
         continuations=2,
         num_scenarios=3,
@@ -60,7 +60,7 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
     assert [(arm.label, arm.reason) for arm in arms if arm.status != "finished"] == []
     assert len(read_judgements(run / "crad/judge/truth.jsonl")) == 40
     own = read_trajectories(run / "own/crad/sweep/trajectories.jsonl")
-    assert len(own) == 9 and {t.focal.method for t in own} == {"iql+sft"}
+    assert len(own) == 160 and {t.focal.method for t in own} == {"iql+sft"}
     assert {t.split for t in own} == {"train"}
     rows = list(csv.DictReader((run / "report/dose.csv").open(newline="")))
     assert len(rows) == len(arms) == 7 and (run / "report/dose-response.svg").is_file()
