@@ -28,6 +28,7 @@ from emodistill.studies.planned_arms import PlannedArm, plan_arms
 
 TRAINED_ONLY = Method(writer="student", selector="none")
 """The method of an arm that nobody plays."""
+UNTRAINED = "vanilla-slm"
 SHARED = (
     *("run", "data_from", "seed", "provider", "base_url"),
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
@@ -78,7 +79,9 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
     playing = planned[0].playing  # a study of counterparties names them by its arms
     roles = _given(config, ROLES) | {role: playing[role] for role in ROLES if role in playing}
     for domain in dict.fromkeys(domains):
-        home = settings.config(EvaluateConfig, domain=domain, **_given(config, SHARED), **roles)
+        # A method that nothing is trained for: the sweep alone is looked at, whoever has judged it.
+        settled = {"domain": domain, "method": UNTRAINED, **_given(config, SHARED), **roles}
+        home = settings.config(EvaluateConfig, **settled)
         prepare(Cell(home, None, settings), only=("sweep",))
     if isinstance(config, DoseStudy):
         prepare_doses(config, settings)
