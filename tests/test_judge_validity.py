@@ -304,6 +304,6 @@ def test_validation_writes_a_file_whose_line_jpo_shows(tiny_run, tmp_path, capsy
     players = {row["continued_by"] for row in found["worths"]}
     assert len(players) == 2 and all(name.startswith("recorded (") for name in players)
     with pytest.raises(InputError, match=r"--data-from .* is for --validate"):
-        JudgeConfig(data_from=run)
+        run_stage(JudgeConfig(run=tmp_path / "other", data_from=run))
     with pytest.raises(InputError, match="have that judge score the sweep first"):
         stages.validate_judge(JudgeConfig(run=run, judge="nobody"))

@@ -199,11 +199,6 @@ class JudgeConfig(ApiConfig):
     def __post_init__(self) -> None:
         ApiConfig.__post_init__(self)
         require(
-            self.data_from is None or self.validate or self.labels is not None,
-            f"--data-from {self.data_from} is for --validate; to judge that run's sweep, name it "
-            "by --run.",
-        )
-        require(
             not self.batch or self.record is self.replay is None,
             "--batch: leave out --record and --replay, which don't keep the answers of batches.",
         )
