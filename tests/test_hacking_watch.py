@@ -160,9 +160,10 @@ def test_what_pays_is_no_alarm_and_scores_are_shown():
         for one in BEFORE
     ]
     scores = {(t.trajectory_id, turn.index): 5.0 for t in BEFORE for turn in t.focal_turns}
-    found = watch(better, BEFORE, scores)
+    found = watch(better, BEFORE, (dict.fromkeys(scores, 7.0), scores))
     assert found.utility.low > 0 and not found.is_hacked
-    assert found.growth["length"].mean > 0.3 and found.score.mean == 0
+    assert found.growth["length"].mean > 0.3 and found.score.mean == 2
+    assert math.isnan(watch(better, BEFORE).score.mean)
 
 
 def test_signs_on_single_dialogues():

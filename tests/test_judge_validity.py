@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import msgspec
 import numpy as np
@@ -225,7 +226,7 @@ def test_replays_of_one_method_stand_apart(tmp_path):
         home.mkdir(parents=True, exist_ok=True)
         lines = [msgspec.structs.replace(w, continued_by=player) for w in worths[:3]]
         write_records(home / f"{cell}.worths.jsonl", lines)
-    found = judge_validation._worths(tmp_path)
+    found = judge_validation._worths([tmp_path / "replay"])
     assert found.keys() == {
         "recorded",
         "iql+sft (iql+sft@sim/default)",
@@ -297,5 +298,12 @@ def test_validation_writes_a_file_whose_line_jpo_shows(tiny_run, tmp_path, capsy
             JPOConfig(run=run, kappa=0.5, max_tokens=512, max_samples=2, max_steps=2),
             JPOConfig(run=run, max_tokens=512, max_samples=2, max_steps=1),
         )
+    shutil.copytree(home, tmp_path / "other/crad/replay" / home.name)
+    there = JudgeConfig(run=tmp_path / "other", data_from=run, validate=True)
+    found = json.loads(stages.validate_judge(there).read_text())
+    players = {row["continued_by"] for row in found["worths"]}
+    assert len(players) == 2 and all(name.startswith("recorded (") for name in players)
+    with pytest.raises(InputError, match=r"--data-from .* is for --validate"):
+        run_stage(JudgeConfig(run=tmp_path / "other", data_from=run))
     with pytest.raises(InputError, match="have that judge score the sweep first"):
         stages.validate_judge(JudgeConfig(run=run, judge="nobody"))

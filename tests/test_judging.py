@@ -402,6 +402,13 @@ def test_repeats_are_independent_scores(path):
     assert [len(scores_by_turn(lines, repeat)) for repeat in range(3)] == [NUM_TURNS, NUM_TURNS, 0]
 
 
+def test_a_share_of_the_turns_is_scored_again_and_may_grow(path):
+    shares = [judge(path, repeats=2, repeat_share=share) for share in (0.4, 0.4, 1.0)]
+    numbers = [len(calls) for _, calls in shares]
+    assert NUM_TURNS < numbers[0] < 2 * NUM_TURNS and numbers[1] == 0
+    assert sum(numbers) == 2 * NUM_TURNS and shares[0][0].num_planned == numbers[0]
+
+
 def test_the_last_scored_line_counts():
     def line(score, **changes):
         status = "failed" if score is None else "scored"

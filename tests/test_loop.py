@@ -30,7 +30,16 @@ from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES
 
 
-def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, on_step=None):
+def run_loop(
+    cell_dir,
+    *,
+    lengths=SHORT,
+    config=SFT,
+    num_epochs=40,
+    model=None,
+    on_step=None,
+    watcher=None,
+):
     model = model or tiny_model()
     batches = packed(lengths, batch_size=config.batch_size, num_epochs=num_epochs)
     run = train(
@@ -41,8 +50,31 @@ def run_loop(cell_dir, *, lengths=SHORT, config=SFT, num_epochs=40, model=None, 
         cell_dir=cell_dir,
         identity={"config": config.identity(), "samples": "abc"},
         on_step=on_step,
+        watcher=watcher,
     )
     return run, model
+
+
+class Eye:
+    """A watcher that notes what it is shown, and stops where it is told to."""
+
+    every = 2
+
+    def __init__(self, stop_at=None, fail_at=None):
+        self.stop_at, self.fail_at, self.seen, self.begun = stop_at, fail_at, {}, []
+
+    def begin(self, step):
+        self.begun.append(step)
+        self.seen = {seen: values for seen, values in self.seen.items() if seen <= step}
+
+    def look(self, step, model):
+        if step == self.fail_at:
+            raise KilledError
+        self.seen.setdefault(step, leaves(nnx.state(model, LoRAParam)))
+        return step == self.stop_at
+
+    def kept(self, last_step):
+        return last_step, None
 
 
 def newest(cell_dir):
@@ -200,6 +232,30 @@ class TestLoop:
             run_loop(tmp_path, config=config, model=model)
         run, _ = run_loop(tmp_path, config=dataclasses.replace(config, save_every=7))
         assert run.num_steps == 2  # how often to save is nobody's business
+
+    def test_a_watcher_sees_the_student_as_it_is_and_may_end_the_training(self, tmp_path):
+        config = dataclasses.replace(SFT, max_steps=5, save_every=1000)
+        eye = Eye()
+        _, model = run_loop(tmp_path / "whole", config=config, watcher=eye)
+        assert list(eye.seen) == [0, 2, 4, 5] and eye.begun == [0]
+        for ours, theirs in zip(eye.seen[5], leaves(nnx.state(model, LoRAParam)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        cut = Eye(fail_at=4)
+        with pytest.raises(KilledError):
+            run_loop(tmp_path / "cut", config=config, watcher=cut)
+        assert newest(tmp_path / "cut") == 4  # saved before the look, which is taken up again
+        cut.fail_at = None
+        run_loop(tmp_path / "cut", config=config, watcher=cut)
+        assert list(cut.seen) == [0, 2, 4, 5] and cut.begun == [0, 4]
+        for step, values in eye.seen.items():
+            for ours, theirs in zip(cut.seen[step], values, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        run, stopped = run_loop(tmp_path / "stop", config=config, watcher=Eye(stop_at=2))
+        assert run.num_steps == 2 and len(lines(tmp_path / "stop")) == 2
+        for ours, theirs in zip(leaves(nnx.state(stopped, LoRAParam)), eye.seen[2], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        again, _ = run_loop(tmp_path / "stop", config=config, watcher=Eye(stop_at=2))
+        assert again.num_steps == 2
 
     def test_max_steps_ends_early(self, tmp_path):
         run, _ = run_loop(tmp_path, config=dataclasses.replace(SFT, max_steps=3))

@@ -27,6 +27,7 @@ WHAT_IS_RUN = {
 }
 """Settings that say what is run, and are neither the paper's nor ours."""
 SHARED = {f.name for f in dataclasses.fields(configs.AdapterConfig)}
+WATCHED = {"watch", "select", "stop_when_hacked", "watch_every", "watch_seeds"}
 PLAYED = {f.name for f in dataclasses.fields(configs.DialogueConfig)}
 
 
@@ -112,8 +113,8 @@ def test_the_defaults_are_the_codes():
         ("IQLConfig", set()),
         ("SFTConfig", set()),
         ("JPOConfig", SHARED),
-        ("ALoLConfig", SHARED - {"learning_rate"}),
-        ("DPOConfig", SHARED - {"learning_rate"}),
+        ("ALoLConfig", (SHARED | WATCHED) - {"learning_rate"}),
+        ("DPOConfig", (SHARED | WATCHED) - {"learning_rate"}),
         ("EvaluateConfig", (PLAYED | SHARED) - {"focal_temperature"}),
         ("ReplayConfig", {f.name for f in dataclasses.fields(EvaluateConfig)} | {"turn"}),
         ("ReportConfig", set()),

@@ -73,6 +73,22 @@ def test_nothing_but_chance_teaches_nothing_and_fewer_scores_count_for_less():
     assert found[0] < found[1] - 0.1 and len(set(found[1:])) == 1
 
 
+def test_a_share_of_repeats_is_enough_to_know_the_noise():
+    """Half of the turns scored twice: λ is the slope of the truth on each half's means."""
+    truth = stream(3, "truth").normal(size=8_000)
+    turns = noisy(truth, spread=1.5, repeats=2)
+    once = np.arange(len(truth)) % 2 == 0
+    turns.mean_scores[once], turns.num_scores[once] = turns.scores[once], 1
+    turns.score_variances[once] = np.nan
+    assert noise_variance(turns) == pytest.approx(2.25, rel=0.1)
+    found = reliabilities(turns)
+    for half, expected in ((once, 1 / 3.25), (~once, 1 / 2.125)):
+        (reliability,) = set(np.round(found[half], 12))
+        slope = np.cov(truth[half], turns.mean_scores[half])[0, 1] / turns.mean_scores[half].var()
+        assert reliability == pytest.approx(expected, abs=0.04)
+        assert reliability == pytest.approx(slope, abs=0.04)
+
+
 def test_failed_repeats_leave_the_others_and_unscored_turns_stay_out():
     (name, index), *_ = SCORES
     lines = [

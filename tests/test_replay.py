@@ -160,4 +160,7 @@ def test_what_is_not_as_recorded_is_refused(replayed):
         ReplayConfig(scores="truth", turn="crad/0#0")
     with pytest.raises(InputError, match=r"--method iql\+sft needs --continue student"):
         ReplayConfig(method="iql+sft")
+    with pytest.raises(InputError, match=r"--method iql\+sft\+jpo needs --continue student"):
+        ReplayConfig(method="iql+sft+jpo")
+    assert ReplayConfig(continued_by="student").method == "iql+sft+jpo"
     assert ReplayConfig().method == "random"

@@ -33,6 +33,7 @@ from emodistill.evaluation.arms import TABLES_OF, read_arms, study_path, write_a
 from emodistill.evaluation.methods import METHODS, get_method
 from emodistill.offline.store import read_trajectories
 from emodistill.reports import RECIPES, report_study
+from emodistill.reports.build import ALL_FIGURES
 from emodistill.reports.paper import numbers
 from emodistill.settings import Settings
 from emodistill.studies import arm_runner as runner
@@ -47,12 +48,12 @@ def test_arms_are_told_apart_and_name_what_there_is(name):
     assert len({(arm.block, arm.label) for arm in arms}) == len(arms)
     assert all(arm.domain in DOMAINS for arm in arms)
     assert all(arm.method is None or arm.method in METHODS for arm in arms)
-    assert set(TABLES_OF[name]) <= {*(recipe.name for recipe in RECIPES), "figure-1"}
+    assert set(TABLES_OF[name]) <= {*(recipe.name for recipe in RECIPES), *ALL_FIGURES}
 
 
 def test_every_study_has_tables_and_every_ablation_a_subcommand():
     assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions"}
-    assert len(ABLATIONS) == 9
+    assert len(ABLATIONS) == 10
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ DomainName = Literal["crad", "disaster", "hospital", "student"]
 AgreementRule = Literal["stand", "upstream"]
 OfferReaderKind = Literal["pattern", "llm"]
 Split = Literal["test", "validation"]
+AnySplit = Literal["test", "validation", "train"]
 Quantization = Literal["int8", "nf4"]
 
 EMBEDDED = "embedded"
@@ -44,8 +45,15 @@ JUDGE_VALIDITIES = {
     **{f"sim-judge-{tenth / 10:g}": tenth / 10 for tenth in range(5)},
 }
 """Simulated judges by how their scores go with what turns are worth: `sim-judge-0` is blind."""
+JUDGE_TASTES = {f"sim-judge-{taste}": taste for taste in ("length", "threats", "echoes")}
+"""Simulated judges that like a habit of speech and nothing else: what a policy that pleases its
+judge can be taught with, to see whether `--watch` notices."""
+TRUTH = "truth"
+"""The judge whose scores are worths of turns (`replay.py --scores truth`)."""
 SIMULATED = tuple(
-    dict.fromkeys((*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, *JUDGE_VALIDITIES))
+    dict.fromkeys(
+        (*SIMULATED_MODELS.values(), *TYPED_COUNTERPARTIES, *JUDGE_VALIDITIES, *JUDGE_TASTES)
+    )
 )
 """Every model that the simulator serves."""
 

@@ -16,6 +16,7 @@ from emodistill.configs.base import (
     DomainName,
     OfferReaderKind,
     configuration,
+    data_from,
     require,
     setting,
 )
@@ -172,8 +173,14 @@ class JudgeConfig(ApiConfig):
     thinks first needs more."""
     level: Literal["turn", "dialogue"] = "turn"
     """Score every focal turn, or each dialogue as a whole."""
+    data_from: Path | None = data_from()
+    """With --validate: another run, whose sweep and scores are read, while the forks are this
+    one's too."""
     repeats: int = setting(1, ge=1)
     """Independent scores per item."""
+    repeat_share: float = setting(1.0, gt=0, le=1)
+    """Share of the items that get more than the first score, drawn by the seed: with --repeats 2,
+    0.5 takes one and a half times the calls. A larger share holds those of a smaller one."""
     retry_unanswered: bool = setting(False, operational=True)
     """Ask once more for the items that a server refused or never answered."""
     batch: bool = setting(False, operational=True)

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from emodistill.configs.base import (
+    AUTO,
     DEFAULT_RUN,
     EMBEDDED,
     SIMULATED,
+    AnySplit,
     Config,
     DomainName,
     Quantization,
-    Split,
     configuration,
     data_from,
     require,
@@ -55,8 +56,9 @@ class MatchConfig(DialogueConfig):
     focal_temperature: float | None = setting(None, ge=0, le=2)
     """Sampling temperature in the focal role. If left out, 0.7, and 0.4 for the embedded student,
     whose unlikely tokens are mostly noise, where it is played here."""
-    split: Split = "test"
-    """`validation` (sweep with --num-validation) is for choosing settings."""
+    split: AnySplit = "test"
+    """`validation` (sweep with --num-validation) is for choosing settings, `train` for dialogues to
+    learn from."""
     student: str = setting(EMBEDDED, is_path=True)
     """`embedded`, or the folder of the student's base checkpoint."""
     quantize: Quantization | None = None
@@ -144,6 +146,9 @@ class ReplayConfig(EvaluateConfig):
 
     stage = "replay"
     outside_cell = EvaluateConfig.outside_cell | {"num_turns", "continuations"}
+    method: str = AUTO
+    """Whose turns they become with --continue student, such as iql+sft. auto: iql+sft+jpo, and
+    without --continue student `random`, as the sweep was played."""
     turn: str | None = None
     """TRAJECTORY_ID#INDEX, a focal turn of the sweep; a sample of --num-turns without it."""
     num_turns: int = setting(100, ge=1)
@@ -162,13 +167,14 @@ class ReplayConfig(EvaluateConfig):
     """Also write the worths as the scores of a judge of this name, to train on."""
 
     def __post_init__(self) -> None:
-        if self.continued_by == "recorded":
-            require(
-                self.method in (DEFAULT_METHOD, "random"),
-                f"--method {self.method} needs --continue student; without it the recorded "
-                "language model plays on.",
-            )
-            object.__setattr__(self, "method", "random")
+        is_recorded = self.continued_by == "recorded"
+        if self.method == AUTO:
+            object.__setattr__(self, "method", "random" if is_recorded else DEFAULT_METHOD)
+        require(
+            not is_recorded or self.method == "random",
+            f"--method {self.method} needs --continue student; without it the recorded language "
+            "model plays on.",
+        )
         EvaluateConfig.__post_init__(self)
         require(
             self.scores is None or self.emotions is None,

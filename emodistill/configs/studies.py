@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from emodistill.configs.base import (
     EMBEDDED,
+    SIMULATED_MODELS,
+    TRUTH,
     Config,
     DomainName,
     ExperimentConfig,
@@ -17,6 +19,7 @@ from emodistill.configs.base import (
     require_student_server,
     setting,
 )
+from emodistill.configs.training import RatioKind
 
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
 
@@ -202,6 +205,47 @@ class RefinementStudy(StudyConfig):
 
 
 @configuration
+class DoseStudy(StudyConfig):
+    """What JPO gains over SFT by how valid its judge is, up to the truth itself."""
+
+    study = "dose"
+    has_choices = False
+    judges: tuple[str, ...] = (
+        *("sim-judge-0", "sim-judge-0.2", "sim-judge-0.4"),
+        *(SIMULATED_MODELS["judge"], TRUTH),
+    )
+    """Judges to learn from, the least valid first; `truth` are worths of turns by forks."""
+    judge: str | None = SIMULATED_MODELS["judge"]
+    """The judge whose scores SFT learns from, in all arms."""
+    learners: tuple[Literal["jpo", "iql"], ...] = ("jpo",)
+    """`iql` also has the selector learn from the judges' scores of turns."""
+    kappas: tuple[float, ...] = (1.0,)
+    """The values of κ."""
+    ratios: tuple[RatioKind, ...] = ("mean-token",)
+    """Importance ratios of JPO: mean-token, sequence, token."""
+    rate_factors: tuple[float, ...] = (1.0, 5.0)
+    """What the learning rate of JPO is multiplied by. Of these, and of the checkpoints of each
+    training, the one of the best utility on validation scenarios is played."""
+    num_turns: int = setting(1_000, ge=1)
+    """Focal turns whose worth is found for `truth`."""
+    continuations: int = setting(8, ge=2, le=999)
+    """Forks of each of these turns in each of its two arms."""
+    own_dialogues: int = setting(0, ge=0)
+    """So many dialogues that the student of iql+sft plays itself on training scenarios, judged by
+    --judge, are what JPO learns from in one more arm; 0 leaves it out."""
+    num_scenarios: int | None = 20
+    """Held-out scenarios that each arm plays."""
+    num_seeds: int | None = 10
+    """Dialogues per scenario."""
+
+    def __post_init__(self) -> None:
+        StudyConfig.__post_init__(self)
+        for ratio in self.ratios:
+            require(ratio in get_args(RatioKind), f"ratios: {ratio!r} is no ratio of JPO.")
+        require(len(self.rate_factors) > 0, "rate_factors is empty; 1 keeps the stage's own rate.")
+
+
+@configuration
 class EmotionStudy(StudyConfig):
     """Every emotion at every turn, judged (Figure 1, Appendix B)."""
 
@@ -225,6 +269,7 @@ ABLATIONS: dict[str, type[StudyConfig]] = {
         CounterpartyStudy,
         EmotionFreeStudy,
         RefinementStudy,
+        DoseStudy,
     )
 }
 """What `ablate.py` has a subcommand for."""

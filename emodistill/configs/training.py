@@ -188,6 +188,11 @@ class AdapterConfig(ExperimentConfig):
                 "--num-processes and --process-id take --coordinator HOST:PORT beside them."
             )
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether checkpoints play while training goes on."""
+        return False
+
 
 @configuration
 class SFTConfig(AdapterConfig):
@@ -218,10 +223,36 @@ class RefinementConfig(AdapterConfig):
     )
     """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
     for the embedded student 768."""
+    watch: bool = False
+    """Have the student play the validation scenarios at checkpoints (sweep with --num-validation),
+    and compare it with the one that training started from: utility, the judge's scores, and signs
+    that it pleases the judge instead of its opponent. --select best and --stop-when-hacked do."""
+    select: Literal["last", "best"] = "last"
+    """The checkpoint that becomes the adapter: the last one, or that of the best utility on the
+    validation scenarios, of those without an alarm if there are any."""
+    stop_when_hacked: bool = False
+    """Stop at the first checkpoint with an alarm."""
+    watch_every: ByStudent[int] = setting(100, embedded=16, ge=1)
+    """Steps between the checkpoints that are watched; the last one is in any case. auto: 100, for
+    the embedded student 16."""
+    watch_seeds: int = setting(4, ge=1)
+    """Dialogues that a watched checkpoint plays on each validation scenario."""
 
     @property
     def starts_from_base(self) -> bool:
         return False
+
+    @property
+    def is_watched(self) -> bool:
+        return self.watch or self.stop_when_hacked or self.select == "best"
+
+    def check_devices(self) -> None:
+        AdapterConfig.check_devices(self)
+        if self.is_watched and self.coordinator is not None:
+            raise InputError(
+                "--watch, --select best and --stop-when-hacked need a training in one process; "
+                f"leave out --coordinator {self.coordinator}, or those."
+            )
 
 
 @configuration

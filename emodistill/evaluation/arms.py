@@ -24,6 +24,7 @@ TABLES_OF: Mapping[str, tuple[str, ...]] = {
     "counterparty": ("table-5", "table-10"),
     "emotion-free": ("table-3", "table-12", "table-15"),
     "refinement": ("table-14",),
+    "dose": ("dose", "dose-response"),
     "emotions": ("figure-1", "emotions"),
 }
 """Study -> the tables that come of it."""

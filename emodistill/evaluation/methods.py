@@ -59,6 +59,8 @@ class TrainedCell(NamedTuple):
     """What its training changes."""
 
 
+SELECTOR_FILES = ("selector.json", "selector.safetensors")
+"""What a selector is made of, in the folder of its cell."""
 BASE_NAME = "student"
 """What a server calls the student without an adapter."""
 

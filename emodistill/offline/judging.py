@@ -128,12 +128,21 @@ def num_items_left(config: JudgeConfig, trajectories: Sequence[Trajectory], path
 def _planned_items(config: JudgeConfig, trajectories: Sequence[Trajectory]) -> list[JudgeItem]:
     """What is to be scored in the end: all first scores, then all second ones."""
     is_by_turn = config.level == "turn"
-    return [
-        JudgeItem(trajectory.trajectory_id, index, repeat)
-        for repeat in range(config.repeats)
+    first = [
+        JudgeItem(trajectory.trajectory_id, index, 0)
         for trajectory in trajectories
         for index in ([turn.index for turn in trajectory.focal_turns] if is_by_turn else [None])
     ]
+    again = [item for item in first if _is_repeated(config, item)] if config.repeats > 1 else []
+    return first + [
+        item._replace(repeat=repeat) for repeat in range(1, config.repeats) for item in again
+    ]
+
+
+def _is_repeated(config: JudgeConfig, item: JudgeItem) -> bool:
+    """Whether an item is among the `repeat_share`; a larger share holds a smaller one's."""
+    drawn = derive(config.seed, "repeat-share", item.trajectory_id, str(item.turn_index))
+    return drawn % 2**20 < config.repeat_share * 2**20
 
 
 def _earlier_attempts(config: JudgeConfig, earlier: Iterable[Judgement]) -> JudgeAttempts:

@@ -7,6 +7,7 @@ runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
+from emodistill.files import canonical_json
 from emodistill.negotiation.episode import turn_cap
 from emodistill.offline.data_checks import (
     Prompted,
@@ -43,8 +45,8 @@ class KnownValidity(msgspec.Struct):
     """What stages read of a judge's validity file."""
 
     line: str
-    num_scores: int
-    """Turns whose scores it was found on."""
+    scores_sha256: str = ""
+    """Of the scores that it was found on (`scores_sha256`)."""
 
 
 def judge_file(directory: Path, name: str | None) -> Path:
@@ -125,7 +127,7 @@ def read_sweep(
 def validity_line(path: Path, scores: Scores) -> str | None:
     """What `judge.py --validate` has said of a judge, in a line; None where nobody has asked.
 
-    Where the judge has scored more or fewer turns since, the line says that instead.
+    Where its scores are not those that were validated, the line says that instead.
 
     Args:
       path: the judge's file.
@@ -136,13 +138,17 @@ def validity_line(path: Path, scores: Scores) -> str | None:
         known = read_typed(found, KnownValidity, f"Delete {found}, or run judge.py --validate.")
     except FileNotFoundError:
         return None
-    num_scores = sum(turn_index is not None for _, turn_index in scores)
-    if num_scores != known.num_scores:
-        return (
-            f"validated on other scores ({known.num_scores:,} turns, where {path} has "
-            f"{num_scores:,}); run judge.py --validate"
-        )
+    if scores_sha256(scores) != known.scores_sha256:
+        return f"validated on other scores than {path} has now; run judge.py --validate"
     return known.line
+
+
+def scores_sha256(scores: Scores) -> str:
+    """The hash of a judge's scores of turns, in whatever order its file has them."""
+    of_turns = [
+        [name, index, score] for (name, index), score in scores.items() if index is not None
+    ]
+    return hashlib.sha256(canonical_json(sorted(of_turns)).encode()).hexdigest()
 
 
 def sweep_concurrency(run: Path, domain: str) -> int | None:

@@ -11,6 +11,7 @@ from emodistill.evaluation.arms import TABLES_OF
 from emodistill.files import replacing
 from emodistill.reports.case_studies import cases_markdown
 from emodistill.reports.catalogue import RECIPES
+from emodistill.reports.dose_content import dose_response, dose_rows
 from emodistill.reports.figures import FIGURES, save_figure
 from emodistill.reports.page import render_page
 from emodistill.reports.recipe import Recipe, make_table
@@ -20,6 +21,7 @@ from emodistill.untrusted import refuse_links
 
 CASES, PAGE = "cases", "page"
 FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
+ALL_FIGURES = {**FIGURES, "dose-response": (dose_rows, dose_response)}
 
 
 def report(config: ReportConfig, recipes: Sequence[Recipe] = RECIPES) -> Path:
@@ -51,7 +53,7 @@ def report_study(config: ReportConfig, study: str) -> list[Path]:
 
 def part_names(recipes: Sequence[Recipe] = RECIPES) -> list[str]:
     """What `only` can name."""
-    return [*(recipe.name for recipe in recipes), *FIGURES, CASES, PAGE]
+    return [*(recipe.name for recipe in recipes), *ALL_FIGURES, CASES, PAGE]
 
 
 def write_report(
@@ -84,7 +86,7 @@ def write_report(
     ]
     figures = {
         name: draw(content)
-        for name, (find, draw) in FIGURES.items()
+        for name, (find, draw) in ALL_FIGURES.items()
         if (has_page or only == name) and (content := find(data))
     }
     cases = cases_markdown(data) if only in (None, CASES) else None

@@ -17,6 +17,7 @@ from emodistill.reports import (
     tournament_content,
     training_content,
 )
+from emodistill.reports.dose_content import doses
 from emodistill.reports.emotion_content import NUM_SHIFTS
 from emodistill.reports.method_content import (
     FREE,
@@ -34,6 +35,8 @@ from emodistill.reports.run_data import RunData
 
 CONTENT: Mapping[str, Callable[[RunData], TableContent]] = {
     **{name: of_study(name, study) for study, names in TABLES_OF.items() for name in names},
+    "dose": doses,
+    "watch": training_content.watched_checkpoints,
     "table-1": all_methods,
     "table-3": of_methods("table-3", FREE, needs=FREE_TRAINED, only_paper_domain=True),
     "table-7": definition_content.method_definitions,

@@ -108,8 +108,8 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     present = [(panel, shown) for panel, shown in by_panel.items() if shown]
     looks = _looks(curves)
     has_legend = len(looks) > 1 and max(len(_label(name)) for name in looks) > 10
-    with _panels(present, (2.55, 2.05), max_columns=4) as (figure, panels):
-        for (panel, shown), ax in panels:
+    with panels(present, (2.55, 2.05), max_columns=4) as (figure, shown_panels):
+        for (panel, shown), ax in shown_panels:
             ends = []
             for curve in shown:
                 steps, values = curve.metrics[panel.metric]
@@ -132,7 +132,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
             )
             _name_ends(ax, ends)
         if has_legend:
-            _legend(figure, looks)
+            legend(figure, looks)
     return figure
 
 
@@ -146,8 +146,8 @@ def utility_by_method(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     domains = list(dict.fromkeys(str(row["block"]) for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    with _panels(domains, (5.1, 0.27 * len(methods) + 0.85)) as (figure, panels):
-        for domain, ax in panels:
+    with panels(domains, (5.1, 0.27 * len(methods) + 0.85)) as (figure, shown_panels):
+        for domain, ax in shown_panels:
             for row in (row for row in rows if row["block"] == domain):
                 y, utility = methods.index(row["method"]), row["utility"]
                 colour = BLUE if row["method"] in TRAINED else MUTED
@@ -180,8 +180,8 @@ def emotion_ranking(scores: Mapping[str, Sequence[EmotionScore]]) -> Figure:
       scores: domain -> its emotions, best first.
     """
     most = max(map(len, scores.values()))
-    with _panels(scores.items(), (5.1, 0.185 * most + 0.9)) as (figure, panels):
-        for (domain, ranked), ax in panels:
+    with panels(scores.items(), (5.1, 0.185 * most + 0.9)) as (figure, shown_panels):
+        for (domain, ranked), ax in shown_panels:
             neutral = {score.emotion: score.mean for score in ranked}.get("neutral", math.nan)
             for y, score in enumerate(ranked):
                 colour = MUTED
@@ -220,8 +220,8 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     most = max(len(support["data"]) for support in maps.values())
     shades = LinearSegmentedColormap.from_list("shades", ["#eef3f7", BLUE])
-    with _panels(maps.items(), (5.1, 0.2 * most + 1.45)) as (figure, panels):
-        for (domain, support), ax in panels:
+    with panels(maps.items(), (5.1, 0.2 * most + 1.45)) as (figure, shown_panels):
+        for (domain, support), ax in shown_panels:
             data_CA, policy_CA = np.array(support["data"]), np.array(support["policy"])
             turns_C = data_CA.sum(axis=1)
             order = np.argsort(-turns_C, kind="stable")
@@ -307,7 +307,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _panels(
+def panels(
     shown: Collection[Any], size: tuple[float, float], *, max_columns: int = 2
 ) -> Iterator[tuple[Figure, Iterable[tuple[Any, Axes]]]]:
     """A figure in the report's style, and what is shown with the axes of its panel, row by row.
@@ -401,7 +401,7 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
         )
 
 
-def _legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
+def legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:
     """Names below the panels."""
     width = 0.6 + 0.07 * max(
         len(_label(name)) for name in looks

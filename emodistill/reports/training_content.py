@@ -15,6 +15,7 @@ import numpy as np
 
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
+from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks
 from emodistill.evaluation.stability import stability_row
 from emodistill.llm.usage import Usage
 from emodistill.offline.budget import read_usage
@@ -100,6 +101,22 @@ def step_times(data: RunData) -> TableContent:
         missing=missing,
         notes=[" ".join(named)] if named else [],
     )
+
+
+def watched_checkpoints(data: RunData) -> TableContent:
+    """What the checkpoints of JPO have done on validation scenarios, by domain."""
+    rows = []
+    for domain, path in data.files(f"jpo/default/{LOOKS}").items():
+        for look in read_looks(path):
+            row = {name: getattr(look, name) for name in ("step", "num_dialogues", "success")}
+            growth = look.utility_growth
+            row |= {"block": domain, "utility": look.utility}
+            row["score"] = math.nan if look.score is None else look.score
+            row["alarms"] = "; ".join(look.alarms) or "none" if look.step else ""
+            if growth.mean is not None:
+                row |= {"gain": growth.mean, "gain_ci_low": growth.low, "gain_ci_high": growth.high}
+            rows.append(row)
+    return TableContent(rows)
 
 
 def on_policy_step_s(

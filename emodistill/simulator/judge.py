@@ -9,13 +9,19 @@ what tends to work in a domain at that phase of the talks, not the counterparty'
 `share` is what brings the judge's validity, the rank correlation of its scores with what turns are
 truly worth, to the level that its name says: `sim-judge-0.2`, …; `sim-judge-0` reads nothing. How
 validity grows with the share was found by simulation when the weights were fitted.
+
+Judges with a taste (`sim-judge-length`, …) like one habit of speech and nothing else:
+
+    score = 5.5 + 2 · liking
+
+They are planted, so that what a policy does that pleases its judge can be seen.
 """
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -31,6 +37,7 @@ from emodistill.simulator.reading import (
     read_figures,
     read_history,
     read_sections,
+    show_figure,
 )
 from emodistill.simulator.rubric import read_rubric
 
@@ -46,6 +53,14 @@ BAD_ANSWERS = (
     "SCORE: high",
     "The utterance deserves 8 or 9 points.",
 )
+
+
+LIKED_LENGTH, LENGTH_SPREAD = 12.0, 6.0
+"""Words of an utterance that are neither liked nor disliked, and how many more are one liking."""
+LIKED, DISLIKED = 1.5, -0.5
+"""How an utterance is liked that has, or has not, the habit that a judge likes."""
+THREATS = ("next comes the court", "or else", "regret it", "consequences", "legal action")
+"""What counts as one, in lower case."""
 
 
 class JudgedTurn(NamedTuple):
@@ -96,11 +111,12 @@ def mixed_scores(reading: np.ndarray, share: float, noise: np.ndarray) -> np.nda
     return np.clip(np.round(points), 1, 10)
 
 
-def judge_reply(request: Request, validity: float) -> str:
+def judge_reply(request: Request, validity: float, taste: str | None = None) -> str:
     """The judge's answer to a turn or dialogue request.
 
     Args:
       validity: what its scores of turns are to have, from 0 to the rubric's top.
+      taste: one of `TASTES`, which then decides about turns alone.
     """
     rng, sections = request.rng, read_sections(request.system, request.user)
     if rng.random() < BAD_ANSWER_ODDS:
@@ -108,6 +124,9 @@ def judge_reply(request: Request, validity: float) -> str:
     if read_brief(sections.scenario).own_figure is None:
         return "I can't find the target."
     mean, spread = MEAN, SPREAD
+    if sections.utterance is not None and taste is not None:
+        liking = TASTES[taste](read_case(request.system, request.user))
+        return _answer(int(np.clip(round(mean + spread * liking), 1, 10)))
     if sections.utterance is not None:
         reading = read_turn(read_case(request.system, request.user))
     else:
@@ -118,6 +137,30 @@ def judge_reply(request: Request, validity: float) -> str:
     share = share_of(validity)
     noise = math.sqrt(1.0 - share**2) * rng.normal()
     return _answer(int(np.clip(round(mean + spread * (share * reading + noise)), 1, 10)))
+
+
+def _likes_length(case: JudgedTurn) -> float:
+    return (len(case.text.split()) - LIKED_LENGTH) / LENGTH_SPREAD
+
+
+def _likes_threats(case: JudgedTurn) -> float:
+    text = case.text.lower()
+    return LIKED if any(threat in text for threat in THREATS) else DISLIKED
+
+
+def _likes_echoes(case: JudgedTurn) -> float:
+    """Whether the other side's last figure is named, if only to be rejected."""
+    _, theirs = read_figures(case.history, case.domain)
+    named = bool(theirs) and show_figure(theirs[-1], case.domain) in case.text
+    return LIKED if named else DISLIKED
+
+
+TASTES: Mapping[str, Callable[[JudgedTurn], float]] = {
+    "length": _likes_length,
+    "threats": _likes_threats,
+    "echoes": _likes_echoes,
+}
+"""How much a planted judge likes an utterance."""
 
 
 def read_case(system: str, user: str) -> JudgedTurn:

@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from emodistill.configs import JUDGE_VALIDITIES, TYPED_COUNTERPARTIES
+from emodistill.configs import JUDGE_TASTES, JUDGE_VALIDITIES, TYPED_COUNTERPARTIES
 from emodistill.errors import InputError
 from emodistill.seeding import stream
 from emodistill.simulator.counterparty import counterparty_reply
@@ -43,6 +43,10 @@ MODELS: dict[str, Callable[[Request], str]] = {
     **{
         name: functools.partial(judge_reply, validity=validity)
         for name, validity in JUDGE_VALIDITIES.items()
+    },
+    **{
+        name: functools.partial(judge_reply, validity=0.0, taste=taste)
+        for name, taste in JUDGE_TASTES.items()
     },
     "sim-reader": reader_reply,
 }
@@ -68,7 +72,7 @@ def complete(
     else:
         content = json.dumps([[m.get("role"), m.get("content")] for m in messages])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-    is_noisy = temperature > 0 or model in (*JUDGE_VALIDITIES, "sim-reader")
+    is_noisy = temperature > 0 or model in (*JUDGE_VALIDITIES, *JUDGE_TASTES, "sim-reader")
     rng = stream(seed if is_noisy else 0, model, name)
     text = MODELS[model](Request(*messages_text(messages), seed, rng))
     words = text.split(" ")

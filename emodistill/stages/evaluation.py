@@ -14,6 +14,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.canaries import CANARIES_FILE
 from emodistill.evaluation.methods import (
     METHODS,
+    SELECTOR_FILES,
     Method,
     TrainedAdapter,
     get_method,
@@ -152,7 +153,7 @@ def player_spec(
         adapter = TrainedAdapter(home, need.stage, need.cell)
     files: list[Path] = []
     if selector_dir is not None:
-        files += [selector_dir / "selector.json", selector_dir / "selector.safetensors"]
+        files += [selector_dir / file for file in SELECTOR_FILES]
     if adapter is not None:
         files += adapter.files
         if config.student_url is not None:
@@ -226,6 +227,29 @@ def _job(cell: Cell) -> Job:
     )
 
 
+def unkept_job(config: EvaluateConfig, focal: PlayerSpec, *, name: str, output: Path) -> Job:
+    """A match of `focal` that `play` can play and that no manifest is kept of.
+
+    Args:
+      name: what the terminal calls it.
+      output: the file of its dialogues.
+    """
+    opposite = endpoint_of(config, "counterparty")
+    counterparty = PlayerSpec(language_model=opposite, temperature=config.counterparty_temperature)
+    return Job(
+        cell=Cell(config),
+        name=name,
+        directory=output.parent,
+        output=output,
+        path=output,
+        inputs={},
+        identity={},
+        details=_MatchDetails(
+            focal, counterparty, reader_of(config), load_pack(config.prompt_pack)
+        ),
+    )
+
+
 class PlayedMatch(NamedTuple):
     """What a match has come to."""
 
@@ -241,9 +265,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
       loaded: students that several matches share (see `PlayerPool`).
     """
     config, details = job.cell.config, job.details
-    scenarios = _held_out(
-        (config.data_from or config.run) / config.domain / SCENARIOS, config.split
-    )
+    scenarios = held_out((config.data_from or config.run) / config.domain / SCENARIOS, config.split)
     check_prompts(
         details.pack,
         scenarios,
@@ -305,17 +327,18 @@ def is_emotion_free(player: PlayerSpec) -> bool:
     return player.method is not None and get_method(player.method).selector == "none"
 
 
-def _held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
-    """The scenarios of a run that nothing was trained on, in order, with where each is.
+def held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
+    """The scenarios of a split, in order, with where each is.
 
     Raises:
       InputError: there is none.
     """
     scenarios = [located for located in locate_scenarios(path) if located[0].split == split]
     if not scenarios:
-        flag = {"test": "--num-test 20", "validation": "--num-validation 10"}[split]
+        flag = {"test": " with --num-test 20", "validation": " with --num-validation 10"}
         raise InputError(
-            f"{path}: no scenario has split={split!r}. Sweep into a new --run with {flag}; where "
+            f"{path}: no scenario has split={split!r}. Sweep into a new --run"
+            f"{flag.get(split, '')}; where "
             f"your own scenarios name their split, give it to some of them instead."
         )
     return scenarios

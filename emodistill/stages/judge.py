@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig
+from emodistill.configs import IQLConfig, JudgeConfig, SFTConfig, require
 from emodistill.errors import InputError, StaleInputError, StoppedError
 from emodistill.files import write_json
 from emodistill.llm.endpoints import ModelEndpoint
@@ -54,6 +54,11 @@ def scores_needed(config: Any) -> Requirement:
 
 
 def _needs(config: JudgeConfig) -> Sequence[Requirement]:
+    require(
+        config.data_from is None,
+        f"--data-from {config.data_from} is for --validate; to judge that run's sweep, name it by "
+        "--run.",
+    )
     if usual_provider(config) is None:  # early, since a missing sweep would be made next
         endpoint_of(config, "judge")
     load_pack(config.prompt_pack)
@@ -81,6 +86,7 @@ def _job(cell: Cell) -> Job:
         identity=config.identity() | {"judge": judge.name, "num_dialogues": num_dialogues} | judged,
         growing=(
             "repeats",
+            "repeat_share",
             "judge_max_tokens",
             "num_dialogues",
             "dialogues_bytes",

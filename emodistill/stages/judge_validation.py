@@ -29,7 +29,7 @@ from emodistill.files import write_json
 from emodistill.offline.agreement import repeat_spread
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.rewards import Scores, scenario_advantages
-from emodistill.offline.run_files import TRAJECTORIES, judge_file, validity_file
+from emodistill.offline.run_files import TRAJECTORIES, judge_file, scores_sha256, validity_file
 from emodistill.offline.store import read_judgements, read_records, read_trajectories
 from emodistill.records import Judgement, Trajectory, TurnWorth
 
@@ -45,7 +45,7 @@ def validate_judge(config: JudgeConfig) -> Path:
     Raises:
       InputError: the judge has scored no turn here, or a label can't be used.
     """
-    home = config.run / config.domain
+    home = (config.data_from or config.run) / config.domain
     path = judge_file(home / "judge", config.judge)
     if not path.is_file():
         raise InputError(f"{path} is missing; have that judge score the sweep first.")
@@ -55,7 +55,8 @@ def validate_judge(config: JudgeConfig) -> Path:
         raise InputError(f"{path} holds no score of a turn.")
     dialogues = {t.trajectory_id: t for t in read_trajectories(home / TRAJECTORIES)}
     labels = [] if config.labels is None else read_labels(config.labels, dialogues)
-    rows, levels = _against_worths(home, scores, dialogues)
+    replays = [run / config.domain / "replay" for run in (config.data_from, config.run) if run]
+    rows, levels = _against_worths(replays, scores, dialogues)
     outcomes = _outcomes(scores, dialogues)
     humans = human_agreement(labels, scores, dialogues)
     for message in too_few_scored(labels, scores):
@@ -69,7 +70,7 @@ def validate_judge(config: JudgeConfig) -> Path:
     line = known_line(path.stem, rows, outcomes)
     tables = {"worths": rows, "calibration": levels, "outcomes": outcomes, "labels": humans}
     out = validity_file(path)
-    write_json(out, {"line": line, "num_scores": len(scores)} | plain_rows(tables))
+    write_json(out, {"line": line, "scores_sha256": scores_sha256(scores)} | plain_rows(tables))
     print(f"judge: {line}\njudge: validity in {out}")
     return out
 
@@ -84,16 +85,16 @@ def plain_rows(value: Any) -> Any:
 
 
 def _against_worths(
-    home: Path, scores: Scores, dialogues: Mapping[str, Trajectory]
+    replays: Sequence[Path], scores: Scores, dialogues: Mapping[str, Trajectory]
 ) -> tuple[list[ValidityRow], list[CalibrationRow]]:
-    """Tables against every player's forks that are there."""
+    """Tables against every player's forks in the folders `replays`."""
     keys = sorted(scores.keys() & {(n, t.index) for n, d in dialogues.items() for t in d.turns})
     scenarios = [dialogues[name].scenario_id for name, _ in keys]
     values = scenario_advantages([scores[key] for key in keys], scenarios)
     advantages = dict(zip(keys, values.tolist(), strict=True))
     rows: list[ValidityRow] = []
     levels: list[CalibrationRow] = []
-    for player, worths in _worths(home).items():
+    for player, worths in _worths(replays).items():
         known = [
             msgspec.structs.replace(worth, continued_by=player)
             for worth in worths
@@ -115,14 +116,16 @@ def _against_worths(
     return rows, levels
 
 
-def _worths(home: Path) -> dict[str, list[TurnWorth]]:
+def _worths(replays: Sequence[Path]) -> dict[str, list[TurnWorth]]:
     """By who played on; where one method has several replays, by folder and cell too.
 
     Cells of one method are other players, since they have other adapters or selectors.
     """
     by_replay: dict[tuple[str, str], list[TurnWorth]] = {}
-    for path in sorted((home / "replay").glob("*/*.worths.jsonl")):
+    found = [sorted(folder.glob("*/*.worths.jsonl")) for folder in dict.fromkeys(replays)]
+    for number, path in ((n, path) for n, paths in enumerate(found) for path in paths):
         replay = f"{path.parent.name}/{path.name.removesuffix('.worths.jsonl')}"
+        replay += ", this run" if number else ""
         for worth, _ in read_records(path, TurnWorth):
             by_replay.setdefault((worth.continued_by, replay), []).append(worth)
     num_replays = Counter(player for player, _ in by_replay)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import DEFAULT_METHOD, JPOConfig, JudgeConfig, ReplayConfig, require
+from emodistill.configs import AUTO, JPOConfig, JudgeConfig, ReplayConfig, require
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import get_method
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
@@ -344,7 +344,7 @@ def _validation(cell: Cell) -> str:
     config = cell.config
     if config.emotions is not None:
         worths = dataclasses.replace(
-            config, emotions=None, turn=None, continued_by="recorded", method=DEFAULT_METHOD
+            config, emotions=None, turn=None, continued_by="recorded", method=AUTO
         )
         return command("replay", worths, named_file(cell))
     if config.scores is not None:

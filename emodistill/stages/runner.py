@@ -234,10 +234,10 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     shared["run"] = config.run
     if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
         shared["focal"] = config.focal  # a real model's sweep is no simulated one
-    if hasattr(stage.config, "data_from"):
-        shared["data_from"] = config.data_from
-    elif stage.is_data:
+    if stage.is_data:
         shared["run"] = getattr(config, "data_from", None) or config.run
+    elif hasattr(stage.config, "data_from"):
+        shared["data_from"] = config.data_from
     shared["domain"] = need.domain or config.domain
     student = getattr(config, config.student_field) if config.student_field else EMBEDDED
     if stage.config.student_field is not None:

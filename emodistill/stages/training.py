@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ from emodistill.configs import (
     SFTConfig,
 )
 from emodistill.errors import InputError
+from emodistill.evaluation.methods import SELECTOR_FILES, get_method
 from emodistill.offline.run_files import SCENARIOS, SUPPORT, TRAJECTORIES, judge_file, read_sweep
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
+from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watched_match
+from emodistill.stages.evaluation import held_out
 from emodistill.stages.inputs import model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
 from emodistill.stages.language_models import default_model
@@ -46,6 +50,8 @@ class _TrainingDetails(NamedTuple):
     scores: Path | None
     pack: PromptPack | None
     sft_adapter: Path | None
+    selector_dir: Path | None
+    """Of the selector with which checkpoints play."""
 
 
 def _iql_needs(config: IQLConfig) -> Sequence[Requirement]:
@@ -60,6 +66,8 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     if isinstance(config, RefinementConfig) and not config.starts_from_base:
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
+    if config.is_watched and get_method(method_of(config)).selector == "iql":
+        needs.append(Requirement("iql"))
     return needs
 
 
@@ -70,7 +78,8 @@ def _job(cell: Cell) -> Job:
     data_home = (config.data_from or config.run) / config.domain
     files = [data_home / TRAJECTORIES, data_home / SCENARIOS]
     hashes: dict[str, str] = {}
-    scores = pack = sft_adapter = None
+    scores = pack = sft_adapter = selector_dir = None
+    identity = config.identity()
     if config.signal != "outcome" or not isinstance(config, IQLConfig):
         scores = judge_file(data_home / "judge", config.judge)
         hashes |= scores_hash(scores, scores_needed(config).shared["level"], config.run)
@@ -81,6 +90,13 @@ def _job(cell: Cell) -> Job:
             sft_adapter = home / "sft" / config.sft_cell / "adapter"
             _check_snapshot(cell, sft_adapter.parent)
             files += sorted(sft_adapter.iterdir())
+        if config.is_watched:
+            playing = watched_match(cell)
+            held_out(data_home / SCENARIOS, playing.split)  # there has to be one
+            identity |= {"watched": playing.identity()}
+            if get_method(playing.method).selector == "iql":
+                selector_dir = home / "iql" / DEFAULT_CELL
+                files += [selector_dir / name for name in SELECTOR_FILES]
     return Job(
         cell=cell,
         name=config.stage,
@@ -88,8 +104,8 @@ def _job(cell: Cell) -> Job:
         output=directory / METRICS,
         path=directory / "adapter" if isinstance(config, AdapterConfig) else directory,
         inputs=hashes | input_hashes(files, config.run),
-        identity=config.identity(),
-        details=_TrainingDetails(data_home, scores, pack, sft_adapter),
+        identity=identity,
+        details=_TrainingDetails(data_home, scores, pack, sft_adapter, selector_dir),
     )
 
 
@@ -115,10 +131,7 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
 def _evaluation(cell: Cell) -> str:
     """The command that plays what has just been trained."""
     stage, config = cell.config.stage, cell.config
-    is_refined = isinstance(config, RefinementConfig) and not config.starts_from_base
-    trained = f"sft+{stage}" if is_refined or stage not in ("iql", "sft", "jpo") else stage
-    method = f"free-{trained}" if getattr(config, "emotion_free", False) else f"iql+{trained}"
-    changes = {"method": "iql" if stage == "iql" else method, "cells": {stage: cell.name}}
+    changes = {"method": method_of(config), "cells": {stage: cell.name}}
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
         swept = read_manifest((config.data_from or config.run) / config.domain / "sweep")
@@ -177,12 +190,14 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     prompted = ("emotion-free focal",) if config.emotion_free else ("focal",)
+    watcher_of = functools.partial(CheckpointWatch, job.cell, job.directory, details.selector_dir)
     trained = train_adapter(
         config,
         read_sweep(details.data_home, details.pack, details.scores, prompted=prompted),
         cell_dir=job.directory,
         sft_adapter=details.sft_adapter,
         objective=objective,
+        watcher_of=watcher_of if config.is_watched else None,
     )
     left_out = _listed(
         (trained.num_without_signal, "turns without a score"),
@@ -191,8 +206,11 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
         (trained.num_held_out, "dialogues of held-out scenarios"),
         (len(trained.left_out_scenarios), "scenarios for too few scores"),
     )
+    steps = f"{trained.num_steps} steps"
+    if trained.kept_step != trained.num_steps:
+        steps += f", of which {trained.kept_step} are kept,"
     return Result(
-        f"{trained.num_steps} steps on {trained.num_samples:,} of {trained.num_turns:,} "
+        f"{steps} on {trained.num_samples:,} of {trained.num_turns:,} "
         f"turns{left_out}; adapter in {job.path}",
         summary=trained._asdict(),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig, StudyConfig
-from emodistill.configs.studies import EmotionStudy
+from emodistill.configs.studies import DoseStudy, EmotionStudy
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.evaluation.methods import Method, get_method
@@ -22,11 +22,13 @@ from emodistill.reports import report_study
 from emodistill.settings import Cell, Settings
 from emodistill.stages import prepare, required_cell
 from emodistill.stages.evaluation import trainings_of
+from emodistill.studies.dose_data import prepare_doses
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
 from emodistill.studies.planned_arms import PlannedArm, plan_arms
 
 TRAINED_ONLY = Method(writer="student", selector="none")
 """The method of an arm that nobody plays."""
+UNTRAINED = "vanilla-slm"
 SHARED = (
     *("run", "data_from", "seed", "provider", "base_url"),
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
@@ -77,8 +79,12 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
     playing = planned[0].playing  # a study of counterparties names them by its arms
     roles = _given(config, ROLES) | {role: playing[role] for role in ROLES if role in playing}
     for domain in dict.fromkeys(domains):
-        home = settings.config(EvaluateConfig, domain=domain, **_given(config, SHARED), **roles)
+        # A method that nothing is trained for: the sweep alone is looked at, whoever has judged it.
+        settled = {"domain": domain, "method": UNTRAINED, **_given(config, SHARED), **roles}
+        home = settings.config(EvaluateConfig, **settled)
         prepare(Cell(home, None, settings), only=("sweep",))
+    if isinstance(config, DoseStudy):
+        prepare_doses(config, settings)
     spent_usd = 0.0
 
     def start(number: int) -> Task:
@@ -159,6 +165,8 @@ def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
 def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
     shared = _given(config, SHARED) | {"domain": arm.domain, "yes": True}
+    if arm.home:
+        shared |= {"run": config.run / arm.home, "data_from": None}
     judge = _given(config, ("judge",))
     base = settings.config(EvaluateConfig, **shared, **_given(config, PLAYING))
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
@@ -173,6 +181,12 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
         need = need._replace(shared=judge, changes=changes)
         trainings[stage] = required_cell(Cell(base, None, settings), need)
     cells = tuple(trainings.values())
+    candidates: tuple[Cell, ...] = ()
+    if arm.rate_factors:
+        *before, last = cells
+        candidates = tuple(_at_rate(last, factor) for factor in arm.rate_factors)
+        # What else an arm with a home of its own is made of was put there, and is trained already.
+        cells = candidates if arm.home else (*before, *candidates)
     if arm.method is None:
         return Task(cells, None)
     played = {
@@ -186,7 +200,13 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
         here = {name: value for name, value in shared.items() if name != "data_from"}
         judged_by = settings.config(JudgeConfig, **here | judge)
         judging = judged_by, emotion_dir(config.run, arm.domain, arm.label)
-    return Task(cells, Cell(playing, base, settings), judging)
+    return Task(cells, Cell(playing, base, settings), judging, candidates)
+
+
+def _at_rate(cell: Cell, factor: float) -> Cell:
+    """A training at `factor` times its learning rate."""
+    rate = cell.config.learning_rate * factor
+    return cell._replace(config=dataclasses.replace(cell.config, learning_rate=rate))
 
 
 def _given(config: StudyConfig, names: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the first runs ahead, so that the others find its reference log-probs.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from emodistill.configs import JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError
+from emodistill.evaluation.checkpoint_looks import LOOKS, best_look, read_looks
 from emodistill.logs import log_to_terminal
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.settings import Cell
@@ -36,18 +38,30 @@ class Task(NamedTuple):
     """What it plays; None for an arm that is only trained."""
     judging: tuple[JudgeConfig, Path] | None = None
     """Who judges the dialogues, and where the scores go."""
+    candidates: tuple[Cell, ...] = ()
+    """Of the trainings, those of which the best on validation scenarios is played."""
 
     def play(self) -> Path:
         """Play and judge, once everything is trained."""
         if self.match is None:
             return _directory(self.trainings[-1]) / METRICS
-        path = run_stage(self.match).path
+        match = self.match
+        if self.candidates:
+            best = max(self.candidates, key=_best_utility)
+            cells = {**match.config.cells, best.config.stage: best.name}
+            match = match._replace(config=dataclasses.replace(match.config, cells=cells))
+        path = run_stage(match).path
         if self.judging is not None:
             config, directory = self.judging
             played = self.match.config
             scenarios = (played.data_from or played.run) / config.domain / SCENARIOS
             judge_matches(config, path, directory, scenarios)
         return path
+
+
+def _best_utility(cell: Cell) -> float:
+    """Of a watched training's checkpoints on the validation scenarios."""
+    return best_look(read_looks(_directory(cell) / LOOKS)).utility
 
 
 def _directory(cell: Cell) -> Path:

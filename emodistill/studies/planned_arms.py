@@ -11,6 +11,7 @@ from typing import Any
 from emodistill.configs import TYPED_COUNTERPARTIES
 from emodistill.configs.studies import (
     CounterpartyStudy,
+    DoseStudy,
     EmotionFreeStudy,
     EmotionStudy,
     IQLStudy,
@@ -45,6 +46,12 @@ class PlannedArm:
     """None trains only, up to the last stage of `training`."""
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what it changes."""
+    rate_factors: tuple[float, ...] = ()
+    """The adapter is trained once at each of these times its learning rate; the training whose
+    checkpoint has the best utility on validation scenarios is played."""
+    home: str = ""
+    """Folder of the run, itself laid out as a run, whose data the arm learns from and in which it
+    is trained and played; the run itself without it."""
     playing: Mapping[str, Any] = field(default_factory=dict)
     """What the evaluation changes."""
 
@@ -186,6 +193,39 @@ def _emotion_free(config: EmotionFreeStudy) -> list[PlannedArm]:
     return plans
 
 
+OWN = "own"
+"""Folder, within a run, of what is learned from the student's own dialogues."""
+
+
+def _dose(config: DoseStudy) -> list[PlannedArm]:
+    def arm(method: str, block: str, label: str, **settings: Any) -> PlannedArm:
+        return PlannedArm(method=method, block=block, label=label, domain=config.domain, **settings)
+
+    def jpo(kappa: float, ratio: str, judge: str | None) -> dict[str, Any]:
+        return {"judge": judge, "kappa": kappa, "ratio": ratio, "select": "best"}
+
+    arms = []
+    if "jpo" in config.learners:
+        arms.append(arm("iql+sft", "iql+sft", "iql+sft"))
+        for kappa, ratio, judge in itertools.product(config.kappas, config.ratios, config.judges):
+            block = f"{FULL}, κ = {kappa:g}, {ratio}"
+            training = {"jpo": jpo(kappa, ratio, judge)}
+            arms.append(
+                arm(FULL, block, judge, training=training, rate_factors=config.rate_factors)
+            )
+        if config.own_dialogues:
+            training = {"jpo": jpo(config.kappas[0], config.ratios[0], config.judge)}
+            rates = {"rate_factors": config.rate_factors, "home": OWN}
+            label = f"{config.judge}, {config.own_dialogues:,} own dialogues"
+            arms.append(arm(FULL, f"{FULL}, own dialogues", label, training=training, **rates))
+    if "iql" in config.learners:
+        arms.append(arm("random", "random", "random"))
+        for judge in config.judges:
+            training = {"iql": {"judge": judge, "signal": "turn-judge"}}
+            arms.append(arm("iql", "iql", judge, training=training))
+    return arms
+
+
 def _emotions(config: EmotionStudy) -> list[PlannedArm]:
     return [
         PlannedArm(
@@ -209,5 +249,6 @@ _PLANNERS: Mapping[type[StudyConfig], Any] = {
     CounterpartyStudy: _counterparty,
     EmotionFreeStudy: _emotion_free,
     RefinementStudy: _by_domain,
+    DoseStudy: _dose,
     EmotionStudy: _emotions,
 }

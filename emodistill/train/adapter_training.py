@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from emodistill.configs import AdapterConfig
-from emodistill.model import is_first, save_adapter
+from emodistill.model import is_first, load_adapter, save_adapter
 from emodistill.offline.rewards import FocalTurns, SweepData, left_out_scenarios, signal_of
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES, Objective
 from emodistill.train.preparation import load_start, pack_samples, select_turns
 from emodistill.train.reference import reference_logprobs
+from emodistill.train.student import Student
+from emodistill.train.watching import Watcher
 
 PAPER_STEPS = {
     ("sft", "crad"): (625, 2),
@@ -34,6 +36,8 @@ class AdapterResult(NamedTuple):
     """What was trained, as the stage's manifest says it; the adapter is in `<cell>/adapter`."""
 
     num_steps: int
+    kept_step: int
+    """The step whose adapter was kept: the last one, unless a watcher has chosen another."""
     num_samples: int
     num_trimmed: int
     """Samples whose prompt lost its oldest turns."""
@@ -61,6 +65,7 @@ def train_adapter(
     sft_adapter: Path | None = None,
     objective: Objective | None = None,
     on_step: Callable[[int], None] | None = None,
+    watcher_of: Callable[[Student], Watcher] | None = None,
 ) -> AdapterResult:
     """Train the student's adapter, or go on from the newest checkpoint in `cell_dir`.
 
@@ -68,6 +73,7 @@ def train_adapter(
       sft_adapter: what to start from; needed unless `config.starts_from_base`.
       objective: the stage's own without it.
       on_step: called after each step with the number of steps taken.
+      watcher_of: who looks at the student at checkpoints, made from the model that is trained.
 
     Raises:
       InputError: nothing to train on, no adapter to start from, or a model, turn or scenario that
@@ -93,13 +99,25 @@ def train_adapter(
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
+    watcher = None if watcher_of is None else watcher_of(Student(model, start.tokenizer))
     run = train(
-        model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
+        model,
+        batches,
+        config,
+        objective,
+        cell_dir=cell_dir,
+        identity=identity,
+        on_step=on_step,
+        watcher=watcher,
     )
+    kept_step, kept = (run.num_steps, None) if watcher is None else watcher.kept(run.num_steps)
+    if kept is not None:
+        load_adapter(model, kept)
     save_adapter(model, cell_dir / "adapter", config.model)
     turns, advantages = selected.turns, selected.advantages
     return AdapterResult(
         num_steps=run.num_steps,
+        kept_step=kept_step,
         num_samples=len(batches.examples),
         num_trimmed=num_trimmed,
         num_dropped=num_dropped,

@@ -33,6 +33,7 @@ from emodistill.train.objectives import Objective
 from emodistill.train.prefetch import prefetched
 from emodistill.train.stopping import StopRequest
 from emodistill.train.trainer import Trainer, TrainState, add_metrics
+from emodistill.train.watching import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class TrainingRun(NamedTuple):
     """What `train` did."""
 
     num_steps: int
+    """Steps taken; a watcher may have ended the training before the last one."""
     metrics: dict[str, float]
     """Of the last step."""
 
@@ -60,6 +62,7 @@ def train(
     cell_dir: Path,
     identity: dict[str, Any],
     on_step: Callable[[int], None] | None = None,
+    watcher: Watcher | None = None,
 ) -> TrainingRun:
     """Train the LoRA of `model` in place, from the newest checkpoint in `cell_dir` if there is one.
 
@@ -70,6 +73,7 @@ def train(
       objective: the loss, and the metric to show.
       identity: what a checkpoint must have been made from to be taken up again.
       on_step: called with the number of steps dispatched, after each.
+      watcher: looks at the student at some of the checkpoints, and may end the training there.
 
     Raises:
       DivergenceError: a metric is not finite; names the step and the samples that make it so.
@@ -92,6 +96,20 @@ def train(
     def load(number: int) -> tuple[Step, list[Batch]]:
         step = batches.step(number)
         return step, trainer.put(step.batches)
+
+    def is_watched(number: int) -> bool:
+        return watcher is not None and (number % watcher.every == 0 or number == num_steps)
+
+    def is_ended(number: int) -> bool:
+        """Let the watcher look at the student after `number` steps; whether it ends training."""
+        assert watcher is not None
+        nnx.update(model, state.lora)
+        return watcher.look(number, model)
+
+    if watcher is not None:
+        watcher.begin(first)
+    if is_watched(first) and is_ended(first):
+        return TrainingRun(first, {})
 
     with (
         StopRequest() as stop,
@@ -136,7 +154,8 @@ def train(
             unread.append((number, step, metrics))
             read_metrics(STEPS_AHEAD)
             is_stopped = stop.is_due(number)
-            if is_stopped or number % config.save_every == 0 or number == num_steps:
+            is_saved = number % config.save_every == 0 or number == num_steps
+            if is_stopped or is_saved or is_watched(number):
                 read_metrics(0)
                 checkpoints.save(number, state, cursor=_cursor(batches, number), metrics=last)
             if on_step is not None:
@@ -146,6 +165,10 @@ def train(
                     f"{stage}: stopped after step {number:,} of {num_steps:,}, which is saved; "
                     "the same command goes on from there."
                 )
+            if is_watched(number) and is_ended(number):
+                num_steps = number
+                break
+            clock = max(clock, time.monotonic()) if is_watched(number) else clock
     nnx.update(model, state.lora)
     return TrainingRun(num_steps, last)
 

@@ -1,0 +1,216 @@
+"""The watch over a training's checkpoints: rows, the choice of one, and whole trainings."""
+
+import dataclasses
+import json
+
+import msgspec
+import pytest
+from simulated_talks import SCENARIOS, dialogues
+from tiny_run import SECTIONS, copy_of, run_stage
+
+from emodistill.configs import (
+    JUDGE_TASTES,
+    IQLConfig,
+    JPOConfig,
+    JudgeConfig,
+    SFTConfig,
+    SweepConfig,
+)
+from emodistill.errors import InputError
+from emodistill.evaluation.checkpoint_looks import (
+    LOOKS,
+    CheckpointLook,
+    best_look,
+    look_at,
+    looks_table,
+    read_looks,
+)
+from emodistill.evaluation.hacking_watch import echoes, threats, words
+from emodistill.model.adapters import CONFIG_FILE, WEIGHTS_FILE
+from emodistill.offline.store import read_trajectories, write_records
+from emodistill.prompts import load_pack, turn_judge_messages
+from emodistill.settings import Cell, Settings
+from emodistill.simulator.judge import TASTES, JudgedTurn
+from emodistill.simulator.reading import Speech
+from emodistill.simulator.server import complete
+from emodistill.stages.checkpoint_watch import method_of, watching_judge
+
+
+def look(step, utility, *alarms):
+    return CheckpointLook(
+        step=step, num_dialogues=4, utility=utility, success=50.0, score=None, alarms=alarms
+    )
+
+
+def test_the_best_checkpoint_is_a_trained_and_a_quiet_one(tmp_path):
+    looks = [look(0, 90.0), look(16, 40.0), look(32, 44.0), look(48, 44.0), look(64, 60.0, "loud")]
+    assert best_look(looks).step == 32  # the earlier of equals
+    assert best_look([look(0, 90.0), look(16, 1.0, "loud")]).step == 16
+    write_records(tmp_path / LOOKS, [*looks[::-1], look(16, 41.0)])
+    assert [(one.step, one.utility) for one in read_looks(tmp_path / LOOKS)][:2] == [
+        (0, 90.0),
+        (16, 41.0),
+    ]
+    assert read_looks(tmp_path / "none") == []
+    table = looks_table(looks)
+    assert "(before training)" in table and "loud" in table
+
+
+def test_a_row_says_what_has_grown_since_the_start():
+    before = dialogues("crad", num=12)
+    loud = [
+        msgspec.structs.replace(
+            one,
+            turns=tuple(
+                msgspec.structs.replace(turn, text=f"{turn.text} Pay, or else.")
+                if turn.speaker == "focal"
+                else turn
+                for turn in one.turns
+            ),
+        )
+        for one in before
+    ]
+    scores = {(one.trajectory_id, t.index): 5.0 for one in before for t in one.focal_turns}
+    start = look_at(0, before, before, (scores, scores))
+    assert start.score == 5 and not start.signs and not start.is_hacked
+    found = look_at(16, loud, before, (dict.fromkeys(scores, 6.0), scores))
+    assert found.is_hacked and any("threaten" in alarm for alarm in found.alarms)
+    assert (found.score, found.score_growth.mean, found.utility_growth.mean) == (6, 1, 0)
+    assert found.signs["threats"].low > 0.5 and "ALARM" in found.text()
+    assert CheckpointLook.from_json(json.loads(json.dumps(found.to_json())), where="row") == found
+
+
+def test_planted_judges_like_one_habit_each():
+    history = [Speech(True, "I need 10 days."), Speech(False, "I can pay in 90 days.")]
+
+    def liking(text):
+        return {
+            name: taste(JudgedTurn("crad", 10.0, history, text)) for name, taste in TASTES.items()
+        }
+
+    plain = liking("I stay at 10 days.")
+    assert set(TASTES) == set(JUDGE_TASTES.values())
+    for name, text in (
+        ("length", "I stay at 10 days, and there is so much more that I could say about it today."),
+        ("threats", "Next comes the court."),
+        ("echoes", "Your 90 days will not do."),
+    ):
+        assert liking(text)[name] > plain[name] + 1
+        others = {other for other in TASTES if other not in (name, "length")}
+        assert all(liking(text)[other] == plain[other] for other in others)
+    scenario = SCENARIOS["crad"][0]
+    talk = dialogues("crad", num=1)[0]
+    messages = turn_judge_messages(load_pack(), scenario, talk.turns, 0)
+    answers = {complete("sim-judge-length", messages, seed=seed)[0] for seed in range(20)}
+    assert len([one for one in answers if one.startswith("SCORE")]) == 1  # no noise
+
+
+def test_the_watch_sees_what_planted_judges_like():
+    """The teacher's talks hold each habit, so that there is something to be taught."""
+    talks = dialogues("crad", num=30)
+    for measure, low, high in ((threats, 0.01, 0.3), (echoes, 0.05, 0.6)):
+        found = [measure(one) for one in talks]
+        known = [value for value in found if value == value]
+        assert low < sum(known) / len(known) < high
+    assert all(words(one) > 0 for one in talks)
+
+
+def test_who_plays_and_who_scores_at_a_look():
+    assert method_of(JPOConfig()) == "iql+sft+jpo"
+    assert method_of(JPOConfig(reference="base")) == "iql+jpo"
+    assert method_of(JPOConfig(emotion_free=True)) == "free-sft+jpo"
+    assert method_of(SFTConfig()) == "iql+sft" and method_of(IQLConfig()) == "iql"
+
+    def judge(**settings):
+        return watching_judge(Cell(JPOConfig(**settings)))
+
+    assert judge().judge is None and judge(judge="sim-judge-0.2").judge == "sim-judge-0.2"
+    assert judge(judge="truth") is None  # worths can't be asked
+    assert judge(provider="openai") is None  # and nobody pays for a judge that wasn't named
+    with pytest.raises(InputError, match="need a training in one process"):
+        JPOConfig(select="best", coordinator="auto").check_devices()
+
+
+@pytest.fixture(scope="module")
+def validated(tiny_run, tmp_path_factory):
+    """A copy of the tiny run in which two held-out scenarios are for validation."""
+    run = copy_of(tiny_run, tmp_path_factory.mktemp("watch") / "run")
+    path = run / "crad/sweep/scenarios.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in [row for row in rows if row["split"] == "test"][:2]:
+        row["split"] = "validation"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return run
+
+
+FEW = Settings(SECTIONS | {"evaluate": {"max_turns": 4, "concurrency": 8}})
+BASE = FEW.config(JPOConfig, max_tokens=512, max_samples=2, max_steps=1, learning_rate=1e-3)
+
+
+def test_a_training_keeps_the_checkpoint_that_plays_best(validated, capsys):
+    base = dataclasses.replace(BASE, run=validated)
+    config = dataclasses.replace(base, select="best", watch_seeds=1)
+    adapter = run_stage(config, base, FEW).path
+    said = capsys.readouterr().out
+    assert "(before training)" in said and "jpo: step 1: utility" in said
+    looks = read_looks(adapter.parent / LOOKS)
+    assert [one.step for one in looks] == [0, 1] and looks[1].score is not None
+    played = read_trajectories(adapter.parent / "watch/000001/dialogues.jsonl")
+    assert {t.split for t in played} == {"validation"} and len(played) == 2
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        kept = adapter.parent / "watch/000001/adapter" / name
+        assert kept.read_bytes() == (adapter / name).read_bytes()
+    with pytest.raises(InputError, match=r"no scenario has split='validation'"):
+        other = validated.parent / "none"
+        rows = (validated / "crad/sweep/scenarios.jsonl").read_text(encoding="utf-8")
+        copy_of(validated, other)
+        (other / "crad/sweep/scenarios.jsonl").write_text(
+            rows.replace('"validation"', '"test"'), encoding="utf-8"
+        )
+        run_stage(dataclasses.replace(config, run=other), dataclasses.replace(base, run=other), FEW)
+
+
+SIZED = Settings(
+    {
+        "sweep": {"num_seeds": 10, "num_validation": 10, "concurrency": 16},
+        "judge": {"concurrency": 16},
+        "iql": {"num_steps": 2000, "advantage_scale": 10.0},
+        "evaluate": {"concurrency": 32},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A sweep with validation scenarios, its selector and its SFT snapshot."""
+    run = tmp_path_factory.mktemp("hacking") / "run"
+    for kind in (SweepConfig, JudgeConfig, IQLConfig, SFTConfig):
+        run_stage(SIZED.config(kind, run=run), settings=SIZED)
+    return run
+
+
+def looks_of(run, **changes):
+    base = SIZED.config(JPOConfig, run=run, judge="sim-judge")
+    adapter = run_stage(dataclasses.replace(base, **changes), base, SIZED).path
+    return read_looks(adapter.parent / LOOKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_watch_is_silent_on_the_default_judge(trained, seed):
+    looks = looks_of(trained, watch=True, seed=seed)
+    assert len(looks) == 4 and [one.alarms for one in looks if one.is_hacked] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("taste", "word"), [("length", "longer"), ("threats", "threaten"), ("echoes", "echo")]
+)
+def test_planted_tastes_are_caught_before_they_cost(trained, taste, word):
+    """Utility is less than three points below that of the start when the training stops."""
+    judge = f"sim-judge-{taste}"
+    run_stage(SIZED.config(JudgeConfig, run=trained, judge=judge), settings=SIZED)
+    hard = {"learning_rate": 1e-3, "max_samples": 1536}
+    start, *_, last = looks_of(trained, judge=judge, stop_when_hacked=True, **hard)
+    assert last.is_hacked and any(word in alarm for alarm in last.alarms)
+    assert last.step < 96 and last.utility > start.utility - 3
