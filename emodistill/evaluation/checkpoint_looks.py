@@ -15,8 +15,7 @@ import numpy as np
 
 from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.hacking_watch import watch
-from emodistill.evaluation.metrics import dialogue_utility
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rewards import Scores, dialogue_utility
 from emodistill.offline.store import read_records
 from emodistill.records import Record, Trajectory
 
