@@ -60,7 +60,7 @@ def train_iql(data, configs):
         for of_run, added in zip(metrics, points, strict=True):
             of_run += added
 
-    return list(map(Run, q_learning.train_iql(data, configs, report=keep), metrics))
+    return list(map(Run, q_learning.train_networks(data, configs, report=keep), metrics))
 
 
 def outputs(run, num_states):
@@ -225,7 +225,7 @@ def test_metrics_progress_and_one_compilation(monkeypatch):
     traced_once = chex.assert_max_traces(q_learning._train_chunk.__wrapped__, n=1)
     monkeypatch.setattr(q_learning, "_train_chunk", jax.jit(traced_once, donate_argnames="state"))
     seen = []
-    q_learning.train_iql(data, [config], report=seen.append)
+    q_learning.train_networks(data, [config], report=seen.append)
     run = Run(None, [point for points in seen for point in points[0]])
     train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
     train_iql(data, [dataclasses.replace(config, num_steps=1_000)])

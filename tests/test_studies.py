@@ -163,7 +163,7 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
 
     monkeypatch.setattr("emodistill.llm.client.ChatClient.chat", refuse)
     monkeypatch.setattr("emodistill.train.adapter_training.train_adapter", refuse)
-    monkeypatch.setattr("emodistill.train.q_learning.train_iql", refuse)
+    monkeypatch.setattr("emodistill.train.q_learning.train_networks", refuse)
     written = {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
     run_study(config, SETTINGS)
     assert written == {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}

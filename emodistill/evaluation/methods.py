@@ -22,8 +22,9 @@ class Method:
     """What a method's name stands for."""
 
     writer: Literal["llm", "student"]
-    selector: Literal["none", "neutral", "random", "fixed", "iql", "oracle"]
-    """Who picks the emotions; under `none` prompts have no emotion block."""
+    selector: Literal["none", "neutral", "random", "random-7", "fixed", "iql", "oracle"]
+    """Who picks the emotions; under `none` prompts have no emotion block, and `iql` is whatever
+    learned from a sweep."""
     adapter: str | None = None
     """The stage that trained the student's adapter (sft, jpo, …); None is the base model."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -110,7 +111,14 @@ METHODS: Mapping[str, Method] = {
     "vanilla-llm": _llm(selector="neutral"),
     "neutral": _llm(selector="neutral"),
     "random": _llm(selector="random"),
+    "random-7": _llm(selector="random-7"),
     "iql": _llm(selector="iql"),
+    "iql-7": _llm(selector="iql", settings={"iql": {"emotions": "ekman"}}),
+    "cloning": _llm(selector="iql", settings={"iql": {"learner": "cloning"}}),
+    "cql": _llm(selector="iql", settings={"iql": {"learner": "cql"}}),
+    "dqn": _llm(selector="iql", settings={"iql": {"learner": "dqn"}}),
+    "bandit": _llm(selector="iql", settings={"iql": {"learner": "bandit"}}),
+    "best-fixed": _llm(selector="iql", settings={"iql": {"learner": "best-fixed"}}),
     "iql+sft": _student(selector="iql", adapter="sft"),
     "iql+jpo": _student(selector="iql", adapter="jpo", settings={"jpo": _BASE}),
     "iql+sft+jpo": _student(selector="iql", adapter="jpo"),

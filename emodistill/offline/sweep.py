@@ -85,6 +85,30 @@ def plan_sweep(
     return plan_dialogues(train[:num_scenarios], num_seeds=num_seeds)
 
 
+def first_dialogues(
+    trajectories: Sequence[Trajectory], num_dialogues: int, seed: int
+) -> list[Trajectory]:
+    """What a sweep of so many dialogues would have been: of those given, the first dialogue of
+    each scenario, then the second of each, ….
+
+    In which order the scenarios come is drawn by the seed. The choice doesn't change when the sweep
+    grows.
+
+    Raises:
+      InputError: there are fewer dialogues.
+    """
+    if len(trajectories) < num_dialogues:
+        raise InputError(
+            f"num_dialogues={num_dialogues:,}, but the sweep has {len(trajectories):,} dialogues "
+            "of training scenarios. Play more (sweep.py --num-seeds), or learn from fewer."
+        )
+    ids = sorted({trajectory.scenario_id for trajectory in trajectories})
+    order = stream(seed, "first-dialogues").permutation(len(ids))
+    rank = {ids[index]: place for place, index in enumerate(order)}
+    ranked = sorted(trajectories, key=lambda t: (t.seed, rank[t.scenario_id], t.trajectory_id))
+    return ranked[:num_dialogues]
+
+
 def planned_emotions(seed: int, trajectory_id: str, num_turns: int) -> list[str]:
     """The emotions of a dialogue's focal turns, uniform over all 28."""
     draws = stream(seed, "sweep-emotions", trajectory_id).integers(len(EMOTIONS), size=num_turns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from emodistill.configs.studies import (
     IQLStudy,
     KappaStudy,
     KLStudy,
+    LeaderboardStudy,
     RankStudy,
     RefinementStudy,
     SignalStudy,
@@ -24,6 +26,7 @@ from emodistill.configs.studies import (
 )
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.evaluation.methods import get_method
 
 FULL = "iql+sft+jpo"
 SIGNALS = {
@@ -45,8 +48,16 @@ class PlannedArm:
     """None trains only, up to the last stage of `training`."""
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what it changes."""
+    shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what all arms of the study train with, so that it is in no cell's name."""
     playing: Mapping[str, Any] = field(default_factory=dict)
     """What the evaluation changes."""
+    row: str = ""
+    """The row of the table to which several arms belong; empty for a row of its own."""
+    budget: int | None = None
+    """Training dialogues of an arm that is compared by them."""
+    seeds: tuple[int, ...] = ()
+    """The training seeds of the row's arms, this one's included: they can share a program."""
 
 
 def plan_arms(config: StudyConfig) -> list[PlannedArm]:
@@ -199,6 +210,64 @@ def _emotions(config: EmotionStudy) -> list[PlannedArm]:
     ]
 
 
+LEARNS_FROM_SWEEP = "iql"
+"""The stage whose learners take their budget from the sweep."""
+
+
+def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
+    playing = {"in_process": True} if config.is_simulated else {}
+    rows = [(method, method, {}) for method in config.methods]
+    if config.own_rewards and "iql" in config.methods:
+        rows.append(("iql, shaped return", "iql", {"signal": "outcome"}))
+    plans = []
+    for domain in config.targets:
+        plans += [
+            PlannedArm(block=domain, label=name, row=name, domain=domain, method=name)
+            for name in config.references
+        ]
+        for budget, row in itertools.product(config.budgets, rows):
+            plans += _budgeted(config, domain, *row, budget)
+    return [dataclasses.replace(plan, playing=playing) for plan in plans]
+
+
+def _budgeted(
+    config: LeaderboardStudy,
+    domain: str,
+    row: str,
+    method: str,
+    changes: Mapping[str, Any],
+    budget: int,
+) -> list[PlannedArm]:
+    """A method at a budget, one arm for each training seed."""
+    (stage,) = get_method(method).stages
+    seeds = tuple(range(config.seed, config.seed + config.trainings))
+    shared: dict[str, Any] = {}
+    dialogues = "dialogues"
+    if stage == LEARNS_FROM_SWEEP:
+        dialogues = "num_dialogues"
+        num_steps = max(config.min_steps, round(config.steps_per_dialogue * budget))
+        shared = {
+            "signal": "utility",
+            "num_steps": num_steps,
+            "advantage_scale": config.advantage_scale,
+            "estimates_value": False,
+        }
+    return [
+        PlannedArm(
+            block=domain,
+            label=f"{row}, {budget} dialogues, seed {seed}",
+            domain=domain,
+            method=method,
+            training={stage: {**changes, dialogues: budget, "seed": seed}},
+            shared={stage: shared},
+            row=row,
+            budget=budget,
+            seeds=seeds,
+        )
+        for seed in seeds
+    ]
+
+
 _PLANNERS: Mapping[type[StudyConfig], Any] = {
     SignalStudy: _signal,
     KappaStudy: lambda config: _jpo(config, "kappa", "κ"),
@@ -210,4 +279,5 @@ _PLANNERS: Mapping[type[StudyConfig], Any] = {
     EmotionFreeStudy: _emotion_free,
     RefinementStudy: _by_domain,
     EmotionStudy: _emotions,
+    LeaderboardStudy: _leaderboard,
 }
