@@ -59,6 +59,8 @@ class Turn(Record, frozen=True, kw_only=True):
     index: int
     speaker: Role
     emotion: str | None
+    heard_emotion: str | None = None
+    """What the other side heard in it, where its selector looks at that."""
     text: str
     offer: float | None
     act: Act | None = None
@@ -71,8 +73,9 @@ class Turn(Record, frozen=True, kw_only=True):
     latency_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.emotion is not None and self.emotion not in EMOTION_INDEX:
-            raise InputError(f"emotion {self.emotion!r} is none of the 28 GoEmotions labels.")
+        for emotion in (self.emotion, self.heard_emotion):
+            if emotion is not None and emotion not in EMOTION_INDEX:
+                raise InputError(f"emotion {emotion!r} is none of the 28 GoEmotions labels.")
 
 
 class StudentServer(Record, frozen=True, kw_only=True):

@@ -51,7 +51,7 @@ def test_arms_are_told_apart_and_name_what_there_is(name):
 
 
 def test_every_study_has_tables_and_every_ablation_a_subcommand():
-    assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions"}
+    assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions", "leaderboard"}
     assert len(ABLATIONS) == 9
 
 
@@ -191,7 +191,7 @@ def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_fr
     study = KappaStudy(run=tmp_path, judge="sim-judge-0")
     (plan, *_) = plan_arms(study)
     trainings = runner._task(plan, study, SETTINGS).trainings
-    cells = {cell.config.stage: cell for cell in trainings}
+    cells = {group[0].config.stage: group[0] for group in trainings}
     assert {cell.config.judge for cell in cells.values()} == {"sim-judge-0"}
     assert cells["sft"].name == "default"
 

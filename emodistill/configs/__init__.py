@@ -26,6 +26,7 @@ from emodistill.configs.data import (
     GENERATED,
     ConvertConfig,
     DialogueConfig,
+    EmotionReaderKind,
     ExportConfig,
     ImportConfig,
     JudgeConfig,
@@ -51,6 +52,14 @@ from emodistill.configs.playing import (
     TournamentConfig,
 )
 from emodistill.configs.preflight import PREFLIGHTS
+from emodistill.configs.selectors import (
+    DEFAULT_SELECTOR,
+    SHIPPED,
+    RewardKind,
+    SelectorConfig,
+    SelectorMethod,
+    SpokenLabels,
+)
 from emodistill.configs.serving import ServeConfig
 from emodistill.configs.studies import (
     ABLATIONS,
@@ -87,6 +96,7 @@ CONFIGS: dict[str, type[Config]] = {
         SweepConfig,
         JudgeConfig,
         IQLConfig,
+        SelectorConfig,
         SFTConfig,
         JPOConfig,
         ALoLConfig,

@@ -20,6 +20,7 @@ from emodistill.configs.base import (
     setting,
 )
 
+EmotionReaderKind = Literal["model", "simulator", "none"]
 GENERATED = "generated"
 """What `scenarios` says to play the built-in ones."""
 

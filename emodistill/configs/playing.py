@@ -23,7 +23,7 @@ from emodistill.configs.base import (
     require_student_server,
     setting,
 )
-from emodistill.configs.data import DialogueConfig
+from emodistill.configs.data import DialogueConfig, EmotionReaderKind
 from emodistill.emotions import EMOTION_INDEX
 
 Deviation = Literal["population", "sample"]
@@ -79,6 +79,10 @@ class MatchConfig(DialogueConfig):
     in_process: bool = setting(False, operational=True)
     """Play the simulated models in this process, without a server between: the same dialogues, in
     less time."""
+    emotion_reader: EmotionReaderKind | None = None
+    """Who hears the other side's emotion, for the methods that look at it (eq-negotiator, emomas):
+    a language model (`--reader`), the simulator's ear, or nobody. If left out, the model, and on
+    the simulator its ear."""
 
     def __post_init__(self) -> None:
         DialogueConfig.__post_init__(self)
@@ -113,7 +117,8 @@ class EvaluateConfig(MatchConfig):
     """vanilla-llm, vanilla-slm, neutral, random, random-7, fixed, iql, iql-7, cloning, cql, dqn,
     bandit, best-fixed, iql+sft, iql+jpo, iql+sft+jpo,
     iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
-    free-sft+jpo, oracle."""
+    free-sft+jpo, oracle; evoemo, emodebt, eq-negotiator, emomas, each also with -shipped, and each
+    for a student, as in evoemo+sft+jpo."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from emodistill.configs.base import (
     EMBEDDED,
@@ -17,6 +17,7 @@ from emodistill.configs.base import (
     require_student_server,
     setting,
 )
+from emodistill.configs.selectors import SelectorMethod
 
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
 
@@ -230,13 +231,17 @@ class LeaderboardStudy(StudyConfig):
     """Training dialogues of a domain: what EmoDebt and EvoEmo take, and the paper's sweep."""
     trainings: int = setting(5, ge=1)
     """Training seeds of each method at each budget, from --seed on."""
-    methods: tuple[str, ...] = ("iql", "iql-7", "cloning", "cql", "dqn", "bandit", "best-fixed")
-    """Methods that learn."""
+    methods: tuple[str, ...] = (
+        *("iql", "iql-7", "cloning", "cql", "dqn", "bandit", "best-fixed"),
+        *get_args(SelectorMethod),
+    )
+    """Methods that learn: from a sweep, or by dialogues that they play themselves."""
     references: tuple[str, ...] = ("random", "random-7", "neutral", "oracle")
     """Methods that learn nothing: the floors, of which the first is what all are compared with, and
     the ceiling, which the simulator alone has."""
-    own_rewards: bool = True
-    """Also train IQL on its own reward, the shaped return, in place of the utility."""
+    ablations: bool = False
+    """Also IQL and the systems of related work on their own rewards in place of the utility, and
+    each fault of a system's published code alone."""
     advantage_scale: float = setting(30.0, gt=0)
     """β of IQL's policy, whose advantages are in utility here, a tenth of the shaped return's."""
     steps_per_dialogue: float = setting(6.25, gt=0)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from emodistill.configs import DEFAULT_CELL
+from emodistill.configs import DEFAULT_CELL, DEFAULT_SELECTOR, SelectorMethod
 from emodistill.errors import InputError
 from emodistill.settings import cell_name
 
@@ -22,24 +22,33 @@ class Method:
     """What a method's name stands for."""
 
     writer: Literal["llm", "student"]
-    selector: Literal["none", "neutral", "random", "random-7", "fixed", "iql", "oracle"]
-    """Who picks the emotions; under `none` prompts have no emotion block, and `iql` is whatever
-    learned from a sweep."""
+    selector: Literal["none", "neutral", "random", "random-7", "fixed", "iql", "trained", "oracle"]
+    """Who picks the emotions; under `none` prompts have no emotion block. `iql` has learned from a
+    sweep (`IQLConfig`), what is `trained` from dialogues of its own (`SelectorConfig`)."""
     adapter: str | None = None
     """The stage that trained the student's adapter (sft, jpo, …); None is the base model."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what its training changes for this method: a cell of its own."""
 
     @property
+    def selector_stage(self) -> str | None:
+        """The stage that has trained its selector; None where nothing was trained for it."""
+        return SELECTOR_STAGES.get(self.selector)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The training stages that it needs, each before those that go on from it."""
-        stages = ["iql"] if self.selector == "iql" else []
+        stages = [] if self.selector_stage is None else [self.selector_stage]
         if self.adapter is not None:
             starts_from_base = self.settings.get(self.adapter, {}).get("reference") == "base"
             if self.adapter != "sft" and not starts_from_base:
                 stages.append("sft")
             stages.append(self.adapter)
         return tuple(stages)
+
+
+SELECTOR_STAGES = {"iql": "iql", "trained": "selector"}
+"""`Method.selector` -> the stage that trains it."""
 
 
 class TrainedCell(NamedTuple):
@@ -105,6 +114,14 @@ _llm = functools.partial(Method, writer="llm")
 _student = functools.partial(Method, writer="student")
 _FREE = {"emotion_free": True}
 _BASE = {"reference": "base"}
+RELATIVES: tuple[SelectorMethod, ...] = get_args(SelectorMethod)
+"""Systems of related work, as they are repaired and as they were published."""
+
+
+def _relative(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """What the training of its selector changes; the default cell is that of the default method."""
+    return {} if name == DEFAULT_SELECTOR else {"selector": {"method": name}}
+
 
 METHODS: Mapping[str, Method] = {
     "vanilla-slm": _student(selector="neutral"),
@@ -130,13 +147,15 @@ METHODS: Mapping[str, Method] = {
     "free-jpo": _student(selector="none", adapter="jpo", settings={"jpo": _FREE | _BASE}),
     "free-sft+jpo": _student(selector="none", adapter="jpo", settings={"sft": _FREE, "jpo": _FREE}),
     "fixed": _llm(selector="fixed"),
+    **{name: _llm(selector="trained", settings=_relative(name)) for name in RELATIVES},
     "oracle": _llm(selector="oracle"),
 }
-"""Those with a name of their own; `get_method` also knows `iql+sft+<stage>`."""
+"""Those with a name of their own; `get_method` knows more."""
 
 
 def get_method(name: str) -> Method:
-    """The method of that name: one of METHODS, or `iql+sft+<stage>` for any other adapter stage.
+    """The method of that name: one of METHODS, or `<method>+sft` and `<method>+sft+<stage>` for a
+    selector that was trained (`iql`, `cql`, `evoemo`, …) before a student.
 
     Whether such a stage has trained an adapter is seen when the adapter is looked for.
 
@@ -145,6 +164,16 @@ def get_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    if refined := re.fullmatch(r"iql\+sft\+([a-z][a-z0-9_-]*)", name):
-        return _student(selector="iql", adapter=refined[1])
+    chooser, _, adapters = name.partition("+")
+    alone = METHODS.get(chooser)
+    is_student = re.fullmatch(r"sft(\+[a-z][a-z0-9_-]*)?", adapters)
+    if alone is not None and alone.selector_stage is not None and is_student:
+        adapter = adapters.rpartition("+")[2]
+        return _student(selector=alone.selector, adapter=adapter, settings=alone.settings)
     raise InputError(f"--method {name} is not known; use one of {', '.join(METHODS)}.")
+
+
+def system_in(name: str) -> str | None:
+    """The system of related work that picks a method's emotions, None for other methods."""
+    system = name.partition("+")[0]
+    return system if system in RELATIVES else None

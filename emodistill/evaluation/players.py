@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Self
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EKMAN, NEUTRAL
-from emodistill.evaluation.methods import TrainedAdapter, get_method
+from emodistill.evaluation.methods import TrainedAdapter, get_method, system_in
 from emodistill.evaluation.served_student import ServedStudents
 from emodistill.evaluation.student_writer import StudentWriter
 from emodistill.llm.client import ChatClient
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.model import EngineWorker
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, turn_cap
+from emodistill.negotiation.hearing import EmotionReader
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, Writer
 from emodistill.offline.sweep import plan_dialogues, play_all
@@ -32,6 +33,7 @@ from emodistill.records import Role, StudentServer
 from emodistill.seeding import stream
 from emodistill.selectors import FixedSelector, IQLSelector, RandomSelector, Selector
 from emodistill.selectors.oracle import OracleSelector
+from emodistill.selectors.systems import load_trained, system_of
 from emodistill.simulator.writer import SimulatedWriter
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class PlayerPool:
     Args:
       client_of: the clients of the language models, open.
       loaded: students by name, filled at first use; pools that share it share their weights.
+      emotion_reader: hears the other side for the methods that look at its emotions.
     """
 
     def __init__(
@@ -92,10 +95,13 @@ class PlayerPool:
         client_of: Callable[[ModelEndpoint], ChatClient],
         pack: PromptPack,
         loaded: dict[str, Student] | None = None,
+        *,
+        emotion_reader: EmotionReader | None = None,
     ) -> None:
         self.config = config
         self.client_of = client_of
         self.pack = pack
+        self._emotion_reader = emotion_reader
         self._loaded = {} if loaded is None else loaded
         self._worker = EngineWorker(self._make_engine)
         self._served = None if config.student_url is None else ServedStudents(config)
@@ -156,10 +162,13 @@ class PlayerPool:
           InputError: a checkpoint, a selector or an adapter that can't be used.
         """
         writer, server = await self._writer(spec)
+        system = None if spec.method is None else system_in(spec.method)
+        hears = system is not None and system_of(system).reads_emotions
         return Player(
             choose_for=self._choose_for(spec, role, opponent),
             writer=writer,
             method=spec.method,
+            emotion_reader=self._emotion_reader if hears else None,
             cells=spec.cells,
             server=server,
         )
@@ -174,6 +183,9 @@ class PlayerPool:
         if kind == "iql":
             assert spec.selector_dir is not None
             shared = IQLSelector.load(spec.selector_dir, policy=config.policy, greedy=config.greedy)
+        elif kind == "trained":
+            assert spec.selector_dir is not None
+            shared = load_trained(spec.selector_dir, system_in(spec.method))
         elif kind == "random":
             shared = RandomSelector()
         elif kind == "random-7":

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import NEUTRAL
 from emodistill.negotiation.mediator import BREAKDOWN, ONGOING, mediate
@@ -28,6 +30,7 @@ from emodistill.seeding import derive
 
 if TYPE_CHECKING:
     from emodistill.llm.usage import Completion
+    from emodistill.negotiation.hearing import EmotionReader
     from emodistill.prompts import PromptPack
 
 log = logging.getLogger("emodistill.negotiation")
@@ -55,6 +58,7 @@ class Player:
     Attributes:
       choose_for: dialogue -> who picks the emotion before each turn, on the state as the player's
         role sees it. Without it the player is neutral and the record has no emotion.
+      emotion_reader: hears the other side's emotions, for a method that looks at them.
       method, cells: what the record says of a player with a method, as the focal one always is.
       server: what the record says of the server that writes as the student, if one does.
     """
@@ -62,6 +66,7 @@ class Player:
     writer: Writer
     choose_for: Callable[[PlannedDialogue], ChooseEmotion] | None = None
     method: str | None = None
+    emotion_reader: EmotionReader | None = None
     cells: Mapping[str, str] = field(default_factory=dict)
     server: StudentServer | None = None
 
@@ -109,8 +114,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
     scenario, name = dialogue.scenario, dialogue.trajectory_id
     players = match.focal, match.counterparty
     choosers = [player.choose_for and player.choose_for(dialogue) for player in players]
-    turns = list(dialogue.heard)
     calls: list[Completion] = []
+    turns = [await _listen(turn, match, name, calls) for turn in dialogue.heard]
     verdict = mediate(turns, scenario, match.agreement) if turns else ONGOING
     while verdict == ONGOING and len(turns) < match.max_turns:
         to_move = len(turns) % 2
@@ -150,9 +155,11 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             completion_tokens=reply.completion_tokens,
             latency_s=round(reply.latency_s, 4),
         )
-        turns.append(turn)
         calls += [reply, *read.calls]
+        turns.append(turn)
         verdict = mediate(turns, scenario, match.agreement)
+        if verdict == ONGOING:
+            turns[-1] = await _listen(turn, match, name, calls)
     return Trajectory(
         trajectory_id=name,
         domain=scenario.domain,
@@ -176,6 +183,16 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         ),
         cost_usd=sum(call.cost_usd for call in calls),
     )
+
+
+async def _listen(turn: Turn, match: Match, name: str, calls: list[Completion]) -> Turn:
+    """The turn with what the other player hears in it; the calls for that go to `calls`."""
+    listener = match.counterparty if turn.speaker == "focal" else match.focal
+    if listener.emotion_reader is None or turn.heard_emotion is not None:
+        return turn
+    heard = await listener.emotion_reader.hear(turn.text, dialogue_id=name, seed=match.seed)
+    calls += heard.calls
+    return msgspec.structs.replace(turn, heard_emotion=heard.emotion)
 
 
 async def _reply(

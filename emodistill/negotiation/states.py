@@ -43,6 +43,8 @@ class DialogueState:
     focal_offers: tuple[float | None, ...] = ()
     counterparty_offers: tuple[float | None, ...] = ()
     emotions: tuple[str | None, ...] = ()
+    heard_emotions: tuple[str | None, ...] = ()
+    """What was heard in each turn of the other side; None where nobody listened."""
 
     def __post_init__(self) -> None:
         if self.max_turns < 1:
@@ -74,6 +76,7 @@ class DialogueState:
             focal_offers=tuple(turn.offer for turn in own),
             counterparty_offers=tuple(turn.offer for turn in turns if turn.speaker != role),
             emotions=tuple(turn.emotion for turn in own),
+            heard_emotions=tuple(turn.heard_emotion for turn in turns if turn.speaker != role),
         )
 
 

@@ -26,7 +26,7 @@ from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
-from emodistill.llm.client import RefusedError
+from emodistill.llm.client import CeilingError, RefusedError
 from emodistill.llm.client_group import ClientGroup
 from emodistill.llm.usage import Usage
 from emodistill.logs import fields
@@ -48,6 +48,7 @@ from emodistill.offline.store import (
     read_trajectories,
     write_records,
 )
+from emodistill.offline.turnstile import Turnstile
 from emodistill.offline.unfinished import UnfinishedAnswers
 from emodistill.offline.workers import JobsResult, run_jobs
 from emodistill.progress import Progress
@@ -171,6 +172,7 @@ async def play_all(
     path: Path,
     label: str,
     on_open: Callable[[], None] = lambda: None,
+    turnstile: Turnstile | None = None,
 ) -> JobsResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
@@ -183,6 +185,7 @@ async def play_all(
       path: a `.jsonl` file; dialogues that fail for good go to `failures_path(path)`.
       label: names the job on the progress line.
       on_open: called once this process alone writes to `path`.
+      turnstile: holds back the dialogues of a training until what they build on has ended.
 
     Raises:
       ApiError: the API can't work as it is set up, or failure follows failure.
@@ -198,7 +201,7 @@ async def play_all(
         failed = stack.enter_context(JsonlAppender(failures_path(path)))
         on_open()
         ended = _EndedDialogues(finished, failed, ReadabilityCheck(is_lenient=config.keep_unread))
-        used = ended.read()
+        used = ended.read(turnstile)
         earlier = ended.costs_usd.keys() | ended.failed_ids
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in earlier]
         ended.readability.check(is_end=not pending)
@@ -219,16 +222,27 @@ async def play_all(
         )
 
         async def play_one(dialogue: PlannedDialogue) -> None:
+            if turnstile is not None:
+                await turnstile.admit(dialogue.trajectory_id)
             unfinished.begin(dialogue.trajectory_id)
-            trajectory = await play(dialogue, match)
+            try:
+                trajectory = await play(dialogue, match)
+            except CeilingError:
+                if turnstile is not None:
+                    turnstile.close()
+                raise
             ended.keep(trajectory)
             unfinished.forget(dialogue.trajectory_id)
             budget.add(trajectory.cost_usd)
             ended.readability.check()
+            if turnstile is not None:
+                turnstile.end(trajectory.trajectory_id, trajectory)
 
         def give_up(dialogue: PlannedDialogue, error: ApiError) -> None:
             ended.give_up(dialogue, error)
             unfinished.forget(dialogue.trajectory_id)
+            if turnstile is not None:
+                turnstile.end(dialogue.trajectory_id, None)
 
         num_before = len(planned) - len(pending)
         stopped = await run_jobs(
@@ -240,6 +254,7 @@ async def play_all(
             bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
             concurrency=config.concurrency,
             status=ended.status,
+            is_ordered=turnstile is not None,
         )
     ended.readability.check(is_end=stopped is None)
     ids = {dialogue.trajectory_id for dialogue in planned}
@@ -275,16 +290,20 @@ class _EndedDialogues:
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
     """Of the dialogues of this job."""
 
-    def read(self) -> Usage:
-        """Take in what the files hold; what it has cost."""
+    def read(self, turnstile: Turnstile | None) -> Usage:
+        """Take in what the files hold, and tell the turnstile; what it has cost."""
         used = Usage()
         for earlier in read_trajectories(self.finished.path):
             calls, *tokens = msgspec.structs.astuple(earlier.usage)
             used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
             self.costs_usd[earlier.trajectory_id] = earlier.cost_usd
             self.readability.add(earlier)
+            if turnstile is not None:
+                turnstile.end(earlier.trajectory_id, earlier)
         failures = read_records(self.failed.path, FailedDialogue)
         self.failed_ids = {line.trajectory_id for line, _ in failures} - self.costs_usd.keys()
+        for name in sorted(self.failed_ids) if turnstile is not None else ():
+            turnstile.end(name, None)
         return used
 
     def keep(self, trajectory: Trajectory) -> None:

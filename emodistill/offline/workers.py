@@ -120,12 +120,14 @@ async def run_jobs(
     bar: Progress,
     concurrency: int,
     status: Callable[[], str],
+    is_ordered: bool = False,
 ) -> StopReason | None:
     """Do all jobs within a budget, and show how far they are; see `run_bounded`.
 
     Args:
       bar: counts these jobs and those that were done before; not entered yet.
       status: what the progress line says of the results, before what it says of API and money.
+      is_ordered: see `run_bounded`.
 
     Returns:
       Why it has ended with jobs undone; None where none is.
@@ -158,6 +160,7 @@ async def run_jobs(
             on_failure=fail,
             admits=budget.admits,
             on_tick=tick,
+            is_ordered=is_ordered,
         )
     if not ran_through:
         return "interrupted"
@@ -172,6 +175,7 @@ async def run_bounded(
     on_failure: Callable[[Job, ApiError], None],
     admits: Callable[[], bool] = lambda: True,
     on_tick: Callable[[], None] = lambda: None,
+    is_ordered: bool = False,
 ) -> bool:
     """Do all jobs, `concurrency` at a time, each taken from `jobs` only when a worker is free.
 
@@ -179,7 +183,7 @@ async def run_bounded(
     whose attempts are exhausted gets a second round after all others; then it has failed too.
     Other errors stop everything at once, as do many failures in a row. `admits` is asked before
     each job; once it says no, what is in flight is finished and nothing more begun. `on_tick` is
-    called about every second.
+    called about every second. Where jobs wait for earlier ones (`is_ordered`), none is put off.
 
     Returns:
       False where SIGINT or SIGTERM cut it short; jobs in flight are then given up.
@@ -198,7 +202,7 @@ async def run_bounded(
         except CeilingError:
             pass  # `admits` says so too; what the job has got so far is kept
         except (RefusedError, EmptyReplyError, ExhaustedError) as error:
-            if is_last or not isinstance(error, ExhaustedError):
+            if is_last or is_ordered or not isinstance(error, ExhaustedError):
                 on_failure(job, error)
             else:
                 deferred.append(job)

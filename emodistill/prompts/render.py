@@ -13,11 +13,12 @@ import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from emodistill.domains.registry import format_number, format_value, get_domain
 from emodistill.domains.scenario import Scenario
-from emodistill.emotions import NEUTRAL
+from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
 from emodistill.prompts.packs import BLOCKS, BUILT_IN, CASE_BLOCKS, MESSAGES, PromptPack
 from emodistill.prompts.templates import (
@@ -31,6 +32,7 @@ from emodistill.prompts.templates import (
 from emodistill.records import Outcome, Turn
 
 _READING = BUILT_IN / "reading.toml"
+_HEARING = BUILT_IN / "hearing.toml"
 
 Message = dict[str, str]
 """One chat message in the OpenAI wire format: `{"role": …, "content": …}`."""
@@ -65,7 +67,7 @@ def reading_messages(domain: str, utterance: str, heard: str | None = None) -> l
     Args:
       heard: what the other side said last; None where the talks begin.
     """
-    texts, game = _reading_texts(), get_domain(domain)
+    texts, game = _texts(_READING), get_domain(domain)
     values = {
         "quantity": game.quantity,
         "example": texts["examples"][game.unit],
@@ -81,9 +83,22 @@ def reading_prompt_sha256() -> str:
     return hashlib.sha256(_READING.read_bytes()).hexdigest()
 
 
+def hearing_messages(utterance: str) -> list[Message]:
+    """The prompt for a language model that names the emotion of an utterance."""
+    texts = _texts(_HEARING)
+    values = {"labels": ", ".join(EMOTIONS), "utterance": as_data(utterance)}
+    templates = {role: Template(f"hearing.toml: {role}", texts[role]) for role in MESSAGES}
+    return _chat(templates, values)
+
+
+def hearing_prompt_sha256() -> str:
+    """The hash of the prompt for emotions, for manifests."""
+    return hashlib.sha256(_HEARING.read_bytes()).hexdigest()
+
+
 @cache
-def _reading_texts() -> Mapping[str, Any]:
-    return tomllib.loads(_READING.read_text(encoding="utf-8"))
+def _texts(path: Path) -> Mapping[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def turn_judge_messages(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.configs import DEFAULT_RUN, ServeConfig, home_expanded
+from emodistill.configs import DEFAULT_RUN, DEFAULT_SELECTOR, ServeConfig, home_expanded
 from emodistill.emotions import NEUTRAL
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import (
     BASE_NAME,
     METHODS,
+    RELATIVES,
     Method,
     TrainedAdapter,
     get_method,
@@ -22,9 +24,12 @@ from emodistill.model.adapters import CONFIG_FILE
 from emodistill.offline.run_files import turn_limit
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.selectors import FixedSelector, IQLSelector, Selector
+from emodistill.selectors.systems import is_trained_for, load_trained, system_of, trained_setup
 from emodistill.serving.negotiator import Negotiator
 from emodistill.serving.refusals import ChatRefusedError
 from emodistill.untrusted import shown
+
+log = logging.getLogger("emodistill.serving")
 
 MAX_NAME = 100
 
@@ -74,7 +79,13 @@ class Catalogue:
         known = {BASE_NAME, *(method.adapter for method in METHODS.values())}
         stages = {name.partition(":")[0] for name in self._adapters} - known
         own = [f"iql+sft+{stage}" for stage in sorted(stages)]
-        for name in (*METHODS, *own):
+        refined = sorted((stages | known) - {"sft", None, BASE_NAME})
+        related = [
+            "+".join((system, "sft", *adapter))
+            for system in RELATIVES
+            for adapter in ((), *((stage,) for stage in refined))
+        ]
+        for name in (*METHODS, *own, *related):
             if (made := self._negotiator(get_method(name), config, pack, home)) is not None:
                 self._negotiators[name] = made
         for pair in config.adapter:
@@ -190,8 +201,18 @@ class Catalogue:
             if not folder.is_dir():
                 return None
             selector = IQLSelector.load(folder, policy=config.policy, greedy=config.greedy)
+        hears = False
+        if method.selector == "trained":
+            folder = home / "selector" / trained["selector"].cell
+            system = method.settings.get("selector", {}).get("method", DEFAULT_SELECTOR)
+            if not folder.is_dir() or not is_trained_for(folder, system):
+                return None
+            selector, hears = load_trained(folder, system), system_of(system).reads_emotions
+            if hears and trained_setup(folder)[1] == "model":
+                log.warning("%s is not served: a model heard emotions in its training.", folder)
+                return None
         cap = turn_limit(home).cap
-        return Negotiator(selector=selector, adapter=adapter, pack=pack, max_turns=cap)
+        return Negotiator(selector=selector, adapter=adapter, pack=pack, max_turns=cap, hears=hears)
 
 
 def _run_adapters(home: Path) -> Iterator[TrainedAdapter]:

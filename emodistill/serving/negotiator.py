@@ -28,6 +28,7 @@ from emodistill.seeding import derive, stream
 from emodistill.selectors import Selector
 from emodistill.serving.chat_requests import ChatRequest, GivenMessage, Setting, converted
 from emodistill.serving.refusals import ChatRefusedError
+from emodistill.simulator.reader import heard_emotion
 from emodistill.untrusted import brief, parse_json, shown
 
 MAX_TURNS = 200
@@ -68,12 +69,14 @@ class Negotiator:
     Attributes:
       adapter: the name under which the student that writes for it is served.
       max_turns: of a dialogue, both sides together, as the selector was trained.
+      hears: whether the selector looks at the other side's emotions; the simulator's ear hears them.
     """
 
     selector: Selector
     adapter: str
     pack: PromptPack
     max_turns: int
+    hears: bool = False
 
     def read(
         self, request: ChatRequest, seed: int, fits: Callable[[Sequence[Message]], bool]
@@ -129,6 +132,7 @@ class Negotiator:
                     index=len(turns),
                     speaker=role if is_own else opposite,
                     emotion=emotion,
+                    heard_emotion=heard_emotion(text) if self.hears and not is_own else None,
                     text=text,
                     offer=read_offer(text, scenario.domain),
                 )

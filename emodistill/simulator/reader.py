@@ -10,12 +10,14 @@ import json
 import re
 from typing import Literal
 
+from emodistill.emotions import NEUTRAL
 from emodistill.simulator.reading import (
     Request,
     last_figure,
     read_brief,
     show_figure,
 )
+from emodistill.simulator.response_model import PHRASES, expressed
 
 BAD_READING_ODDS = 0.01
 BAD_READINGS = ("The speaker wants a better deal.", '{"offer": "soon", "act": "propose"}', "")
@@ -50,6 +52,18 @@ _LEAVE = re.compile(
 _THREAT = re.compile(r"\b(if|unless|or|may|might|could|would|will have to|before)\b", re.I)
 
 
+def heard_emotion(utterance: str) -> str:
+    """The emotion that a simulated ear hears in an utterance, one of the 28 labels.
+
+    A simulated counterparty that is pleased is heard as joy, a cross one as anger; elsewhere it is
+    the emotion with the most marked words.
+    """
+    for mood, emotion in (("pleased", "joy"), ("cross", "anger"), ("walk", "anger")):
+        if any(utterance.startswith(opening) for opening in PHRASES["counterparty"][mood]):
+            return emotion
+    return expressed(utterance).emotion or NEUTRAL
+
+
 def reader_reply(request: Request) -> str:
     """The reading of the utterance in a prompt, as JSON; sometimes a bad answer."""
     if request.rng.random() < BAD_READING_ODDS:
@@ -58,6 +72,8 @@ def reader_reply(request: Request) -> str:
     utterance, closed, _ = rest.partition("\n</utterance>")
     if not closed:
         return "I can't find an utterance."
+    if '"emotion"' in request.system:
+        return json.dumps({"emotion": heard_emotion(utterance)})
     domain = read_brief(request.system).domain
     figure = last_figure(utterance, domain)
     shown = None if figure is None else show_figure(figure, domain)

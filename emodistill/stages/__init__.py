@@ -11,6 +11,7 @@ from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
 from emodistill.stages.judge_validation import validate_judge
 from emodistill.stages.replay import REPLAY
 from emodistill.stages.runner import STAGES, prepare, required_cell, run, run_together
+from emodistill.stages.selector_training import SELECTOR
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
 from emodistill.stages.sweep_pilot import plan
@@ -18,7 +19,8 @@ from emodistill.stages.tournament import tournament
 from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 
 STAGES |= {
-    s.config.stage: s for s in (SWEEP, JUDGE, IQL, SFT, JPO, ALOL, DPO, EVALUATE, PAIR, REPLAY)
+    stage.config.stage: stage
+    for stage in (SWEEP, JUDGE, IQL, SELECTOR, SFT, JPO, ALOL, DPO, EVALUATE, PAIR, REPLAY)
 }
 
 __all__ = [

@@ -17,6 +17,7 @@ from emodistill.evaluation.methods import (
     Method,
     TrainedAdapter,
     get_method,
+    system_in,
     trained_cells,
 )
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
@@ -27,15 +28,18 @@ from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios
 from emodistill.offline.sweep import failures_path
-from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
+from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes
+from emodistill.selectors.systems import system_of
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown, model_hashes
 from emodistill.stages.language_models import (
+    emotion_reader,
     endpoint_of,
     named_models,
     offer_reader,
     open_clients,
+    reader_inputs,
     reader_of,
 )
 from emodistill.stages.model_check import check_models
@@ -53,6 +57,12 @@ class _MatchDetails(NamedTuple):
 
 def _method_names(config: EvaluateConfig) -> list[str]:
     return [config.method, *([config.opponent] if isinstance(config, PairConfig) else [])]
+
+
+def reads_emotions(config: EvaluateConfig) -> bool:
+    """Whether a player looks at the other side's emotions, so that somebody has to hear them."""
+    systems = [system_in(name) for name in _method_names(config)]
+    return any(system_of(system).reads_emotions for system in systems if system is not None)
 
 
 def writing_models(config: EvaluateConfig) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
@@ -79,7 +89,7 @@ def trainings_of(
     """
     needed: dict[str, Requirement] = {}
     for stage, (cell, changes) in trained_cells(method, config.cells, changed).items():
-        is_selector_here = stage == "iql" and config.selector == "target"
+        is_selector_here = stage == method.selector_stage and config.selector == "target"
         domain = None if is_selector_here else config.trained_on
         needed[stage] = Requirement(
             stage,
@@ -92,7 +102,7 @@ def trainings_of(
 
 def match_needs(config: EvaluateConfig) -> Sequence[Requirement]:
     load_pack(config.prompt_pack)
-    reader_of(config)
+    reader_of(config, hears=reads_emotions(config))
     writing_models(config)
     needs = [Requirement("sweep")]
     for name in _method_names(config):
@@ -116,7 +126,7 @@ def match_needs(config: EvaluateConfig) -> Sequence[Requirement]:
         needs += [
             need
             for stage, need in trained.items()
-            if stage not in config.cells and (stage == "iql" or not is_there)
+            if stage not in config.cells and (stage == method.selector_stage or not is_there)
         ]
     return needs
 
@@ -131,8 +141,10 @@ def player_spec(
     """Who plays a method, and the files that it is made of."""
     method = get_method(name)
     trained = trainings_of(config, method)
-    played = {stage: trained[stage] for stage in ("iql", method.adapter) if stage in trained}
-    selector_dir = _folder(config, played["iql"]) if "iql" in played else None
+    stages = method.selector_stage, method.adapter
+    played = {stage: trained[stage] for stage in stages if stage in trained}
+    selector = played.get(method.selector_stage or "")
+    selector_dir = _folder(config, selector) if selector is not None else None
     adapter = None
     if method.adapter is not None:
         need = played[method.adapter]
@@ -162,7 +174,8 @@ def _job(cell: Cell) -> Job:
     if config.method == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     home = config.run / config.domain
-    pack, reader = load_pack(config.prompt_pack), reader_of(config)
+    hears = reads_emotions(config)
+    pack, reader = load_pack(config.prompt_pack), reader_of(config, hears=hears)
     model, opposite = writing_models(config)
     temperature = writing_temperature(config, config.method)
     focal, files = player_spec(config, config.method, model, temperature)
@@ -190,8 +203,7 @@ def _job(cell: Cell) -> Job:
     is_played_here = config.student_url is None
     if is_played_here and any(get_method(n).writer == "student" for n in _method_names(config)):
         inputs |= model_hashes(config.student)
-    if reader is not None:
-        inputs["reader's prompt"] = reading_prompt_sha256()
+    inputs |= reader_inputs(config, reader, hears=hears)
     output, manifest = directory / f"{name}.jsonl", f"{name}.manifest.json"
     config = grown(config, directory, manifest)
     models = {
@@ -254,7 +266,13 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
     async def work() -> PlayedMatch:
         async with (
             open_clients(config, job.name, called) as client_of,
-            PlayerPool(config, client_of, details.pack, loaded) as pool,
+            PlayerPool(
+                config,
+                client_of,
+                details.pack,
+                loaded,
+                emotion_reader=emotion_reader(client_of, details.reader, config),
+            ) as pool,
         ):
             num_planned = config.num_seeds * len(scenarios[: config.num_scenarios])
             num_left = max(0, num_planned - num_lines(job.output))

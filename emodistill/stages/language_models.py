@@ -9,15 +9,24 @@ from typing import Any
 
 import msgspec
 
-from emodistill.configs import SIMULATED, SIMULATED_MODELS, ApiConfig, DialogueConfig
+from emodistill.configs import (
+    SIMULATED,
+    SIMULATED_MODELS,
+    ApiConfig,
+    DialogueConfig,
+    EmotionReaderKind,
+)
 from emodistill.errors import InputError
 from emodistill.llm.cassette import CALLS, Recorder, Replayer
 from emodistill.llm.client import ChatClient, RetryPolicy
 from emodistill.llm.endpoints import ModelEndpoint, read_endpoint
 from emodistill.llm.providers import CUSTOM, Provider, get_provider, load_providers
+from emodistill.negotiation.hearing import EmotionReader, LlmEmotionReader
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter
 from emodistill.operating_system import num_connections
+from emodistill.prompts import hearing_prompt_sha256, reading_prompt_sha256
+from emodistill.selectors.hearing import SimulatedEmotionReader
 from emodistill.simulator.process import running_simulator
 
 NOWHERE = "http://replay.invalid/v1"
@@ -71,19 +80,54 @@ def default_model(config: Any, role: str) -> str | None:
     return None if usual is None else usual.models.get(role)
 
 
-def reader_of(config: DialogueConfig) -> ModelEndpoint | None:
-    """The model that reads the offers; None where patterns do."""
-    if config.offer_reader == "pattern":
-        if config.reader is not None:
-            raise InputError(f"--reader {config.reader} reads nothing without --offer-reader llm.")
-        return None
-    return endpoint_of(config, "reader")
+def reader_of(config: DialogueConfig, *, hears: bool = False) -> ModelEndpoint | None:
+    """The model that reads offers or emotions; None where none is asked.
+
+    Args:
+      hears: whether a player looks at the other side's emotions.
+    """
+    if config.offer_reader == "llm" or (hears and hearing_kind(config) == "model"):
+        return endpoint_of(config, "reader")
+    if config.reader is not None:
+        besides = ", or --emotion-reader model" if hears else ""
+        raise InputError(
+            f"--reader {config.reader} reads nothing without --offer-reader llm{besides}."
+        )
+    return None
+
+
+def hearing_kind(config: Any) -> EmotionReaderKind:
+    """Who hears emotions where a player looks at them; see `MatchConfig.emotion_reader`."""
+    named: EmotionReaderKind | None = getattr(config, "emotion_reader", None)
+    return named or ("simulator" if config.is_simulated else "model")
+
+
+def emotion_reader(
+    client_of: ClientOf | None, endpoint: ModelEndpoint | None, config: DialogueConfig
+) -> EmotionReader | None:
+    """Who hears emotions; None for nobody."""
+    kind = hearing_kind(config)
+    if kind == "model" and client_of is not None and endpoint is not None:
+        return LlmEmotionReader(client_of(endpoint), endpoint.model, config.reader_max_tokens)
+    return SimulatedEmotionReader() if kind == "simulator" else None
+
+
+def reader_inputs(
+    config: DialogueConfig, endpoint: ModelEndpoint | None, *, hears: bool = False
+) -> dict[str, str]:
+    """The prompts of the model that reads, by their hashes, for manifests."""
+    inputs = {}
+    if endpoint is not None and config.offer_reader == "llm":
+        inputs["reader's prompt"] = reading_prompt_sha256()
+    if endpoint is not None and hears and hearing_kind(config) == "model":
+        inputs["emotion reader's prompt"] = hearing_prompt_sha256()
+    return inputs
 
 
 def offer_reader(
     client_of: ClientOf, endpoint: ModelEndpoint | None, config: DialogueConfig
 ) -> LlmReader | None:
-    if endpoint is None:
+    if endpoint is None or config.offer_reader == "pattern":
         return None
     return LlmReader(client_of(endpoint), endpoint.model, config.reader_max_tokens)
 

@@ -55,12 +55,14 @@ from emodistill.stages.evaluation import (
     is_emotion_free,
     match_needs,
     player_spec,
+    reads_emotions,
     writing_models,
 )
 from emodistill.stages.inputs import model_hashes
 from emodistill.stages.judge_validation import plain_rows
 from emodistill.stages.language_models import (
     SIMULATOR,
+    emotion_reader,
     named_models,
     offer_reader,
     open_clients,
@@ -95,7 +97,8 @@ def _needs(config: ReplayConfig) -> Sequence[Requirement]:
 def _job(cell: Cell) -> Job:
     config: ReplayConfig = cell.config
     home = (config.data_from or config.run) / config.domain
-    pack, reader = load_pack(config.prompt_pack), reader_of(config)
+    hears = reads_emotions(config)
+    pack, reader = load_pack(config.prompt_pack), reader_of(config, hears=hears)
     model, opposite = writing_models(config)
     assert opposite is not None  # no method, so no student
     focal, files = player_spec(
@@ -198,7 +201,12 @@ def play_forks(job: Job) -> Result:
     async def work() -> Result:
         async with (
             open_clients(config, job.name, endpoints.values()) as client_of,
-            PlayerPool(config, client_of, details.sweep.pack) as pool,
+            PlayerPool(
+                config,
+                client_of,
+                details.sweep.pack,
+                emotion_reader=emotion_reader(client_of, details.reader, config),
+            ) as pool,
         ):
             await check_models(
                 config,

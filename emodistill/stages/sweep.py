@@ -19,7 +19,7 @@ from emodistill.offline.reader_agreement import compare_readers
 from emodistill.offline.run_files import DISAGREEMENTS, SCENARIOS, TRAJECTORIES
 from emodistill.offline.store import read_trajectories, write_records
 from emodistill.offline.sweep import failures_path, plan_sweep, run_sweep
-from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
+from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown
@@ -30,6 +30,7 @@ from emodistill.stages.language_models import (
     named_models,
     offer_reader,
     open_clients,
+    reader_inputs,
     reader_of,
 )
 from emodistill.stages.model_check import check_models
@@ -57,8 +58,7 @@ def _job(cell: Cell) -> Job:
     located = [(s, details.loaded.where[s.scenario_id]) for s in details.loaded.split.all()]
     check_prompts(details.pack, located, ("focal", "counterparty"))
     inputs = {"prompt pack": details.pack.sha256}
-    if details.reader is not None:
-        inputs["reader's prompt"] = reading_prompt_sha256()
+    inputs |= reader_inputs(config, details.reader)
     files = [path for path in (scenario_file(config), config.test_ids) if path is not None]
     inputs |= input_hashes(files, config.run)
     home = config.run / config.domain

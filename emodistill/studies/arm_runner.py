@@ -201,7 +201,9 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     cells = tuple(groups)
     if arm.method is None:
         return Task(cells, None)
-    played = {s: trainings[s].name for s in ("iql", method.adapter) if s in trainings}
+    played = {
+        s: trainings[s].name for s in (method.selector_stage, method.adapter) if s in trainings
+    }
     playing = dataclasses.replace(playing, cells=played)
     if not arm.training:  # the method as it always is, so that its cell is the default one
         base = dataclasses.replace(base, cells=played)

@@ -26,7 +26,8 @@ from emodistill.configs.studies import (
 )
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.methods import get_method
+from emodistill.evaluation.methods import METHODS, get_method
+from emodistill.selectors.systems import SYSTEMS
 
 FULL = "iql+sft+jpo"
 SIGNALS = {
@@ -216,9 +217,11 @@ LEARNS_FROM_SWEEP = "iql"
 
 def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
     playing = {"in_process": True} if config.is_simulated else {}
-    rows = [(method, method, {}) for method in config.methods]
-    if config.own_rewards and "iql" in config.methods:
-        rows.append(("iql, shaped return", "iql", {"signal": "outcome"}))
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        (method, method, {}) for method in config.methods
+    ]
+    if config.ablations:
+        rows += [ablation for method in config.methods for ablation in _ablations(method)]
     plans = []
     for domain in config.targets:
         plans += [
@@ -230,6 +233,19 @@ def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
     return [dataclasses.replace(plan, playing=playing) for plan in plans]
 
 
+def _ablations(method: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """What a method's name says of a change in its training, the method, and the change."""
+    if method == "iql":
+        return [("iql, own reward", method, {"signal": "outcome"})]
+    if method not in SYSTEMS:
+        return []
+    faults = [field.name for field in dataclasses.fields(SYSTEMS[method].faults)]
+    return [
+        (f"{method}, own reward", method, {"reward": "own"}),
+        *((f"{method}, {fault}", method, {"faults": (fault,)}) for fault in faults),
+    ]
+
+
 def _budgeted(
     config: LeaderboardStudy,
     domain: str,
@@ -239,7 +255,13 @@ def _budgeted(
     budget: int,
 ) -> list[PlannedArm]:
     """A method at a budget, one arm for each training seed."""
-    (stage,) = get_method(method).stages
+    stage = get_method(method).selector_stage
+    if stage is None or get_method(method).adapter is not None:
+        learning = [name for name, one in METHODS.items() if one.stages == (one.selector_stage,)]
+        raise InputError(
+            f"leaderboard: --methods {method} is no selector that learns and leaves the writing to "
+            f"the language model; use some of {', '.join(learning)}."
+        )
     seeds = tuple(range(config.seed, config.seed + config.trainings))
     shared: dict[str, Any] = {}
     dialogues = "dialogues"
