@@ -28,6 +28,7 @@ from scipy.stats import norm
 
 from emodistill.configs import EmotionSet, IQLConfig, LearnerName, StateKind
 from emodistill.emotions import EMOTION_SETS, EMOTIONS
+from emodistill.errors import InputError
 from emodistill.negotiation.states import feature_names
 from emodistill.train.transitions import Transitions
 
@@ -98,15 +99,27 @@ def phases(observation: np.ndarray, state: StateKind, bounds: np.ndarray) -> np.
 
 
 def fit_posterior(transitions: Transitions, config: IQLConfig) -> EmotionPosterior:
-    """The posterior after the transitions; `best-fixed` keeps its mean alone."""
+    """The posterior after the transitions that have an emotion to choose from; `best-fixed` keeps
+    its mean alone.
+
+    Raises:
+      InputError: none has one.
+    """
     num_phases = NUM_PHASES[config.learner]
-    progress_N = transitions.observation_NS[:, feature_names(config.state).index("progress")]
+    is_used_N = np.isin(np.array(EMOTIONS)[transitions.action_N], EMOTION_SETS[config.emotions])
+    if not is_used_N.any():
+        raise InputError(
+            f"emotions={config.emotions!r}: none of the {len(transitions)} transitions has such an "
+            "emotion; learn from more dialogues, or from all emotions."
+        )
+    observation_NS = transitions.observation_NS[is_used_N]
+    progress_N = observation_NS[:, feature_names(config.state).index("progress")]
     bounds = np.quantile(progress_N, np.arange(1, num_phases) / num_phases).astype(np.float32)
-    phase_N = phases(transitions.observation_NS, config.state, bounds)
-    payment_N = returns_to_go(transitions)
+    phase_N = phases(observation_NS, config.state, bounds)
+    payment_N = returns_to_go(transitions)[is_used_N]
     shape = num_phases, len(EMOTIONS)
     count_PA, sum_PA, square_PA = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    arm_N = phase_N, transitions.action_N
+    arm_N = phase_N, transitions.action_N[is_used_N]
     np.add.at(count_PA, arm_N, 1.0)
     np.add.at(sum_PA, arm_N, payment_N)
     np.add.at(square_PA, arm_N, payment_N**2)
