@@ -67,7 +67,7 @@ def reading_messages(domain: str, utterance: str, heard: str | None = None) -> l
     Args:
       heard: what the other side said last; None where the talks begin.
     """
-    texts, game = _texts(_READING), get_domain(domain)
+    texts, game = _instrument(_READING), get_domain(domain)
     values = {
         "quantity": game.quantity,
         "example": texts["examples"][game.unit],
@@ -85,7 +85,7 @@ def reading_prompt_sha256() -> str:
 
 def hearing_messages(utterance: str) -> list[Message]:
     """The prompt for a language model that names the emotion of an utterance."""
-    texts = _texts(_HEARING)
+    texts = _instrument(_HEARING)
     values = {"labels": ", ".join(EMOTIONS), "utterance": as_data(utterance)}
     templates = {role: Template(f"hearing.toml: {role}", texts[role]) for role in MESSAGES}
     return _chat(templates, values)
@@ -97,7 +97,7 @@ def hearing_prompt_sha256() -> str:
 
 
 @cache
-def _texts(path: Path) -> Mapping[str, Any]:
+def _instrument(path: Path) -> Mapping[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 

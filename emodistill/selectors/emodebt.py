@@ -2,8 +2,8 @@
 
 A Gaussian process on the 49 numbers of P and the mean reward of a block of dialogues under it; of
 20 matrices whose rows are drawn around another one, Dirichlet(10 row + 0.1), the one with the
-largest expected improvement (ξ = 0.01) plays the next block. Constants are those of the published code, as
-is the budget of 60 dialogues, 20 matrices with three each.
+largest expected improvement (ξ = 0.01) plays the next block. Constants are those of the published
+code, as is the budget of 60 dialogues, 20 matrices with three each.
 
 Departures: the reward is the utility; length and noise of the process are learned; a matrix keeps
 all dialogues of its block; candidates are drawn around the matrix with the best posterior mean,
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
 from emodistill.selectors.gaussian_process import GaussianProcess, expected_improvement
-from emodistill.selectors.learning import MarkovSelector, Setup, switched, utility
+from emodistill.selectors.learning import MarkovSelector, Setup, switched
 from emodistill.selectors.seven import SEVEN, published
 
 DIALOGUES_SHARE = 0.15
@@ -94,7 +95,7 @@ class EmoDebtLearner:
     def reward(self, dialogue: Trajectory) -> float:
         """The utility; or the system's own reward."""
         if not (self.faults.late_reward or self.setup.reward == "own"):
-            return utility(dialogue)
+            return dialogue_utility(dialogue)
         if dialogue.final_value is None:
             return FAILURE
         return -100.0 * math.log(max(2, len(dialogue.turns))) / max(dialogue.final_value, 1e-9)
@@ -104,8 +105,8 @@ class EmoDebtLearner:
         """The index of the best observation: by posterior mean, or by the reward seen."""
         if self.faults.fixed_noise or len(self.points) < NUM_FIRST:
             return int(np.argmax(self.rewards))
-        mean, _ = self._process().predict(np.array(self.points))
-        return int(np.argmax(mean))
+        mean_N, _ = self._process().predict(np.array(self.points))
+        return int(np.argmax(mean_N))
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         if self.faults.keeps_last or not self.points:

@@ -13,12 +13,14 @@ up to 8, later), and whether the gap is wide. In it
 score(e) = Σ share(e) · confidence over the agents that name e, share their reliability vector
 in this context, normalised; 2 at first. Constants are those of the published code.
 
-Departures: the reward is the utility, paid at the end, and Q learns backwards through each dialogue;
-a reliability grows by 2 q u / (1 + ln n) for the emotion that its agent named and that was played,
-and falls by 0.45 (1 − q) where there is no agreement; q is the mean utility of the dialogues,
-weighted by how often the agent named what was played, normalised over agents. The coherence agent
-reads tables in place of a language model's opinion: T for plausibility, π for the fit and the other
-side's π for the value. The gap is wide above a quarter of the first distance (20 days there).
+Departures: the outcome is the utility, in standard deviations from the mean of those before it,
+since differences between emotions are small beside 0.1; it is paid at the end, and Q learns
+backwards through each dialogue. A better outcome than usual raises the reliability of an agent,
+where it named what was played, by 2 q z / (1 + ln n); a worse one lowers it by 0.45 (1 − q) |z|.
+q is the mean utility of the dialogues, weighted by how often the agent named what was played,
+normalised over agents. The coherence agent reads tables in place of a language model's opinion: T
+for plausibility, π for the fit and the other side's π for the value. The gap is wide above a
+quarter of the first distance (20 days there). Equal scores are drawn from.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from emodistill.negotiation.states import features
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.selectors.learning import (
     Setup,
@@ -41,7 +43,6 @@ from emodistill.selectors.learning import (
     states_of,
     switched,
     training_rng,
-    utility,
 )
 from emodistill.selectors.seven import (
     JOY,
@@ -73,6 +74,8 @@ WEAK_SCORE, WEAK_FACTOR, FLAT_SCORE = 0.6, 0.7, 0.5
 BEST_SHARE, LEAST_CONFIDENCE = 0.8, 0.1
 FIRST_RELIABILITY, GAIN, LOSS, FLOOR = 2.0, 2.0, 0.45, 0.01
 FAILURE = -0.1
+LEAST_DEVIATION, MOST_DEVIATIONS = 0.02, 3.0
+"""Bounds of the standardised outcome; ours."""
 NUM_CONTEXTS = len(SEVEN) * len(SEVEN) * 3 * 2
 
 
@@ -83,7 +86,7 @@ class EmoMASFaults:
     no_history: bool = False
     """The dialogue's contexts don't reach the learning agent, which never learns."""
     flat_coherence: bool = False
-    """The coherence agent has no model to ask: every score is one half, and joy the first of them."""
+    """The coherence agent has no model to ask: every score is one half, joy the first of them."""
     flat_credit: bool = False
     """Credit goes to the largest entry of a reliability vector, in all contexts of the agent: to
     joy, as long as they are equal."""
@@ -173,9 +176,17 @@ def context_of(state: DialogueState, phase: int | None = None) -> int:
     turn = len(state.emotions) + 1
     if phase is None:
         phase = (turn > EARLY_TURNS) + (turn > MIDDLE_TURNS)
-    gap = float(features(state, "upstream")[1])
+    first = abs(state.focal_target - state.counterparty_anchor)
+    own_offer, other_offer = (
+        next((offer for offer in reversed(offers) if offer is not None), start)
+        for offers, start in (
+            (state.focal_offers, state.focal_target),
+            (state.counterparty_offers, state.counterparty_anchor),
+        )
+    )
+    is_wide = abs(own_offer - other_offer) > WIDE_GAP * first
     c, d = last_group(own_groups(state)), last_group(heard_groups(state))
-    return ((c * len(SEVEN) + d) * 3 + phase) * 2 + (gap > WIDE_GAP)
+    return ((c * len(SEVEN) + d) * 3 + phase) * 2 + is_wide
 
 
 class _Step(NamedTuple):
@@ -194,6 +205,8 @@ class EmoMASLearner:
     reliability: np.ndarray = field(init=False)
     epsilon: float = FIRST_EPSILON
     block_size: int = 1
+    _outcomes: tuple[int, float, float] = (0, 0.0, 0.0)
+    """How many there were, their mean, and the sum of their squared deviations from it."""
     _trust: np.ndarray = field(init=False)
     """Sums by agent: of the share (of turns, or of confidence), and of that times the outcome."""
 
@@ -216,14 +229,24 @@ class EmoMASLearner:
     def _learn(self, dialogue: Trajectory) -> None:
         steps = self._steps(dialogue)
         is_own = self.setup.reward == "own"
-        outcome = payment_ratio(dialogue) if is_own else utility(dialogue)
-        self._learn_reliability(steps, outcome, dialogue)
+        outcome = payment_ratio(dialogue) if is_own else dialogue_utility(dialogue)
+        gained = outcome if self.faults.flat_credit else self._standardised(outcome)
+        self._learn_reliability(steps, outcome, gained, dialogue)
         if not self.faults.no_history:
-            self._learn_values(steps, outcome, dialogue)
+            self._learn_values(steps, outcome if is_own else gained, dialogue)
         is_won = dialogue.final_value is not None
         self.epsilon = float(
             np.clip(self.epsilon * (EPSILON_FALL if is_won else EPSILON_RISE), *EPSILON_RANGE)
         )
+
+    def _standardised(self, outcome: float) -> float:
+        """How far an outcome lies from those before it, in their standard deviations."""
+        num, mean, squares = self._outcomes
+        deviation = max(LEAST_DEVIATION, math.sqrt(squares / num)) if num else 1.0
+        standardised = (outcome - mean) / deviation if num else 0.0
+        new_mean = mean + (outcome - mean) / (num + 1)
+        self._outcomes = num + 1, new_mean, squares + (outcome - mean) * (outcome - new_mean)
+        return max(-MOST_DEVIATIONS, min(MOST_DEVIATIONS, standardised))
 
     def _steps(self, dialogue: Trajectory) -> list[_Step]:
         """Each focal turn with the votes behind it: those of the selector that played it."""
@@ -251,7 +274,7 @@ class EmoMASLearner:
             following = float(self.values[where].max())
 
     def _learn_reliability(
-        self, steps: Sequence[_Step], outcome: float, dialogue: Trajectory
+        self, steps: Sequence[_Step], outcome: float, gained: float, dialogue: Trajectory
     ) -> None:
         named = np.array([[vote.group == s.played for vote in s.votes] for s in steps])
         confidence = np.array([[vote.confidence for vote in s.votes] for s in steps])
@@ -263,9 +286,10 @@ class EmoMASLearner:
             self._trust += np.stack([share, share * outcome])
         quality = np.maximum(self._trust[1] / np.maximum(self._trust[0], 1e-9), FLOOR)
         quality /= quality.sum()
-        change = -LOSS * (1.0 - quality)
-        if dialogue.final_value is not None:
-            change = GAIN * quality * outcome / log_length(dialogue)
+        if gained > 0:
+            change = GAIN * quality * gained / log_length(dialogue)
+        else:
+            change = -LOSS * (1.0 - quality) * (1.0 if self.faults.flat_credit else -gained)
         for agent in range(len(AGENTS)):
             self._credit(agent, steps, float(change[agent]))
         np.maximum(self.reliability, FLOOR, out=self.reliability)
@@ -277,7 +301,7 @@ class EmoMASLearner:
             return
         for where, played, votes in steps:
             if votes[agent].group == played:
-                vectors[where, played] += change / len(steps)
+                vectors[where, played] += change
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         return {

@@ -8,10 +8,11 @@ constants are those of the newer published code. It learns after each dialogue: 
 emotions that were played moves by 0.05 times the outcome, E(e, d) by 0.03.
 
 Ours, since the code's is none (see `EQFaults`) and nothing else is known: P(d | state) is the table
-w; P(d′ | state, e) is proportional to w(state, d′) E(e, d′); the model's choice is the largest
-expected payoff against d′. The outcome is 1.5 u − 0.5, which is the code's 1 for all that can be
-won and its −0.5 for a failure. Equal payoffs are drawn from. There is no choice that explores, so that
-an emotion which no table recommends is never tried: that is its form, and stays.
+w; P(d′ | state, e) is proportional to w(state, d′) E(e, d′); the model's choice is the e with the
+largest π(d, e) · P(d′ is none of the four | e). The outcome is 1.5 u − 0.5, which is the code's 1
+for all that can be won and its −0.5 for a failure. Equal payoffs are drawn from. No choice
+explores, so that an emotion which no table recommends is tried only once those that it does
+recommend have lost: that is its form, and stays.
 
 The own transitions T of the code are read by none of its choices, and are left out; the sampling
 temperature of the writer is one for all methods.
@@ -25,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.selectors.learning import (
     Setup,
     heard_groups,
     states_of,
     switched,
-    utility,
 )
 from emodistill.selectors.seven import (
     ANGER,
@@ -114,8 +115,8 @@ class EQSelector:
         if self.faults.constant_answer:
             return (predicted @ weights) * self.answers.max(axis=1)
         chances = weights[:, None, :] * self.answers[None, :, :]  # state, own, heard next
-        chances /= chances.sum(axis=2, keepdims=True)
-        return np.einsum("s,sed,de->e", predicted, chances, self.payoff)
+        calm = 1.0 - chances[:, :, BAD].sum(axis=2) / chances.sum(axis=2)
+        return self.payoff[last_group(heard)] * (predicted @ calm)
 
     def _by_payoff(self, own: Sequence[int], heard: Sequence[int], rng: np.random.Generator) -> int:
         payoffs = self.payoff[last_group(heard)]
@@ -155,7 +156,7 @@ class EQLearner:
         is_won = dialogue.final_value is not None
         outcome = (WON if is_won else LOST) if self.setup.reward == "own" else None
         if outcome is None:
-            outcome = LOST + (WON - LOST) * utility(dialogue)
+            outcome = LOST + (WON - LOST) * dialogue_utility(dialogue)
         payoff, answers = self.payoff.copy(), self.answers.copy()
         heard: list[int] = []
         for state, turn in zip(states_of(dialogue), dialogue.focal_turns, strict=True):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
 from emodistill.selectors.learning import (
@@ -28,7 +29,6 @@ from emodistill.selectors.learning import (
     focal_groups,
     log_length,
     switched,
-    utility,
 )
 from emodistill.selectors.seven import NEUTRAL_GROUP, SEVEN, published
 
@@ -110,8 +110,8 @@ class EvoEmoLearner:
             talk = 1.0 + math.log(len(dialogue.turns) + 1)
             return 100.0 * max(0.0, early) / talk / (1.0 + 0.1 * len(dialogue.focal_turns))
         if self.setup.reward == "own":
-            return utility(dialogue) / log_length(dialogue)
-        return utility(dialogue)
+            return dialogue_utility(dialogue) / log_length(dialogue)
+        return dialogue_utility(dialogue)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         kept = published("evoemo")["start"] if self.faults.saves_start else self.matrix

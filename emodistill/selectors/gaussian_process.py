@@ -6,19 +6,20 @@ are standardised; the kernel's variance is one, as the standardised targets' is.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 NOISES = (1e-6, 0.01, 0.1, 0.3, 1.0, 3.0)
 """Variance of the noise over the kernel's; the grids are ours."""
+JITTER = 1e-10
+"""Keeps the covariance of equal points invertible."""
 
 
 def matern(distances: np.ndarray, length: float, nu: float) -> np.ndarray:
@@ -38,7 +39,8 @@ class GaussianProcess:
     noise: float
     mean: float
     scale: float
-    factor_NN: np.ndarray
+    inverse_NN: np.ndarray
+    """Of the covariance with its noise."""
     weights_N: np.ndarray
     log_likelihood: float
 
@@ -53,36 +55,32 @@ class GaussianProcess:
         noises: Sequence[float] = NOISES,
     ) -> GaussianProcess:
         """The process with the length and the noise of the largest marginal likelihood."""
-        fits = (
-            cls._of(points_NS, values_N, nu, length, noise)
-            for length, noise in itertools.product(lengths, noises)
-        )
-        return max(fits, key=lambda process: process.log_likelihood)
-
-    @classmethod
-    def _of(
-        cls, points_NS: np.ndarray, values_N: np.ndarray, nu: float, length: float, noise: float
-    ) -> GaussianProcess:
         mean, scale = float(values_N.mean()), float(values_N.std()) or 1.0
         targets_N = (values_N - mean) / scale
-        covariance_NN = matern(cdist(points_NS, points_NS), length, nu)
-        covariance_NN[np.diag_indices_from(covariance_NN)] += max(noise, 1e-10)
-        factor_NN, _ = cho_factor(covariance_NN, lower=True)
-        weights_N = cho_solve((factor_NN, True), targets_N)
-        log_likelihood = (
-            -0.5 * float(targets_N @ weights_N)
-            - float(np.log(np.diag(factor_NN)).sum())
-            - 0.5 * len(values_N) * math.log(2 * math.pi)
-        )
-        return cls(points_NS, nu, length, noise, mean, scale, factor_NN, weights_N, log_likelihood)
+        distances_NN = cdist(points_NS, points_NS)
+        best: GaussianProcess | None = None
+        for length in lengths:
+            eigenvalues_N, vectors_NN = eigh(matern(distances_NN, length, nu))
+            projected_N = vectors_NN.T @ targets_N
+            for noise in noises:
+                spectrum_N = np.maximum(eigenvalues_N, 0.0) + max(noise, JITTER)
+                log_likelihood = -0.5 * float(
+                    (projected_N**2 / spectrum_N + np.log(2 * math.pi * spectrum_N)).sum()
+                )
+                if best is None or log_likelihood > best.log_likelihood:
+                    inverse_NN = (vectors_NN / spectrum_N) @ vectors_NN.T
+                    weights_N = inverse_NN @ targets_N
+                    known = (nu, length, noise, mean, scale)
+                    best = cls(points_NS, *known, inverse_NN, weights_N, log_likelihood)
+        assert best is not None  # the grids are not empty
+        return best
 
     def predict(self, points_MS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the function (without noise) at M points."""
         cross_MN = matern(cdist(points_MS, self.points_NS), self.length, self.nu)
-        mean_M = cross_MN @ self.weights_N
-        explained_NM = cho_solve((self.factor_NN, True), cross_MN.T)
-        variance_M = np.maximum(1.0 - np.einsum("MN,NM->M", cross_MN, explained_NM), 0.0)
-        return self.mean + self.scale * mean_M, self.scale * np.sqrt(variance_M)
+        explained_M = np.einsum("MN,NP,MP->M", cross_MN, self.inverse_NN, cross_MN, optimize=True)
+        deviation_M = np.sqrt(np.maximum(1.0 - explained_M, 0.0))
+        return self.mean + self.scale * (cross_MN @ self.weights_N), self.scale * deviation_M
 
 
 def expected_improvement(

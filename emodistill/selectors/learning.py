@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from emodistill.negotiation.states import DialogueState
-from emodistill.offline.rewards import savings
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
 from emodistill.selectors.seven import NEUTRAL_GROUP, group_of, spoken_label
@@ -79,13 +78,6 @@ class MarkovSelector:
         drawn = int(rng.choice(len(self.matrix), p=self.matrix[last]))
         group = self.script[turn] if turn < len(self.script) else drawn
         return spoken_label(group, self.labels, rng)
-
-
-def utility(dialogue: Trajectory) -> float:
-    """u in [0, 1]: the savings of an agreement, 0 of a failure; the reward of all systems here."""
-    if dialogue.final_value is None:
-        return 0.0
-    return savings(dialogue.final_value, dialogue.counterparty_anchor, dialogue.focal_target)
 
 
 def payment_ratio(dialogue: Trajectory) -> float:

@@ -211,7 +211,7 @@ def load_trained(directory: Path, method: str | None = None) -> Selector:
     if method is not None and not is_trained_for(directory, method):
         found = ", ".join(setup.faults) or "none"
         raise InputError(
-            f"{directory} holds a selector of {setup.method} (faults: {found}), not one of {method}. "
+            f"{directory} holds a selector of {setup.method} (faults: {found}), not of {method}. "
             "Name a cell of that method with --cells selector CELL, or leave --cells out."
         )
     try:

@@ -69,7 +69,8 @@ class Negotiator:
     Attributes:
       adapter: the name under which the student that writes for it is served.
       max_turns: of a dialogue, both sides together, as the selector was trained.
-      hears: whether the selector looks at the other side's emotions; the simulator's ear hears them.
+      hears: whether the selector looks at the other side's emotions, as the simulator's ear has
+        them.
     """
 
     selector: Selector

@@ -28,6 +28,7 @@ from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue, Player, turn_cap
 from emodistill.negotiation.writers import Writer
 from emodistill.offline.data_checks import check_prompts
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path, play_all
@@ -37,7 +38,7 @@ from emodistill.prompts import PromptPack, load_pack
 from emodistill.records import Trajectory
 from emodistill.runs import Job, Result, input_hashes
 from emodistill.seeding import stream
-from emodistill.selectors.learning import Learner, Setup, focal_groups, training_rng, utility
+from emodistill.selectors.learning import Learner, Setup, focal_groups, training_rng
 from emodistill.selectors.seven import SEVEN
 from emodistill.selectors.systems import (
     fault_names,
@@ -249,11 +250,13 @@ def training_summary(dialogues: Sequence[Trajectory]) -> dict[str, Any]:
     """What a training has spent and come to, for its manifest."""
     last = [group for dialogue in dialogues[-20:] for group in focal_groups(dialogue)]
     return {
-        "num_dialogues": len(dialogues),
-        "num_calls": sum(dialogue.usage.calls for dialogue in dialogues),
-        "prompt_tokens": sum(dialogue.usage.prompt_tokens for dialogue in dialogues),
-        "completion_tokens": sum(dialogue.usage.completion_tokens for dialogue in dialogues),
-        "utility": float(np.mean([utility(dialogue) for dialogue in dialogues])),
+        "spent": {
+            "dialogues": len(dialogues),
+            "calls": sum(dialogue.usage.calls for dialogue in dialogues),
+            "prompt_tokens": sum(dialogue.usage.prompt_tokens for dialogue in dialogues),
+            "completion_tokens": sum(dialogue.usage.completion_tokens for dialogue in dialogues),
+        },
+        "utility": float(np.mean([dialogue_utility(dialogue) for dialogue in dialogues])),
         "modal_emotion": SEVEN[Counter(last).most_common(1)[0][0]] if last else None,
     }
 
