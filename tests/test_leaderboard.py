@@ -25,7 +25,7 @@ SETTINGS = Settings({name: value for name, value in SECTIONS.items() if name != 
 
 
 def test_every_cell_is_another_one_and_steps_grow_with_the_data():
-    study = LeaderboardStudy(ablations=True, targets=("crad", "student"))
+    study = LeaderboardStudy(targets=("crad",))
     plans = plan_arms(study)
     tasks = [(plan, runner._task(plan, study, SETTINGS)) for plan in plans if plan.budget]
     num_rows = len({plan.row for plan, _ in tasks})
@@ -41,6 +41,8 @@ def test_every_cell_is_another_one_and_steps_grow_with_the_data():
     assert len({*matches}) == len(matches)
     steps = {c.num_dialogues: c.num_steps for c in own.values() if isinstance(c, IQLConfig)}
     assert steps == {60: 1_000, 240: 1_500, 8_000: 50_000}
+    changed = {plan.row for plan in plan_arms(LeaderboardStudy(ablations=True))}
+    assert {"iql, own reward", "evoemo, own reward", "evoemo, saves_start"} <= changed
     learning = {name for name, one in METHODS.items() if one.stages == (one.selector_stage,)}
     assert {*study.methods} == learning
 
@@ -53,6 +55,8 @@ def test_what_can_t_stand_on_a_leaderboard_is_refused():
         LeaderboardStudy(references=())
     with pytest.raises(InputError, match="leave it out, as by --references random"):
         LeaderboardStudy(provider="openai")
+    with pytest.raises(InputError, match="--conservatism 2 is .* add --learner cql"):
+        IQLConfig(conservatism=2.0)
     with pytest.raises(InputError, match="--in-process plays simulated models"):
         EvaluateConfig(provider="openai", in_process=True)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from builders import negotiation
@@ -15,8 +16,10 @@ from emodistill.emotions import EKMAN, EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
 from emodistill.negotiation.states import feature_names
 from emodistill.offline.rewards import dialogue_utility
+from emodistill.offline.store import write_records
 from emodistill.offline.sweep import first_dialogues
 from emodistill.selectors import IQLSelector
+from emodistill.stages.inputs import dialogues_hash
 from emodistill.train import learner_losses, q_learning
 from emodistill.train.emotion_posterior import (
     EmotionPosterior,
@@ -224,3 +227,16 @@ def test_the_utility_is_paid_at_the_end():
         rewards = made.reward_N[made.dialogue_N == number]
         assert rewards[-1] == pytest.approx(dialogue_utility(dialogue))
         assert not rewards[:-1].any()
+
+
+def test_what_a_small_budget_learned_from_stays_when_the_sweep_grows(tmp_path):
+    path = tmp_path / "trajectories.jsonl"
+    hashes = []
+    for count in (2, 3):
+        talks = [negotiation(number=s, seed=n) for n in range(count) for s in (1, 2)]
+        write_records(path, [msgspec.structs.replace(one, split="train") for one in talks])
+        hashes.append(dialogues_hash(path, 3, 0, tmp_path))
+    assert hashes[0] == hashes[1] != dialogues_hash(path, 4, 0, tmp_path)
+    path.write_bytes(path.read_bytes() + b'{"trajectory_id": "half')
+    with pytest.raises(InputError, match=r"trajectories.jsonl, line 7: no dialogue"):
+        dialogues_hash(path, 3, 0, tmp_path)

@@ -14,6 +14,7 @@ from emodistill.configs.base import (
     Quantization,
     configuration,
     data_from,
+    require,
     setting,
 )
 from emodistill.errors import InputError
@@ -21,6 +22,8 @@ from emodistill.errors import InputError
 StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "utility", "episode-judge", "turn-judge"]
 LearnerName = Literal["iql", "cloning", "cql", "dqn", "bandit", "best-fixed"]
+CONSERVATISM = 1.0
+"""α of the discrete form in CQL's own publication."""
 EmotionSet = Literal["all", "ekman"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
@@ -53,7 +56,7 @@ class IQLConfig(ExperimentConfig):
     judge's scores of dialogues or turns."""
     judge: str | None = None
     """The judge whose scores are the signal."""
-    conservatism: float = setting(1.0, ge=0)
+    conservatism: float = setting(CONSERVATISM, ge=0)
     """The weight of CQL's penalty, for `cql` alone."""
     expectile: float = setting(0.7, ge=0.5, lt=1)
     """The expectile of the value loss."""
@@ -79,6 +82,14 @@ class IQLConfig(ExperimentConfig):
     """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
     estimates_value: bool = setting(True, operational=True)
     """Estimate the selector's value by fitted Q once it is trained."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        require(
+            self.learner == "cql" or self.conservatism == CONSERVATISM,
+            f"--conservatism {self.conservatism:g} is the weight of CQL's penalty; add "
+            "--learner cql, or leave it out.",
+        )
 
 
 @configuration

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -86,9 +87,23 @@ def plan_sweep(
     return plan_dialogues(train[:num_scenarios], num_seeds=num_seeds)
 
 
-def first_dialogues(
-    trajectories: Sequence[Trajectory], num_dialogues: int, seed: int
-) -> list[Trajectory]:
+class Numbered(Protocol):
+    """A dialogue of a sweep, as far as its place in the sweep's plan is concerned."""
+
+    @property
+    def trajectory_id(self) -> str: ...
+
+    @property
+    def scenario_id(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+D = TypeVar("D", bound=Numbered)
+
+
+def first_dialogues(trajectories: Sequence[D], num_dialogues: int, seed: int) -> list[D]:
     """What a sweep of so many dialogues would have been: of those given, the first dialogue of
     each scenario, then the second of each, ….
 

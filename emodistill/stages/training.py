@@ -26,7 +26,7 @@ from emodistill.offline.run_files import SCENARIOS, SUPPORT, TRAJECTORIES, judge
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
-from emodistill.stages.inputs import model_hashes, scores_hash
+from emodistill.stages.inputs import dialogues_hash, model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
 from emodistill.stages.language_models import default_model
 from emodistill.stages.runner import cells_elsewhere, finished_cells
@@ -73,8 +73,12 @@ def _job(cell: Cell) -> Job:
     home = config.run / config.domain
     directory = home / config.stage / cell.name
     data_home = (config.data_from or config.run) / config.domain
-    files = [data_home / TRAJECTORIES, data_home / SCENARIOS]
-    hashes: dict[str, str] = {}
+    files, hashes = [data_home / SCENARIOS], dict[str, str]()
+    if isinstance(config, IQLConfig) and config.num_dialogues is not None:
+        first = data_home / TRAJECTORIES, config.num_dialogues, config.seed
+        hashes |= dialogues_hash(*first, config.run)
+    else:
+        files.append(data_home / TRAJECTORIES)
     scores = pack = sft_adapter = None
     if not (isinstance(config, IQLConfig) and config.signal in ENDINGS):
         scores = judge_file(data_home / "judge", config.judge)

@@ -61,10 +61,14 @@ Start = Callable[[], Task]
 def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
     """(index, outcome) of one arm after the other; the next starts when it is asked for."""
 
+    trained: set[Path] = set()
+
     def run(start: Start) -> Path:
         task = start()
         for group in task.trainings:
-            _train(group)
+            if _directory(group[0]) not in trained:
+                _train(group)
+                trained.add(_directory(group[0]))
         return task.play()
 
     for number, start in enumerate(starts):
