@@ -137,8 +137,10 @@ def test_a_line_that_is_no_object_is_refused(value):
 
 
 def test_the_schema_lists_the_28_emotions():
-    turn = schema("trajectory").schema["$defs"]["turn"]
-    assert turn["properties"]["emotion"]["enum"] == [None, *EMOTIONS]
+    known = schema("trajectory").schema["$defs"]
+    assert known["label"]["enum"] == [None, *EMOTIONS]
+    for name in ("emotion", "heard_emotion"):
+        assert known["turn"]["properties"][name] == {"$ref": "#/$defs/label"}
 
 
 def test_whole_numbers_are_read_as_floats_and_stay_equal():

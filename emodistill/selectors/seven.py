@@ -67,8 +67,8 @@ def published(system: str) -> Mapping[str, np.ndarray]:
 
     Payoffs stay as they are. A table with an `order` of its own is put in the order of `SEVEN`.
     """
-    text = resources.files("emodistill.selectors").joinpath("relatives.toml").read_text("utf-8")
-    tables: dict[str, Any] = dict(tomllib.loads(text)[system])
+    path = resources.files("emodistill.selectors").joinpath("relatives.toml")
+    tables: dict[str, Any] = dict(tomllib.loads(path.read_text(encoding="utf-8"))[system])
     order = [tables.get("order", SEVEN).index(name) for name in SEVEN]
     found = {}
     for name, rows in tables.items():

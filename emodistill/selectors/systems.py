@@ -134,7 +134,7 @@ def make_learner(setup: Setup) -> Learner:
     return SYSTEMS[setup.method].learner(setup)
 
 
-class _Description(msgspec.Struct):
+class _TrainedDescription(msgspec.Struct):
     """`selector.json`."""
 
     system: Literal["evoemo", "emodebt", "eq-negotiator", "emomas"]
@@ -182,7 +182,7 @@ def trained_setup(directory: Path) -> tuple[Setup, str]:
     again = "Train it again with train_selector.py."
     if read_typed(path, dict[str, Any], again).get("schema") != SCHEMA:
         raise InputError(f"{path}: this version reads schema={SCHEMA}. {again}")
-    found = read_typed(path, _Description, again)
+    found = read_typed(path, _TrainedDescription, again)
     if unknown := set(found.faults) - set(fault_names(found.system)):
         raise InputError(f"{path}: {found.system} has no fault {min(unknown)!r}. {again}")
     setup = Setup(
