@@ -53,8 +53,10 @@ def test_what_can_t_stand_on_a_leaderboard_is_refused():
             plan_arms(LeaderboardStudy(methods=(wrong,)))
     with pytest.raises(InputError, match="references is empty"):
         LeaderboardStudy(references=())
-    with pytest.raises(InputError, match="leave it out, as by --references random"):
-        LeaderboardStudy(provider="openai")
+    with pytest.raises(InputError, match="the oracle knows the simulator's hidden truth"):
+        LeaderboardStudy(provider="openai", references=("random", "oracle"))
+    real = plan_arms(LeaderboardStudy(provider="openai", targets=("crad",)))
+    assert "oracle" not in {plan.method for plan in real}
     with pytest.raises(InputError, match="--conservatism 2 is .* add --learner cql"):
         IQLConfig(conservatism=2.0)
     with pytest.raises(InputError, match="--in-process plays simulated models"):

@@ -54,7 +54,8 @@ def test_double_q_and_cql_losses_and_their_gradients_by_hand(emotions):
     critic, target = a_critic(0), a_critic(1)
     q, q_target = np.asarray(critic[0][0]), np.asarray(target[0][0])
     allowed = [e for e in range(28) if emotions == "all" or EMOTIONS[e] in EKMAN]
-    config = dataclasses.replace(CONFIG, emotions=emotions, discount=0.9, conservatism=0.5)
+    shared = {"emotions": emotions, "discount": 0.9, "conservatism": 0.5}
+    config = dataclasses.replace(CONFIG, learner="cql", **shared)
     errors, penalties, gradient, penalty_gradient = [], [], np.zeros((3, 28)), np.zeros((3, 28))
     for s, (a, r, after, goes_on) in enumerate([(0, 0.2, 2, 1), (5, -0.4, 1, 1), (27, 1.0, 0, 0)]):
         chosen = max(allowed, key=lambda e: q[after, e])

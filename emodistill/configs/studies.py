@@ -236,9 +236,9 @@ class LeaderboardStudy(StudyConfig):
         *get_args(SelectorMethod),
     )
     """Methods that learn: from a sweep, or by dialogues that they play themselves."""
-    references: tuple[str, ...] = ("random", "random-7", "neutral", "oracle")
-    """Methods that learn nothing: the floors, of which the first is what all are compared with, and
-    the ceiling, which the simulator alone has."""
+    references: tuple[str, ...] | None = None
+    """Methods that learn nothing, of which the first is what all are compared with. If left out,
+    random, random-7, neutral, and on the simulator the oracle."""
     ablations: bool = False
     """Also IQL and the systems of related work on their own rewards in place of the utility, and
     each fault of a system's published code alone."""
@@ -255,11 +255,11 @@ class LeaderboardStudy(StudyConfig):
 
     def __post_init__(self) -> None:
         StudyConfig.__post_init__(self)
-        require(len(self.references) > 0, "references is empty; name one to compare with.")
+        require(self.references != (), "references is empty; name one to compare with.")
         require(
-            self.is_simulated or "oracle" not in self.references,
+            self.is_simulated or "oracle" not in (self.references or ()),
             "--references: the oracle knows the simulator's hidden truth and plays no real model; "
-            "leave it out, as by --references random random-7 neutral.",
+            "leave it out.",
         )
 
     @property

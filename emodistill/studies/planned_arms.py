@@ -211,12 +211,15 @@ def _emotions(config: EmotionStudy) -> list[PlannedArm]:
     ]
 
 
+FLOORS = ("random", "random-7", "neutral")
 LEARNS_FROM_SWEEP = "iql"
 """The stage whose learners take their budget from the sweep."""
 
 
 def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
     playing = {"in_process": True} if config.is_simulated else {}
+    ceiling = ("oracle",) if config.is_simulated else ()
+    references = config.references or (*FLOORS, *ceiling)
     rows: list[tuple[str, str, Mapping[str, Any]]] = [
         (method, method, {}) for method in config.methods
     ]
@@ -226,7 +229,7 @@ def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
     for domain in config.targets:
         plans += [
             PlannedArm(block=domain, label=name, row=name, domain=domain, method=name)
-            for name in config.references
+            for name in references
         ]
         for budget, row in itertools.product(config.budgets, rows):
             plans += _budgeted(config, domain, *row, budget)
