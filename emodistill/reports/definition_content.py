@@ -36,27 +36,25 @@ ADAPTER_WORDS = {
     "alol": "A times likelihood, A > 0",
     "dpo": "pairs of turns",
 }
-SELECTOR_WORDS = {"iql": "terminal R(τ)", "trained": "utility of own dialogues"}
+SELECTOR_WORDS = {"iql": "terminal R(τ)", "trained": "dialogues of its own"}
 SPLITS = ("train", "validation", "test")
 
 
 def method_definitions(_: RunData) -> TableContent:
     """Table 7: what each method learns, from the definitions that run it."""
-    return TableContent(
-        [
+    rows = []
+    for name, method in METHODS.items():
+        adapters = [ADAPTER_WORDS[s] for s in method.stages if s != method.selector_stage]
+        rows.append(
             {
                 "method": name,
                 "writer": "language model" if method.writer == "llm" else "student",
                 "selector": SELECTOR_WORDS.get(method.selector, "–"),
-                "adapter": ", ".join(
-                    ADAPTER_WORDS[stage] for stage in method.stages if stage in ADAPTER_WORDS
-                )
-                or "–",
+                "adapter": ", ".join(adapters) or "–",
                 "emotion": _emotion_words(method),
             }
-            for name, method in METHODS.items()
-        ]
-    )
+        )
+    return TableContent(rows)
 
 
 def _emotion_words(method: Method) -> str:
