@@ -57,7 +57,7 @@ def test_what_can_t_stand_on_a_leaderboard_is_refused():
         LeaderboardStudy(provider="openai", references=("random", "oracle"))
     real = plan_arms(LeaderboardStudy(provider="openai", targets=("crad",)))
     assert "oracle" not in {plan.method for plan in real}
-    with pytest.raises(InputError, match="--conservatism 2 is .* add --learner cql"):
+    with pytest.raises(InputError, match=r"--conservatism 2 is .* add --learner cql"):
         IQLConfig(conservatism=2.0)
     with pytest.raises(InputError, match="--in-process plays simulated models"):
         EvaluateConfig(provider="openai", in_process=True)
