@@ -41,7 +41,7 @@ from emodistill.model.attention_forms import attention_form, planned_attention
 from emodistill.model.config import read_architecture
 from emodistill.seeding import jax_key, stream
 from emodistill.train.flops import listed_peak, measured_peak, training_flops
-from emodistill.train.q_learning import train_iql
+from emodistill.train.q_learning import train_networks
 
 NEMO = {"tokens_per_s": 14_110, "mfu": 0.428}
 """NeMo Automodel, Qwen2.5-7B, LoRA of rank 16, one H100, rows of 4,096, micro-batch 2: its
@@ -304,9 +304,9 @@ class Parts:
         grid = [dataclasses.replace(settings, **point) for point in iql.GRID]
         figures: Figures = {}
         for name, together in (("one", [settings]), ("grid", grid)):
-            train_iql(transitions, together)  # compiles
+            train_networks(transitions, together)  # compiles
             started = time.perf_counter()
-            train_iql(transitions, together)
+            train_networks(transitions, together)
             rate = len(together) * settings.num_steps / (time.perf_counter() - started)
             figures[f"{name}_updates_per_s"] = rate
         if importlib.util.find_spec("torch") is not None:

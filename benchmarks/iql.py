@@ -19,7 +19,7 @@ from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.negotiation.states import feature_names
 from emodistill.seeding import stream
-from emodistill.train.q_learning import train_iql
+from emodistill.train.q_learning import train_networks
 from emodistill.train.transitions import Transitions
 
 GRID = [
@@ -43,7 +43,7 @@ def run(config: IQLBenchmark) -> None:
         """The time of these trainings one after another, each of some settings together."""
         started = time.perf_counter()
         for together in runs:
-            train_iql(transitions, together)
+            train_networks(transitions, together)
         return time.perf_counter() - started
 
     def grid_gain(number: int) -> Figures:

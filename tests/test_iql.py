@@ -17,7 +17,7 @@ from emodistill.errors import DivergenceError, InputError
 from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import TurnLimit, scenario_advantages, trajectory_return
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
-from emodistill.train import q_learning
+from emodistill.train import learner_losses, q_learning
 from emodistill.train.selector_files import SelectorNetworks, forward, load_selector, save_selector
 from emodistill.train.transitions import make_transitions
 
@@ -60,7 +60,7 @@ def train_iql(data, configs):
         for of_run, added in zip(metrics, points, strict=True):
             of_run += added
 
-    return list(map(Run, q_learning.train_iql(data, configs, report=keep), metrics))
+    return list(map(Run, q_learning.train_networks(data, configs, report=keep), metrics))
 
 
 def outputs(run, num_states):
@@ -144,29 +144,34 @@ def test_losses_against_a_loop():
     expected = sum(
         abs(0.8 - (t - v < 0)) * (t - v) ** 2 for v, t in zip(value, target, strict=True)
     )
-    assert float(q_learning.value_loss(value, target, 0.8)) == pytest.approx(
+    assert float(learner_losses.value_loss(value, target, 0.8)) == pytest.approx(
         expected / 32, rel=1e-5
     )
-    assert float(q_learning.critic_loss(q, bellman)) == pytest.approx(
+    assert float(learner_losses.critic_loss(q, bellman)) == pytest.approx(
         sum((b - x) ** 2 for b, x in zip(bellman, q, strict=True)) / 32, rel=1e-5
     )
-    assert float(q_learning.actor_loss(log_prob, weight)) == pytest.approx(
+    assert float(learner_losses.actor_loss(log_prob, weight)) == pytest.approx(
         -sum(w * p for w, p in zip(weight, log_prob, strict=True)) / 32, rel=1e-5
     )
 
 
+def one_run(config):
+    """The settings of a single run, without the axis of runs."""
+    return jax.tree.map(lambda leaf: leaf[0], q_learning._settings([config]))
+
+
 def test_each_loss_reaches_its_own_network_only():
     state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
-    batch = q_learning.Data(
+    batch = learner_losses.Data(
         jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3)[::-1], jnp.array([1.0, 1.0, 0.0])
     )
-    settings = q_learning._Settings(0.7, 3.0, 0.99, 1e-3, 0.01, 100.0, 0.0)
+    settings = one_run(CONFIG)
     own = {"value/loss": "value", "critic/loss": "critic", "actor/loss": "actor"}
 
     @jax.jit
     def gradients(params):
         def losses(p):
-            metrics = q_learning._losses(p, state.target, batch, settings)[1]
+            metrics = learner_losses.iql_losses(p, state.target, batch, settings)[1]
             return {name: metrics[name] for name in own}
 
         return jax.jacrev(losses)(params)
@@ -185,15 +190,15 @@ def test_the_policy_learns_from_the_target_critic_or_the_critic_itself():
     state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
     critic = [(kernel + 0.1, bias) for kernel, bias in state.params["critic"]]
     params = state.params | {"critic": critic}
-    batch = q_learning.Data(
+    batch = learner_losses.Data(
         jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3), jnp.zeros(3)
     )
-    value = np.asarray(q_learning.forward(params["value"], batch.observation))[:, 0]
+    value = np.asarray(learner_losses.forward(params["value"], batch.observation))[:, 0]
     for advantage_q, layers in (("target", state.target), ("online", critic)):
-        q = np.asarray(q_learning.forward(layers, batch.observation))
+        q = np.asarray(learner_losses.forward(layers, batch.observation))
         config = dataclasses.replace(CONFIG, advantage_q=advantage_q)
-        settings = jax.tree.map(lambda leaf: leaf[0], q_learning._settings([config]))
-        metrics = q_learning._losses(params, state.target, batch, settings)[1]
+        settings = one_run(config)
+        metrics = learner_losses.iql_losses(params, state.target, batch, settings)[1]
         expected = (q[np.arange(3), [0, 5, 27]] - value).mean()
         assert float(metrics["advantage/mean"]) == pytest.approx(expected, rel=1e-5)
 
@@ -223,9 +228,10 @@ def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
 def test_metrics_progress_and_one_compilation(monkeypatch):
     data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
     traced_once = chex.assert_max_traces(q_learning._train_chunk.__wrapped__, n=1)
-    monkeypatch.setattr(q_learning, "_train_chunk", jax.jit(traced_once, donate_argnames="state"))
+    jitted = jax.jit(traced_once, donate_argnames="state", static_argnames="learner")
+    monkeypatch.setattr(q_learning, "_train_chunk", jitted)
     seen = []
-    q_learning.train_iql(data, [config], report=seen.append)
+    q_learning.train_networks(data, [config], report=seen.append)
     run = Run(None, [point for points in seen for point in points[0]])
     train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
     train_iql(data, [dataclasses.replace(config, num_steps=1_000)])
@@ -264,7 +270,7 @@ def test_numpy_and_jax_agree_on_the_networks():
     x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     networks = [state.params["value"], state.params["actor"], state.target]
     for layers in networks:
-        found = q_learning.forward(layers, x)
+        found = learner_losses.forward(layers, x)
         as_numpy = tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers)
         np.testing.assert_allclose(forward(as_numpy, x), found, rtol=1e-4, atol=1e-6)
 

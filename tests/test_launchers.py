@@ -81,14 +81,14 @@ def task(sft=None, **jpo):
         Cell(SFTConfig(**(sft or {})), SFTConfig()),
         Cell(JPOConfig(**jpo), JPOConfig()),
     )
-    return lambda: Task(cells, None)
+    return lambda: Task(tuple((cell,) for cell in cells), None)
 
 
 def test_what_arms_share_is_trained_once_and_before_them(trained, on_ray):
     starts = [task(kappa=0.25), task(), task(kappa=0.5)]
     outcomes = on_ray(starts)
     assert [outcomes[n] for n in range(3)] == [
-        launchers._directory(start().trainings[-1]) / METRICS for start in starts
+        launchers._directory(start().trainings[-1][0]) / METRICS for start in starts
     ]
     assert sorted(trained) == sorted(set(trained)) and len(trained) == 5
     assert trained.index("sft/default") < min(

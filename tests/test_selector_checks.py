@@ -8,7 +8,7 @@ import pytest
 from tiny_mdp import CONFIG, MDP, transitions
 
 from emodistill.train import selector_checks
-from emodistill.train.q_learning import train_iql
+from emodistill.train.q_learning import train_networks
 from emodistill.train.selector_checks import (
     MIN_SUPPORT,
     estimated_values,
@@ -45,7 +45,7 @@ def test_fitted_q_is_the_value_of_the_policy(monkeypatch):
 
 def test_the_selector_is_worth_more_than_what_it_learned_from(monkeypatch):
     monkeypatch.setattr(selector_checks, "FQE_STEPS", 2_000)  # as outside of tests
-    (networks,) = train_iql(DATA, [CONFIG])
+    (networks,) = train_networks(DATA, [CONFIG])
     values = estimated_values(networks, DATA, CONFIG)
     assert values["iql"] > values["behaviour-cloning"]
     assert set(values) == {"iql", "behaviour-cloning", "random"}
@@ -53,7 +53,7 @@ def test_the_selector_is_worth_more_than_what_it_learned_from(monkeypatch):
 
 
 def test_the_support_map_counts_and_finds_choices_without_data():
-    (networks,) = train_iql(DATA, [CONFIG])
+    (networks,) = train_networks(DATA, [CONFIG])
     found = support_map(networks, DATA, seed=0)
     data, policy = np.array(found["data"]), np.array(found["policy"])
     assert data.sum() == len(MDP)
@@ -67,7 +67,7 @@ def test_the_support_map_counts_and_finds_choices_without_data():
 
 
 def test_probabilities_sum_to_one():
-    (networks,) = train_iql(DATA, [CONFIG])
+    (networks,) = train_networks(DATA, [CONFIG])
     probabilities = networks.probabilities(DATA.observation_NS)
     assert probabilities.sum(axis=1).tolist() == pytest.approx([1] * len(MDP))
     assert math.isfinite(probabilities.min())

@@ -52,7 +52,7 @@ def test_arms_are_told_apart_and_name_what_there_is(name):
 
 
 def test_every_study_has_tables_and_every_ablation_a_subcommand():
-    assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions"}
+    assert set(TABLES_OF) == set(STUDIES) == {*ABLATIONS, "emotions", "leaderboard"}
     assert len(ABLATIONS) == 10
 
 
@@ -164,7 +164,7 @@ def test_called_again_it_makes_no_call_and_no_step(kappa, monkeypatch, capsys):
 
     monkeypatch.setattr("emodistill.llm.client.ChatClient.chat", refuse)
     monkeypatch.setattr("emodistill.train.adapter_training.train_adapter", refuse)
-    monkeypatch.setattr("emodistill.train.q_learning.train_iql", refuse)
+    monkeypatch.setattr("emodistill.train.q_learning.train_networks", refuse)
     written = {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
     run_study(config, SETTINGS)
     assert written == {path: path.stat().st_mtime_ns for path in config.run.rglob("metrics.jsonl")}
@@ -192,7 +192,7 @@ def test_the_judge_that_is_named_is_the_one_whose_scores_are_made_and_learned_fr
     study = KappaStudy(run=tmp_path, judge="sim-judge-0")
     (plan, *_) = plan_arms(study)
     trainings = runner._task(plan, study, SETTINGS).trainings
-    cells = {cell.config.stage: cell for cell in trainings}
+    cells = {group[0].config.stage: group[0] for group in trainings}
     assert {cell.config.judge for cell in cells.values()} == {"sim-judge-0"}
     assert cells["sft"].name == "default"
 

@@ -63,16 +63,24 @@ from emodistill.configs.selectors import (
     SpokenLabels,
 )
 from emodistill.configs.serving import ServeConfig
-from emodistill.configs.studies import ABLATIONS, STUDIES, EmotionStudy, StudyConfig
+from emodistill.configs.studies import (
+    ABLATIONS,
+    STUDIES,
+    EmotionStudy,
+    LeaderboardStudy,
+    StudyConfig,
+)
 from emodistill.configs.training import (
     AdapterConfig,
     ALoLConfig,
     AttentionForm,
     DPOConfig,
+    EmotionSet,
     IQLConfig,
     IQLSignal,
     JPOConfig,
     JPOSignal,
+    LearnerName,
     MemoryConfig,
     MeshShape,
     Packing,

@@ -78,6 +78,9 @@ class MatchConfig(DialogueConfig):
     """The regressed policy network, or exp(β(Q−V)) itself."""
     greedy: bool = False
     """Take the most probable emotion instead of sampling."""
+    in_process: bool = setting(False, operational=True)
+    """Play the simulated models in this process, without a server between: the same dialogues, in
+    less time."""
     emotion_reader: EmotionReaderKind | None = None
     """Who hears the other side's emotion, for the methods that look at it (eq-negotiator, emomas):
     a language model (`--reader`), the simulator's ear, or nobody. If left out, the model, and on
@@ -88,6 +91,11 @@ class MatchConfig(DialogueConfig):
         named = {stage: cell for stage, cell in self.cells.items() if cell != DEFAULT_CELL}
         object.__setattr__(self, "cells", named)
         require_student_server(self)
+        require(
+            not self.in_process or (self.is_simulated and self.record is self.replay is None),
+            "--in-process plays simulated models, whose calls nobody records or replays; leave it "
+            "out.",
+        )
         require(
             self.student_url is None or self.quantize is None,
             f"--quantize {self.quantize}: the server at --student-url holds the student.",
@@ -108,10 +116,11 @@ class EvaluateConfig(MatchConfig):
 
     stage = "evaluate"
     method: str = DEFAULT_METHOD
-    """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
+    """vanilla-llm, vanilla-slm, neutral, random, random-7, fixed, oracle; iql, and its controls
+    iql-7, cloning, cql, dqn, bandit, best-fixed; iql+sft, iql+jpo, iql+sft+jpo,
     iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
-    free-sft+jpo, oracle; evoemo, emodebt, eq-negotiator, emomas, each also with -shipped, and each
-    for a student, as in evoemo+sft+jpo."""
+    free-sft+jpo; evoemo, emodebt, eq-negotiator, emomas, each also with -shipped. Every selector
+    that was trained also leaves the writing to a student, as in cql+sft+jpo or evoemo+sft+jpo."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None
@@ -272,7 +281,7 @@ class QuickstartConfig(Config):
     """Methods to evaluate."""
     studies: tuple[str, ...] = ()
     """signal, kappa, kl, rank, iql, transfer, counterparty, emotion-free, refinement, emotions,
-    tournament; those that take one domain run in the first one."""
+    leaderboard, tournament; those that take one domain run in the first one."""
     seed: int = 0
     """Names every random stream."""
     fast: bool = False

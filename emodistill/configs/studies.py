@@ -19,6 +19,7 @@ from emodistill.configs.base import (
     require_student_server,
     setting,
 )
+from emodistill.configs.selectors import SelectorMethod
 from emodistill.configs.training import RatioKind
 
 ALL_DOMAINS: tuple[DomainName, ...] = ("crad", "disaster", "hospital", "student")
@@ -77,6 +78,11 @@ class StudyConfig(ExperimentConfig):
 
     def __init_subclass__(cls) -> None:
         cls.stage = f"study-{cls.study}"
+
+    @property
+    def num_sweep_dialogues(self) -> int:
+        """Dialogues of training scenarios that the sweep of each domain needs; 0 for any."""
+        return 0
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
@@ -257,6 +263,54 @@ class EmotionStudy(StudyConfig):
     """Dialogues per scenario."""
 
 
+@configuration
+class LeaderboardStudy(StudyConfig):
+    """Whoever learns to choose emotions, at equal budgets of training dialogues."""
+
+    study = "leaderboard"
+    has_choices = False
+    targets: tuple[DomainName, ...] = ALL_DOMAINS
+    """Domains to train and play in."""
+    budgets: tuple[int, ...] = (60, 240, 8_000)
+    """Training dialogues of a domain: what EmoDebt and EvoEmo take, and the paper's sweep."""
+    trainings: int = setting(5, ge=1)
+    """Training seeds of each method at each budget, from --seed on."""
+    methods: tuple[str, ...] = (
+        *("iql", "iql-7", "cloning", "cql", "dqn", "bandit", "best-fixed"),
+        *get_args(SelectorMethod),
+    )
+    """Methods that learn: from a sweep, or by dialogues that they play themselves."""
+    references: tuple[str, ...] | None = None
+    """Methods that learn nothing, of which the first is what all are compared with. If left out,
+    random, random-7, neutral, and on the simulator the oracle."""
+    ablations: bool = False
+    """Also IQL and the systems of related work on their own rewards in place of the utility, and
+    each fault of a system's published code alone."""
+    advantage_scale: float = setting(30.0, gt=0)
+    """β of IQL's policy, whose advantages are in utility here, a tenth of the shaped return's."""
+    steps_per_dialogue: float = setting(6.25, gt=0)
+    """Updates of the networks for each dialogue: the paper's 50,000 for 8,000."""
+    min_steps: int = setting(1_000, ge=1)
+    """Updates at least; with fewer, networks stay near their start."""
+    num_scenarios: int | None = 20
+    """Held-out scenarios that each method plays."""
+    num_seeds: int | None = 5
+    """Dialogues per scenario."""
+
+    def __post_init__(self) -> None:
+        StudyConfig.__post_init__(self)
+        require(self.references != (), "references is empty; name one to compare with.")
+        require(
+            self.is_simulated or "oracle" not in (self.references or ()),
+            "--references: the oracle knows the simulator's hidden truth and plays no real model; "
+            "leave it out.",
+        )
+
+    @property
+    def num_sweep_dialogues(self) -> int:
+        return max(self.budgets, default=0)
+
+
 ABLATIONS: dict[str, type[StudyConfig]] = {
     cls.study: cls
     for cls in (
@@ -273,4 +327,8 @@ ABLATIONS: dict[str, type[StudyConfig]] = {
     )
 }
 """What `ablate.py` has a subcommand for."""
-STUDIES: dict[str, type[StudyConfig]] = {**ABLATIONS, EmotionStudy.study: EmotionStudy}
+STUDIES: dict[str, type[StudyConfig]] = {
+    **ABLATIONS,
+    EmotionStudy.study: EmotionStudy,
+    LeaderboardStudy.study: LeaderboardStudy,
+}

@@ -14,12 +14,17 @@ from emodistill.configs.base import (
     Quantization,
     configuration,
     data_from,
+    require,
     setting,
 )
 from emodistill.errors import InputError
 
 StateKind = Literal["geometry", "upstream"]
-IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
+IQLSignal = Literal["outcome", "utility", "episode-judge", "turn-judge"]
+LearnerName = Literal["iql", "cloning", "cql", "dqn", "bandit", "best-fixed"]
+CONSERVATISM = 1.0
+"""α of the discrete form in CQL's own publication."""
+EmotionSet = Literal["all", "ekman"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
 QualityScore = Literal["raw", "advantage"]
@@ -32,15 +37,27 @@ AttentionForm = Literal["xla", "pallas"]
 
 @configuration
 class IQLConfig(ExperimentConfig):
-    """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15)."""
+    """Stage 3: discrete implicit Q-learning of the emotion selector (Eqs. 13-15), or a control."""
 
     stage = "iql"
     data_from: Path | None = data_from()
     """Another run, whose sweep and scores are read in place of this one's, where they are."""
+    learner: LearnerName = "iql"
+    """Who learns from the transitions: IQL, or one of its controls: behaviour `cloning`; `cql`,
+    conservative Q-learning; `dqn`, double Q-learning; a `bandit` with a posterior for each emotion
+    in each phase of the talks, which samples by Thompson's rule; or the `best-fixed` emotion."""
+    emotions: EmotionSet = "all"
+    """The labels to choose from: all 28, or Ekman's six and neutral."""
+    num_dialogues: int | None = setting(None, ge=1, hint="leave it out for all")
+    """Learn from so many dialogues of the sweep, the first of each scenario before the second of
+    any; the seed says in which order the scenarios are taken."""
     signal: IQLSignal = "outcome"
-    """The reward: the shaped return at the end, or the judge's scores of dialogues or turns."""
+    """The reward: at the end, the shaped return or the utility (savings, 0 for a failure), or the
+    judge's scores of dialogues or turns."""
     judge: str | None = None
     """The judge whose scores are the signal."""
+    conservatism: float = setting(CONSERVATISM, ge=0)
+    """The weight of CQL's penalty, for `cql` alone."""
     expectile: float = setting(0.7, ge=0.5, lt=1)
     """The expectile of the value loss."""
     advantage_scale: float = setting(3.0, gt=0)
@@ -63,6 +80,16 @@ class IQLConfig(ExperimentConfig):
     """Whose Q the policy is regressed on: the target critic's, or the critic's own (as printed)."""
     state: StateKind = "geometry"
     """What the selector sees of a dialogue; `upstream` is upstream's ten numbers."""
+    estimates_value: bool = setting(True, operational=True)
+    """Estimate the selector's value by fitted Q once it is trained."""
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        require(
+            self.learner == "cql" or self.conservatism == CONSERVATISM,
+            f"--conservatism {self.conservatism:g} is the weight of CQL's penalty; add "
+            "--learner cql, or leave it out.",
+        )
 
 
 @configuration

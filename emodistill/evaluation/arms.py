@@ -26,6 +26,7 @@ TABLES_OF: Mapping[str, tuple[str, ...]] = {
     "refinement": ("table-14",),
     "dose": ("dose", "dose-response"),
     "emotions": ("figure-1", "emotions"),
+    "leaderboard": ("leaderboard",),
 }
 """Study -> the tables that come of it."""
 
@@ -47,6 +48,10 @@ class Arm:
     path: str | None = None
     """Dialogues, or the metrics of an arm that is only trained; relative to the run."""
     status: ArmStatus = "missing"
+    row: str = ""
+    """The row of the table to which several arms belong; empty for a row of its own."""
+    budget: int | None = None
+    """Training dialogues, of an arm that is compared by them."""
     reason: str = ""
     """Why it failed; of a finished arm, why it could not be made again with other settings."""
 

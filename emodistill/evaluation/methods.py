@@ -22,9 +22,9 @@ class Method:
     """What a method's name stands for."""
 
     writer: Literal["llm", "student"]
-    selector: Literal["none", "neutral", "random", "fixed", "iql", "trained", "oracle"]
-    """Who picks the emotions; under `none` prompts have no emotion block. What is `trained` has
-    learned from dialogues of its own (`SelectorConfig`)."""
+    selector: Literal["none", "neutral", "random", "random-7", "fixed", "iql", "trained", "oracle"]
+    """Who picks the emotions; under `none` prompts have no emotion block. `iql` has learned from a
+    sweep (`IQLConfig`), what is `trained` from dialogues of its own (`SelectorConfig`)."""
     adapter: str | None = None
     """The stage that trained the student's adapter (sft, jpo, …); None is the base model."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -130,7 +130,14 @@ METHODS: Mapping[str, Method] = {
     "vanilla-llm": _llm(selector="neutral"),
     "neutral": _llm(selector="neutral"),
     "random": _llm(selector="random"),
+    "random-7": _llm(selector="random-7"),
     "iql": _llm(selector="iql"),
+    "iql-7": _llm(selector="iql", settings={"iql": {"emotions": "ekman"}}),
+    "cloning": _llm(selector="iql", settings={"iql": {"learner": "cloning"}}),
+    "cql": _llm(selector="iql", settings={"iql": {"learner": "cql"}}),
+    "dqn": _llm(selector="iql", settings={"iql": {"learner": "dqn"}}),
+    "bandit": _llm(selector="iql", settings={"iql": {"learner": "bandit"}}),
+    "best-fixed": _llm(selector="iql", settings={"iql": {"learner": "best-fixed"}}),
     "iql+sft": _student(selector="iql", adapter="sft"),
     "iql+jpo": _student(selector="iql", adapter="jpo", settings={"jpo": _BASE}),
     "iql+sft+jpo": _student(selector="iql", adapter="jpo"),
@@ -149,8 +156,8 @@ METHODS: Mapping[str, Method] = {
 
 
 def get_method(name: str) -> Method:
-    """The method of that name: one of METHODS, `iql+sft+<stage>` for any other adapter stage, or
-    `<system>+sft` and `<system>+sft+<stage>` for a system of related work before a student.
+    """The method of that name: one of METHODS, or `<method>+sft` and `<method>+sft+<stage>` for a
+    selector that was trained (`iql`, `cql`, `evoemo`, …) before a student.
 
     Whether such a stage has trained an adapter is seen when the adapter is looked for.
 
@@ -159,12 +166,12 @@ def get_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    system, _, adapters = name.partition("+")
-    if system in RELATIVES and re.fullmatch(r"sft(\+[a-z][a-z0-9_-]*)?", adapters):
+    chooser, _, adapters = name.partition("+")
+    alone = METHODS.get(chooser)
+    is_student = re.fullmatch(r"sft(\+[a-z][a-z0-9_-]*)?", adapters)
+    if alone is not None and alone.selector_stage is not None and is_student:
         adapter = adapters.rpartition("+")[2]
-        return _student(selector="trained", adapter=adapter, settings=_relative(system))
-    if refined := re.fullmatch(r"iql\+sft\+([a-z][a-z0-9_-]*)", name):
-        return _student(selector="iql", adapter=refined[1])
+        return _student(selector=alone.selector, adapter=adapter, settings=alone.settings)
     raise InputError(f"--method {name} is not known; use one of {', '.join(METHODS)}.")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.domains.scenario import Scenario
-from emodistill.emotions import NEUTRAL
+from emodistill.emotions import EKMAN, NEUTRAL
 from emodistill.evaluation.methods import TrainedAdapter, get_method, system_in
 from emodistill.evaluation.served_student import ServedStudents
 from emodistill.evaluation.student_writer import StudentWriter
@@ -34,6 +34,7 @@ from emodistill.seeding import stream
 from emodistill.selectors import FixedSelector, IQLSelector, RandomSelector, Selector
 from emodistill.selectors.oracle import OracleSelector
 from emodistill.selectors.systems import load_trained, system_of
+from emodistill.simulator.writer import SimulatedWriter
 
 if TYPE_CHECKING:
     from emodistill.model import Engine
@@ -187,6 +188,8 @@ class PlayerPool:
             shared = load_trained(spec.selector_dir, system_in(spec.method))
         elif kind == "random":
             shared = RandomSelector()
+        elif kind == "random-7":
+            shared = RandomSelector(EKMAN)
         elif kind != "oracle":
             fixed = {"neutral": NEUTRAL, "none": None, "fixed": spec.emotion}
             shared = FixedSelector(fixed[kind])
@@ -207,6 +210,9 @@ class PlayerPool:
     async def _writer(self, spec: PlayerSpec) -> tuple[Writer, StudentServer | None]:
         max_reply_tokens = self.config.max_reply_tokens
         if (endpoint := spec.language_model) is not None:
+            if self.config.in_process:
+                writer = SimulatedWriter(endpoint.model, spec.temperature, max_reply_tokens)
+                return writer, None
             client = self.client_of(endpoint)
             return ApiWriter(client, endpoint.model, spec.temperature, max_reply_tokens), None
         if self._served is not None:

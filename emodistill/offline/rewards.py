@@ -285,6 +285,8 @@ class FocalTurns:
     """[N] judge score of the whole dialogue, NaN if none."""
     returns: np.ndarray
     """[N] R(τ) of the dialogue."""
+    utilities: np.ndarray
+    """[N] the savings of the dialogue, 0 for a failure."""
     is_cut: np.ndarray
     """[N] whether the utterance was cut at its limit of tokens."""
     mean_scores: np.ndarray
@@ -327,6 +329,7 @@ class FocalTurns:
             of_dialogue = (
                 scores.get((name, None), math.nan),
                 trajectory_return(trajectory, max_turns),
+                dialogue_utility(trajectory),
             )
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
@@ -337,7 +340,7 @@ class FocalTurns:
                 variance = float(every.var(ddof=1)) if len(every) > 1 else math.nan
                 of_turn = turn.finish_reason == "length", mean, len(every), variance
                 rows.append((*key, is_last, score, *of_dialogue, *of_turn))
-        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, bool)
+        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, float, bool)
         dtypes += (float, np.int64, float)
         columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
@@ -383,13 +386,18 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
     return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]
 
 
+ENDINGS = ("outcome", "utility")
+"""Signals of IQL that no judge has a say in: what a dialogue has come to."""
+
+
 def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
     """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
 
-    NaN where a turn has none.
+    Ours: `utility` pays the dialogue's utility there. NaN where a turn has none.
     """
-    if signal == "outcome":
-        return np.where(turns.is_last, turns.returns, 0.0)
+    if signal in ENDINGS:
+        ending = turns.returns if signal == "outcome" else turns.utilities
+        return np.where(turns.is_last, ending, 0.0)
     return jpo_advantages(turns, signal)
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -84,6 +85,44 @@ def plan_sweep(
     if not train:
         raise InputError("no scenario has split='train'; a sweep needs some.")
     return plan_dialogues(train[:num_scenarios], num_seeds=num_seeds)
+
+
+class Numbered(Protocol):
+    """A dialogue of a sweep, as far as its place in the sweep's plan is concerned."""
+
+    @property
+    def trajectory_id(self) -> str: ...
+
+    @property
+    def scenario_id(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+D = TypeVar("D", bound=Numbered)
+
+
+def first_dialogues(trajectories: Sequence[D], num_dialogues: int, seed: int) -> list[D]:
+    """What a sweep of so many dialogues would have been: of those given, the first dialogue of
+    each scenario, then the second of each, ….
+
+    In which order the scenarios come is drawn by the seed. The choice doesn't change when the sweep
+    grows.
+
+    Raises:
+      InputError: there are fewer dialogues.
+    """
+    if len(trajectories) < num_dialogues:
+        raise InputError(
+            f"num_dialogues={num_dialogues:,}, but the sweep has {len(trajectories):,} dialogues "
+            "of training scenarios. Play more (sweep.py --num-seeds), or learn from fewer."
+        )
+    ids = sorted({trajectory.scenario_id for trajectory in trajectories})
+    order = stream(seed, "first-dialogues").permutation(len(ids))
+    rank = {ids[index]: place for place, index in enumerate(order)}
+    ranked = sorted(trajectories, key=lambda t: (t.seed, rank[t.scenario_id], t.trajectory_id))
+    return ranked[:num_dialogues]
 
 
 def planned_emotions(seed: int, trajectory_id: str, num_turns: int) -> list[str]:

@@ -14,6 +14,7 @@ from emodistill.reports import (
     cost_content,
     definition_content,
     emotion_content,
+    leaderboard_content,
     tournament_content,
     training_content,
 )
@@ -51,6 +52,7 @@ CONTENT: Mapping[str, Callable[[RunData], TableContent]] = {
     "matches": emotion_content.selector_matches,
     "shift": emotion_content.shifted_features,
     "ratings": tournament_content.strengths,
+    "leaderboard": leaderboard_content.leaderboard,
     "differences": lambda data: TableContent(data.differences),
     "against": against_other_run,
     "cost": cost_content.call_costs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from emodistill.domains import DOMAINS, get_domain
-from emodistill.evaluation.methods import METHODS
+from emodistill.evaluation.methods import METHODS, Method
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_scenarios
 from emodistill.reports.labels import DOMAIN_TITLES
@@ -16,11 +16,20 @@ EMOTION_WORDS = {
     "none": "no block",
     "neutral": "neutral",
     "random": "uniform",
+    "random-7": "uniform over seven",
     "fixed": "one label",
     "iql": "IQL policy",
     "trained": "a system of related work",
     "oracle": "the planted best",
 }
+LEARNER_WORDS = {
+    "cloning": "the sweep's own",
+    "cql": "largest Q (CQL)",
+    "dqn": "largest Q (double Q)",
+    "bandit": "Thompson's draw",
+    "best-fixed": "one label",
+}
+"""What IQL's controls choose by."""
 ADAPTER_WORDS = {
     "sft": "best quarter by hybrid score",
     "jpo": "turn judge, clipped",
@@ -42,10 +51,17 @@ def method_definitions(_: RunData) -> TableContent:
                 "writer": "language model" if method.writer == "llm" else "student",
                 "selector": SELECTOR_WORDS.get(method.selector, "–"),
                 "adapter": ", ".join(adapters) or "–",
-                "emotion": EMOTION_WORDS[method.selector],
+                "emotion": _emotion_words(method),
             }
         )
     return TableContent(rows)
+
+
+def _emotion_words(method: Method) -> str:
+    """Who picks a method's emotions."""
+    training = method.settings.get("iql", {})
+    words = LEARNER_WORDS.get(training.get("learner", ""), EMOTION_WORDS[method.selector])
+    return f"{words}, of seven" if training.get("emotions") == "ekman" else words
 
 
 def data_sets(data: RunData) -> TableContent:

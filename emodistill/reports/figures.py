@@ -33,6 +33,7 @@ from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.run_files import SUPPORT
 from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
+from emodistill.reports.leaderboard_content import leaderboard_rows
 from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.untrusted import printable, read_typed
@@ -248,6 +249,47 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def leaderboard_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean utility against the training dialogues spent, a panel a domain, a line a method.
+
+    Bars are the deviation of the training seeds' means. Dashed levels are methods that learn
+    nothing, named where they end.
+
+    Args:
+      rows: of the leaderboard (`leaderboard_content.leaderboard_rows`).
+    """
+    domains = list(dict.fromkeys(str(row["block"]) for row in rows))
+    names = list(dict.fromkeys(str(row["method"]) for row in rows if row["budget"]))
+    looks = {
+        name: (SERIES[i % len(SERIES)], DASHES[i // len(SERIES) % len(DASHES)])
+        for i, name in enumerate(names)
+    }
+    with panels(domains, (4.6, 3.1)) as (figure, axes):
+        for domain, ax in axes:
+            of_domain = [row for row in rows if row["block"] == domain]
+            budgets = sorted({row["budget"] for row in of_domain if row["budget"]})
+            for i, (name, (colour, dashes)) in enumerate(looks.items()):
+                line = [row for row in of_domain if row["budget"] and row["method"] == name]
+                # Beside each other, so that the bars of one budget can be told apart.
+                x = [row["budget"] * 1.018 ** (i - len(looks) / 2) for row in line]
+                y, bars = [row["utility"] for row in line], [row["trainings_std"] for row in line]
+                ax.errorbar(x, y, bars, color=colour, ls=dashes, lw=1.4, marker="o", ms=3.5)
+            for row in (row for row in of_domain if not row["budget"]):
+                ax.axhline(row["utility"], **REFERENCE)
+            levels = [row for row in of_domain if not row["budget"]]
+            ax.set(title=DOMAIN_TITLES[domain], xlabel="training dialogues", ylabel="utility, %")
+            ax.grid(axis="y")
+            if budgets:
+                ax.set_xscale("log")
+                ax.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+                ax.minorticks_off()
+                end = budgets[-1] * 1.018 ** (len(looks) / 2)
+                _name_ends(ax, [(row["method"], MUTED, end, row["utility"]) for row in levels])
+        if looks:
+            legend(figure, looks)
+    return figure
+
+
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
     rankings: dict[str, Sequence[EmotionScore]] = {}
@@ -291,6 +333,7 @@ FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] 
     "figure-1": (_rankings, emotion_ranking),
     "training-curves": (lambda data: data.curves, training_curves),
     "support": (_supports, support_maps),
+    "leaderboard": (leaderboard_rows, leaderboard_curves),
 }
 """Name -> what it shows of a run, and what draws that; there is no figure of nothing."""
 
@@ -385,20 +428,28 @@ def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
     low, high = ax.get_ylim()
     gap = (high - low) * 0.085
     ends = sorted(ends, key=lambda end: end[3])
-    heights: list[float] = []
+    near: list[list[float]] = []  # values whose names would overlap, as they have been moved apart
     for *_, value in ends:
-        heights.append(max(value, heights[-1] + gap) if heights else value)
-    shift = float(np.mean(heights) - np.mean([value for *_, value in ends]))
+        near.append([value])
+        while len(near) > 1 and _spread(near[-2], gap)[-1] + gap > _spread(near[-1], gap)[0]:
+            near[-2:] = [near[-2] + near[-1]]
+    heights = [height for values in near for height in _spread(values, gap)]
     for (name, colour, step, _), height in zip(ends, heights, strict=True):
         ax.annotate(
             _label(name),
-            (step, height - shift),
+            (step, height),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
             color=colour,
             annotation_clip=False,
         )
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Heights `gap` apart, in the middle of the values."""
+    first = float(np.mean(values)) - gap * (len(values) - 1) / 2
+    return [first + gap * i for i in range(len(values))]
 
 
 def legend(figure: Figure, looks: Mapping[str, tuple[str, Dashes]]) -> None:

@@ -216,12 +216,12 @@ def paired_differences(frame: pd.DataFrame, resampling: Resampling) -> list[dict
         of_domain: list[dict[str, Any]] = [
             {"block": domain, "method": method, "baseline": baseline}
             | {"comparison": f"{method} − {baseline}"}
-            | _difference(by_label[method], by_label[baseline], resampling)
+            | utility_difference(by_label[method], by_label[baseline], resampling)
             for method, baseline in CONTRASTS
             if {method, baseline} <= by_label.keys()
             and by_label[method].scenario_id.isin(by_label[baseline].scenario_id).any()
         ]
-        rows += _corrected(of_domain)
+        rows += holm_corrected(of_domain)
     return rows
 
 
@@ -237,16 +237,16 @@ def differences_from(
     for domain, played in by_domain(frame):
         theirs = other.loc[other.domain == domain, :]
         of_domain = [
-            {"block": domain, "method": method} | _difference(group, same, resampling)
+            {"block": domain, "method": method} | utility_difference(group, same, resampling)
             for method, group in played.groupby("label", sort=False)
             if not (same := theirs.loc[theirs.label == method, :]).empty
             and group.scenario_id.isin(same.scenario_id).any()
         ]
-        rows += _corrected(of_domain)
+        rows += holm_corrected(of_domain)
     return rows
 
 
-def _corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def holm_corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a domain with Holm's p; a reading claims no more than the corrected test."""
     adjusted = holm([row["p"] for row in rows]).tolist()
     return [
@@ -256,7 +256,9 @@ def _corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
+def utility_difference(
+    ours: pd.DataFrame, theirs: pd.DataFrame, resampling: Resampling
+) -> dict[str, Any]:
     """The utility of `ours` less that of `theirs` on the scenarios that both have played."""
     sides = (100 * ours.utility, ours.scenario_id, 100 * theirs.utility, theirs.scenario_id)
     ci = paired_difference_ci(*sides, *resampling)

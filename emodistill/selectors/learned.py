@@ -1,4 +1,4 @@
-"""The learned selector: samples the policy that IQL extracted (paper, Eq. 15).
+"""The selector that was learned from transitions: IQL's policy (paper, Eq. 15), or a control's.
 
 Runs in NumPy: a state costs some tens of microseconds, and asking for one never compiles anything.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.negotiation.states import DialogueState, feature_names, features
-from emodistill.train.selector_files import PolicyKind, SelectorNetworks, load_selector
+from emodistill.train.selector_files import PolicyKind, Selected, load_selector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +22,22 @@ class IQLSelector:
     """Samples an emotion from the trained policy, or takes its mode if `greedy`.
 
     Raises:
-      InputError: an unknown policy, or the networks read another number of features than their
-        kind of state has.
+      InputError: a policy that is unknown or that its learner lacks, or the networks read another
+        number of features than their kind of state has.
     """
 
-    networks: SelectorNetworks
+    networks: Selected
     policy: PolicyKind = "network"
     greedy: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(PolicyKind):
             raise InputError(f"policy={self.policy!r} is neither 'network' nor 'closed-form'.")
+        if self.policy not in self.networks.policies:
+            raise InputError(
+                f"policy={self.policy!r} is of IQL's critic and value; a selector of "
+                f"learner={self.networks.learner!r} has none. Leave --policy out."
+            )
         expected = len(feature_names(self.networks.state))
         if self.networks.num_features != expected:
             raise InputError(

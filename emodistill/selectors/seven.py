@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emodistill.emotions import EMOTIONS
+from emodistill.emotions import EKMAN, EMOTIONS
 
 if TYPE_CHECKING:
     from emodistill.configs import SpokenLabels
     from emodistill.negotiation.states import DialogueState
 
-SEVEN = ("joy", "sadness", "anger", "fear", "surprise", "disgust", "neutral")
+SEVEN = EKMAN
 JOY, SADNESS, ANGER, FEAR, SURPRISE, DISGUST, NEUTRAL_GROUP = range(7)
 _MEMBERS: Mapping[int, tuple[str, ...]] = {
     SADNESS: ("sadness", "disappointment", "embarrassment", "grief", "remorse"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,11 @@ class FixedSelector:
         return self.emotion
 
 
+@dataclass(frozen=True, slots=True)
 class RandomSelector:
-    """Every emotion is as likely as any other, whatever the state."""
+    """Every emotion of `emotions` is as likely as any other, whatever the state."""
+
+    emotions: Sequence[str] = EMOTIONS
 
     def choose(self, state: DialogueState, rng: np.random.Generator) -> str:
-        return EMOTIONS[rng.integers(len(EMOTIONS))]
+        return self.emotions[rng.integers(len(self.emotions))]

@@ -10,7 +10,7 @@ from emodistill.stages.evaluation import EVALUATE, PAIR
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
 from emodistill.stages.judge_validation import validate_judge
 from emodistill.stages.replay import REPLAY
-from emodistill.stages.runner import STAGES, prepare, required_cell, run
+from emodistill.stages.runner import STAGES, prepare, required_cell, run, run_together
 from emodistill.stages.selector_training import SELECTOR
 from emodistill.stages.stage import Output, Requirement, Stage
 from emodistill.stages.sweep import SWEEP
@@ -37,6 +37,7 @@ __all__ = [
     "prepare",
     "required_cell",
     "run",
+    "run_together",
     "tournament",
     "train_adapter_stage",
     "validate_judge",

@@ -19,6 +19,7 @@ from typing import Any
 from emodistill.configs import (
     SIMULATED,
     SIMULATED_MODELS,
+    AdapterConfig,
     EvaluateConfig,
     ExperimentConfig,
     JudgeConfig,
@@ -50,11 +51,9 @@ IN_FLIGHT = 32
 """Dialogues at once against the simulator, which is two for each slot of the student's engine."""
 
 
-def method_of(config: Any) -> str:
-    """The method that plays what a training stage has trained."""
+def method_of(config: AdapterConfig) -> str:
+    """The method that plays an adapter that has been trained."""
     stage = config.stage
-    if stage == "iql":
-        return "iql"
     is_refined = isinstance(config, RefinementConfig) and not config.starts_from_base
     trained = f"sft+{stage}" if is_refined or stage not in ("sft", "jpo") else stage
     return f"free-{trained}" if config.emotion_free else f"iql+{trained}"

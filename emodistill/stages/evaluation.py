@@ -283,9 +283,11 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
         "reader": details.reader,
     }
 
+    called = [details.reader] if config.in_process else [*endpoints.values()]
+
     async def work() -> PlayedMatch:
         async with (
-            open_clients(config, job.name, endpoints.values()) as client_of,
+            open_clients(config, job.name, called) as client_of,
             PlayerPool(
                 config,
                 client_of,

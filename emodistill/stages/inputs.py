@@ -7,14 +7,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
 from emodistill.jsonl import read_lines
 from emodistill.model import stored_template_sha256, student_folder
 from emodistill.model.config import Qwen2Config
 from emodistill.offline.judging import Level
+from emodistill.offline.sweep import first_dialogues
 from emodistill.runs import MANIFEST, name_in_run, read_manifest
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import brief, setting_of
 
 MEBIBYTE = 1 << 20
 
@@ -30,6 +33,45 @@ def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
         if is_whole == (level == "dialogue"):
             digest.update(canonical_json(line).encode() + b"\n")
     return {f"{name_in_run(path, run)} ({level} scores)": digest.hexdigest()}
+
+
+class _Swept(msgspec.Struct):
+    """What the choice of dialogues to learn from is made by."""
+
+    trajectory_id: str
+    scenario_id: str
+    seed: int
+    split: str
+    line: bytes = b""
+
+
+def dialogues_hash(path: Path, num_dialogues: int, seed: int, run: Path) -> dict[str, str]:
+    """What identifies the first dialogues of a sweep: the hash of their lines, which stays when the
+    sweep grows.
+
+    Raises:
+      InputError: the file is missing, a line is no dialogue, or there are fewer.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; run the stage that makes it first.")
+    swept = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                one = msgspec.json.decode(line, type=_Swept)
+            except msgspec.DecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}: no dialogue ({brief(error)}). Correct it, or delete "
+                    "the line to have it played again."
+                ) from None
+            one.line = line.strip()
+            if one.split == "train":
+                swept.append(one)
+    digest = hashlib.sha256()
+    for one in first_dialogues(swept, num_dialogues, seed):
+        digest.update(one.line + b"\n")
+    name = f"{name_in_run(path, run)} (first {num_dialogues} dialogues)"
+    return {name: digest.hexdigest()}
 
 
 def grown(config: Any, directory: Path, manifest_name: str = MANIFEST) -> Any:

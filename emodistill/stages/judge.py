@@ -16,7 +16,7 @@ from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.offline.agreement import compare_scores, repeat_spread
 from emodistill.offline.judging import judge_path, num_items_left, run_judging, scores_by_turn
-from emodistill.offline.rewards import Scores, SweepData
+from emodistill.offline.rewards import ENDINGS, Scores, SweepData
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, judge_file, read_sweep
 from emodistill.offline.store import read_judgements, read_scenarios, read_trajectories
 from emodistill.offline.workers import JobsResult
@@ -269,7 +269,7 @@ def _training(cell: Cell) -> str:
         selector = next_command("train_iql", IQLConfig, cell, **signal)
         return f"{selector}; {next_command('train_sft', SFTConfig, cell, **signal)}"
     selector = follow_up(IQLConfig, cell)
-    if selector.signal == "outcome":  # no judge has a say in it
+    if selector.signal in ENDINGS:  # no judge has a say in it
         selector = dataclasses.replace(selector, judge=None)
     file = named_file(cell)
     return f"{command('train_iql', selector, file)}; {next_command('train_sft', SFTConfig, cell)}"

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,31 @@ def run(cell: Cell, work: Callable[[Job], Result] | None = None) -> Output:
                     finish_stage(job, result)
                 print(f"{job.name}: {result.text}", flush=True)
     return Output(job.path, stage.followed_by(cell))
+
+
+def run_together(cells: Sequence[Cell]) -> None:
+    """Run the cells of a stage that aren't finished; as one, where the stage can.
+
+    Raises: as `run`.
+    """
+    stage = STAGES[cells[0].config.stage]
+    if len(cells) == 1 or stage.run_together is None:
+        for cell in cells:
+            run(cell)
+        return
+    for cell in cells:
+        prepare(cell)
+    jobs = [stage.job(cell) for cell in cells]
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(log_to_file(job.directory / STAGE_LOG))
+        pending = [job for job in jobs if not begin_stage(job)]
+        if not pending:
+            print(f"{jobs[0].name}: {len(jobs)} finished before, in {jobs[0].directory.parent}")
+            return
+        for job, result in zip(pending, stage.run_together(pending), strict=True):
+            finish_stage(job, result)
+            print(f"{job.name}: {result.text}", flush=True)
 
 
 def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: bool = False) -> None:

@@ -50,6 +50,8 @@ class Stage:
     job: Callable[[Cell], Job]
     """Says where it writes and what that is made from."""
     run: Callable[[Job], Result]
+    run_together: Callable[[Sequence[Job]], Sequence[Result]] | None = None
+    """Runs several jobs that differ in their seeds alone as one; if None, one after the other."""
     followed_by: Callable[[Cell], str]
     """The command that goes on from its output."""
     inherits: Sequence[str] = ()

@@ -21,14 +21,15 @@ from emodistill.configs import (
     SFTConfig,
 )
 from emodistill.errors import InputError
-from emodistill.evaluation.methods import SELECTOR_FILES, get_method
+from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
+from emodistill.offline.rewards import ENDINGS
 from emodistill.offline.run_files import SCENARIOS, SUPPORT, TRAJECTORIES, judge_file, read_sweep
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watched_match
 from emodistill.stages.evaluation import held_out
-from emodistill.stages.inputs import model_hashes, scores_hash
+from emodistill.stages.inputs import dialogues_hash, model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
 from emodistill.stages.language_models import default_model
 from emodistill.stages.runner import cells_elsewhere, finished_cells
@@ -55,7 +56,10 @@ class _TrainingDetails(NamedTuple):
 
 
 def _iql_needs(config: IQLConfig) -> Sequence[Requirement]:
-    return [Requirement("sweep"), *([scores_needed(config)] if config.signal != "outcome" else [])]
+    return [
+        Requirement("sweep"),
+        *([scores_needed(config)] if config.signal not in ENDINGS else []),
+    ]
 
 
 def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
@@ -76,11 +80,15 @@ def _job(cell: Cell) -> Job:
     home = config.run / config.domain
     directory = home / config.stage / cell.name
     data_home = (config.data_from or config.run) / config.domain
-    files = [data_home / TRAJECTORIES, data_home / SCENARIOS]
-    hashes: dict[str, str] = {}
+    files, hashes = [data_home / SCENARIOS], dict[str, str]()
+    if isinstance(config, IQLConfig) and config.num_dialogues is not None:
+        first = data_home / TRAJECTORIES, config.num_dialogues, config.seed
+        hashes |= dialogues_hash(*first, config.run)
+    else:
+        files.append(data_home / TRAJECTORIES)
     scores = pack = sft_adapter = selector_dir = None
     identity = config.identity()
-    if config.signal != "outcome" or not isinstance(config, IQLConfig):
+    if not (isinstance(config, IQLConfig) and config.signal in ENDINGS):
         scores = judge_file(data_home / "judge", config.judge)
         hashes |= scores_hash(scores, scores_needed(config).shared["level"], config.run)
     if isinstance(config, AdapterConfig):
@@ -131,7 +139,8 @@ def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
 def _evaluation(cell: Cell) -> str:
     """The command that plays what has just been trained."""
     stage, config = cell.config.stage, cell.config
-    changes = {"method": method_of(config), "cells": {stage: cell.name}}
+    own = _selector_method(config) if isinstance(config, IQLConfig) else method_of(config)
+    changes = {"method": own, "cells": {stage: cell.name}}
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
         swept = read_manifest((config.data_from or config.run) / config.domain / "sweep")
@@ -144,19 +153,43 @@ def _evaluation(cell: Cell) -> str:
     )
 
 
-def _train_selector(job: Job) -> Result:
-    from emodistill.train import selector_checks, selector_training  # JAX
+def _selector_method(config: IQLConfig) -> str:
+    """The method that plays a selector; one of the same learner where none chooses from as few."""
+    own = {"learner": config.learner, "emotions": config.emotions}
+    usual = {"learner": "iql", "emotions": "all"}
+    names = {
+        tuple((usual | method.settings.get("iql", {})).items()): name
+        for name, method in reversed(METHODS.items())
+        if method.writer == "llm" and method.selector == "iql"
+    }
+    return names.get(tuple(own.items())) or names[tuple((own | {"emotions": "all"}).items())]
 
-    config: IQLConfig = job.cell.config
-    sweep = read_sweep(job.details.data_home, load_pack(), job.details.scores)
-    trained = selector_training.train_selector(config, sweep, job.directory)
-    values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
-    print(f"iql: value by fitted Q: {values}")
-    if trained.unsupported > selector_checks.MAX_UNSUPPORTED:
+
+def _train_selector(job: Job) -> Result:
+    (result,) = _train_selectors([job])
+    return result
+
+
+def _train_selectors(jobs: Sequence[Job]) -> list[Result]:
+    """Train selectors that learn from one sweep, and that differ in what one program allows."""
+    from emodistill.train import selector_training  # JAX
+
+    details = jobs[0].details
+    sweep = read_sweep(details.data_home, load_pack(), details.scores)
+    configs = [job.cell.config for job in jobs]
+    trained = selector_training.train_selectors(configs, sweep, [job.directory for job in jobs])
+    return [_selector_result(job, result) for job, result in zip(jobs, trained, strict=True)]
+
+
+def _selector_result(job: Job, trained: Any) -> Result:
+    """What is said of a `selector_training.SelectorResult`."""
+    if trained.fitted_q:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in trained.fitted_q.items())
+        print(f"iql: value by fitted Q: {values}")
+    if trained.support_note:
         print(
-            f"iql: {trained.unsupported:.0%} of the policy's choices have fewer than "
-            f"{selector_checks.MIN_SUPPORT} turns of the data behind them "
-            f"({job.directory / SUPPORT}); play more seeds, or lower --advantage-scale."
+            f"iql: {trained.support_note} ({job.directory / SUPPORT}); play more seeds, or lower "
+            "--advantage-scale."
         )
     left_out = _listed(
         (trained.num_without_emotion, "turns without an emotion"),
@@ -222,6 +255,7 @@ IQL = Stage(
     needs=_iql_needs,
     job=_job,
     run=_train_selector,
+    run_together=_train_selectors,
     followed_by=_evaluation,
 )
 SFT = Stage(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from emodistill.configs.studies import DoseStudy, EmotionStudy
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
 from emodistill.evaluation.methods import Method, get_method
+from emodistill.jsonl import num_lines
 from emodistill.offline.budget import read_usage
+from emodistill.offline.run_files import TRAJECTORIES
 from emodistill.reports import report_study
+from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
-from emodistill.stages import prepare, required_cell
+from emodistill.stages import STAGES, Requirement, prepare, required_cell, run
 from emodistill.stages.evaluation import trainings_of
 from emodistill.studies.dose_data import prepare_doses
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
@@ -34,6 +39,8 @@ SHARED = (
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
 )
 """Settings that a study hands on to its stages."""
+NUM_TRAIN = 80
+"""Training scenarios of a domain, of 100 (paper, Appendix E.2)."""
 ROLES = ("focal", "counterparty")
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = (
@@ -68,6 +75,8 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
             domain=arm.domain,
             method=arm.method,
             split=config.split,
+            row=arm.row,
+            budget=arm.budget,
         )
         for arm in planned
     ]
@@ -82,7 +91,7 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         # A method that nothing is trained for: the sweep alone is looked at, whoever has judged it.
         settled = {"domain": domain, "method": UNTRAINED, **_given(config, SHARED), **roles}
         home = settings.config(EvaluateConfig, **settled)
-        prepare(Cell(home, None, settings), only=("sweep",))
+        _make_sweep(Cell(home, None, settings), config.num_sweep_dialogues)
     if isinstance(config, DoseStudy):
         prepare_doses(config, settings)
     spent_usd = 0.0
@@ -91,7 +100,7 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         arm = planned[number]
         print(f"\n--- {config.study} {number + 1}/{len(arms)}: {arm.block}, {arm.label}")
         task = _task(arm, _within_budget(config, spent_usd), settings)
-        for cell in task.trainings:
+        for cell in itertools.chain.from_iterable(task.trainings):
             prepare(cell, only=("sweep", "judge"))
         return task
 
@@ -115,6 +124,18 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         )
     wanted = {name: getattr(config, name) for name in REPORTING}
     return report_study(settings.config(ReportConfig, **wanted), config.study)
+
+
+def _make_sweep(home: Cell, num_dialogues: int) -> None:
+    """Make the sweep that arms need; on the simulator, one that was made here grows to the size."""
+    config = home.config
+    played = config.run / config.domain / TRAJECTORIES
+    is_own = config.data_from is None and config.is_simulated
+    is_ours = read_manifest(config.run / config.domain / "sweep") or not played.is_file()
+    if is_own and is_ours and num_lines(played) < num_dialogues:
+        num_seeds = math.ceil(num_dialogues / NUM_TRAIN)
+        run(required_cell(home, Requirement("sweep", shared={"num_seeds": num_seeds})))
+    prepare(home, only=("sweep",))
 
 
 def _key(arm: Arm) -> tuple[str, ...]:
@@ -174,19 +195,24 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
         base, method=arm.method or base.method, split=config.split, **arm.playing
     )
     trainings: dict[str, Cell] = {}
+    groups: list[tuple[Cell, ...]] = []
+    home = Cell(base, None, settings)
     for stage, need in trainings_of(playing, method, arm.training).items():
         changes = dict(need.changes)
         if "sft_cell" in changes:
             changes["sft_cell"] = trainings["sft"].name
-        need = need._replace(shared=judge, changes=changes)
-        trainings[stage] = required_cell(Cell(base, None, settings), need)
-    cells = tuple(trainings.values())
+        need = need._replace(shared={**judge, **arm.shared.get(stage, {})}, changes=changes)
+        trainings[stage] = required_cell(home, need)
+        seeds = arm.seeds if STAGES[stage].run_together is not None else ()
+        beside = [need._replace(changes={**changes, "seed": seed}) for seed in seeds]
+        groups.append(tuple(required_cell(home, one) for one in beside) or (trainings[stage],))
     candidates: tuple[Cell, ...] = ()
     if arm.rate_factors:
-        *before, last = cells
+        *before, (last,) = groups
         candidates = tuple(_at_rate(last, factor) for factor in arm.rate_factors)
         # What else an arm with a home of its own is made of was put there, and is trained already.
-        cells = candidates if arm.home else (*before, *candidates)
+        groups = [*([] if arm.home else before), *((one,) for one in candidates)]
+    cells = tuple(groups)
     if arm.method is None:
         return Task(cells, None)
     played = {

@@ -19,7 +19,7 @@ from emodistill.evaluation.checkpoint_looks import LOOKS, best_look, read_looks
 from emodistill.logs import log_to_terminal
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.settings import Cell
-from emodistill.stages import judge_matches
+from emodistill.stages import judge_matches, run_together
 from emodistill.stages import run as run_stage
 from emodistill.train.metrics_log import METRICS
 
@@ -32,8 +32,8 @@ Outcome = Path | EmodistillError
 class Task(NamedTuple):
     """An arm that can run wherever the run's folder is seen."""
 
-    trainings: tuple[Cell, ...]
-    """What it trains, in this order."""
+    trainings: tuple[tuple[Cell, ...], ...]
+    """What it trains, in this order: the cells of a group can share a program."""
     match: Cell | None
     """What it plays; None for an arm that is only trained."""
     judging: tuple[JudgeConfig, Path] | None = None
@@ -44,7 +44,7 @@ class Task(NamedTuple):
     def play(self) -> Path:
         """Play and judge, once everything is trained."""
         if self.match is None:
-            return _directory(self.trainings[-1]) / METRICS
+            return _directory(self.trainings[-1][0]) / METRICS
         match = self.match
         if self.candidates:
             best = max(self.candidates, key=_best_utility)
@@ -75,10 +75,14 @@ Start = Callable[[], Task]
 def run_here(starts: Sequence[Start]) -> Iterator[tuple[int, Outcome]]:
     """(index, outcome) of one arm after the other; the next starts when it is asked for."""
 
+    trained: set[Path] = set()
+
     def run(start: Start) -> Path:
         task = start()
-        for cell in task.trainings:
-            _train(cell)
+        for group in task.trainings:
+            if _directory(group[0]) not in trained:
+                _train(group)
+                trained.add(_directory(group[0]))
         return task.play()
 
     for number, start in enumerate(starts):
@@ -112,13 +116,14 @@ def run_on_ray(
     running: dict[Any, int] = {}
     first_of: dict[object, Any] = {}
     for number, task in tasks.items():
-        for cell in task.trainings:
+        for group in task.trainings:
+            cell = group[0]
             if _directory(cell) not in trained:
                 ahead = first_of.get(_reference_group(cell))
                 needs = [trained[path] for path in _needs(cell, task)]
-                trained[_directory(cell)] = on_worker.remote(_train, cell, ahead, *needs)
+                trained[_directory(cell)] = on_worker.remote(_train, group, ahead, *needs)
                 first_of.setdefault(_reference_group(cell), trained[_directory(cell)])
-        needs = [trained[_directory(cell)] for cell in task.trainings]
+        needs = [trained[_directory(group[0])] for group in task.trainings]
         running[on_worker.remote(Task.play, task, None, *needs)] = number
     while running:
         (ended,), _ = ray.wait(list(running))
@@ -163,11 +168,16 @@ def _needs(cell: Cell, task: Task) -> list[Path]:
     """The adapters that a refinement starts from, among the task's cells."""
     if not isinstance(cell.config, RefinementConfig):
         return []
-    return [_directory(other) for other in task.trainings if other.config.stage == "sft"]
+    firsts = [group[0] for group in task.trainings]
+    return [_directory(first) for first in firsts if first.config.stage == "sft"]
 
 
-def _train(cell: Cell) -> Path:
-    return run_stage(cell).path
+def _train(group: tuple[Cell, ...]) -> Path:
+    """The first one's output."""
+    if len(group) > 1:
+        run_together(group)
+        return _directory(group[0])
+    return run_stage(group[0]).path
 
 
 def _attempt_after(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from emodistill.configs.studies import (
     IQLStudy,
     KappaStudy,
     KLStudy,
+    LeaderboardStudy,
     RankStudy,
     RefinementStudy,
     SignalStudy,
@@ -25,6 +27,8 @@ from emodistill.configs.studies import (
 )
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
+from emodistill.evaluation.methods import METHODS, get_method
+from emodistill.selectors.systems import SYSTEMS
 
 FULL = "iql+sft+jpo"
 SIGNALS = {
@@ -52,8 +56,16 @@ class PlannedArm:
     home: str = ""
     """Folder of the run, itself laid out as a run, whose data the arm learns from and in which it
     is trained and played; the run itself without it."""
+    shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Stage -> what all arms of the study train with, so that it is in no cell's name."""
     playing: Mapping[str, Any] = field(default_factory=dict)
     """What the evaluation changes."""
+    row: str = ""
+    """The row of the table to which several arms belong; empty for a row of its own."""
+    budget: int | None = None
+    """Training dialogues of an arm that is compared by them."""
+    seeds: tuple[int, ...] = ()
+    """The training seeds of the row's arms, this one's included: they can share a program."""
 
 
 def plan_arms(config: StudyConfig) -> list[PlannedArm]:
@@ -239,6 +251,88 @@ def _emotions(config: EmotionStudy) -> list[PlannedArm]:
     ]
 
 
+FLOORS = ("random", "random-7", "neutral")
+LEARNS_FROM_SWEEP = "iql"
+"""The stage whose learners take their budget from the sweep."""
+
+
+def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
+    playing = {"in_process": True} if config.is_simulated else {}
+    ceiling = ("oracle",) if config.is_simulated else ()
+    references = config.references or (*FLOORS, *ceiling)
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        (method, method, {}) for method in config.methods
+    ]
+    if config.ablations:
+        rows += [ablation for method in config.methods for ablation in _ablations(method)]
+    plans = []
+    for domain in config.targets:
+        plans += [
+            PlannedArm(block=domain, label=name, row=name, domain=domain, method=name)
+            for name in references
+        ]
+        for budget, row in itertools.product(config.budgets, rows):
+            plans += _budgeted(config, domain, *row, budget)
+    return [dataclasses.replace(plan, playing=playing) for plan in plans]
+
+
+def _ablations(method: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """What a method's name says of a change in its training, the method, and the change."""
+    if method == "iql":
+        return [("iql, own reward", method, {"signal": "outcome"})]
+    if method not in SYSTEMS:
+        return []
+    faults = [field.name for field in dataclasses.fields(SYSTEMS[method].faults)]
+    return [
+        (f"{method}, own reward", method, {"reward": "own"}),
+        *((f"{method}, {fault}", method, {"faults": (fault,)}) for fault in faults),
+    ]
+
+
+def _budgeted(
+    config: LeaderboardStudy,
+    domain: str,
+    row: str,
+    method: str,
+    changes: Mapping[str, Any],
+    budget: int,
+) -> list[PlannedArm]:
+    """A method at a budget, one arm for each training seed."""
+    stage = get_method(method).selector_stage
+    if stage is None or get_method(method).adapter is not None:
+        learning = [name for name, one in METHODS.items() if one.stages == (one.selector_stage,)]
+        raise InputError(
+            f"leaderboard: --methods {method} is no selector that learns and leaves the writing to "
+            f"the language model; use some of {', '.join(learning)}."
+        )
+    seeds = tuple(range(config.seed, config.seed + config.trainings))
+    shared: dict[str, Any] = {}
+    dialogues = "dialogues"
+    if stage == LEARNS_FROM_SWEEP:
+        dialogues = "num_dialogues"
+        num_steps = max(config.min_steps, round(config.steps_per_dialogue * budget))
+        shared = {
+            "signal": "utility",
+            "num_steps": num_steps,
+            "advantage_scale": config.advantage_scale,
+            "estimates_value": False,
+        }
+    return [
+        PlannedArm(
+            block=domain,
+            label=f"{row}, {budget} dialogues, seed {seed}",
+            domain=domain,
+            method=method,
+            training={stage: {**changes, dialogues: budget, "seed": seed}},
+            shared={stage: shared},
+            row=row,
+            budget=budget,
+            seeds=seeds,
+        )
+        for seed in seeds
+    ]
+
+
 _PLANNERS: Mapping[type[StudyConfig], Any] = {
     SignalStudy: _signal,
     KappaStudy: lambda config: _jpo(config, "kappa", "κ"),
@@ -251,4 +345,5 @@ _PLANNERS: Mapping[type[StudyConfig], Any] = {
     RefinementStudy: _by_domain,
     DoseStudy: _dose,
     EmotionStudy: _emotions,
+    LeaderboardStudy: _leaderboard,
 }

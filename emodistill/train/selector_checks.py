@@ -23,17 +23,9 @@ from scipy.cluster.vq import kmeans2
 from emodistill.configs import IQLConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.seeding import derive, stream
-from emodistill.train.q_learning import (
-    Data,
-    Layers,
-    at_action,
-    critic_loss,
-    device_data,
-    forward,
-    initial_networks,
-    train_iql,
-)
-from emodistill.train.selector_files import SelectorNetworks
+from emodistill.train.learner_losses import Data, Layers, at_action, critic_loss, forward
+from emodistill.train.q_learning import device_data, initial_networks, train_networks
+from emodistill.train.selector_files import Selected
 from emodistill.train.transitions import Transitions
 
 NUM_CLUSTERS = 8
@@ -44,13 +36,9 @@ MAX_UNSUPPORTED = 0.05
 FQE_STEPS = 2_000
 FQE_RATE = 1e-3
 FQE_POLYAK = 0.02
-NO_SCALE = 1e-6
-"""An advantage scale at which weighted regression is behaviour cloning."""
 
 
-def support_map(
-    networks: SelectorNetworks, transitions: Transitions, *, seed: int
-) -> dict[str, Any]:
+def support_map(networks: Selected, transitions: Transitions, *, seed: int) -> dict[str, Any]:
     """Cluster the data's states (k-means) and count emotions, the data's and the policy's.
 
     Returns: what support.json holds. `centers` [C, S]; `data` [C, A], turns of the data; `policy`
@@ -79,19 +67,20 @@ def support_map(
 
 
 def estimated_values(
-    networks: SelectorNetworks, transitions: Transitions, config: IQLConfig
+    networks: Selected, transitions: Transitions, config: IQLConfig
 ) -> dict[str, float]:
-    """Expected return from the dialogues' first turns: of `iql`, `behaviour-cloning`, `random`."""
+    """Expected return from the dialogues' first turns: of the learner, by its name, of
+    `behaviour-cloning` and of `random`."""
     cloning = dataclasses.replace(
-        config, advantage_scale=NO_SCALE, num_steps=min(config.num_steps, FQE_STEPS)
+        config, learner="cloning", emotions="all", num_steps=min(config.num_steps, FQE_STEPS)
     )
-    (cloned,) = train_iql(transitions, [cloning])
+    (cloned,) = train_networks(transitions, [cloning])
 
     def uniform(states_NS: np.ndarray) -> np.ndarray:
         return np.full((len(states_NS), len(EMOTIONS)), 1 / len(EMOTIONS))
 
     policies = {
-        "iql": networks.probabilities,
+        networks.learner: networks.probabilities,
         "behaviour-cloning": cloned.probabilities,
         "random": uniform,
     }

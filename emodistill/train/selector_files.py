@@ -1,7 +1,8 @@
-"""The selector's networks as NumPy arrays: their folder on disk, and a forward pass for acting.
+"""A trained selector as NumPy arrays: its folder on disk, and a forward pass for acting.
 
-    <folder>/selector.json           what the arrays mean: state kind, labels, widths, settings
-    <folder>/selector.safetensors    value/0/kernel, value/0/bias, …, critic/…, actor/…
+    <folder>/selector.json           what the arrays mean: learner, state kind, labels, settings
+    <folder>/selector.safetensors    value/0/kernel, value/0/bias, …, critic/…, actor/…; of a bandit
+                                     (`emotion_posterior`) posterior/mean, …/deviation, …/bounds
 
 Free of jax, so that whoever only asks for emotions does not pay for it.
 """
@@ -19,18 +20,28 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from emodistill.configs import StateKind
-from emodistill.emotions import EMOTIONS
+from emodistill.configs import EmotionSet, LearnerName, StateKind
+from emodistill.emotions import EMOTION_SETS, EMOTIONS
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.tensor_files import write_tensors
+from emodistill.train.emotion_posterior import NUM_PHASES, EmotionPosterior
 from emodistill.untrusted import brief, read_typed
 
 DESCRIPTION = "selector.json"
 ARRAYS = "selector.safetensors"
 SCHEMA = 1
 HEADS = {"value": 1, "critic": len(EMOTIONS), "actor": len(EMOTIONS)}
-"""The three networks and how many numbers each gives for a state."""
+"""The networks and how many numbers each gives for a state."""
+HEADS_OF: Mapping[str, tuple[str, ...]] = {
+    "iql": tuple(HEADS),
+    "cloning": ("actor",),
+    "dqn": ("critic",),
+    "cql": ("critic",),
+}
+"""Learner -> the networks that it trains. Without an actor, its policy is the emotion with the
+largest Q; the closed form needs all three."""
+POSTERIOR = ("mean_PA", "deviation_PA", "bounds")
 
 PolicyKind = Literal["network", "closed-form"]
 """`network` is the policy network fitted by advantage-weighted regression; `closed-form` is
@@ -43,11 +54,16 @@ Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectorNetworks:
-    """V, Q and the policy of a trained selector, float32, and how to read their inputs."""
+    """V, Q and the policy of a trained selector, float32, and how to read their inputs.
 
-    value: Layers
-    critic: Layers
-    actor: Layers
+    A network that its learner does not train has no layers.
+    """
+
+    value: Layers = ()
+    critic: Layers = ()
+    actor: Layers = ()
+    learner: LearnerName = "iql"
+    emotions: EmotionSet = "all"
     state: StateKind
     advantage_scale: float
     settings: Mapping[str, Any]
@@ -55,24 +71,45 @@ class SelectorNetworks:
 
     @property
     def num_features(self) -> int:
-        return self.actor[0][0].shape[0]
+        return (self.actor or self.critic)[0][0].shape[0]
+
+    @property
+    def policies(self) -> tuple[PolicyKind, ...]:
+        """The policies that it can act by."""
+        return ("network", "closed-form") if self.value else ("network",)
 
     def probabilities(self, observation: np.ndarray, policy: PolicyKind = "network") -> np.ndarray:
         """The policy at one state [S] or several [N, S]: float64 [A] or [N, A], sums to one."""
-        if policy == "network":
-            return softmax(forward(self.actor, observation).astype(np.float64), axis=-1)
-        advantages = forward(self.critic, observation) - forward(self.value, observation)  # Eq. 15
-        return softmax(self.advantage_scale * advantages.astype(np.float64), axis=-1)
+        if policy == "closed-form":  # Eq. 15
+            advantages = forward(self.critic, observation) - forward(self.value, observation)
+            logits = self.advantage_scale * advantages.astype(np.float64)
+        else:
+            logits = forward(self.actor or self.critic, observation).astype(np.float64)
+        logits = np.where(self._is_allowed, logits, -np.inf)
+        if policy == "network" and not self.actor:
+            return np.eye(len(EMOTIONS))[logits.argmax(axis=-1)]
+        return softmax(logits, axis=-1)
+
+    @property
+    def _is_allowed(self) -> np.ndarray:
+        return np.isin(EMOTIONS, EMOTION_SETS[self.emotions])
+
+
+Selected = SelectorNetworks | EmotionPosterior
+"""What training leaves behind: the policy over emotions at a state."""
 
 
 class _Description(msgspec.Struct):
     """`selector.json`."""
 
     num_features: Annotated[int, msgspec.Meta(ge=1)]
-    num_layers: Annotated[int, msgspec.Meta(ge=1, le=100)]
+    num_layers: Annotated[int, msgspec.Meta(ge=0, le=100)]
     state: StateKind
     advantage_scale: float
     settings: dict[str, Any]
+    learner: LearnerName = "iql"
+    """Selectors of versions that had no other learner don't name it."""
+    choice: EmotionSet = "all"
 
 
 def forward(layers: Layers, observation: np.ndarray) -> np.ndarray:
@@ -84,29 +121,40 @@ def forward(layers: Layers, observation: np.ndarray) -> np.ndarray:
     return hidden @ kernel + bias
 
 
-def save_selector(directory: Path, networks: SelectorNetworks) -> None:
+def save_selector(directory: Path, selected: Selected) -> None:
     """Write the folder; the description comes last, so that a torn write is no selector."""
     directory.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f"{name}/{layer}/{part}": np.ascontiguousarray(array, dtype=np.float32)
-        for name in HEADS
-        for layer, pair in enumerate(getattr(networks, name))
-        for part, array in zip(("kernel", "bias"), pair, strict=True)
-    }
-    write_tensors(directory / ARRAYS, arrays)
+    if isinstance(selected, EmotionPosterior):
+        arrays = {f"posterior/{name}": getattr(selected, name) for name in POSTERIOR}
+        num_layers, advantage_scale = 0, 0.0
+    else:
+        arrays = {
+            f"{name}/{layer}/{part}": array
+            for name in HEADS_OF[selected.learner]
+            for layer, pair in enumerate(getattr(selected, name))
+            for part, array in zip(("kernel", "bias"), pair, strict=True)
+        }
+        num_layers = len(selected.actor or selected.critic)
+        advantage_scale = selected.advantage_scale
+    write_tensors(
+        directory / ARRAYS,
+        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()},
+    )
     description = {
         "schema": SCHEMA,
-        "state": networks.state,
-        "num_features": networks.num_features,
+        "learner": selected.learner,
+        "choice": selected.emotions,
+        "state": selected.state,
+        "num_features": selected.num_features,
         "emotions": list(EMOTIONS),
-        "num_layers": len(networks.actor),
-        "advantage_scale": networks.advantage_scale,
-        "settings": dict(networks.settings),
+        "num_layers": num_layers,
+        "advantage_scale": advantage_scale,
+        "settings": dict(selected.settings),
     }
     write_json(directory / DESCRIPTION, description)
 
 
-def load_selector(directory: Path) -> SelectorNetworks:
+def load_selector(directory: Path) -> Selected:
     """Read the folder that `save_selector` wrote.
 
     Raises:
@@ -127,31 +175,29 @@ def load_selector(directory: Path) -> SelectorNetworks:
         raise InputError(
             f"{directory} holds no readable selector ({brief(error)}). Train it again."
         ) from None
-    num_features = described.num_features
+    read = _read_posterior if described.learner in NUM_PHASES else _read_networks
     try:
-        networks = {
-            name: tuple(
-                (arrays[f"{name}/{layer}/kernel"], arrays[f"{name}/{layer}/bias"])
-                for layer in range(described.num_layers)
-            )
-            for name in HEADS
-        }
+        return read(directory, described, arrays)
     except KeyError as error:
         raise InputError(
             f"{directory}: {error} is missing from the selector. Train it again."
         ) from None
+
+
+def _read_networks(
+    directory: Path, described: _Description, arrays: Mapping[str, np.ndarray]
+) -> SelectorNetworks:
+    networks = {
+        name: tuple(
+            (arrays[f"{name}/{layer}/kernel"], arrays[f"{name}/{layer}/bias"])
+            for layer in range(described.num_layers)
+        )
+        for name in HEADS_OF[described.learner]
+    }
     for name, layers in networks.items():
-        width = num_features
+        width = described.num_features
         for layer, (kernel, bias) in enumerate(layers):
-            if kernel.dtype != np.float32 or bias.dtype != np.float32:
-                raise InputError(
-                    f"{directory / ARRAYS}: {name}/{layer} is {kernel.dtype}, not float32. Train "
-                    "the selector again."
-                )
-            if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-                raise InputError(
-                    f"{directory / ARRAYS}: {name}/{layer} is not finite. Train the selector again."
-                )
+            _check_values(directory, f"{name}/{layer}", kernel, bias)
             if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
                 raise InputError(
                     f"{directory / ARRAYS}: {name}/{layer} has kernel {kernel.shape} and bias "
@@ -164,7 +210,44 @@ def load_selector(directory: Path) -> SelectorNetworks:
             )
     return SelectorNetworks(
         **networks,
+        learner=described.learner,
+        emotions=described.choice,
         state=described.state,
         advantage_scale=described.advantage_scale,
         settings=described.settings,
     )
+
+
+def _read_posterior(
+    directory: Path, described: _Description, arrays: Mapping[str, np.ndarray]
+) -> EmotionPosterior:
+    values = {name: arrays[f"posterior/{name}"] for name in POSTERIOR}
+    _check_values(directory, "posterior", *values.values())
+    shape = NUM_PHASES[described.learner], len(EMOTIONS)
+    expected = {"mean_PA": shape, "deviation_PA": shape, "bounds": (shape[0] - 1,)}
+    if wrong := [name for name in POSTERIOR if values[name].shape != expected[name]]:
+        raise InputError(
+            f"{directory / ARRAYS}: posterior/{wrong[0]} has shape {values[wrong[0]].shape}, not "
+            f"{expected[wrong[0]]}. Train the selector again."
+        )
+    return EmotionPosterior(
+        **values,
+        learner=described.learner,
+        emotions=described.choice,
+        state=described.state,
+        settings=described.settings,
+    )
+
+
+def _check_values(directory: Path, name: str, *arrays: np.ndarray) -> None:
+    """Refuse arrays that are no finite float32."""
+    for array in arrays:
+        if array.dtype != np.float32:
+            raise InputError(
+                f"{directory / ARRAYS}: {name} is {array.dtype}, not float32. Train the selector "
+                "again."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{directory / ARRAYS}: {name} is not finite. Train the selector again."
+            )

@@ -76,6 +76,21 @@ class Transitions:
         return np.flatnonzero(np.diff(self.dialogue_N, prepend=-1))
 
 
+def joined_transitions(parts: Sequence[Transitions]) -> Transitions:
+    """The transitions of several data sets one after the other; the counts are the first one's."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("observation_NS", "action_N", "reward_N", "next_observation_NS", "terminal_N")
+    }
+    offsets = np.cumsum([0, *(1 + int(part.dialogue_N.max()) for part in parts[:-1])])
+    dialogue_N = np.concatenate(
+        [part.dialogue_N + offset for part, offset in zip(parts, offsets, strict=True)]
+    )
+    return dataclasses.replace(parts[0], **arrays, dialogue_N=dialogue_N)
+
+
 def make_transitions(
     trajectories: Sequence[Trajectory],
     scores: Scores,
