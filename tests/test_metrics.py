@@ -7,6 +7,7 @@ import pytest
 from builders import dialogue, trajectory, turns
 
 from emodistill.evaluation import metrics
+from emodistill.offline.rewards import dialogue_utility
 
 
 def test_utility_by_hand():
@@ -16,7 +17,7 @@ def test_utility_by_hand():
         dialogue("c", None),
         dialogue("d", None, outcome="ongoing"),
     ]
-    assert [metrics.dialogue_utility(row) for row in rows] == [0.5, 1.0, 0.0, 0.0]
+    assert [dialogue_utility(row) for row in rows] == [0.5, 1.0, 0.0, 0.0]
 
 
 def test_a_run_counts_once_whatever_its_length():

@@ -11,7 +11,7 @@ from emodistill.configs import EmotionStudy
 from emodistill.domains import DOMAINS
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.arms import read_arms
-from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.offline.store import read_trajectories
 from emodistill.settings import Settings
 from emodistill.simulator import response_model as rm

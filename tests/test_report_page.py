@@ -26,8 +26,9 @@ from report_runs import (
 from emodistill.configs import ReportConfig
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
-from emodistill.evaluation.metrics import dialogue_utility, num_otherwise_under
+from emodistill.evaluation.metrics import num_otherwise_under
 from emodistill.llm.usage import Usage
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.reports import RECIPES, page, read_run, write_report
 from emodistill.reports.build import part_names
 from emodistill.reports.curves import Curve, read_curve

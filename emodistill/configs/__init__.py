@@ -32,6 +32,7 @@ from emodistill.configs.data import (
     PlanConfig,
     SweepConfig,
 )
+from emodistill.configs.on_policy import GRPOConfig, OnPolicyConfig, PPOConfig
 from emodistill.configs.playing import (
     DEFAULT_CELL,
     DEFAULT_METHOD,
@@ -64,6 +65,7 @@ from emodistill.configs.training import (
     JPOSignal,
     MemoryConfig,
     MeshShape,
+    OnPolicySignal,
     Packing,
     QualityScore,
     RefinementConfig,
@@ -83,6 +85,8 @@ CONFIGS: dict[str, type[Config]] = {
         JPOConfig,
         ALoLConfig,
         DPOConfig,
+        GRPOConfig,
+        PPOConfig,
         EvaluateConfig,
         ReplayConfig,
         TournamentConfig,

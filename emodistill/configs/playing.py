@@ -103,8 +103,8 @@ class EvaluateConfig(MatchConfig):
     stage = "evaluate"
     method: str = DEFAULT_METHOD
     """vanilla-llm, vanilla-slm, neutral, random, fixed, iql, iql+sft, iql+jpo, iql+sft+jpo,
-    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
-    free-sft+jpo, oracle."""
+    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, iql+sft+grpo, iql+sft+ppo,
+    vanilla-slm-free, free-sft, free-jpo, free-sft+jpo, oracle."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None

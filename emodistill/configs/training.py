@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from emodistill.configs.base import (
     AUTO,
@@ -22,6 +22,7 @@ StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "episode-judge", "turn-judge"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
+OnPolicySignal = Literal["turn-judge", "outcome", "utility"]
 QualityScore = Literal["raw", "advantage"]
 LossMean = Literal["token", "reply", "reply-sum"]
 RatioKind = Literal["mean-token", "sequence", "token"]
@@ -163,6 +164,9 @@ class AdapterConfig(ExperimentConfig):
     """How many processes train together, with --coordinator HOST:PORT."""
     process_id: int | None = setting(None, operational=True)
     """Which of them this one is, counted from 0."""
+
+    has_constant_rate: ClassVar[bool] = False
+    """Whether the learning rate stays as it is, where nobody knows how long training goes on."""
 
     @property
     def starts_from_base(self) -> bool:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.offline.rewards import (
     FocalTurns,
+    dialogue_utility,
     jpo_advantages,
     sft_quality,
 )

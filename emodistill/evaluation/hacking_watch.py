@@ -19,9 +19,9 @@ import numpy as np
 
 from emodistill.emotions import EMOTIONS
 from emodistill.evaluation.bootstrap import Interval, paired_difference_ci
-from emodistill.evaluation.metrics import dialogue_utility, in_bounds
+from emodistill.evaluation.metrics import in_bounds
 from emodistill.negotiation.offers import explain
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rewards import Scores, dialogue_utility
 from emodistill.records import Trajectory
 
 _THREAT = re.compile(

@@ -14,9 +14,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from emodistill.evaluation.bootstrap import Interval, percentiles
-from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.evaluation.turn_worth import phase_of_turn, worth_reliability
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rewards import Scores, dialogue_utility
 from emodistill.records import Trajectory, TurnWorth
 from emodistill.seeding import stream
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from emodistill.evaluation.bootstrap import formula_ci
 from emodistill.negotiation.mediator import replay
-from emodistill.offline.rewards import Scores, savings
+from emodistill.offline.rewards import Scores
 from emodistill.records import Trajectory
 
 
@@ -35,13 +35,6 @@ def in_bounds(trajectory: Trajectory) -> list[bool]:
         are_in.append(min(first, last) <= turn.offer <= max(first, last))
         own = turn.offer
     return are_in
-
-
-def dialogue_utility(trajectory: Trajectory) -> float:
-    """Savings of a success (Eq. 30, clipped to [0, 1]), 0 for a failure (Eq. 32)."""
-    if trajectory.final_value is None:
-        return 0.0
-    return savings(trajectory.final_value, trajectory.counterparty_anchor, trajectory.focal_target)
 
 
 class EmotionScore(NamedTuple):

@@ -22,13 +22,13 @@ from scipy import stats
 from emodistill.emotions import EMOTIONS
 from emodistill.errors import InputError
 from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
-from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import (
     USUAL_LIMIT,
     FocalTurns,
     Scores,
     TurnLimit,
+    dialogue_utility,
     sft_quality,
     top_fraction,
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 
 EMBEDDED_OPPOSITE = (

@@ -19,9 +19,9 @@ from scipy import stats
 
 from emodistill.emotions import EMOTIONS, NEUTRAL
 from emodistill.evaluation.bootstrap import CONFIDENCE, Interval, clustered_ci
-from emodistill.evaluation.metrics import dialogue_utility
 from emodistill.negotiation.states import DialogueState
 from emodistill.offline.forks import ANEW, SAID, Fork, TurnKey
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Judgement, Trajectory, TurnWorth
 from emodistill.simulator.response_model import Phase, emotional_effect, phase_of
 

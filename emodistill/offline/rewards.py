@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from emodistill.configs import IQLSignal, JPOSignal, QualityScore, SFTSignal
+from emodistill.configs import IQLSignal, JPOSignal, OnPolicySignal, QualityScore, SFTSignal
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError, refuse
 from emodistill.prompts import PromptPack
@@ -36,6 +36,8 @@ EPSILON = 1e-6
 """ε of Eq. 29, which keeps the advantages of equal scores at 0."""
 MIN_SCORED = 4
 """Scores that a scenario needs to be normalised: a z-score over two or three says little."""
+MIN_COMPARED = 2
+"""Values that a group needs: it is sampled anew for every update, so that few will do."""
 
 Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
@@ -163,6 +165,13 @@ def savings(final_value: float, counterparty_anchor: float, focal_target: float)
     return float(min(1.0, max(0.0, covered)))
 
 
+def dialogue_utility(trajectory: Trajectory) -> float:
+    """Savings of a success (Eq. 30, clipped to [0, 1]), 0 for a failure (Eq. 32)."""
+    if trajectory.final_value is None:
+        return 0.0
+    return savings(trajectory.final_value, trajectory.counterparty_anchor, trajectory.focal_target)
+
+
 def aligned_offers(trajectory: Trajectory) -> tuple[list[float | None], list[float | None]]:
     """Offers per focal turn: the focal agent's own, and the last one of the replies to it.
 
@@ -199,7 +208,9 @@ def is_truncated(trajectory: Trajectory, cap: int = 30) -> bool:
 
 
 def scenario_advantages(
-    scores: Sequence[float] | np.ndarray, scenario_ids: Sequence[str] | np.ndarray
+    scores: Sequence[float] | np.ndarray,
+    scenario_ids: Sequence[str] | np.ndarray,
+    min_scored: int = MIN_SCORED,
 ) -> np.ndarray:
     """A = (r − μ)/(σ + ε) within each scenario (Eqs. 1 and 29), clipped at ±10.
 
@@ -207,9 +218,10 @@ def scenario_advantages(
       scores: N scores, NaN where there is none.
       scenario_ids: the N scenarios that they belong to, over each of which σ is the population
         deviation.
+      min_scored: scores that a scenario needs.
 
     Returns:
-      N advantages (float64); NaN for a NaN score and throughout scenarios with under 4 scores.
+      N advantages (float64); NaN for a NaN score and throughout scenarios with too few scores.
 
     Raises:
       InputError: lengths differ, or a score is infinite.
@@ -229,7 +241,7 @@ def scenario_advantages(
     by_scenario = scored[np.argsort(ids[scored], kind="stable")]
     starts = np.flatnonzero(ids[by_scenario][1:] != ids[by_scenario][:-1]) + 1
     for members in np.split(by_scenario, starts):
-        if len(members) >= MIN_SCORED:
+        if len(members) >= min_scored:
             deviation = values[members] - values[members].mean()
             scale = values[members].std() + EPSILON
             advantages[members] = np.clip(deviation / scale, -MAX_ADVANTAGE, MAX_ADVANTAGE)
@@ -286,6 +298,8 @@ class FocalTurns:
     """[N] how many these are."""
     score_variances: np.ndarray
     """[N] their unbiased variance, NaN for fewer than two."""
+    utilities: np.ndarray
+    """[N] utility of the dialogue (Eq. 32), NaN where its scenario has no gap."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -321,6 +335,8 @@ class FocalTurns:
                 scores.get((name, None), math.nan),
                 trajectory_return(trajectory, max_turns),
             )
+            has_gap = trajectory.focal_target != trajectory.counterparty_anchor
+            utility = dialogue_utility(trajectory) if has_gap else math.nan
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
                 key = index, turn.index, trajectory.scenario_id, turn.emotion
@@ -329,19 +345,20 @@ class FocalTurns:
                 mean = float(every.mean()) if len(every) else math.nan
                 variance = float(every.var(ddof=1)) if len(every) > 1 else math.nan
                 of_turn = turn.finish_reason == "length", mean, len(every), variance
-                rows.append((*key, is_last, score, *of_dialogue, *of_turn))
+                rows.append((*key, is_last, score, *of_dialogue, *of_turn, utility))
         dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, bool)
-        dtypes += (float, np.int64, float)
+        dtypes += (float, np.int64, float, float)
         columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
 
-def signal_of(turns: FocalTurns, signal: JPOSignal) -> np.ndarray:
+def signal_of(turns: FocalTurns, signal: JPOSignal | OnPolicySignal) -> np.ndarray:
     """[N] What turns are told apart by, before any scaling; NaN where there is none."""
     signals = {
         "turn-judge": turns.scores,
         "episode-judge": turns.dialogue_scores,
         "outcome": turns.returns,
+        "utility": turns.utilities,
     }
     return _by_signal(signal, signals)
 
@@ -371,18 +388,37 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
     values = signal_of(turns, signal)
     if signal == "turn-judge":
         return scenario_advantages(values, turns.scenario_ids)
-    # Each dialogue counts once, however many turns it has.
+    return _dialogue_advantages(turns, values, MIN_SCORED)
+
+
+def group_advantages(turns: FocalTurns, signal: OnPolicySignal) -> np.ndarray:
+    """[N] A for GRPO: the z-score within the group (Shao et al., 2024, §4.1.2), NaN without one.
+
+    The group of a judged turn are all turns of its scenario with its index; where the signal is of
+    dialogues, each has that of its dialogue among all dialogues of the scenario. A group of equal
+    values has A = 0, and one of a single value none, since there is nothing to compare it with.
+    """
+    values = signal_of(turns, signal)
+    if signal != "turn-judge":
+        return _dialogue_advantages(turns, values, MIN_COMPARED)
+    groups = [f"{s}#{t}" for s, t in zip(turns.scenario_ids, turns.turn_index, strict=True)]
+    return scenario_advantages(values, groups, MIN_COMPARED)
+
+
+def _dialogue_advantages(turns: FocalTurns, values: np.ndarray, min_scored: int) -> np.ndarray:
+    """Each turn has its dialogue's advantage; a dialogue counts once, however many turns it has."""
     _, first, dialogue = np.unique(turns.trajectory_index, return_index=True, return_inverse=True)
-    return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]
+    ids = turns.scenario_ids[first]
+    return scenario_advantages(values[first], ids, min_scored)[dialogue]
 
 
-def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
+def iql_rewards(turns: FocalTurns, signal: IQLSignal | OnPolicySignal = "outcome") -> np.ndarray:
     """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
 
-    NaN where a turn has none.
+    The utility, too, comes at the last focal turn. NaN where a turn has none.
     """
-    if signal == "outcome":
-        return np.where(turns.is_last, turns.returns, 0.0)
+    if signal in ("outcome", "utility"):
+        return np.where(turns.is_last, signal_of(turns, signal), 0.0)
     return jpo_advantages(turns, signal)
 
 

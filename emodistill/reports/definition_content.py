@@ -24,6 +24,8 @@ ADAPTER_WORDS = {
     "sft": "best quarter by hybrid score",
     "jpo": "turn judge, clipped",
     "alol": "A times likelihood, A > 0",
+    "grpo": "clipped surrogate on own turns, A within the group",
+    "ppo": "clipped surrogate on own turns, A by a critic",
     "dpo": "pairs of turns",
 }
 SPLITS = ("train", "validation", "test")

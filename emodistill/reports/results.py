@@ -32,7 +32,8 @@ from emodistill.evaluation.comparisons import (
     scenario_differences,
     scenarios_needed,
 )
-from emodistill.evaluation.metrics import dialogue_utility, in_bounds
+from emodistill.evaluation.metrics import in_bounds
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory
 from emodistill.reports import paper
 from emodistill.reports.labels import UNTRAINED, in_order

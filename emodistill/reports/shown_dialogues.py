@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from emodistill.domains import format_value
 from emodistill.evaluation.cases import DialoguePair, dialogue_pairs
-from emodistill.evaluation.metrics import dialogue_utility
+from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory, Turn
 
 

@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from emodistill.batches import PackedBatches
 from emodistill.configs import AdapterConfig
-from emodistill.model import is_first, save_adapter
+from emodistill.model import LoRAParam, Qwen2, is_first, load_adapter, lora_sha256, save_adapter
 from emodistill.offline.rewards import FocalTurns, SweepData, left_out_scenarios, signal_of
+from emodistill.train.checkpoints import save_opt_state
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES, Objective
 from emodistill.train.preparation import load_start, pack_samples, select_turns
@@ -28,6 +31,17 @@ PAPER_STEPS = {
     ("jpo", "student"): (2_100, 5),
 }
 """(stage, domain) -> optimiser steps in all and epochs (Table 15, Appendix L)."""
+
+
+class SpokenTurns(NamedTuple):
+    """How the student has spoken the turns of a round, and what it learns beside them."""
+
+    reference: Path
+    """The adapter that the K3 term holds to."""
+    temperature: float
+    """At which the student was sampled, and at which its log-probs are taken."""
+    opt_state: Path | None
+    """The optimiser's state after the round before."""
 
 
 class AdapterResult(NamedTuple):
@@ -53,6 +67,10 @@ class AdapterResult(NamedTuple):
     """Of the last step."""
 
 
+OPT_STATE = "optimizer.safetensors"
+"""The optimiser's state after a round, in its folder."""
+
+
 def train_adapter(
     config: AdapterConfig,
     data: SweepData,
@@ -61,6 +79,7 @@ def train_adapter(
     sft_adapter: Path | None = None,
     objective: Objective | None = None,
     on_step: Callable[[int], None] | None = None,
+    spoken: SpokenTurns | None = None,
 ) -> AdapterResult:
     """Train the student's adapter, or go on from the newest checkpoint in `cell_dir`.
 
@@ -68,6 +87,8 @@ def train_adapter(
       sft_adapter: what to start from; needed unless `config.starts_from_base`.
       objective: the stage's own without it.
       on_step: called after each step with the number of steps taken.
+      spoken: where the student itself has spoken the turns, how it did; `sft_adapter` is then the
+        adapter that it had.
 
     Raises:
       InputError: nothing to train on, no adapter to start from, or a model, turn or scenario that
@@ -85,7 +106,9 @@ def train_adapter(
         print(planned_steps(config, len(batches.examples), batches.steps_per_epoch), flush=True)
         if objective is OBJECTIVES["jpo"] and config.signal == "turn-judge" and data.validity:
             print(f"{config.stage}: {data.validity}", flush=True)
-    if objective.needs_reference:
+    if spoken is not None:
+        _set_policies(model, batches, spoken, made_from, directory=cell_dir / "reference")
+    elif objective.needs_reference:
         directory = cell_dir.parent / "reference"
         batches.set_reference(
             reference_logprobs(model, batches, directory=directory, made_from=made_from)
@@ -94,8 +117,14 @@ def train_adapter(
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
     run = train(
-        model, batches, config, objective, cell_dir=cell_dir, identity=identity, on_step=on_step
+        *(model, batches, config, objective),
+        cell_dir=cell_dir,
+        identity=identity,
+        on_step=on_step,
+        goes_on_from=None if spoken is None else spoken.opt_state,
     )
+    if spoken is not None:
+        save_opt_state(cell_dir / OPT_STATE, run.opt_state)
     save_adapter(model, cell_dir / "adapter", config.model)
     turns, advantages = selected.turns, selected.advantages
     return AdapterResult(
@@ -110,6 +139,33 @@ def train_adapter(
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
     )
+
+
+def _set_policies(
+    model: Qwen2,
+    batches: PackedBatches,
+    spoken: SpokenTurns,
+    made_from: Mapping[str, str],
+    *,
+    directory: Path,
+) -> None:
+    """Give every sample its log-probs under the policy that spoke and under the reference.
+
+    Both are computed by the pass that training uses, in the same rows: those that the generator
+    could give come out of other arithmetic, and the ratio would not begin at 1. `model` is
+    as it was, afterwards.
+    """
+    batches.temperature = spoken.temperature
+    policy = nnx.state(model, LoRAParam)
+
+    def logprobs() -> np.ndarray:
+        facts = {**made_from, "adapter": lora_sha256(model)}
+        return reference_logprobs(model, batches, directory=directory, made_from=facts)
+
+    batches.set_behavior(logprobs())
+    load_adapter(model, spoken.reference)
+    batches.set_reference(logprobs())
+    nnx.update(model, policy)
 
 
 def num_without_signal(config: AdapterConfig, turns: FocalTurns) -> int:

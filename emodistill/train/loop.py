@@ -25,7 +25,7 @@ from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, is_first, num_row_shards
 from emodistill.progress import Progress
-from emodistill.train.checkpoints import Checkpoints
+from emodistill.train.checkpoints import Checkpoints, load_opt_state
 from emodistill.train.flops import peak_flops, training_flops
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
@@ -49,6 +49,8 @@ class TrainingRun(NamedTuple):
     num_steps: int
     metrics: dict[str, float]
     """Of the last step."""
+    opt_state: optax.OptState
+    """The optimiser's, at the end."""
 
 
 def train(
@@ -60,6 +62,7 @@ def train(
     cell_dir: Path,
     identity: dict[str, Any],
     on_step: Callable[[int], None] | None = None,
+    goes_on_from: Path | None = None,
 ) -> TrainingRun:
     """Train the LoRA of `model` in place, from the newest checkpoint in `cell_dir` if there is one.
 
@@ -70,6 +73,7 @@ def train(
       objective: the loss, and the metric to show.
       identity: what a checkpoint must have been made from to be taken up again.
       on_step: called with the number of steps dispatched, after each.
+      goes_on_from: the optimiser's state at the end of an earlier training, to go on with.
 
     Raises:
       DivergenceError: a metric is not finite; names the step and the samples that make it so.
@@ -84,7 +88,10 @@ def train(
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
-    state = _restore(checkpoints, trainer.init(lora), batches)
+    start = trainer.init(lora)
+    if goes_on_from is not None:
+        start = start._replace(opt_state=load_opt_state(goes_on_from, start.opt_state))
+    state = _restore(checkpoints, start, batches)
     first = int(state.step)
     devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
     peak = peak_flops(devices, model.dtype)
@@ -147,7 +154,7 @@ def train(
                     "the same command goes on from there."
                 )
     nnx.update(model, state.lora)
-    return TrainingRun(num_steps, last)
+    return TrainingRun(num_steps, last, state.opt_state)
 
 
 class TrainerParts(NamedTuple):
@@ -164,7 +171,8 @@ def make_trainer(
 ) -> TrainerParts:
     """The trainer of `model` for a run of `num_steps`: its LoRA is trained, all else is frozen."""
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    trainer = Trainer(graphdef, objective.loss_under(config), config, num_steps, model.mesh)
+    length = None if config.has_constant_rate else num_steps
+    trainer = Trainer(graphdef, objective.loss_under(config), config, length, model.mesh)
     return TrainerParts(trainer, lora, frozen)
 
 
