@@ -114,6 +114,8 @@ def test_the_defaults_are_the_codes():
         ("JPOConfig", SHARED),
         ("ALoLConfig", SHARED - {"learning_rate"}),
         ("DPOConfig", SHARED - {"learning_rate"}),
+        ("GRPOConfig", PLAYED | SHARED),
+        ("PPOConfig", {f.name for f in dataclasses.fields(configs.OnPolicyConfig)}),
         ("EvaluateConfig", (PLAYED | SHARED) - {"focal_temperature"}),
         ("ReplayConfig", {f.name for f in dataclasses.fields(EvaluateConfig)} | {"turn"}),
         ("ReportConfig", set()),

@@ -149,7 +149,7 @@ def reached_limit(rounds: Sequence[Round], num_dialogues: int, config: Any) -> s
     """The flag that forbids another round, None where none does.
 
     A round is expected to cost what those before it have cost on average; of the first one only
-    the number of dialogues is known.
+    the number of dialogues is known. The ceiling on money holds within a round (`offline.budget`).
 
     Args:
       num_dialogues: of the next round.
@@ -159,15 +159,14 @@ def reached_limit(rounds: Sequence[Round], num_dialogues: int, config: Any) -> s
     mean = spent.times(1 / len(rounds)) if rounds else Spent()
     expected = spent.plus(mean._replace(num_dialogues=num_dialogues))
     minutes = config.max_minutes
-    limits = Spent(
+    limits = (
         config.max_dialogues,
         config.max_calls,
         config.max_call_tokens,
         None if minutes is None else 60 * minutes,
-        config.max_cost_usd,
     )
-    flags = ("dialogues", "calls", "call-tokens", "minutes", "cost-usd")
-    for flag, value, limit in zip(flags, expected, limits, strict=True):
+    flags = ("dialogues", "calls", "call-tokens", "minutes")
+    for flag, value, limit in zip(flags, expected, limits, strict=False):
         if limit is not None and value > limit:
             return f"--max-{flag}"
     return None

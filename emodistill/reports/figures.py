@@ -35,6 +35,7 @@ from emodistill.reports.curves import Curve
 from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_order
 from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
+from emodistill.reports.spending import SpentCurve, spent_curves
 from emodistill.untrusted import printable, read_typed
 
 COLOURS = {
@@ -248,6 +249,39 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def utility_over_spending(curves: Sequence[SpentCurve]) -> Figure:
+    """Utility over dialogues and over calls spent, two panels a domain.
+
+    Lines are what on-policy training reaches round by round on training scenarios; dots with 95 %
+    intervals are held-out scenarios.
+    """
+    domains = in_order({curve.domain for curve in curves})
+    axes = {"num_dialogues": "dialogues", "num_calls": "calls"}
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    looks = {name: (SERIES[i % len(SERIES)], DASHES[0]) for i, name in enumerate(names)}
+    panels = [(domain, field) for domain in domains for field in axes]
+    with _panels(panels, (3.6, 2.5)) as (figure, drawn):
+        for (domain, field), ax in drawn:
+            for curve in (curve for curve in curves if curve.domain == domain):
+                colour, _ = looks[curve.name]
+                x = [getattr(point.spent, field) for point in curve.rounds]
+                ax.plot(x, [100 * point.utility for point in curve.rounds], color=colour, lw=1.6)
+                low, high = (
+                    [100 * getattr(p, end) for p in curve.rounds] for end in ("low", "high")
+                )
+                ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+                if (point := curve.held_out) is not None:
+                    at = getattr(point.spent, field)
+                    ax.plot([at, at], [100 * point.low, 100 * point.high], color=colour, alpha=0.5)
+                    ax.plot([at], [100 * point.utility], "o", color=colour, ms=6, mec=CARD)
+            ax.set(title=DOMAIN_TITLES[domain], xlabel=f"{axes[field]}, the sweep's included")
+            ax.set_ylabel("utility, %")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        _legend(figure, looks)
+    return figure
+
+
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
     rankings: dict[str, Sequence[EmotionScore]] = {}
@@ -290,6 +324,7 @@ FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] 
     "utility": (lambda data: data.method_rows, utility_by_method),
     "figure-1": (_rankings, emotion_ranking),
     "training-curves": (lambda data: data.curves, training_curves),
+    "spending": (spent_curves, utility_over_spending),
     "support": (_supports, support_maps),
 }
 """Name -> what it shows of a run, and what draws that; there is no figure of nothing."""

@@ -57,7 +57,7 @@ from emodistill.offline.store import (
     read_trajectories,
     write_records,
 )
-from emodistill.offline.sweep import plan_dialogues, play_all
+from emodistill.offline.sweep import failures_path, plan_dialogues, play_all
 from emodistill.offline.workers import JobsResult
 from emodistill.prompts import PromptPack, load_pack, reading_prompt_sha256
 from emodistill.runs import Job, Result, input_hashes
@@ -144,15 +144,17 @@ def _job(cell: Cell) -> Job:
     if details.reader is not None:
         hashes["reader's prompt"] = reading_prompt_sha256()
     models = {role: endpoint and endpoint.name for role, endpoint in details.endpoints.items()}
+    output = _dialogues(round_dir(directory, 1))
     return Job(
         cell=cell,
         name=config.stage,
         directory=directory,
-        output=_dialogues(round_dir(directory, 1)),
+        output=output,
         path=directory / "adapter",
         inputs=hashes | input_hashes([scenarios, *files, *sft_adapter.files], config.run),
         identity=config.identity() | models,
         growing=config.growing,
+        leftovers=(failures_path(output),),
         details=details,
     )
 
@@ -175,6 +177,7 @@ def train_on_policy(job: Job) -> Result:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     path = job.directory / ROUNDS
     rounds = read_rounds(path)[: config.num_rounds]
+    _clear(job.directory, len(rounds))
     planned = config.num_dialogues_per_round
     temperature = writing_temperature(config.playing(seed=0), config.method)
 
@@ -355,12 +358,13 @@ def _adapter(job: Job, number: int) -> TrainedAdapter:
 
 
 def _clear(directory: Path, number: int) -> None:
-    """Remove what no later round needs: checkpoints, and what the round before has left."""
-    for name in ("checkpoints", "reference"):
-        shutil.rmtree(round_dir(directory, number) / name, ignore_errors=True)
-    if number > 1:
-        for path in round_dir(directory, number - 1).glob("*.safetensors"):
-            path.unlink()
+    """Remove what no round after `number` needs; the optimiser and the critic of the last stay."""
+    for earlier in range(1, number + 1):
+        for name in ("checkpoints", "reference"):
+            shutil.rmtree(round_dir(directory, earlier) / name, ignore_errors=True)
+        if earlier < number:
+            for path in round_dir(directory, earlier).glob("*.safetensors"):
+                path.unlink()
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -156,7 +157,7 @@ def _set_policies(
     as it was, afterwards.
     """
     batches.temperature = spoken.temperature
-    policy = nnx.state(model, LoRAParam)
+    policy = jax.tree.map(jnp.copy, nnx.state(model, LoRAParam))  # the state itself is the model's
 
     def logprobs() -> np.ndarray:
         facts = {**made_from, "adapter": lora_sha256(model)}
