@@ -44,8 +44,8 @@ class OnPolicyConfig(DialogueConfig, RefinementConfig):
     """Temperature at which the student is sampled, and of the policy that is trained. If left out,
     0.7, and 0.4 for the embedded student, as in the evaluation."""
     num_rounds: ByStudent[int] = setting(125, embedded=15, ge=1)
-    """Rounds of playing, judging and learning. auto: 125, which is 8,000 dialogues, and 15 for the
-    embedded student."""
+    """Rounds of playing, judging and learning; 125 are 8,000 dialogues. auto: 125, for the embedded
+    student 15."""
     scenarios_per_round: int = setting(8, ge=1)
     """Training scenarios that a round plays, in an order drawn by the seed."""
     group_size: int = setting(8, ge=2, hint="a single dialogue has nothing to be compared with")
@@ -57,7 +57,7 @@ class OnPolicyConfig(DialogueConfig, RefinementConfig):
     ratio: RatioKind = "token"
     """The importance ratio: per token, of a reply's mean log-ratio, or of its sum."""
     learning_rate: ByStudent[float] = setting(5e-6, embedded=2e-4, gt=0)
-    """The learning rate, the same in all rounds. auto: 5e-06, for the embedded student 0.0002."""
+    """Learning rate, the same in all rounds. auto: 5e-06, for the embedded student 0.0002."""
     batch_size: int = setting(64, ge=1)
     """Samples per optimiser step."""
     num_epochs: int = setting(1, ge=1)

@@ -170,66 +170,31 @@ def train_on_policy(job: Job) -> Result:
       InputError: no round is allowed, or the run has too few training scenarios for one.
       StoppedError: by the user or the ceiling on costs; the same command goes on.
     """
-    from emodistill.train.on_policy import train_round  # JAX
-
     config, details = job.cell.config, job.details
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     path = job.directory / ROUNDS
     rounds = read_rounds(path)[: config.num_rounds]
     _clear(job.directory, len(rounds))
-    planned = config.num_dialogues_per_round
-    temperature = writing_temperature(config.playing(seed=0), config.method)
 
     async def work() -> str | None:
         async with open_clients(config, job.name, details.endpoints.values()) as client_of:
-            num_left = (config.num_rounds - len(rounds)) * planned
-            judge = TYPICAL["judge"]._replace(num_calls=TYPICAL["focal"].num_calls)
-            await check_models(
-                *(config, job.name, client_of, details.endpoints),
-                num_jobs=num_left,
-                unit="dialogues",
-                typical={**TYPICAL, "judge": judge},
-            )
+            await _announce(job, client_of, config.num_rounds - len(rounds))
             while len(rounds) < config.num_rounds:
-                if (limit := reached_limit(rounds, planned, config)) is not None:
+                limit = reached_limit(rounds, config.num_dialogues_per_round, config)
+                if limit is not None:
                     return limit
-                number = len(rounds) + 1
-                directory = round_dir(job.directory, number)
-                played = await _collect(job, client_of, rounds, temperature)
-                print(f"{job.name}: round {number} of {config.num_rounds}.", flush=True)
-                # Nothing else is under way: whatever is waited for is waited for here.
-                with timed(directory, "train"):
-                    learnt = train_round(
-                        config.without_length(),
-                        _data(config, details, played),
-                        directory=directory,
-                        spoke=_adapter(job, number - 1).folder,
-                        reference=details.sft_adapter.folder,
-                        temperature=temperature,
-                        before=round_dir(job.directory, number - 1) if rounds else None,
-                    )
-                seconds = phase_seconds(directory)
-                rounds.append(
-                    Round(
-                        number=number,
-                        num_samples=learnt.adapter.num_samples,
-                        num_steps=learnt.adapter.num_steps,
-                        metrics=_finite(learnt.metrics),
-                        **{f"{phase}_s": seconds.get(phase, 0.0) for phase in PHASES},
-                        **played.facts(is_judged=details.judge is not None),
-                    )
-                )
+                rounds.append(await _next_round(job, client_of, rounds))
                 write_records(path, rounds)
-                _clear(job.directory, number)
+                _clear(job.directory, len(rounds))
                 print(f"{job.name}: {_shown(rounds[-1])}", flush=True)
         return None
 
     limit = asyncio.run(work())
     if not rounds:
         raise InputError(
-            f"{limit} allows no round of {planned} dialogues; raise it, or lower "
-            "--scenarios-per-round or --group-size."
+            f"{limit} allows no round of {config.num_dialogues_per_round} dialogues; raise it, or "
+            "lower --scenarios-per-round or --group-size."
         )
     for source in _adapter(job, len(rounds)).files:
         with replacing(job.path / source.name) as partial:
@@ -249,7 +214,48 @@ def train_on_policy(job: Job) -> Result:
     )
 
 
-PHASES = ("play", "judge", "train")
+async def _announce(job: Job, client_of: ClientOf, num_rounds: int) -> None:
+    """Say what the rounds will cost, as far as they cost money, and ask."""
+    config: OnPolicyConfig = job.cell.config
+    judge = TYPICAL["judge"]._replace(num_calls=TYPICAL["focal"].num_calls)
+    await check_models(
+        *(config, job.name, client_of, job.details.endpoints),
+        num_jobs=num_rounds * config.num_dialogues_per_round,
+        unit="dialogues",
+        typical={**TYPICAL, "judge": judge},
+    )
+
+
+async def _next_round(job: Job, client_of: ClientOf, rounds: Sequence[Round]) -> Round:
+    """Play, judge and learn once more; what a round that was cut off has kept is not done again."""
+    from emodistill.train.on_policy import train_round  # JAX
+
+    config, details, number = job.cell.config, job.details, len(rounds) + 1
+    directory, spoke = round_dir(job.directory, number), _adapter(job, number - 1)
+    temperature = writing_temperature(config.playing(seed=0), config.method)
+    played = await _collect(job, client_of, rounds, temperature)
+    limit = TurnLimit(config.max_turns, turn_cap(config.max_turns, config.count_turns))
+    dialogues = played.trajectories, details.scenarios, played.scores, details.pack
+    # Nothing else is under way, so that the loop of events may wait for this.
+    with timed(directory, "train"):
+        learnt = train_round(
+            config.without_length(),
+            SweepData(*dialogues, limit=limit),
+            directory=directory,
+            spoke=spoke.folder,
+            reference=details.sft_adapter.folder,
+            temperature=temperature,
+            before=round_dir(job.directory, number - 1) if rounds else None,
+        )
+    seconds = phase_seconds(directory)
+    return Round(
+        number=number,
+        num_samples=learnt.adapter.num_samples,
+        num_steps=learnt.adapter.num_steps,
+        metrics=learnt.metrics,
+        **{f"{phase}_s": seconds.get(phase, 0.0) for phase in ("play", "judge", "train")},
+        **played.facts(is_judged=details.judge is not None),
+    )
 
 
 async def _collect(
@@ -342,13 +348,6 @@ def _check(job: Job, done: JobsResult) -> None:
     done.check("see why, and start again")
 
 
-def _data(config: OnPolicyConfig, details: _OnPolicyDetails, played: PlayedRound) -> SweepData:
-    limit = TurnLimit(config.max_turns, turn_cap(config.max_turns, config.count_turns))
-    return SweepData(
-        played.trajectories, details.scenarios, played.scores, details.pack, limit=limit
-    )
-
-
 def _adapter(job: Job, number: int) -> TrainedAdapter:
     """The adapter after a round; after none, SFT's."""
     if number == 0:
@@ -365,11 +364,6 @@ def _clear(directory: Path, number: int) -> None:
         if earlier < number:
             for path in round_dir(directory, earlier).glob("*.safetensors"):
                 path.unlink()
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Without those that say how fast the machine was."""
-    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
 def _shown(one: Round) -> str:

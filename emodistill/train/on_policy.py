@@ -83,4 +83,6 @@ def train_round(
     )
     if isinstance(config, PPOConfig):
         fitted.save(directory / CRITIC)
-    return LearntRound(adapter, dict(adapter.metrics) | more)
+    # How fast the machine was is no result; a round that was cut off reads it out of its log.
+    metrics = {name: v for name, v in adapter.metrics.items() if not name.startswith("time/")}
+    return LearntRound(adapter, metrics | more)
