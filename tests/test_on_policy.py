@@ -16,6 +16,7 @@ from tiny_run import SETTINGS, copy_of, run_stage
 from tiny_training import lines, without_times
 
 from emodistill.configs import GRPOConfig, PPOConfig, ReportConfig
+from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.llm.usage import Usage
 from emodistill.model import LoRAParam, add_lora, load_qwen2, save_adapter
@@ -281,10 +282,12 @@ def spent_rounds(number):
     ],
 )
 def test_no_round_begins_that_would_exceed_a_limit(flag, value, num_rounds):
-    config = GRPOConfig(**{flag: value})
+    config = GRPOConfig(scenarios_per_round=2, group_size=5, **{flag: value})
     name = f"--{flag.replace('_', '-')}"
     allowed = [reached_limit(spent_rounds(done), 10, config) for done in range(5)]
     assert allowed == [None] * num_rounds + [name] * (5 - num_rounds)
+    with pytest.raises(InputError, match="--max-dialogues 63 allows no round of 64 dialogues"):
+        GRPOConfig(max_dialogues=63)
     assert total_spent(spent_rounds(2)) == Spent(20, 200, 2000, 120.0, 1.0)
     assert spent_rounds(1)[0].mean_utility == pytest.approx(0.3)
 
@@ -351,8 +354,6 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not(
     assert noted[0] == noted[1]
     manifest = json.loads((cells[0] / "manifest.json").read_text())
     assert manifest["summary"]["num_dialogues"] == 8 and manifest["summary"]["num_calls"] > 8
-    with pytest.raises(InputError, match="allows no round of 4 dialogues"):
-        run_stage(config_of(tmp_path / "whole", kind, seed=1, max_dialogues=3))
 
 
 @pytest.mark.slow
@@ -437,3 +438,14 @@ def test_what_dialogues_have_cost_is_read_off_their_records():
     assert own == Spent(1, 4, 440, 0.0, 0.0)  # two of four turns are the student's
     focal = msgspec.structs.replace(dialogue.focal, provider="openai")
     assert recorded_spent([msgspec.structs.replace(dialogue, focal=focal)], ()).num_calls == 6
+
+
+def test_a_round_draws_its_scenarios_anew_and_refuses_too_few():
+    scenarios = [dataclasses.replace(s, split="train") for s in load_scenarios("crad")[:9]]
+    config = GRPOConfig(scenarios_per_round=4)
+    drawn = [stage.round_scenarios(scenarios, config, number) for number in (1, 2, 3)]
+    assert all(len({s.scenario_id for s in of_round}) == 4 for of_round in drawn)
+    assert drawn[0] != drawn[1] and drawn[0] == stage.round_scenarios(scenarios, config, 1)
+    held_out = [dataclasses.replace(s, split="test") for s in scenarios[:6]]
+    with pytest.raises(InputError, match="there are 3 training scenarios to play"):
+        stage.round_scenarios([*held_out, *scenarios[6:]], config, 1)

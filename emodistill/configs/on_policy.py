@@ -73,6 +73,15 @@ class OnPolicyConfig(DialogueConfig, RefinementConfig):
     max_minutes: float | None = setting(None, gt=0)
     """Begin no round that would probably exceed so many minutes."""
 
+    def __post_init__(self) -> None:
+        DialogueConfig.__post_init__(self)
+        planned = self.num_dialogues_per_round
+        require(
+            self.max_dialogues is None or self.max_dialogues >= planned,
+            f"--max-dialogues {self.max_dialogues} allows no round of {planned} dialogues; raise "
+            "it, or lower --scenarios-per-round or --group-size.",
+        )
+
     @property
     def method(self) -> str:
         """What evaluates the trained student."""

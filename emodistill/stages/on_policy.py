@@ -135,6 +135,7 @@ def _job(cell: Cell) -> Job:
         selector_dir=selector_dir,
         sft_adapter=sft_adapter,
     )
+    round_scenarios(details.scenarios, config, 1)  # refuses too few, before anything is made
     judged = ("judge",) if details.judge is not None else ()
     check_prompts(pack, located, ("focal", "counterparty", *judged))
     files = [selector_dir / name for name in ("selector.json", "selector.safetensors")]
@@ -167,7 +168,7 @@ def train_on_policy(job: Job) -> Result:
     """Play, judge and learn in rounds, as many as the settings allow.
 
     Raises:
-      InputError: no round is allowed, or the run has too few training scenarios for one.
+      InputError, DivergenceError: as `train_round`.
       StoppedError: by the user or the ceiling on costs; the same command goes on.
     """
     config, details = job.cell.config, job.details
@@ -191,11 +192,6 @@ def train_on_policy(job: Job) -> Result:
         return None
 
     limit = asyncio.run(work())
-    if not rounds:
-        raise InputError(
-            f"{limit} allows no round of {config.num_dialogues_per_round} dialogues; raise it, or "
-            "lower --scenarios-per-round or --group-size."
-        )
     for source in _adapter(job, len(rounds)).files:
         with replacing(job.path / source.name) as partial:
             shutil.copyfile(source, partial)
