@@ -441,11 +441,11 @@ def test_what_dialogues_have_cost_is_read_off_their_records():
 
 
 def test_a_round_draws_its_scenarios_anew_and_refuses_too_few():
-    scenarios = [dataclasses.replace(s, split="train") for s in load_scenarios("crad")[:9]]
+    scenarios = [msgspec.structs.replace(s, split="train") for s in load_scenarios("crad")[:9]]
     config = GRPOConfig(scenarios_per_round=4)
     drawn = [stage.round_scenarios(scenarios, config, number) for number in (1, 2, 3)]
     assert all(len({s.scenario_id for s in of_round}) == 4 for of_round in drawn)
     assert drawn[0] != drawn[1] and drawn[0] == stage.round_scenarios(scenarios, config, 1)
-    held_out = [dataclasses.replace(s, split="test") for s in scenarios[:6]]
+    held_out = [msgspec.structs.replace(s, split="test") for s in scenarios[:6]]
     with pytest.raises(InputError, match="there are 3 training scenarios to play"):
         stage.round_scenarios([*held_out, *scenarios[6:]], config, 1)
