@@ -4,7 +4,7 @@
 
 V is a small network on the features that the emotion selector sees (`negotiation.states`), V after
 the last turn is 0, and a critic is fitted after its advantages were taken, to A + V. Advantages are
-whitened over the round, as is usual (Andrychowicz et al., 2021, C67). A turn that a judge was asked
+whitened over the round, as is usual (Andrychowicz et al., 2021). A turn that a judge was asked
 about in vain has no reward: its δ is 0, as if it had brought what the critic expected, and it is
 not trained on itself.
 
