@@ -320,6 +320,10 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not(
     def die(*args, **settings):
         raise KilledError
 
+    def die_after_a_round(directory, number):
+        if number:
+            raise KilledError
+
     play, count = stage.play_all.__globals__["play"], []
 
     async def play_two(*args, **settings):
@@ -333,7 +337,7 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not(
         ("emodistill.stages.on_policy.run_judging", die),
         ("emodistill.train.adapter_training.save_adapter", die),
         ("emodistill.stages.on_policy.write_records", die),
-        ("emodistill.stages.on_policy._clear", die),
+        ("emodistill.stages.on_policy._clear", die_after_a_round),
     ):
         with monkeypatch.context() as patch, pytest.raises(KilledError):
             patch.setattr(target, replacement)
