@@ -92,6 +92,7 @@ def train(
     if goes_on_from is not None:
         start = start._replace(opt_state=load_opt_state(goes_on_from, start.opt_state))
     state = _restore(checkpoints, start, batches)
+    del start  # a second copy of the optimiser's state would lie beside what was restored
     first = int(state.step)
     devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
     peak = peak_flops(devices, model.dtype)
