@@ -113,7 +113,7 @@ def help_text(capsys, *args, commands):
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "jpo", "alol", "dpo", "grpo"])
 def test_help_says_both_defaults_of_what_the_student_decides(stage, capsys):
     text = help_text(capsys, commands=CONFIGS[stage])
     for field in dataclasses.fields(CONFIGS[stage]):

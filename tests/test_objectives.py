@@ -54,8 +54,9 @@ def test_alol_takes_the_good_ones_and_needs_no_reference():
     np.testing.assert_array_equal(advantages, ADVANTAGES)
 
 
-def test_jpo_and_dpo_alone_need_a_reference():
-    assert {stage for stage, one in OBJECTIVES.items() if one.needs_reference} == {"jpo", "dpo"}
+def test_sft_and_alol_alone_need_no_reference():
+    without = {stage for stage, one in OBJECTIVES.items() if not one.needs_reference}
+    assert without == {"sft", "alol"}
 
 
 def test_dpo_pairs_share_scenario_turn_and_emotion_and_the_better_comes_first():

@@ -115,6 +115,8 @@ def test_the_defaults_are_the_codes():
         ("JPOConfig", SHARED),
         ("ALoLConfig", (SHARED | WATCHED) - {"learning_rate"}),
         ("DPOConfig", (SHARED | WATCHED) - {"learning_rate"}),
+        ("GRPOConfig", PLAYED | SHARED),
+        ("PPOConfig", {f.name for f in dataclasses.fields(configs.OnPolicyConfig)}),
         ("EvaluateConfig", (PLAYED | SHARED) - {"focal_temperature"}),
         ("ReplayConfig", {f.name for f in dataclasses.fields(EvaluateConfig)} | {"turn"}),
         ("ReportConfig", set()),

@@ -87,6 +87,8 @@ def run(script, *flags, monkeypatch, capsys):
     [
         (["train_jpo.py", "--clip", "1.5"], "clip=1.5 must lie in (0, 1); the paper uses"),
         (["train_jpo.py", "--kappa", "2"], "kappa=2.0 must lie in [0, 1]"),
+        (["train_grpo.py", "--group-size", "1"], "group_size=1 must be at least 2; a single"),
+        (["train_ppo.py", "--coordinator", "auto"], "--coordinator auto: ppo plays its dialogues"),
         (["evaluate.py", "--method", "iql+magic"], "--method iql+magic is not known; use one of"),
         (["tournament.py", "--methods", "iql+magic"], "iql+magic is not known; use one of"),
         (["tournament.py", "--methods", "oracle"], "--methods oracle: it knows who plays the"),

@@ -24,7 +24,7 @@ from tiny_training import (
     with_reference,
 )
 
-from emodistill.configs import ALoLConfig, DPOConfig, JPOConfig
+from emodistill.configs import ALoLConfig, DPOConfig, GRPOConfig, JPOConfig, PPOConfig
 from emodistill.model import LoRAParam
 from emodistill.seeding import stream
 from emodistill.train import trainer as trainer_module
@@ -39,13 +39,13 @@ EXAMPLES = sharing_examples(12)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def lone_logprobs(graphdef, lora, frozen):
+def lone_logprobs(graphdef, lora, frozen, temperature):
     """Log-probs [N, T] of every next token, each of `EXAMPLES` in a row of its own."""
     whole = [np.concatenate([e.prompt_ids, e.response_ids]) for e in EXAMPLES]
     longest = max(map(len, whole))
     ids_NT = np.stack([np.pad(ids, (0, longest - len(ids))) for ids in whole])
     logits_NTV = nnx.merge(graphdef, lora, frozen)(ids_NT)  # no token sees a later one
-    logp_NTV = jax.nn.log_softmax(logits_NTV[:, :-1])
+    logp_NTV = jax.nn.log_softmax(logits_NTV[:, :-1] / temperature)
     return jnp.take_along_axis(logp_NTV, ids_NT[:, 1:, None], axis=2)[..., 0]
 
 
@@ -55,6 +55,8 @@ class TestGradients:
         [
             *(("sft", "tree"), ("jpo", "tree"), ("alol", "tree"), ("dpo", "tree")),
             ("jpo", "sequence"),
+            ("grpo", "tree"),
+            pytest.param("ppo", "none", marks=pytest.mark.slow),
             pytest.param("sft", "none", marks=pytest.mark.slow),
             pytest.param("dpo", "sequence", marks=pytest.mark.slow),
             pytest.param("sft", "sequence", marks=pytest.mark.slow),
@@ -79,12 +81,20 @@ class TestGradients:
         shape = (12, batches.num_reply_tokens)
         reference = stream(0, "reference").normal(-5.3, 0.05, shape).astype(np.float32)
         batches.set_reference(reference)
+        is_on_policy = stage in ("grpo", "ppo")
+        behavior, temperature = reference, 1.0
+        if is_on_policy:
+            behavior = stream(0, "behavior").normal(-7.0, 0.3, shape).astype(np.float32)
+            batches.temperature = temperature = 0.7
+            batches.set_behavior(behavior)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         loss_fn = {
             "sft": sft,
             "jpo": loss_of(JPOConfig(kl_coef=0.3)),
             "alol": loss_of(ALoLConfig()),
             "dpo": loss_of(DPOConfig(beta=0.2)),
+            "grpo": loss_of(GRPOConfig(kl_coef=0.3)),
+            "ppo": loss_of(PPOConfig(kl_coef=0.3)),
         }[stage]
         trainer = Trainer(graphdef, loss_fn, SFT, num_steps=1)
         made = batches.step(0).batches
@@ -110,17 +120,20 @@ class TestGradients:
             surrogate, kl = [], []
             for i, logp_U in enumerate(logps):
                 ref_U = reference[i, : len(logp_U)]
-                rho = jnp.exp(jnp.mean(logp_U - ref_U))
+                log_ratio_U = logp_U - behavior[i, : len(logp_U)]
+                rho = jnp.exp(log_ratio_U if is_on_policy else log_ratio_U.mean(keepdims=True))
                 a = advantages[i]
                 surrogate.append(jnp.minimum(rho * a, jnp.clip(rho, 0.8, 1.2) * a))
                 kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
-            return 0.3 * jnp.concatenate(kl).mean() - jnp.stack(surrogate).mean()
+            return 0.3 * jnp.concatenate(kl).mean() - jnp.concatenate(surrogate).mean()
 
-        logp_NT, pull = jax.vjp(lambda lora: lone_logprobs(graphdef, lora, frozen), lora)
+        logp_NT, pull = jax.vjp(
+            lambda lora: lone_logprobs(graphdef, lora, frozen, jnp.float32(temperature)), lora
+        )
         value, slope_NT = jax.jit(jax.value_and_grad(loss))(logp_NT)
         (expected,) = pull(slope_NT)
         assert_trees_close(grads, expected, rtol=1e-5)
-        name = "policy/loss" if stage == "jpo" else f"{stage}/loss"
+        name = "policy/loss" if stage == "jpo" or is_on_policy else f"{stage}/loss"
         np.testing.assert_allclose(add_metrics(metrics)[name], value, rtol=1e-5)
 
     def test_log_probs_of_a_sample_are_its_own_in_every_row(self):

@@ -70,6 +70,10 @@ class Batch(NamedTuple):
     """float32; None for losses without advantages."""
     ref_logp_SU: Array = None
     """float32, the reference's log-probs of the targets; None without a reference."""
+    behavior_logp_SU: Array = None
+    """float32, those of the policy that spoke; None where it isn't told from the reference."""
+    temperature: Array = None
+    """float32 scalar by which the logits are divided; None for 1."""
 
 
 def empty_batch(shape: RowShape, num_scored: int, num_samples: int, num_reply_tokens: int) -> Batch:
@@ -133,6 +137,9 @@ class PackedBatches:
         micro-batch: 2 for pairs.
       advantages: one per sample.
 
+    Attributes:
+      temperature: at which the policy that is trained is sampled: its logits are divided by it.
+
     Raises:
       InputError: no samples, a sample without a reply, or an advantage that is not finite.
     """
@@ -169,6 +176,8 @@ class PackedBatches:
                 "advantage {value} is not finite; leave out turns without a score.",
             )
         self._ref_logp_NU: np.ndarray | None = None
+        self._behavior_logp_NU: np.ndarray | None = None
+        self.temperature: float | None = None
         self._inputs = [
             np.concatenate([example.prompt_ids, example.response_ids[:-1]]) for example in examples
         ]
@@ -225,22 +234,31 @@ class PackedBatches:
             "packing": self.packing,
             "unit_size": self.unit_size,
             "shapes": [list(shape) for shape in self.shapes],
+            **({} if self.temperature is None else {"temperature": self.temperature}),
         }
 
     def set_reference(self, ref_logp_NU: np.ndarray) -> None:
         """Give every sample the reference log-probs of its reply, [N, num_reply_tokens]."""
+        self._ref_logp_NU = self._of_replies(ref_logp_NU, "reference")
+
+    def set_behavior(self, behavior_logp_NU: np.ndarray) -> None:
+        """Give every sample the log-probs of its reply under the policy that spoke."""
+        self._behavior_logp_NU = self._of_replies(behavior_logp_NU, "behavior")
+
+    def _of_replies(self, logp_NU: np.ndarray, name: str) -> np.ndarray:
+        """Log-probs with zeros after each reply's end, once they are seen to be usable."""
         expected = (len(self.examples), self.num_reply_tokens)
-        if ref_logp_NU.shape != expected:
+        if logp_NU.shape != expected:
             raise InputError(
-                f"reference log-probs have shape {ref_logp_NU.shape}, these samples {expected}. "
+                f"{name} log-probs have shape {logp_NU.shape}, these samples {expected}. "
                 "Delete the file; it is computed again."
             )
         self._check_finite(
-            ref_logp_NU,
-            "a reference log-prob is not finite. Delete the file; it is computed again.",
+            logp_NU,
+            f"a {name} log-prob is not finite. Delete the file; it is computed again.",
         )
         is_reply_NU = np.arange(self.num_reply_tokens)[None] < self._num_replied_N[:, None]
-        self._ref_logp_NU = np.where(is_reply_NU, ref_logp_NU, np.float32(0))
+        return np.where(is_reply_NU, logp_NU, np.float32(0))
 
     def sample_ids(self, step: int) -> tuple[str, ...]:
         """The samples of `step` by name."""
@@ -338,6 +356,8 @@ class PackedBatches:
             num_tokens=np.float32(self._num_scored(samples)),
             advantages_S=given(batch.advantages_S, self._advantages_N),
             ref_logp_SU=given(batch.ref_logp_SU, self._ref_logp_NU),
+            behavior_logp_SU=given(np.zeros_like(batch.ref_logp_SU), self._behavior_logp_NU),
+            temperature=None if self.temperature is None else np.float32(self.temperature),
         )
 
     def _check_finite(self, values_N: np.ndarray, message: str) -> None:

@@ -35,6 +35,7 @@ from emodistill.configs.data import (
     PlanConfig,
     SweepConfig,
 )
+from emodistill.configs.on_policy import GRPOConfig, OnPolicyConfig, PPOConfig
 from emodistill.configs.playing import (
     DEFAULT_CELL,
     DEFAULT_METHOD,
@@ -83,8 +84,10 @@ from emodistill.configs.training import (
     LearnerName,
     MemoryConfig,
     MeshShape,
+    OnPolicySignal,
     Packing,
     QualityScore,
+    RecordedRefinementConfig,
     RefinementConfig,
     Remat,
     SFTConfig,
@@ -103,6 +106,8 @@ CONFIGS: dict[str, type[Config]] = {
         JPOConfig,
         ALoLConfig,
         DPOConfig,
+        GRPOConfig,
+        PPOConfig,
         EvaluateConfig,
         ReplayConfig,
         TournamentConfig,

@@ -22,7 +22,7 @@ class ExportAdapterConfig(Config):
     domain: DomainName = "crad"
     """Which of the four negotiation domains; canaries are prompts of it."""
     trained_by: Annotated[str, tyro.conf.arg(name="stage")] = "jpo"
-    """The stage that has trained the adapter: sft, jpo, alol, dpo or one of your own."""
+    """The stage that has trained the adapter: sft, jpo, alol, dpo, grpo, ppo or one of your own."""
     cell: str = "default"
     """The cell of that stage."""
     adapter: Path | None = None

@@ -73,6 +73,17 @@ def configuration(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
 
 
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
+)
+def combinable(cls: type[T]) -> type[T]:
+    """The same without slots, for settings that a stage has beside those of another parent.
+
+    Python refuses a class two parents that both have slots of their own.
+    """
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
 def setting(
     default: Any,
     *,
@@ -235,7 +246,7 @@ def require_student_server(config: Any) -> None:
     )
 
 
-@configuration
+@combinable
 class ApiConfig(ExperimentConfig):
     """A stage that calls language models; with neither provider nor base URL, the simulator."""
 

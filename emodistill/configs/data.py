@@ -15,6 +15,7 @@ from emodistill.configs.base import (
     Config,
     DomainName,
     OfferReaderKind,
+    combinable,
     configuration,
     data_from,
     require,
@@ -26,7 +27,7 @@ GENERATED = "generated"
 """What `scenarios` says to play the built-in ones."""
 
 
-@configuration
+@combinable
 class DialogueConfig(ApiConfig):
     """What every stage shares that plays dialogues.
 

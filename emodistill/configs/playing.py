@@ -118,9 +118,10 @@ class EvaluateConfig(MatchConfig):
     method: str = DEFAULT_METHOD
     """vanilla-llm, vanilla-slm, neutral, random, random-7, fixed, oracle; iql, and its controls
     iql-7, cloning, cql, dqn, bandit, best-fixed; iql+sft, iql+jpo, iql+sft+jpo,
-    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, vanilla-slm-free, free-sft, free-jpo,
-    free-sft+jpo; evoemo, emodebt, eq-negotiator, emomas, each also with -shipped. Every selector
-    that was trained also leaves the writing to a student, as in cql+sft+jpo or evoemo+sft+jpo."""
+    iql+sft+jpo-stripped, iql+sft+alol, iql+sft+dpo, iql+sft+grpo, iql+sft+ppo, vanilla-slm-free,
+    free-sft, free-jpo, free-sft+jpo; evoemo, emodebt, eq-negotiator, emomas, each also with
+    -shipped. Every selector that was trained also leaves the writing to a student, as in
+    cql+sft+jpo or evoemo+sft+jpo."""
     emotion: str | None = None
     """What `--method fixed` expresses at every turn."""
     trained_on: DomainName | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from emodistill.configs.base import (
     AUTO,
@@ -27,6 +27,7 @@ CONSERVATISM = 1.0
 EmotionSet = Literal["all", "ekman"]
 SFTSignal = Literal["hybrid", "episode-judge", "turn-judge"]
 JPOSignal = Literal["turn-judge", "episode-judge", "outcome"]
+OnPolicySignal = Literal["turn-judge", "outcome", "utility"]
 QualityScore = Literal["raw", "advantage"]
 LossMean = Literal["token", "reply", "reply-sum"]
 RatioKind = Literal["mean-token", "sequence", "token"]
@@ -191,6 +192,9 @@ class AdapterConfig(ExperimentConfig):
     process_id: int | None = setting(None, operational=True)
     """Which of them this one is, counted from 0."""
 
+    has_constant_rate: ClassVar[bool] = False
+    """Whether the learning rate stays as it is, where nobody knows how long training goes on."""
+
     @property
     def starts_from_base(self) -> bool:
         """Whether training starts from the base model instead of the SFT adapter."""
@@ -250,6 +254,16 @@ class RefinementConfig(AdapterConfig):
     )
     """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
     for the embedded student 768."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        return False
+
+
+@configuration
+class RecordedRefinementConfig(RefinementConfig):
+    """What the refinements share that learn from recorded turns: who looks at their checkpoints."""
+
     watch: bool = False
     """Have the student play the validation scenarios at checkpoints (sweep with --num-validation),
     and compare it with the one that training started from: utility, the judge's scores, and signs
@@ -266,10 +280,6 @@ class RefinementConfig(AdapterConfig):
     """Dialogues that a watched checkpoint plays on each validation scenario."""
 
     @property
-    def starts_from_base(self) -> bool:
-        return False
-
-    @property
     def is_watched(self) -> bool:
         return self.watch or self.stop_when_hacked or self.select == "best"
 
@@ -283,7 +293,7 @@ class RefinementConfig(AdapterConfig):
 
 
 @configuration
-class JPOConfig(RefinementConfig):
+class JPOConfig(RecordedRefinementConfig):
     """Stage 4b: Judge Policy Optimization (Eqs. 17-19)."""
 
     stage = "jpo"
@@ -311,14 +321,14 @@ class JPOConfig(RefinementConfig):
 
 
 @configuration
-class ALoLConfig(RefinementConfig):
+class ALoLConfig(RecordedRefinementConfig):
     """In place of JPO: A-LoL, the likelihood of turns with A > 0 weighted by A."""
 
     stage = "alol"
 
 
 @configuration
-class DPOConfig(RefinementConfig):
+class DPOConfig(RecordedRefinementConfig):
     """In place of JPO: DPO on pairs of the same scenario, turn index and emotion."""
 
     stage = "dpo"

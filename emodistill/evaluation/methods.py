@@ -144,6 +144,8 @@ METHODS: Mapping[str, Method] = {
     "iql+sft+jpo-stripped": _student(selector="none", adapter="jpo"),
     "iql+sft+alol": _student(selector="iql", adapter="alol"),
     "iql+sft+dpo": _student(selector="iql", adapter="dpo"),
+    "iql+sft+grpo": _student(selector="iql", adapter="grpo"),
+    "iql+sft+ppo": _student(selector="iql", adapter="ppo"),
     "vanilla-slm-free": _student(selector="none"),
     "free-sft": _student(selector="none", adapter="sft", settings={"sft": _FREE}),
     "free-jpo": _student(selector="none", adapter="jpo", settings={"jpo": _FREE | _BASE}),

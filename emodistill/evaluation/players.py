@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from emodistill import model as models  # opens without jax, which API models do without
 from emodistill.configs import EMBEDDED, EMBEDDED_TEMPERATURE, TEMPERATURE, MatchConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.emotions import EKMAN, NEUTRAL
@@ -137,7 +138,24 @@ class PlayerPool:
           ApiError: as the sweep.
         """
         config = self.config
-        match = Match(
+        return await play_all(
+            plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
+            await self.match(focal, counterparty, reader),
+            config,
+            path=path,
+            label=label,
+        )
+
+    async def match(
+        self, focal: PlayerSpec, counterparty: PlayerSpec, reader: LlmReader | None
+    ) -> Match:
+        """Two players and the rules of the settings.
+
+        Raises:
+          InputError: as `player`.
+        """
+        config = self.config
+        return Match(
             focal=await self.player(focal, "focal", opponent=counterparty),
             counterparty=await self.player(counterparty, "counterparty", opponent=focal),
             pack=self.pack,
@@ -146,13 +164,6 @@ class PlayerPool:
             agreement=config.agreement,
             silence_ends=True,
             reader=reader,
-        )
-        return await play_all(
-            plan_dialogues(scenarios[: config.num_scenarios], num_seeds=config.num_seeds),
-            match,
-            config,
-            path=path,
-            label=label,
         )
 
     async def player(self, spec: PlayerSpec, role: Role, *, opponent: PlayerSpec) -> Player:
@@ -232,11 +243,11 @@ class PlayerPool:
 
     def _make_engine(self, adapter: TrainedAdapter | None) -> Engine:
         """In the thread of the engines."""
-        from emodistill.model import Engine, adapted  # jax, which API models do without
         from emodistill.train.student import load_student  # jax, which API models do without
 
         name = self.config.student
         if name not in self._loaded:
             self._loaded[name] = load_student(name, quantize=self.config.quantize)
         model = self._loaded[name].model
-        return Engine(model if adapter is None else adapted(model, adapter.folder))
+        played = model if adapter is None else models.adapted(model, adapter.folder)
+        return models.Engine(played)

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from emodistill.configs import IQLSignal, JPOSignal, QualityScore, SFTSignal
+from emodistill.configs import IQLSignal, JPOSignal, OnPolicySignal, QualityScore, SFTSignal
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError, refuse
 from emodistill.prompts import PromptPack
@@ -36,6 +36,8 @@ EPSILON = 1e-6
 """ε of Eq. 29, which keeps the advantages of equal scores at 0."""
 MIN_SCORED = 4
 """Scores that a scenario needs to be normalised: a z-score over two or three says little."""
+MIN_COMPARED = 2
+"""Values that a group needs: it is sampled anew for every update, so that few will do."""
 
 Scores = Mapping[tuple[str, int | None], float]
 """(trajectory_id, turn_index) -> judge score; turn_index None holds the dialogue's own score."""
@@ -206,7 +208,9 @@ def is_truncated(trajectory: Trajectory, cap: int = 30) -> bool:
 
 
 def scenario_advantages(
-    scores: Sequence[float] | np.ndarray, scenario_ids: Sequence[str] | np.ndarray
+    scores: Sequence[float] | np.ndarray,
+    scenario_ids: Sequence[str] | np.ndarray,
+    min_scored: int = MIN_SCORED,
 ) -> np.ndarray:
     """A = (r − μ)/(σ + ε) within each scenario (Eqs. 1 and 29), clipped at ±10.
 
@@ -214,9 +218,10 @@ def scenario_advantages(
       scores: N scores, NaN where there is none.
       scenario_ids: the N scenarios that they belong to, over each of which σ is the population
         deviation.
+      min_scored: scores that a scenario needs.
 
     Returns:
-      N advantages (float64); NaN for a NaN score and throughout scenarios with under 4 scores.
+      N advantages (float64); NaN for a NaN score and throughout scenarios with too few scores.
 
     Raises:
       InputError: lengths differ, or a score is infinite.
@@ -236,7 +241,7 @@ def scenario_advantages(
     by_scenario = scored[np.argsort(ids[scored], kind="stable")]
     starts = np.flatnonzero(ids[by_scenario][1:] != ids[by_scenario][:-1]) + 1
     for members in np.split(by_scenario, starts):
-        if len(members) >= MIN_SCORED:
+        if len(members) >= min_scored:
             deviation = values[members] - values[members].mean()
             scale = values[members].std() + EPSILON
             advantages[members] = np.clip(deviation / scale, -MAX_ADVANTAGE, MAX_ADVANTAGE)
@@ -286,7 +291,7 @@ class FocalTurns:
     returns: np.ndarray
     """[N] R(τ) of the dialogue."""
     utilities: np.ndarray
-    """[N] the savings of the dialogue, 0 for a failure."""
+    """[N] utility of the dialogue (Eq. 32), NaN where its scenario has no gap."""
     is_cut: np.ndarray
     """[N] whether the utterance was cut at its limit of tokens."""
     mean_scores: np.ndarray
@@ -326,10 +331,11 @@ class FocalTurns:
         for index in order:
             trajectory = trajectories[index]
             name, focal_turns = trajectory.trajectory_id, trajectory.focal_turns
+            has_gap = trajectory.focal_target != trajectory.counterparty_anchor
             of_dialogue = (
                 scores.get((name, None), math.nan),
                 trajectory_return(trajectory, max_turns),
-                dialogue_utility(trajectory),
+                dialogue_utility(trajectory) if has_gap else math.nan,
             )
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
@@ -346,12 +352,13 @@ class FocalTurns:
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
 
-def signal_of(turns: FocalTurns, signal: JPOSignal) -> np.ndarray:
+def signal_of(turns: FocalTurns, signal: JPOSignal | OnPolicySignal) -> np.ndarray:
     """[N] What turns are told apart by, before any scaling; NaN where there is none."""
     signals = {
         "turn-judge": turns.scores,
         "episode-judge": turns.dialogue_scores,
         "outcome": turns.returns,
+        "utility": turns.utilities,
     }
     return _by_signal(signal, signals)
 
@@ -381,23 +388,41 @@ def jpo_advantages(turns: FocalTurns, signal: JPOSignal = "turn-judge") -> np.nd
     values = signal_of(turns, signal)
     if signal == "turn-judge":
         return scenario_advantages(values, turns.scenario_ids)
-    # Each dialogue counts once, however many turns it has.
+    return _dialogue_advantages(turns, values, MIN_SCORED)
+
+
+def group_advantages(turns: FocalTurns, signal: OnPolicySignal) -> np.ndarray:
+    """[N] A for GRPO: the z-score within the group (Shao et al., 2024, §4.1.2), NaN without one.
+
+    The group of a judged turn are all turns of its scenario with its index; where the signal is of
+    dialogues, each has that of its dialogue among all dialogues of the scenario. A group of equal
+    values has A = 0, and one of a single value none, since there is nothing to compare it with.
+    """
+    values = signal_of(turns, signal)
+    if signal != "turn-judge":
+        return _dialogue_advantages(turns, values, MIN_COMPARED)
+    groups = [f"{s}#{t}" for s, t in zip(turns.scenario_ids, turns.turn_index, strict=True)]
+    return scenario_advantages(values, groups, MIN_COMPARED)
+
+
+def _dialogue_advantages(turns: FocalTurns, values: np.ndarray, min_scored: int) -> np.ndarray:
+    """Each turn has its dialogue's advantage; a dialogue counts once, however many turns it has."""
     _, first, dialogue = np.unique(turns.trajectory_index, return_index=True, return_inverse=True)
-    return scenario_advantages(values[first], turns.scenario_ids[first])[dialogue]
+    ids = turns.scenario_ids[first]
+    return scenario_advantages(values[first], ids, min_scored)[dialogue]
 
 
 ENDINGS = ("outcome", "utility")
 """Signals of IQL that no judge has a say in: what a dialogue has come to."""
 
 
-def iql_rewards(turns: FocalTurns, signal: IQLSignal = "outcome") -> np.ndarray:
+def iql_rewards(turns: FocalTurns, signal: IQLSignal | OnPolicySignal = "outcome") -> np.ndarray:
     """[N] Rewards for IQL (Appendix D.1): R at the last focal turn (Eq. 13), or JPO's advantages.
 
     Ours: `utility` pays the dialogue's utility there. NaN where a turn has none.
     """
     if signal in ENDINGS:
-        ending = turns.returns if signal == "outcome" else turns.utilities
-        return np.where(turns.is_last, ending, 0.0)
+        return np.where(turns.is_last, signal_of(turns, signal), 0.0)
     return jpo_advantages(turns, signal)
 
 

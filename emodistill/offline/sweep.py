@@ -62,17 +62,22 @@ log = logging.getLogger("emodistill.offline")
 METHOD = "sweep"
 
 
-def plan_dialogues(scenarios: Sequence[Scenario], *, num_seeds: int) -> list[PlannedDialogue]:
+def plan_dialogues(
+    scenarios: Sequence[Scenario], *, num_seeds: int, first: int = 0
+) -> list[PlannedDialogue]:
     """`num_seeds` dialogues of each scenario in order: every scenario once, then all again, ….
 
     What stops early has therefore seen all scenarios about equally often. An id looks like
     `crad/debt_001/seed_0007`.
+
+    Args:
+      first: number of the first dialogue of each scenario.
     """
     return [
         PlannedDialogue(
             scenario, number, f"{scenario.domain}/{scenario.scenario_id}/seed_{number:04d}"
         )
-        for number in range(num_seeds)
+        for number in range(first, first + num_seeds)
         for scenario in scenarios
     ]
 

@@ -99,7 +99,8 @@ def write_report(
             raise InputError(f"{what}; scripts/{scripts[only]} makes what it needs.")
         raise InputError(
             f"{what}: tables need dialogues of evaluate.py, figure-1 a sweep and its judge.py or "
-            "emotion_study.py, training-curves a training run, support a train_iql.py."
+            "emotion_study.py, training-curves a training run, spending a train_grpo.py or "
+            "train_ppo.py, support a train_iql.py."
         )
     out_dir = data.run_dir / "report"
     refuse_links(out_dir, data.run_dir)

@@ -34,6 +34,8 @@ ADAPTER_WORDS = {
     "sft": "best quarter by hybrid score",
     "jpo": "turn judge, clipped",
     "alol": "A times likelihood, A > 0",
+    "grpo": "clipped surrogate on own turns, A within the group",
+    "ppo": "clipped surrogate on own turns, A by a critic",
     "dpo": "pairs of turns",
 }
 SELECTOR_WORDS = {"iql": "terminal R(τ)", "trained": "dialogues of its own"}

@@ -36,6 +36,7 @@ from emodistill.reports.labels import DOMAIN_TITLES, TRAINED, UNTRAINED, in_orde
 from emodistill.reports.leaderboard_content import leaderboard_rows
 from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
+from emodistill.reports.spending import SpentCurve, spent_curves
 from emodistill.untrusted import printable, read_typed
 
 COLOURS = {
@@ -290,6 +291,39 @@ def leaderboard_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def utility_over_spending(curves: Sequence[SpentCurve]) -> Figure:
+    """Utility over dialogues and over calls spent, two panels a domain.
+
+    Lines are what on-policy training reaches round by round on training scenarios; dots with 95 %
+    intervals are held-out scenarios.
+    """
+    domains = in_order({curve.domain for curve in curves})
+    axes = {"num_dialogues": "dialogues", "num_calls": "calls"}
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    looks = {name: (SERIES[i % len(SERIES)], DASHES[0]) for i, name in enumerate(names)}
+    shown = [(domain, field) for domain in domains for field in axes]
+    with panels(shown, (3.6, 2.5)) as (figure, drawn):
+        for (domain, field), ax in drawn:
+            for curve in (curve for curve in curves if curve.domain == domain):
+                colour, _ = looks[curve.name]
+                x = [getattr(point.spent, field) for point in curve.rounds]
+                ax.plot(x, [100 * point.utility for point in curve.rounds], color=colour, lw=1.6)
+                low, high = (
+                    [100 * getattr(p, end) for p in curve.rounds] for end in ("low", "high")
+                )
+                ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+                if (point := curve.held_out) is not None:
+                    at = getattr(point.spent, field)
+                    ax.plot([at, at], [100 * point.low, 100 * point.high], color=colour, alpha=0.5)
+                    ax.plot([at], [100 * point.utility], "o", color=colour, ms=6, mec=CARD)
+            ax.set(title=DOMAIN_TITLES[domain], xlabel=f"{axes[field]}, the sweep's included")
+            ax.set_ylabel("utility, %")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        legend(figure, looks)
+    return figure
+
+
 def _rankings(data: RunData) -> dict[str, Sequence[EmotionScore]]:
     """domain -> judge score by emotion: of the study of single emotions, or else of the sweep."""
     rankings: dict[str, Sequence[EmotionScore]] = {}
@@ -332,6 +366,7 @@ FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] 
     "utility": (lambda data: data.method_rows, utility_by_method),
     "figure-1": (_rankings, emotion_ranking),
     "training-curves": (lambda data: data.curves, training_curves),
+    "spending": (spent_curves, utility_over_spending),
     "support": (_supports, support_maps),
     "leaderboard": (leaderboard_rows, leaderboard_curves),
 }

@@ -17,7 +17,8 @@ PAPER_DOMAIN = "crad"
 """The domain of the paper's experiments that were run in one domain only."""
 UNTRAINED, FULLY_TRAINED = "vanilla-slm", "iql+sft+jpo"
 """The student before the first and after the last stage of training."""
-TRAINED = frozenset({"iql+sft", "iql+jpo", "iql+sft+jpo", "iql+sft+alol", "iql+sft+dpo"})
+REFINEMENTS = ("jpo", "alol", "dpo", "grpo", "ppo")
+TRAINED = frozenset({"iql+sft", "iql+jpo", *(f"iql+sft+{stage}" for stage in REFINEMENTS)})
 """Methods whose student is trained; the page and the figures show them in blue."""
 
 

@@ -20,7 +20,7 @@ from emodistill.runs import read_manifest
 STUDY = "leaderboard"
 
 
-class Spent(msgspec.Struct, frozen=True):
+class SelectorSpending(msgspec.Struct, frozen=True):
     """What a training has taken, as its manifest's summary says under `spent`."""
 
     dialogues: int = 0
@@ -102,11 +102,11 @@ def _row(
     }
 
 
-def _spent(home: Path, dialogue: Trajectory) -> Spent:
+def _spent(home: Path, dialogue: Trajectory) -> SelectorSpending:
     """What training the cells took that played a dialogue; nothing where none was trained."""
     cells: Mapping[str, str] = dialogue.focal.cells
     for stage, cell in cells.items():
         manifest = read_manifest(home / stage / cell)
         if manifest is not None and "spent" in manifest.summary:
-            return msgspec.convert(manifest.summary["spent"], Spent)
-    return Spent()
+            return msgspec.convert(manifest.summary["spent"], SelectorSpending)
+    return SelectorSpending()

@@ -47,6 +47,8 @@ CONTRASTS = (
     ("iql+sft+jpo", "iql+jpo"),
     ("iql+sft+jpo", "iql+sft+alol"),
     ("iql+sft+jpo", "iql+sft+dpo"),
+    ("iql+sft+jpo", "iql+sft+grpo"),
+    ("iql+sft+jpo", "iql+sft+ppo"),
 )
 """Methods and the baselines to which they are compared."""
 SIGNIFICANCE = 0.05

@@ -9,6 +9,7 @@ from emodistill.stages.device_memory import plan_memory
 from emodistill.stages.evaluation import EVALUATE, PAIR
 from emodistill.stages.judge import JUDGE, compare_judges, judge_matches
 from emodistill.stages.judge_validation import validate_judge
+from emodistill.stages.on_policy import GRPO, PPO
 from emodistill.stages.replay import REPLAY
 from emodistill.stages.runner import STAGES, prepare, required_cell, run, run_together
 from emodistill.stages.selector_training import SELECTOR
@@ -19,8 +20,8 @@ from emodistill.stages.tournament import tournament
 from emodistill.stages.training import ALOL, DPO, IQL, JPO, SFT, train_adapter_stage
 
 STAGES |= {
-    stage.config.stage: stage
-    for stage in (SWEEP, JUDGE, IQL, SELECTOR, SFT, JPO, ALOL, DPO, EVALUATE, PAIR, REPLAY)
+    s.config.stage: s
+    for s in (SWEEP, JUDGE, IQL, SELECTOR, SFT, JPO, ALOL, DPO, GRPO, PPO, EVALUATE, PAIR, REPLAY)
 }
 
 __all__ = [

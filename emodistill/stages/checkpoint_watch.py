@@ -23,6 +23,7 @@ from emodistill.configs import (
     EvaluateConfig,
     ExperimentConfig,
     JudgeConfig,
+    RecordedRefinementConfig,
     RefinementConfig,
 )
 from emodistill.errors import StoppedError
@@ -61,7 +62,7 @@ def method_of(config: AdapterConfig) -> str:
 
 def watched_match(cell: Cell) -> EvaluateConfig:
     """The settings with which a training's checkpoints play."""
-    config: RefinementConfig = cell.config
+    config: RecordedRefinementConfig = cell.config
     names = (f.name for f in dataclasses.fields(ExperimentConfig))
     shared = {name: getattr(config, name) for name in names}
     playing = (cell.settings or Settings()).config(
@@ -88,7 +89,7 @@ def watching_judge(cell: Cell) -> JudgeConfig | None:
 
     Worths of turns under a judge's name can't, nor a real judge that nobody has named.
     """
-    config: RefinementConfig = cell.config
+    config: RecordedRefinementConfig = cell.config
     names = (f.name for f in dataclasses.fields(ExperimentConfig))
     shared: Mapping[str, Any] = {name: getattr(config, name) for name in names}
     judge = config.judge

@@ -96,7 +96,7 @@ def _job(cell: Cell) -> Job:
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)
         if isinstance(config, RefinementConfig) and not config.starts_from_base:
             sft_adapter = home / "sft" / config.sft_cell / "adapter"
-            _check_snapshot(cell, sft_adapter.parent)
+            check_snapshot(cell, sft_adapter.parent)
             files += sorted(sft_adapter.iterdir())
         if config.is_watched:
             playing = watched_match(cell)
@@ -117,7 +117,7 @@ def _job(cell: Cell) -> Job:
     )
 
 
-def _check_snapshot(cell: Cell, sft_dir: Path) -> None:
+def check_snapshot(cell: Cell, sft_dir: Path) -> None:
     """Refuse an SFT cell that a refinement can't start from."""
     config: RefinementConfig = cell.config
     manifest = read_manifest(sft_dir)

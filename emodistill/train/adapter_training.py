@@ -10,12 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from emodistill.batches import PackedBatches
 from emodistill.configs import AdapterConfig
-from emodistill.model import is_first, load_adapter, save_adapter
+from emodistill.model import LoRAParam, Qwen2, is_first, load_adapter, lora_sha256, save_adapter
 from emodistill.offline.rewards import FocalTurns, SweepData, left_out_scenarios, signal_of
+from emodistill.train.checkpoints import save_opt_state
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES, Objective
 from emodistill.train.preparation import load_start, pack_samples, select_turns
@@ -30,6 +34,17 @@ PAPER_STEPS = {
     ("jpo", "student"): (2_100, 5),
 }
 """(stage, domain) -> optimiser steps in all and epochs (Table 15, Appendix L)."""
+
+
+class SpokenTurns(NamedTuple):
+    """How the student has spoken the turns of a round, and what it learns beside them."""
+
+    reference: Path
+    """The adapter that the K3 term holds to."""
+    temperature: float
+    """At which the student was sampled, and at which its log-probs are taken."""
+    opt_state: Path | None
+    """The optimiser's state after the round before."""
 
 
 class AdapterResult(NamedTuple):
@@ -57,6 +72,10 @@ class AdapterResult(NamedTuple):
     """Of the last step."""
 
 
+OPT_STATE = "optimizer.safetensors"
+"""The optimiser's state after a round, in its folder."""
+
+
 def train_adapter(
     config: AdapterConfig,
     data: SweepData,
@@ -66,6 +85,7 @@ def train_adapter(
     objective: Objective | None = None,
     on_step: Callable[[int], None] | None = None,
     watcher_of: Callable[[Student], Watcher] | None = None,
+    spoken: SpokenTurns | None = None,
 ) -> AdapterResult:
     """Train the student's adapter, or go on from the newest checkpoint in `cell_dir`.
 
@@ -74,6 +94,8 @@ def train_adapter(
       objective: the stage's own without it.
       on_step: called after each step with the number of steps taken.
       watcher_of: who looks at the student at checkpoints, made from the model that is trained.
+      spoken: where the student itself has spoken the turns, how it did; `sft_adapter` is then the
+        adapter that it had.
 
     Raises:
       InputError: nothing to train on, no adapter to start from, or a model, turn or scenario that
@@ -91,7 +113,9 @@ def train_adapter(
         print(planned_steps(config, len(batches.examples), batches.steps_per_epoch), flush=True)
         if objective is OBJECTIVES["jpo"] and config.signal == "turn-judge" and data.validity:
             print(f"{config.stage}: {data.validity}", flush=True)
-    if objective.needs_reference:
+    if spoken is not None:
+        _set_policies(model, batches, spoken, made_from, directory=cell_dir / "reference")
+    elif objective.needs_reference:
         directory = cell_dir.parent / "reference"
         batches.set_reference(
             reference_logprobs(model, batches, directory=directory, made_from=made_from)
@@ -101,15 +125,15 @@ def train_adapter(
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
     watcher = None if watcher_of is None else watcher_of(Student(model, start.tokenizer))
     run = train(
-        model,
-        batches,
-        config,
-        objective,
+        *(model, batches, config, objective),
         cell_dir=cell_dir,
         identity=identity,
         on_step=on_step,
         watcher=watcher,
+        goes_on_from=None if spoken is None else spoken.opt_state,
     )
+    if spoken is not None:
+        save_opt_state(cell_dir / OPT_STATE, run.opt_state)
     kept_step, kept = (run.num_steps, None) if watcher is None else watcher.kept(run.num_steps)
     if kept is not None:
         load_adapter(model, kept)
@@ -128,6 +152,33 @@ def train_adapter(
         left_out_scenarios=() if advantages is None else left_out_scenarios(turns, advantages),
         metrics=run.metrics,
     )
+
+
+def _set_policies(
+    model: Qwen2,
+    batches: PackedBatches,
+    spoken: SpokenTurns,
+    made_from: Mapping[str, str],
+    *,
+    directory: Path,
+) -> None:
+    """Give every sample its log-probs under the policy that spoke and under the reference.
+
+    Both are computed by the pass that training uses, in the same rows: those that the generator
+    could give come out of other arithmetic, and the ratio would not begin at 1. `model` is
+    as it was, afterwards.
+    """
+    batches.temperature = spoken.temperature
+    policy = jax.tree.map(jnp.copy, nnx.state(model, LoRAParam))  # the state itself is the model's
+
+    def logprobs() -> np.ndarray:
+        facts = {**made_from, "adapter": lora_sha256(model)}
+        return reference_logprobs(model, batches, directory=directory, made_from=facts)
+
+    batches.set_behavior(logprobs())
+    load_adapter(model, spoken.reference)
+    batches.set_reference(logprobs())
+    nnx.update(model, policy)
 
 
 def num_without_signal(config: AdapterConfig, turns: FocalTurns) -> int:

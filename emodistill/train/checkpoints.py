@@ -16,10 +16,15 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from emodistill.errors import InputError, StaleInputError
 from emodistill.files import canonical_json
 from emodistill.model.fingerprint import bit_checksums
+from emodistill.model.processes import is_first, to_host
+from emodistill.model.sharding import put_like
+from emodistill.tensor_files import write_tensors
 
 
 class Restored(NamedTuple):
@@ -168,6 +173,30 @@ class Checkpoints:
         except InputError:
             if kind is None:  # else the error under way says more
                 raise
+
+
+def save_opt_state(path: Path, opt_state: Any) -> None:
+    """Write the optimiser's state, for a later training to go on with; the first process does."""
+    tensors = {name: to_host(leaf) for name, leaf in _arrays(opt_state).items()}
+    if is_first():
+        write_tensors(path, tensors)
+
+
+def load_opt_state(path: Path, like: Any) -> Any:
+    """What `save_opt_state` has written, in the form and on the devices of `like`.
+
+    Raises:
+      InputError: the file is missing, torn, or of another optimiser or adapter.
+    """
+    arrays, advice = _arrays(like), f"Delete {path.parent} to make that round again."
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read ({_first_line(error)}). {advice}") from None
+    if _shapes(tensors) != _shapes(arrays):
+        raise InputError(f"{path} is the state of another optimiser or adapter. {advice}")
+    leaves = [put_like(tensors[name], leaf) for name, leaf in arrays.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _arrays(state: Any) -> dict[str, jax.Array]:

@@ -25,7 +25,7 @@ from emodistill.configs import AdapterConfig
 from emodistill.errors import DivergenceError, StaleInputError, StoppedError
 from emodistill.model import LoRAParam, Qwen2, is_first, num_row_shards
 from emodistill.progress import Progress
-from emodistill.train.checkpoints import Checkpoints
+from emodistill.train.checkpoints import Checkpoints, load_opt_state
 from emodistill.train.flops import peak_flops, training_flops
 from emodistill.train.losses import Metrics
 from emodistill.train.metrics_log import MetricsLog
@@ -51,6 +51,8 @@ class TrainingRun(NamedTuple):
     """Steps taken; a watcher may have ended the training before the last one."""
     metrics: dict[str, float]
     """Of the last step."""
+    opt_state: optax.OptState
+    """The optimiser's, at the end."""
 
 
 def train(
@@ -63,6 +65,7 @@ def train(
     identity: dict[str, Any],
     on_step: Callable[[int], None] | None = None,
     watcher: Watcher | None = None,
+    goes_on_from: Path | None = None,
 ) -> TrainingRun:
     """Train the LoRA of `model` in place, from the newest checkpoint in `cell_dir` if there is one.
 
@@ -74,6 +77,7 @@ def train(
       identity: what a checkpoint must have been made from to be taken up again.
       on_step: called with the number of steps dispatched, after each.
       watcher: looks at the student at some of the checkpoints, and may end the training there.
+      goes_on_from: the optimiser's state at the end of an earlier training, to go on with.
 
     Raises:
       DivergenceError: a metric is not finite; names the step and the samples that make it so.
@@ -88,7 +92,11 @@ def train(
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
-    state = _restore(checkpoints, trainer.init(lora), batches)
+    start = trainer.init(lora)
+    if goes_on_from is not None:
+        start = start._replace(opt_state=load_opt_state(goes_on_from, start.opt_state))
+    state = _restore(checkpoints, start, batches)
+    del start  # a second copy of the optimiser's state would lie beside what was restored
     first = int(state.step)
     devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
     peak = peak_flops(devices, model.dtype)
@@ -109,7 +117,7 @@ def train(
     if watcher is not None:
         watcher.begin(first)
     if is_watched(first) and is_ended(first):
-        return TrainingRun(first, {})
+        return TrainingRun(first, {}, state.opt_state)
 
     with (
         StopRequest() as stop,
@@ -170,7 +178,7 @@ def train(
                 break
             clock = max(clock, time.monotonic()) if is_watched(number) else clock
     nnx.update(model, state.lora)
-    return TrainingRun(num_steps, last)
+    return TrainingRun(num_steps, last, state.opt_state)
 
 
 class TrainerParts(NamedTuple):
@@ -187,7 +195,8 @@ def make_trainer(
 ) -> TrainerParts:
     """The trainer of `model` for a run of `num_steps`: its LoRA is trained, all else is frozen."""
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-    trainer = Trainer(graphdef, objective.loss_under(config), config, num_steps, model.mesh)
+    length = None if config.has_constant_rate else num_steps
+    trainer = Trainer(graphdef, objective.loss_under(config), config, length, model.mesh)
     return TrainerParts(trainer, lora, frozen)
 
 

@@ -95,8 +95,13 @@ def jpo_loss(
     ratio: str,
     num_samples: jax.Array | float,
     num_tokens: jax.Array | float,
+    behavior_logp_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """Judge Policy Optimization (Eq. 19).
+    """Judge Policy Optimization (Eq. 19), and with a behaviour policy the step of PPO and GRPO.
+
+    Offline, the ratio's denominator is the reference. On-policy it is the policy that spoke, while
+    the K3 term still holds to the reference (Schulman et al., 2017, Eq. 7; Shao et al., 2024,
+    Eqs. 3 and 4).
 
     The surrogate is a mean over samples (`ratio="token"`: over response tokens), the K3 term a
     mean over response tokens.
@@ -111,6 +116,7 @@ def jpo_loss(
       kappa: κ of Eq. 18, the weight of advantages that are not positive.
       ratio: `mean-token`, `sequence` or `token`.
       num_samples, num_tokens: rows with a reply and response tokens of the whole optimiser step.
+      behavior_logp_BT: log-probs under the policy that spoke; the reference's if None.
 
     Returns:
       The loss and `policy/loss`, `policy/surrogate` (to be maximised), `policy/kl_k3` (nats per
@@ -120,7 +126,10 @@ def jpo_loss(
       ValueError: `ratio` is unknown.
     """
     chex.assert_shape(advantages_B, mask_BT.shape[:1])
-    log_ratio_BT = _masked_log_ratio(logp_BT, ref_logp_BT, mask_BT)
+    from_ref_BT = _masked_log_ratio(logp_BT, ref_logp_BT, mask_BT)
+    log_ratio_BT = from_ref_BT
+    if behavior_logp_BT is not None:
+        log_ratio_BT = _masked_log_ratio(logp_BT, behavior_logp_BT, mask_BT)
     lengths_B = mask_BT.sum(axis=1)
     advantages = jnp.asarray(advantages_B, jnp.float32)
     advantages = jnp.where(advantages > 0, advantages, kappa * advantages)
@@ -141,7 +150,7 @@ def jpo_loss(
     rho = jnp.exp(_clamp(log_ratio))
     clipped = jnp.clip(rho, 1.0 - clip, 1.0 + clip)
     surrogate = mean(jnp.minimum(rho * advantages, clipped * advantages))
-    delta_BT = _clamp(-log_ratio_BT)
+    delta_BT = _clamp(-from_ref_BT)
     # expm1, since near Δ = 0, where training starts, exp(Δ) - 1 would lose all digits of Δ² / 2.
     kl_k3 = _masked(jnp.expm1(delta_BT) - delta_BT, mask_BT).sum() / num_tokens
     loss = kl_coef * kl_k3 - surrogate

@@ -6,6 +6,8 @@
 | `jpo` | all with a score (Eqs. 17-19) | clipped surrogate on A, K3 anchor to the reference |
 | `alol` | those with A > 0 (Baheti et al., 2024) | A times the cross-entropy |
 | `dpo` | pairs of turns (Rafailov et al., 2023) | preference of the better reply |
+| `grpo` | the student's own (Shao et al., 2024) | JPO's loss, the ratio to the policy that spoke |
+| `ppo` | the same, A by a critic (Schulman et al., 2017) | as `grpo` |
 
 Another objective is another `Objective`, passed to `train_adapter` (docs/extending.md).
 """
@@ -23,10 +25,23 @@ import jax
 import numpy as np
 
 from emodistill.batches import Batch
-from emodistill.configs import AdapterConfig, ALoLConfig, DPOConfig, JPOConfig, SFTConfig
+from emodistill.configs import (
+    AdapterConfig,
+    ALoLConfig,
+    DPOConfig,
+    JPOConfig,
+    OnPolicyConfig,
+    SFTConfig,
+)
 from emodistill.errors import InputError
 from emodistill.offline.reliability import shrunk_advantages
-from emodistill.offline.rewards import FocalTurns, jpo_advantages, sft_quality, top_fraction
+from emodistill.offline.rewards import (
+    FocalTurns,
+    group_advantages,
+    jpo_advantages,
+    sft_quality,
+    top_fraction,
+)
 from emodistill.train.losses import Metrics, alol_loss, dpo_loss, jpo_loss, sft_loss
 
 
@@ -55,6 +70,8 @@ class Objective(NamedTuple):
     needs_reference: bool = False
     """Whether the loss reads `ref_logp_SU`, the log-probs of the adapter that training starts
     from."""
+    is_on_policy: bool = False
+    """Whether the loss reads `behavior_logp_SU`, those of the policy that spoke, beside it."""
     loss_settings: tuple[str, ...] | None = None
     """The fields of the configuration that the loss reads, which then gets no others; None: any.
 
@@ -146,6 +163,16 @@ def select_pairs(config: DPOConfig, turns: FocalTurns) -> Selection:
     return Selection(np.array(sorted(pairs)), advantages)
 
 
+def select_compared(config: OnPolicyConfig, turns: FocalTurns) -> Selection:
+    """All turns that have others to be compared with."""
+    return with_advantages(group_advantages(turns, config.signal))
+
+
+def with_advantages(advantages: np.ndarray) -> Selection:
+    """The turns that have an advantage."""
+    return Selection(np.flatnonzero(np.isfinite(advantages))[:, None], advantages)
+
+
 def _sft(config: SFTConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     return sft_loss(
         logp_SU,
@@ -168,6 +195,22 @@ def _jpo(config: JPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array
         ratio=config.ratio,
         num_samples=batch.num_samples,
         num_tokens=batch.num_tokens,
+    )
+
+
+def _own_turns(config: Any, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    return jpo_loss(
+        logp_SU,
+        batch.ref_logp_SU,
+        batch.mask_SU,
+        batch.advantages_S,
+        clip=config.clip,
+        kl_coef=config.kl_coef,
+        kappa=1.0,
+        ratio=config.ratio,
+        num_samples=batch.num_samples,
+        num_tokens=batch.num_tokens,
+        behavior_logp_BT=batch.behavior_logp_SU,
     )
 
 
@@ -194,6 +237,17 @@ OBJECTIVES: Mapping[str, Objective] = {
     "alol": Objective(select_positive, _alol, "alol/loss", loss_settings=()),
     "dpo": Objective(
         select_pairs, _dpo, "dpo/accuracy", needs_reference=True, loss_settings=("beta",)
+    ),
+    **dict.fromkeys(
+        ("grpo", "ppo"),  # which takes its advantages from a critic (`train.on_policy`)
+        Objective(
+            select_compared,
+            _own_turns,
+            "policy/surrogate",
+            needs_reference=True,
+            is_on_policy=True,
+            loss_settings=("clip", "kl_coef", "ratio"),
+        ),
     ),
 }
 """By the stage that it trains."""

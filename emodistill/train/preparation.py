@@ -94,10 +94,7 @@ def select_turns(config: AdapterConfig, data: SweepData, objective: Objective) -
     Raises:
       InputError: there is none, or a dialogue is of a scenario that is held out.
     """
-    trajectories = training_dialogues(data)
-    played = FocalTurns.from_trajectories(
-        trajectories, data.scores, repeats=data.repeats, max_turns=data.limit.horizon
-    )
+    trajectories, played = training_turns(data)
     turns = played.whole()
     groups, advantages = objective.select(config, turns)
     order = stream(config.seed, "max-samples").permutation(len(groups))
@@ -108,6 +105,18 @@ def select_turns(config: AdapterConfig, data: SweepData, objective: Objective) -
         groups=groups[np.sort(order[: config.max_samples])],
         num_qualified=len(groups),
         advantages=advantages,
+    )
+
+
+def training_turns(data: SweepData) -> tuple[Sequence[Trajectory], FocalTurns]:
+    """The dialogues to learn from and all of their focal turns.
+
+    Raises:
+      InputError: there is none, or a dialogue is of a scenario that is held out.
+    """
+    trajectories = training_dialogues(data)
+    return trajectories, FocalTurns.from_trajectories(
+        trajectories, data.scores, repeats=data.repeats, max_turns=data.limit.horizon
     )
 
 

@@ -45,6 +45,8 @@ class TrainState(NamedTuple):
 def response_logprobs(model: Qwen2, batch: Batch) -> jax.Array:
     """log π of the replies' tokens, float32 [S, U]; values outside `mask_SU` mean nothing.
 
+    π is the policy at the batch's temperature, as it is sampled.
+
     The head runs at the replies' positions alone, in chunks whose logits the backward pass computes
     again: no more than `LOGITS_PER_CHUNK` of them (or those of one position of each row) are alive
     on a device.
@@ -57,15 +59,20 @@ def response_logprobs(model: Qwen2, batch: Batch) -> jax.Array:
     )
     hidden_BMD = jnp.take_along_axis(hidden_BTD, batch.parents_BM[..., None], axis=1)
     hidden_BMD = sharding.constrain(hidden_BMD, model.mesh, sharding.SCORED)
-    logp_BM = _scored(model, hidden_BMD, batch.targets_BM)
+    logp_BM = _scored(model, hidden_BMD, batch.targets_BM, batch.temperature)
     return sharding.everywhere(logp_BM, model.mesh).reshape(-1)[batch.logp_index_SU]
 
 
-def _scored(model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array) -> jax.Array:
+def _scored(
+    model: Qwen2, hidden_BMD: jax.Array, targets_BM: jax.Array, temperature: jax.Array | None
+) -> jax.Array:
     """log π of the targets [B, M]."""
 
     def score(hidden_BMD: jax.Array, targets_BM: jax.Array) -> jax.Array:
-        return token_logprobs(model.logits(hidden_BMD), targets_BM)
+        logits_BMV = model.logits(hidden_BMD)
+        if temperature is not None:
+            logits_BMV = logits_BMV / temperature
+        return token_logprobs(logits_BMV, targets_BM)
 
     B, M = targets_BM.shape
     num_logits = LOGITS_PER_CHUNK * (1 if model.mesh is None else model.mesh.size)
@@ -103,10 +110,13 @@ class _Optimizer(NamedTuple):
     learning_rate: float
     warmup_fraction: float
     max_grad_norm: float
-    num_steps: int
+    num_steps: int | None
+    """Length of the schedule; None for a constant rate."""
 
     @property
     def schedule(self) -> optax.Schedule:
+        if self.num_steps is None:
+            return optax.constant_schedule(self.learning_rate)
         return learning_rate_schedule(
             self.learning_rate, num_steps=self.num_steps, warmup_fraction=self.warmup_fraction
         )
@@ -128,7 +138,7 @@ class Trainer:
     Args:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
       config: rates, clipping, warm-up.
-      num_steps: length of the schedule.
+      num_steps: length of the schedule; None for a constant rate.
       mesh: over which the model is spread; state and gradients then lie like its LoRA.
     """
 
@@ -137,7 +147,7 @@ class Trainer:
         graphdef: nnx.GraphDef,
         loss_fn: LossFn,
         config: AdapterConfig,
-        num_steps: int,
+        num_steps: int | None,
         mesh: Mesh | None = None,
     ) -> None:
         self.graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh

@@ -1,0 +1,89 @@
+"""Utility over what it has cost: on-policy training round by round, beside what learnt offline.
+
+What every student has learnt from counts for it: the sweep, from which selector and SFT come, and
+on top of it the rounds that an on-policy student has played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from emodistill.configs import GRPOConfig, PPOConfig
+from emodistill.domains import DOMAINS
+from emodistill.evaluation.bootstrap import formula_ci
+from emodistill.offline.rounds import ROUNDS, Spent, read_rounds, recorded_spent
+from emodistill.reports.run_data import RunData
+
+OFFLINE = ("iql+sft", "iql+sft+jpo")
+"""What on-policy training is compared with: where it starts, and the paper's own refinement."""
+
+
+class SpentPoint(NamedTuple):
+    """What a student reaches after so much was spent: shares of 1, with a 95 % interval."""
+
+    spent: Spent
+    utility: float
+    low: float
+    high: float
+
+
+class SpentCurve(NamedTuple):
+    """A method in a domain."""
+
+    domain: str
+    name: str
+    rounds: Sequence[SpentPoint]
+    """On the training scenarios that each round has played; intervals are over scenarios."""
+    held_out: SpentPoint | None
+    """On the held-out scenarios, once `evaluate.py` has played them."""
+
+
+def spent_curves(data: RunData) -> list[SpentCurve]:
+    """The on-policy trainings of a run and what they are compared with; empty without any.
+
+    Raises:
+      InputError: a line of a `rounds.jsonl` is no record of a round.
+    """
+    evaluated = {(row["block"], row["method"]): row for row in data.method_rows}
+    curves: list[SpentCurve] = []
+    for domain in DOMAINS:
+        paths = {
+            config.stage: sorted((data.run_dir / domain / config.stage).glob(f"*/{ROUNDS}"))
+            for config in (GRPOConfig, PPOConfig)
+        }
+        trained = [(stage, path) for stage, found in paths.items() for path in found]
+        if not trained:
+            continue
+        sweep = recorded_spent(
+            data.records("sweep", domain=domain), data.judgements.get(domain, ())
+        )
+
+        def held_out(name: str, spent: Spent, domain: str = domain) -> SpentPoint | None:
+            if (row := evaluated.get((domain, name))) is None:
+                return None
+            names = ("utility", "utility_clustered_low", "utility_clustered_high")
+            return SpentPoint(spent, *(row[name] / 100 for name in names))
+
+        for name in OFFLINE:
+            if (point := held_out(name, sweep)) is not None:
+                curves.append(SpentCurve(domain, name, (), point))
+        for stage, path in trained:
+            points, spent = _points(path, sweep)
+            name = f"iql+sft+{stage}"
+            name += "" if path.parent.name == "default" else f" ({path.parent.name})"
+            curves.append(SpentCurve(domain, name, points, held_out(name, spent)))
+    return curves
+
+
+def _points(path: Path, sweep: Spent) -> tuple[list[SpentPoint], Spent]:
+    """A point for each round, and what was spent after the last one.
+
+    A round plays what the rounds before it have taught, and has cost no more than they.
+    """
+    points, spent = [], sweep
+    for one in read_rounds(path):
+        points.append(SpentPoint(spent, *formula_ci([*one.utility.values()])))
+        spent = spent.plus(one.spent)
+    return points, spent
