@@ -3,8 +3,8 @@
     python scripts/pretrain_embedded.py --out /tmp/student
 
 It takes less than an hour on two cores. A run that was stopped goes on when it is called again,
-and ends with the same files. At the end a table says how well the student reads its prompt; the one
-that ships is older and reads better (docs/notes.md).
+and ends with the same files. At the end a table says how well the student reads its prompt. The one
+that ships is older: this one reads better, but SFT can't teach it as much yet (docs/notes.md).
 """
 
 import sys
