@@ -43,33 +43,36 @@ def leaderboard(data: RunData) -> TableContent:
 def leaderboard_rows(data: RunData) -> list[dict[str, Any]]:
     """The rows of the table, by domain: methods that learn nothing first, then by budget.
 
-    Utilities are in per cent; a difference is to the first method that learns nothing, on the same
-    scenarios. Of several trainings the dialogues count together, `trainings_std` is the deviation
+    Utilities are in per cent; a difference is to the first method that the study names, which
+    learns nothing, on the same scenarios; there is none where that one has not been played. Of
+    several trainings the dialogues count together, `trainings_std` is the deviation
     of the trainings' means, and what was spent is their mean.
     """
     frame = data.played_in("study", study=STUDY)
     dialogues_of = dict(iter(frame.groupby("arm")))
     rows: list[dict[str, Any]] = []
     for domain in dict.fromkeys(arm.domain for arm in data.arms.get(STUDY, ())):
+        of_domain = [arm for arm in data.arms[STUDY] if arm.domain == domain]
         groups: dict[tuple[int, str], list[Arm]] = {}
-        for arm in data.arms[STUDY]:
-            if arm.domain == domain and arm.path in dialogues_of:
+        for arm in of_domain:
+            if arm.path in dialogues_of:
                 groups.setdefault((arm.budget or 0, arm.row), []).append(arm)
         ordered = sorted(groups.items(), key=lambda group: group[0][0])
         played = {key: pd.concat([dialogues_of[arm.path] for arm in arms]) for key, arms in ordered}
-        of_domain = [
-            _row(data, key, arms, [dialogues_of[arm.path] for arm in arms]) for key, arms in ordered
-        ]
-        if not of_domain or ordered[0][0][0] != 0:
-            rows += of_domain  # without a floor there is nothing to compare with
-            continue
-        baseline, *others = played.values()
-        compared = [utility_difference(one, baseline, data.resampling) for one in others]
-        rows.append(of_domain[0])
-        rows += [
-            row | difference
-            for row, difference in zip(of_domain[1:], holm_corrected(compared), strict=True)
-        ]
+        made = {
+            key: _row(data, key, arms, [dialogues_of[arm.path] for arm in arms])
+            for key, arms in ordered
+        }
+        first = 0, of_domain[0].row
+        if of_domain[0].budget is None and first in played:
+            compared = {
+                key: utility_difference(one, played[first], data.resampling)
+                for key, one in played.items()
+                if key != first
+            }
+            adjusted = zip(compared, holm_corrected([*compared.values()]), strict=True)
+            made |= {key: made[key] | difference for key, difference in adjusted}
+        rows += made.values()
     return rows
 
 

@@ -14,7 +14,6 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,6 @@ from emodistill.selectors.systems import (
 from emodistill.settings import Cell
 from emodistill.simulator.writer import SimulatedWriter
 from emodistill.stages.language_models import (
-    ClientOf,
     api_writer,
     emotion_reader,
     endpoint_of,
@@ -272,52 +270,39 @@ def _endpoints(details: _SelectorDetails) -> dict[str, ModelEndpoint | None]:
 async def _play(job: Job, learner: Learner, planned: Sequence[PlannedDialogue]) -> JobsResult:
     config, details = job.cell.config, job.details
     endpoints = _endpoints(details)
-    is_here = config.is_simulated and config.record is config.replay is details.reader is None
-    async with AsyncExitStack() as stack:
-        client_of: ClientOf | None = None
-        if is_here:
-            print(f"{job.name}: no --provider named, so the simulator plays all language models.")
-        else:
-            client_of = await stack.enter_async_context(
-                open_clients(config, job.name, endpoints.values())
-            )
-            num_left = max(0, len(planned) - num_lines(job.output))
-            await check_models(
-                config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
-            )
+    is_here = config.is_simulated and config.record is config.replay is None
+    called = [details.reader] if is_here else [*endpoints.values()]
+    async with open_clients(config, job.name, called) as client_of:
+        num_left = max(0, len(planned) - num_lines(job.output))
+        await check_models(
+            config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
+        )
         reads = system_of(config.method).reads_emotions
         hears = emotion_reader(client_of, details.reader, config) if reads else None
+
+        def writer(endpoint: ModelEndpoint, temperature: float) -> Writer:
+            if is_here:
+                return SimulatedWriter(endpoint.model, temperature, config.max_reply_tokens)
+            return api_writer(client_of, endpoint, temperature, config)
+
         match = Match(
             focal=Player(
-                writer=_writer(client_of, details.focal, config.focal_temperature, config),
+                writer=writer(details.focal, config.focal_temperature),
                 method=config.method,
                 emotion_reader=hears,
             ),
             counterparty=Player(
-                writer=_writer(
-                    client_of, details.counterparty, config.counterparty_temperature, config
-                )
+                writer=writer(details.counterparty, config.counterparty_temperature)
             ),
             pack=details.pack,
             seed=config.seed,
             max_turns=turn_cap(config.max_turns, config.count_turns),
             agreement=config.agreement,
-            reader=None if client_of is None else offer_reader(client_of, details.reader, config),
+            reader=offer_reader(client_of, details.reader, config),
         )
         return await train_by_playing(
             learner, planned, match, config, path=job.output, label=job.name
         )
-
-
-def _writer(
-    client_of: ClientOf | None,
-    endpoint: ModelEndpoint,
-    temperature: float,
-    config: SelectorConfig,
-) -> Writer:
-    if client_of is None:
-        return SimulatedWriter(endpoint.model, temperature)
-    return api_writer(client_of, endpoint, temperature, config)
 
 
 def _evaluation(cell: Cell) -> str:
