@@ -201,6 +201,20 @@ def test_a_block_is_booked_to_the_matrix_that_played_it():
     assert len(moving.points) == 3 and not (moving.points[1] == first).all()
 
 
+def test_under_fixed_noise_the_length_is_still_learned():
+    rng = stream(3, "test-gp")
+    for faults in ((), ("fixed_noise",)):
+        learner = make_learner(Setup("emodebt", 0, 60, faults))
+        for _ in range(8):
+            learner._observe(rng.dirichlet(np.ones(7), size=7), float(rng.normal()))
+        process = learner._process()
+        assert (process.noise == 1e-6) == bool(faults)
+        fixed = GaussianProcess.fit(
+            np.array(learner.points), np.array(learner.rewards), noises=(process.noise,)
+        )
+        assert process.length == fixed.length
+
+
 # EQ-Negotiator.
 
 
@@ -348,6 +362,10 @@ def test_other_selectors_are_refused(tmp_path):
     for method in ("emodebt", "evoemo-shipped"):
         with pytest.raises(InputError, match=rf"not of {method}\. Name a cell"):
             load_trained(tmp_path, method)
+    every_fault = Setup("evoemo", 0, 6, fault_names("evoemo"), "utility")
+    save_trained(tmp_path, every_fault, learner.arrays(), "none")
+    with pytest.raises(InputError, match=r"reward: utility\), not of evoemo-shipped"):
+        load_trained(tmp_path, "evoemo-shipped")  # as published it learns from its own reward
     save_trained(tmp_path, learner.setup, {"matrix": np.full((7, 7), np.nan)}, "none")
     with pytest.raises(InputError, match="not finite"):
         load_trained(tmp_path)

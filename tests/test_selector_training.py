@@ -70,8 +70,8 @@ def test_a_training_keeps_what_it_played_and_what_it_spent(trained_run):
     assert replies and all(turn.heard_emotion for turn in replies)
     assert all(turn.heard_emotion is None for one in dialogues for turn in one.focal_turns)
     spent = read_manifest(folder).summary["spent"]
-    assert spent["dialogues"] == 6
-    assert spent["calls"] == sum(len(one.turns) for one in dialogues)
+    assert spent["num_dialogues"] == 6
+    assert spent["num_calls"] == sum(len(one.turns) for one in dialogues)
     assert json.loads((folder / "selector.json").read_text())["system"] == "emomas"
 
 
@@ -133,6 +133,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(settings, message,
     with pytest.raises(InputError, match=message):
         run_stage(SelectorConfig(run=run, dialogues=2, **settings))
     assert not (run / "crad/selector").exists()
+
+
+def test_what_learns_otherwise_is_sent_to_its_own_command():
+    with pytest.raises(InputError, match=r"--method iql is no system .* by train_iql\.py"):
+        SelectorConfig(method="iql")
+
+
+def test_a_training_here_plays_the_dialogues_of_a_server(tmp_path):
+    """Replies are cut at the same length, and whoever reads offers is asked all the same."""
+    run = make_sweep(tmp_path / "here")
+    settings = {"max_reply_tokens": 12, "offer_reader": "llm", "keep_unread": True}
+    here = train(run, "emomas", 2, **settings)
+    other = make_sweep(tmp_path / "served")
+    served = train(other, "emomas", 2, record=tmp_path / "tape", **settings)
+    said = [
+        [
+            (t.text, t.offer, t.emotion, t.heard_emotion)
+            for one in read_trajectories(path)
+            for t in one.turns
+        ]
+        for path in (here / "dialogues.jsonl", served / "dialogues.jsonl")
+    ]
+    assert said[0] == said[1] and len(said[0]) > 4
+    assert made(here)[0] == made(served)[0]
 
 
 def test_a_shipped_form_takes_no_faults_of_its_own():

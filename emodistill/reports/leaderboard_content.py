@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import numpy as np
 import pandas as pd
 
 from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
+from emodistill.offline.rounds import Spent
 from emodistill.records import Trajectory
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.results import holm_corrected, utility_difference
@@ -18,15 +19,6 @@ from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
 
 STUDY = "leaderboard"
-
-
-class SelectorSpending(msgspec.Struct, frozen=True):
-    """What a training has taken, as its manifest's summary says under `spent`."""
-
-    dialogues: int = 0
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def leaderboard(data: RunData) -> TableContent:
@@ -45,8 +37,8 @@ def leaderboard_rows(data: RunData) -> list[dict[str, Any]]:
 
     Utilities are in per cent; a difference is to the first method that the study names, which
     learns nothing, on the same scenarios; there is none where that one has not been played. Of
-    several trainings the dialogues count together, `trainings_std` is the deviation
-    of the trainings' means, and what was spent is their mean.
+    several trainings the dialogues count together, `trainings_std` is the deviation of the
+    trainings' means, and what was spent is their mean.
     """
     frame = data.played_in("study", study=STUDY)
     dialogues_of = dict(iter(frame.groupby("arm")))
@@ -93,10 +85,8 @@ def _row(
         "method": name,
         "budget": budget,
         "num_trainings": len(arms) if budget else None,
-        "calls": float(pd.Series([one.calls for one in spent]).mean()),
-        "tokens": float(
-            pd.Series([one.prompt_tokens + one.completion_tokens for one in spent]).mean()
-        ),
+        "calls": float(np.mean([one.num_calls for one in spent])),
+        "tokens": float(np.mean([one.num_tokens for one in spent])),
         "num_dialogues": len(every),
         "success": 100 * every.success.mean(),
         "utility": float(utility.mean()),
@@ -105,11 +95,13 @@ def _row(
     }
 
 
-def _spent(home: Path, dialogue: Trajectory) -> SelectorSpending:
-    """What training the cells took that played a dialogue; nothing where none was trained."""
+def _spent(home: Path, dialogue: Trajectory) -> Spent:
+    """What training the cells took that played a dialogue, as their manifests say under `spent`;
+    nothing where none was trained."""
     cells: Mapping[str, str] = dialogue.focal.cells
     for stage, cell in cells.items():
         manifest = read_manifest(home / stage / cell)
         if manifest is not None and "spent" in manifest.summary:
-            return msgspec.convert(manifest.summary["spent"], SelectorSpending)
-    return SelectorSpending()
+            known = manifest.summary["spent"]
+            return Spent(**{name: known[name] for name in Spent._fields if name in known})
+    return Spent()

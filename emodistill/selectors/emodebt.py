@@ -6,10 +6,11 @@ largest expected improvement (ξ = 0.01) plays the next block. Constants are tho
 code, as is the budget of 60 dialogues, 20 matrices with three each.
 
 Departures: the reward is the utility; the noise of the process is learned, as its length is there
-too, both on a grid in place of ten restarts; a matrix keeps all dialogues of its block; candidates are drawn around the matrix with the best posterior mean,
-which is also what the incumbent is and what training ends with. Until there are three observations
-the next matrix is drawn around the start, Dirichlet(5 row + 0.5), as in an older version. Other
-budgets than 60 let the matrices and their dialogues grow alike, which is ours.
+too, both on a grid in place of ten restarts; a matrix keeps all dialogues of its block; candidates
+are drawn around the matrix with the best posterior mean, which is also what the incumbent is and
+what training ends with. Until there are three observations the next matrix is drawn around the
+start, Dirichlet(5 row + 0.5), as in an older version. Other budgets than 60 let the matrices and
+their dialogues grow alike, which is ours.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue
 from emodistill.negotiation.writers import Writer
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.rewards import dialogue_utility
+from emodistill.offline.rounds import counts, recorded_spent
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path, play_all
@@ -248,12 +249,7 @@ def training_summary(dialogues: Sequence[Trajectory]) -> dict[str, Any]:
     """What a training has spent and come to, for its manifest."""
     last = [group for dialogue in dialogues[-20:] for group in focal_groups(dialogue)]
     return {
-        "spent": {
-            "dialogues": len(dialogues),
-            "calls": sum(dialogue.usage.calls for dialogue in dialogues),
-            "prompt_tokens": sum(dialogue.usage.prompt_tokens for dialogue in dialogues),
-            "completion_tokens": sum(dialogue.usage.completion_tokens for dialogue in dialogues),
-        },
+        "spent": counts(recorded_spent(dialogues, ())),
         "utility": float(np.mean([dialogue_utility(dialogue) for dialogue in dialogues])),
         "modal_emotion": SEVEN[Counter(last).most_common(1)[0][0]] if last else None,
     }
@@ -318,4 +314,5 @@ SELECTOR = Stage(
     job=_job,
     run=train_selector,
     followed_by=_evaluation,
+    inherits=("focal", "counterparty", "prompt_pack"),  # of whoever asks for it to be played
 )
