@@ -15,6 +15,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, RELATIVES, get_method, system_in
 from emodistill.llm.client import CeilingError
 from emodistill.negotiation.hearing import parse_emotion
+from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.store import read_trajectories, write_records
 from emodistill.offline.turnstile import Turnstile
@@ -141,12 +142,12 @@ def test_what_learns_otherwise_is_sent_to_its_own_command():
 
 
 def test_a_training_here_plays_the_dialogues_of_a_server(tmp_path):
-    """Replies are cut at the same length, and whoever reads offers is asked all the same."""
+    """Replies are cut at the same length; and what the model that hears has used is counted."""
     run = make_sweep(tmp_path / "here")
-    settings = {"max_reply_tokens": 12, "offer_reader": "llm", "keep_unread": True}
+    settings = {"max_reply_tokens": 12, "keep_unread": True}
     here = train(run, "emomas", 2, **settings)
-    other = make_sweep(tmp_path / "served")
-    served = train(other, "emomas", 2, record=tmp_path / "tape", **settings)
+    asked = {"emotion_reader": "model", "record": tmp_path / "tape"}
+    served = train(make_sweep(tmp_path / "served"), "emomas", 2, **asked, **settings)
     said = [
         [
             (t.text, t.offer, t.emotion, t.heard_emotion)
@@ -156,7 +157,11 @@ def test_a_training_here_plays_the_dialogues_of_a_server(tmp_path):
         for path in (here / "dialogues.jsonl", served / "dialogues.jsonl")
     ]
     assert said[0] == said[1] and len(said[0]) > 4
-    assert made(here)[0] == made(served)[0]
+    assert made(here)[0][1] == made(served)[0][1]  # what was learned
+    # The ceiling counts what the model that hears has used, beside what the players have.
+    path = served / "dialogues.jsonl"
+    recorded = sum(one.usage.prompt_tokens for one in read_trajectories(path))
+    assert read_usage(path).prompt_tokens == recorded
 
 
 def test_a_shipped_form_takes_no_faults_of_its_own():
