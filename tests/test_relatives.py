@@ -311,7 +311,7 @@ def test_evoemo_finds_any_planted_emotion_within_its_budget(planted):
 
 @pytest.mark.parametrize("planted", ["fear", "neutral"])
 def test_emomas_finds_a_planted_emotion_within_its_budget(planted):
-    _, played = trained("emomas", planted, 200)
+    _, played = trained("emomas", planted, 120)
     assert modal_emotion(played) == planted
 
 
