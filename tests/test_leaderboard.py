@@ -2,22 +2,33 @@
 
 import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from tiny_run import SECTIONS, copy_of, run_stage
 
-from emodistill.configs import EvaluateConfig, IQLConfig, LeaderboardStudy, SweepConfig
-from emodistill.errors import InputError
-from emodistill.evaluation.arms import read_arms
+from emodistill.configs import (
+    EvaluateConfig,
+    IQLConfig,
+    LeaderboardStudy,
+    ReportConfig,
+    SweepConfig,
+)
+from emodistill.errors import InputError, StoppedError
+from emodistill.evaluation.arms import read_arms, write_arms
 from emodistill.evaluation.methods import METHODS
+from emodistill.llm.usage import Usage
 from emodistill.offline.rewards import dialogue_utility
 from emodistill.offline.store import read_trajectories
+from emodistill.reports import report_study
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
-from emodistill.stages import training
+from emodistill.stages import Output, training
 from emodistill.studies import arm_runner as runner
+from emodistill.studies import launchers
 from emodistill.studies.arm_runner import run_study
+from emodistill.studies.launchers import training_costs_usd
 from emodistill.studies.planned_arms import plan_arms
 from emodistill.train import selector_training
 
@@ -51,6 +62,13 @@ def test_what_can_t_stand_on_a_leaderboard_is_refused():
     for wrong in ("random", "iql+sft"):
         with pytest.raises(InputError, match=r"is no selector that learns .* use some of iql, "):
             plan_arms(LeaderboardStudy(methods=(wrong,)))
+    for wrong in ("iql", "fixed", "evoemo"):
+        with pytest.raises(
+            InputError, match=rf"--references {wrong} is no method that learns noth"
+        ):
+            plan_arms(LeaderboardStudy(references=("random", wrong)))
+    with pytest.raises(InputError, match=r"--budgets 0: a budget is at least 1"):
+        LeaderboardStudy(budgets=(60, 0))
     with pytest.raises(InputError, match="references is empty"):
         LeaderboardStudy(references=())
     with pytest.raises(InputError, match="the oracle knows the simulator's hidden truth"):
@@ -61,6 +79,42 @@ def test_what_can_t_stand_on_a_leaderboard_is_refused():
         IQLConfig(conservatism=2.0)
     with pytest.raises(InputError, match="--in-process plays simulated models"):
         EvaluateConfig(provider="openai", in_process=True)
+
+
+def test_trainings_that_play_have_the_models_and_the_ceiling_of_the_study(tmp_path):
+    study = LeaderboardStudy(
+        run=tmp_path,
+        targets=("crad",),
+        budgets=(6,),
+        trainings=1,
+        methods=("iql", "evoemo"),
+        base_url="http://127.0.0.1:1/v1",
+        focal="one",
+        counterparty="other",
+        max_cost_usd=5.0,
+    )
+    tasks = {
+        plan.method: runner._task(plan, study, SETTINGS) for plan in plan_arms(study) if plan.budget
+    }
+    ((of_sweep,),), ((playing,),) = (tasks[name].trainings for name in study.methods)
+    config = playing.config
+    assert (config.focal, config.counterparty, config.max_cost_usd) == ("one", "other", 5.0)
+    assert config.yes and of_sweep.config.stage == "iql"
+    # What the training has cost is no longer there for the held-out dialogues.
+    spent = tmp_path / "crad/selector" / playing.name / "dialogues.usage.json"
+    spent.parent.mkdir(parents=True)
+    spent.write_text(json.dumps(Usage(cost_usd=4.0)._asdict()))
+    assert training_costs_usd(tasks["evoemo"].trainings) == {spent.parent: 4.0}
+    left = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            launchers, "run_stage", lambda cell: left.append(cell.config) or Output("", "")
+        )
+        tasks["evoemo"].play()
+        spent.write_text(json.dumps(Usage(cost_usd=5.0)._asdict()))
+        with pytest.raises(StoppedError, match="its training has spent what --max-cost-usd allows"):
+            tasks["evoemo"].play()
+    assert [one.max_cost_usd for one in left] == [1.0]
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +168,23 @@ def test_the_table_says_what_was_won_and_what_it_took(board):
         assert int(row["num_dialogues"]) == len(utility) == 12
         cells = [next(iter(one)).focal.cells["iql"] for one in played]
         spent = [read_manifest(study.run / "crad/iql" / c).summary["spent"] for c in cells]
-        assert [one["dialogues"] for one in spent] == [int(row["budget"])] * 2
-        assert float(row["calls"]) == pytest.approx(np.mean([one["calls"] for one in spent]))
-        assert (max(one["calls"] for one in spent) == num_calls) == (row["budget"] == "6")
+        assert [one["num_dialogues"] for one in spent] == [int(row["budget"])] * 2
+        assert float(row["calls"]) == pytest.approx(np.mean([one["num_calls"] for one in spent]))
+        assert (max(one["num_calls"] for one in spent) == num_calls) == (row["budget"] == "6")
     assert (path.parent / "leaderboard.png").is_file()
+
+
+def test_without_its_first_method_nothing_is_compared(board, tmp_path):
+    run = copy_of(board[0].run, tmp_path / "run")
+    arms = read_arms(run, "leaderboard")
+    lost = [
+        dataclasses.replace(a, path=None, status="failed") if a.row == "random" else a for a in arms
+    ]
+    write_arms(run, "leaderboard", lost)
+    report_study(SETTINGS.config(ReportConfig, run=run), "leaderboard")
+    rows = list(csv.DictReader((run / "report/leaderboard.csv").open(newline="")))
+    assert rows[0]["method"] == "oracle"
+    assert not any(row["difference"] or row["p_holm"] for row in rows)
 
 
 def test_called_again_it_trains_and_plays_nothing(board, monkeypatch, capsys):

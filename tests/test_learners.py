@@ -65,15 +65,18 @@ def test_double_q_and_cql_losses_and_their_gradients_by_hand(emotions):
         gradient[s, a] += 2 * (q[s, a] - y) / 3
         penalty_gradient[s, allowed] += np.exp(q[s, allowed] - logsumexp(q[s, allowed])) / 3
         penalty_gradient[s, a] -= 1 / 3
-    for losses, scale in ((learner_losses.dqn_losses, 0.0), (learner_losses.cql_losses, 0.5)):
+    learners = (learner_losses.dqn_losses, 1.0, 0.0), (learner_losses.cql_losses, 0.5, 0.5)
+    for losses, of_errors, scale in learners:
         graded = jax.value_and_grad(losses, has_aux=True, argnums=(0, 1))
         (loss, metrics), (of_params, of_target) = graded(
             {"critic": critic}, target, BATCH, one_run(config)
         )
-        assert float(loss) == pytest.approx(np.mean(errors) + scale * np.mean(penalties), rel=1e-5)
+        expected = of_errors * np.mean(errors) + scale * np.mean(penalties)
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
         assert float(metrics["critic/loss"]) == pytest.approx(np.mean(errors), rel=1e-5)
         (kernel, _), ((fixed, _),) = of_params["critic"][0], of_target
-        np.testing.assert_allclose(kernel, gradient + scale * penalty_gradient, atol=1e-6)
+        slope = of_errors * gradient + scale * penalty_gradient
+        np.testing.assert_allclose(kernel, slope, atol=1e-6)
         assert not np.asarray(fixed).any()
 
 

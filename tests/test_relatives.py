@@ -173,10 +173,10 @@ def test_transitions_start_at_neutral():
 def test_shipped_emodebts_incumbent_is_a_dummy_for_ever(heard_value):
     learner = make_learner(shipped("emodebt", 60))
     dialogue = trajectory("a", turns(30.0, 90.0, 60.0, 60.0), final_value=heard_value)
-    for _ in range(20):
+    for _ in range(8):
         learner.learn([dialogue] * 3)
         assert learner.incumbent < NUM_DUMMIES
-    assert len(learner.rewards) == NUM_DUMMIES + 60
+    assert len(learner.rewards) == NUM_DUMMIES + 24
     assert max(learner.rewards[NUM_DUMMIES:]) < 0
 
 
@@ -199,6 +199,16 @@ def test_a_block_is_booked_to_the_matrix_that_played_it():
         learner.learn([dialogue] * 3)
     assert len(repaired.points) == 1 and (repaired.points[0] == first).all()
     assert len(moving.points) == 3 and not (moving.points[1] == first).all()
+
+
+def test_under_fixed_noise_the_length_is_still_learned():
+    rng = stream(3, "test-gp")
+    learner = make_learner(Setup("emodebt", 0, 60, ("fixed_noise",)))
+    for _ in range(12):
+        matrix = rng.dirichlet(np.ones(7), size=7)
+        learner._observe(matrix, float(matrix[:, 0].sum()))
+    process = learner._process()
+    assert (process.noise, process.length) == (1e-6, 0.25)  # so few say nothing of each other
 
 
 # EQ-Negotiator.
@@ -301,7 +311,7 @@ def test_evoemo_finds_any_planted_emotion_within_its_budget(planted):
 
 @pytest.mark.parametrize("planted", ["fear", "neutral"])
 def test_emomas_finds_a_planted_emotion_within_its_budget(planted):
-    _, played = trained("emomas", planted, 200)
+    _, played = trained("emomas", planted, 120)
     assert modal_emotion(played) == planted
 
 
@@ -348,6 +358,10 @@ def test_other_selectors_are_refused(tmp_path):
     for method in ("emodebt", "evoemo-shipped"):
         with pytest.raises(InputError, match=rf"not of {method}\. Name a cell"):
             load_trained(tmp_path, method)
+    every_fault = Setup("evoemo", 0, 6, fault_names("evoemo"), "utility")
+    save_trained(tmp_path, every_fault, learner.arrays(), "none")
+    with pytest.raises(InputError, match=r"reward: utility\), not of evoemo-shipped"):
+        load_trained(tmp_path, "evoemo-shipped")  # as published it learns from its own reward
     save_trained(tmp_path, learner.setup, {"matrix": np.full((7, 7), np.nan)}, "none")
     with pytest.raises(InputError, match="not finite"):
         load_trained(tmp_path)

@@ -15,6 +15,7 @@ from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, RELATIVES, get_method, system_in
 from emodistill.llm.client import CeilingError
 from emodistill.negotiation.hearing import parse_emotion
+from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
 from emodistill.offline.store import read_trajectories, write_records
 from emodistill.offline.turnstile import Turnstile
@@ -70,8 +71,8 @@ def test_a_training_keeps_what_it_played_and_what_it_spent(trained_run):
     assert replies and all(turn.heard_emotion for turn in replies)
     assert all(turn.heard_emotion is None for one in dialogues for turn in one.focal_turns)
     spent = read_manifest(folder).summary["spent"]
-    assert spent["dialogues"] == 6
-    assert spent["calls"] == sum(len(one.turns) for one in dialogues)
+    assert spent["num_dialogues"] == 6
+    assert spent["num_calls"] == sum(len(one.turns) for one in dialogues)
     assert json.loads((folder / "selector.json").read_text())["system"] == "emomas"
 
 
@@ -133,6 +134,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(settings, message,
     with pytest.raises(InputError, match=message):
         run_stage(SelectorConfig(run=run, dialogues=2, **settings))
     assert not (run / "crad/selector").exists()
+
+
+def test_what_learns_otherwise_is_sent_to_its_own_command():
+    with pytest.raises(InputError, match=r"--method iql is no system .* by train_iql\.py"):
+        SelectorConfig(method="iql")
+
+
+def test_a_training_here_plays_the_dialogues_of_a_server(tmp_path):
+    """Replies are cut at the same length; and what the model that hears has used is counted."""
+    run = make_sweep(tmp_path / "here")
+    settings = {"max_reply_tokens": 12, "keep_unread": True}
+    here = train(run, "emomas", 2, **settings)
+    asked = {"emotion_reader": "model", "record": tmp_path / "tape"}
+    served = train(make_sweep(tmp_path / "served"), "emomas", 2, **asked, **settings)
+    said = [
+        [
+            (t.text, t.offer, t.emotion, t.heard_emotion)
+            for one in read_trajectories(path)
+            for t in one.turns
+        ]
+        for path in (here / "dialogues.jsonl", served / "dialogues.jsonl")
+    ]
+    assert said[0] == said[1] and len(said[0]) > 4
+    assert made(here)[0][1] == made(served)[0][1]  # what was learned
+    # The ceiling counts what the model that hears has used, beside what the players have.
+    path = served / "dialogues.jsonl"
+    recorded = sum(one.usage.prompt_tokens for one in read_trajectories(path))
+    assert read_usage(path).prompt_tokens == recorded
 
 
 def test_a_shipped_form_takes_no_faults_of_its_own():

@@ -57,8 +57,8 @@ class DialogueConfig(ApiConfig):
     """`llm` asks a language model which figure each utterance puts forward, and whether it says
     yes, sets a condition or ends the talks."""
     reader: str | None = None
-    """The language model that reads utterances, with --offer-reader llm: MODEL, PROVIDER:MODEL or
-    URL#MODEL."""
+    """The language model that reads offers (--offer-reader llm) or emotions (--emotion-reader
+    model) in utterances: MODEL, PROVIDER:MODEL or URL#MODEL."""
     reader_max_tokens: int = setting(48, ge=1)
     """Tokens of its answer at most; one that thinks first needs more."""
     keep_unread: bool = setting(False, operational=True)

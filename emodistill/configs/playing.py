@@ -83,8 +83,8 @@ class MatchConfig(DialogueConfig):
     less time."""
     emotion_reader: EmotionReaderKind | None = None
     """Who hears the other side's emotion, for the methods that look at it (eq-negotiator, emomas):
-    a language model (`--reader`), the simulator's ear, or nobody. If left out, the model, and on
-    the simulator its ear."""
+    a language model (`--reader`), the simulator's ear, or nobody (`none`). If left out, the model,
+    and on the simulator its ear."""
 
     def __post_init__(self) -> None:
         DialogueConfig.__post_init__(self)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
+
+import tyro
 
 from emodistill.configs.base import (
     configuration,
@@ -36,8 +38,10 @@ class SelectorConfig(DialogueConfig):
     (docs/relatives.md)."""
 
     stage = "selector"
-    method: SelectorMethod = DEFAULT_SELECTOR
-    """The system, repaired, or with all faults of its published code."""
+    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(get_args(SelectorMethod))}}}")] = (
+        DEFAULT_SELECTOR
+    )
+    """The system, repaired, or with all faults of its published code (`-shipped`)."""
     data_from: Path | None = data_from()
     """Another run, whose scenarios are read in place of this one's."""
     dialogues: int | None = setting(None, ge=1, hint="leave it out for the system's own budget")
@@ -52,12 +56,18 @@ class SelectorConfig(DialogueConfig):
     """What is asked of the writer: one of seven emotions, or (`wide`) a label of its group."""
     emotion_reader: EmotionReaderKind | None = None
     """Who hears the other side's emotion: a language model (`--reader`), the simulator's ear, or
-    nobody. If left out, the model, and on the simulator its ear."""
+    nobody (`none`). If left out, the model, and on the simulator its ear."""
     focal_temperature: float = setting(0.7, ge=0, le=2)
     """Sampling temperature in the focal role."""
 
     def __post_init__(self) -> None:
         DialogueConfig.__post_init__(self)
+        systems = get_args(SelectorMethod)
+        require(
+            self.method in systems,
+            f"--method {self.method} is no system that learns from dialogues of its own; use one "
+            f"of {', '.join(systems)}. IQL and its controls are trained by train_iql.py.",
+        )
         require(
             not (self.is_shipped and (self.faults or self.reward != "utility")),
             f"--method {self.method} has all faults and its own reward; leave out --faults and "

@@ -300,6 +300,12 @@ class LeaderboardStudy(StudyConfig):
     def __post_init__(self) -> None:
         StudyConfig.__post_init__(self)
         require(self.references != (), "references is empty; name one to compare with.")
+        for budget in self.budgets:
+            require(
+                budget >= 1,
+                f"--budgets {budget}: a budget is at least 1 training dialogue; methods that learn "
+                "nothing are named by --references.",
+            )
         require(
             self.is_simulated or "oracle" not in (self.references or ()),
             "--references: the oracle knows the simulator's hidden truth and plays no real model; "

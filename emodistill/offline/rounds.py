@@ -218,5 +218,6 @@ def round_dir(cell_dir: Path, number: int) -> Path:
 
 
 def counts(spent: Spent) -> Mapping[str, float]:
-    """For a manifest."""
-    return {name: round(value, 2) for name, value in spent._asdict().items()}
+    """For a manifest; without seconds where none were taken."""
+    found = {name: round(value, 2) for name, value in spent._asdict().items()}
+    return found if spent.seconds else {n: value for n, value in found.items() if n != "seconds"}

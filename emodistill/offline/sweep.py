@@ -39,6 +39,7 @@ from emodistill.negotiation.episode import (
     play,
     turn_cap,
 )
+from emodistill.negotiation.hearing import LlmEmotionReader
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
@@ -196,7 +197,7 @@ async def play_all(
 ) -> JobsResult:
     """Play the planned dialogues that `path` lacks, and append each when it is finished.
 
-    The clients of the players and of the reader are open (inside their `async with`).
+    The clients of the players and of all readers are open (inside their `async with`).
 
     Args:
       config: says how many are played at once, and what all may cost: no dialogue is begun that
@@ -212,8 +213,9 @@ async def play_all(
       InputError: another process writes to `path`, a cost cap without known prices, or dialogues
         most of which can't be read (`readability`).
     """
-    writers_and_reader = match.focal.writer, match.counterparty.writer, match.reader
-    callers = [one for one in writers_and_reader if isinstance(one, ApiWriter | LlmReader)]
+    players = match.focal, match.counterparty
+    parts = [match.reader, *(p.writer for p in players), *(p.emotion_reader for p in players)]
+    callers = [one for one in parts if isinstance(one, ApiWriter | LlmReader | LlmEmotionReader)]
     clients = ClientGroup(one.client for one in callers)
     unpriced = [o.model for o in callers if not o.client.provider.is_priced(o.model)]
     with ExitStack() as stack:

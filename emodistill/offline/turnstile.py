@@ -34,11 +34,6 @@ class Turnstile:
         self._moved = asyncio.Event()
         self._is_closed = False
 
-    @property
-    def num_learned(self) -> int:
-        """Dialogues that have been learned from."""
-        return self._start
-
     def position(self, name: str) -> int:
         """Where a dialogue of the current block stands in it."""
         return self._order[name] - self._start

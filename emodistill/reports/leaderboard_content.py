@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import numpy as np
 import pandas as pd
 
 from emodistill.evaluation.arms import Arm
 from emodistill.evaluation.bootstrap import clustered_ci, interval_ends
+from emodistill.offline.rounds import Spent
 from emodistill.records import Trajectory
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.results import holm_corrected, utility_difference
@@ -18,15 +19,6 @@ from emodistill.reports.run_data import RunData
 from emodistill.runs import read_manifest
 
 STUDY = "leaderboard"
-
-
-class SelectorSpending(msgspec.Struct, frozen=True):
-    """What a training has taken, as its manifest's summary says under `spent`."""
-
-    dialogues: int = 0
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def leaderboard(data: RunData) -> TableContent:
@@ -43,33 +35,36 @@ def leaderboard(data: RunData) -> TableContent:
 def leaderboard_rows(data: RunData) -> list[dict[str, Any]]:
     """The rows of the table, by domain: methods that learn nothing first, then by budget.
 
-    Utilities are in per cent; a difference is to the first method that learns nothing, on the same
-    scenarios. Of several trainings the dialogues count together, `trainings_std` is the deviation
-    of the trainings' means, and what was spent is their mean.
+    Utilities are in per cent; a difference is to the first method that the study names, which
+    learns nothing, on the same scenarios; there is none where that one has not been played. Of
+    several trainings the dialogues count together, `trainings_std` is the deviation of the
+    trainings' means, and what was spent is their mean.
     """
     frame = data.played_in("study", study=STUDY)
     dialogues_of = dict(iter(frame.groupby("arm")))
     rows: list[dict[str, Any]] = []
     for domain in dict.fromkeys(arm.domain for arm in data.arms.get(STUDY, ())):
+        of_domain = [arm for arm in data.arms[STUDY] if arm.domain == domain]
         groups: dict[tuple[int, str], list[Arm]] = {}
-        for arm in data.arms[STUDY]:
-            if arm.domain == domain and arm.path in dialogues_of:
+        for arm in of_domain:
+            if arm.path in dialogues_of:
                 groups.setdefault((arm.budget or 0, arm.row), []).append(arm)
         ordered = sorted(groups.items(), key=lambda group: group[0][0])
         played = {key: pd.concat([dialogues_of[arm.path] for arm in arms]) for key, arms in ordered}
-        of_domain = [
-            _row(data, key, arms, [dialogues_of[arm.path] for arm in arms]) for key, arms in ordered
-        ]
-        if not of_domain or ordered[0][0][0] != 0:
-            rows += of_domain  # without a floor there is nothing to compare with
-            continue
-        baseline, *others = played.values()
-        compared = [utility_difference(one, baseline, data.resampling) for one in others]
-        rows.append(of_domain[0])
-        rows += [
-            row | difference
-            for row, difference in zip(of_domain[1:], holm_corrected(compared), strict=True)
-        ]
+        made = {
+            key: _row(data, key, arms, [dialogues_of[arm.path] for arm in arms])
+            for key, arms in ordered
+        }
+        first = 0, of_domain[0].row
+        if of_domain[0].budget is None and first in played:
+            compared = {
+                key: utility_difference(one, played[first], data.resampling)
+                for key, one in played.items()
+                if key != first
+            }
+            adjusted = zip(compared, holm_corrected([*compared.values()]), strict=True)
+            made |= {key: made[key] | difference for key, difference in adjusted}
+        rows += made.values()
     return rows
 
 
@@ -90,10 +85,8 @@ def _row(
         "method": name,
         "budget": budget,
         "num_trainings": len(arms) if budget else None,
-        "calls": float(pd.Series([one.calls for one in spent]).mean()),
-        "tokens": float(
-            pd.Series([one.prompt_tokens + one.completion_tokens for one in spent]).mean()
-        ),
+        "calls": float(np.mean([one.num_calls for one in spent])),
+        "tokens": float(np.mean([one.num_tokens for one in spent])),
         "num_dialogues": len(every),
         "success": 100 * every.success.mean(),
         "utility": float(utility.mean()),
@@ -102,11 +95,13 @@ def _row(
     }
 
 
-def _spent(home: Path, dialogue: Trajectory) -> SelectorSpending:
-    """What training the cells took that played a dialogue; nothing where none was trained."""
+def _spent(home: Path, dialogue: Trajectory) -> Spent:
+    """What training the cells took that played a dialogue, as their manifests say under `spent`;
+    nothing where none was trained."""
     cells: Mapping[str, str] = dialogue.focal.cells
     for stage, cell in cells.items():
         manifest = read_manifest(home / stage / cell)
         if manifest is not None and "spent" in manifest.summary:
-            return msgspec.convert(manifest.summary["spent"], SelectorSpending)
-    return SelectorSpending()
+            known = manifest.summary["spent"]
+            return Spent(**{name: known[name] for name in Spent._fields if name in known})
+    return Spent()

@@ -5,11 +5,12 @@ A Gaussian process on the 49 numbers of P and the mean reward of a block of dial
 largest expected improvement (ξ = 0.01) plays the next block. Constants are those of the published
 code, as is the budget of 60 dialogues, 20 matrices with three each.
 
-Departures: the reward is the utility; length and noise of the process are learned; a matrix keeps
-all dialogues of its block; candidates are drawn around the matrix with the best posterior mean,
-which is also what the incumbent is and what training ends with. Until there are three observations
-the next matrix is drawn around the start, Dirichlet(5 row + 0.5), as in an older version. Other
-budgets than 60 let the matrices and their dialogues grow alike, which is ours.
+Departures: the reward is the utility; the noise of the process is learned, as its length is there
+too, both on a grid in place of ten restarts; a matrix keeps all dialogues of its block; candidates
+are drawn around the matrix with the best posterior mean, which is also what the incumbent is and
+what training ends with. Until there are three observations the next matrix is drawn around the
+start, Dirichlet(5 row + 0.5), as in an older version. Other budgets than 60 let the matrices and
+their dialogues grow alike, which is ours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ import numpy as np
 from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 from emodistill.seeding import stream
-from emodistill.selectors.gaussian_process import GaussianProcess, expected_improvement
+from emodistill.selectors.gaussian_process import (
+    NOISES,
+    GaussianProcess,
+    expected_improvement,
+)
 from emodistill.selectors.learning import MarkovSelector, Setup, switched
 from emodistill.selectors.seven import SEVEN, published
 
@@ -54,7 +59,7 @@ class EmoDebtFaults:
     around_current: bool = False
     """Candidates are drawn around the current matrix instead of the best one."""
     fixed_noise: bool = False
-    """Length 1 and noise 1e-6, whatever the rewards; the incumbent is the largest reward seen."""
+    """The noise is 1e-6, whatever the rewards; the incumbent is the largest reward seen."""
     keeps_last: bool = False
     """Training ends with the matrix that it has come to, not with the best one."""
 
@@ -118,8 +123,9 @@ class EmoDebtLearner:
         self.rewards.append(reward)
 
     def _process(self) -> GaussianProcess:
-        grids = {"lengths": (1.0,), "noises": (1e-6,)} if self.faults.fixed_noise else {}
-        return GaussianProcess.fit(np.array(self.points), np.array(self.rewards), nu=NU, **grids)
+        noises = (1e-6,) if self.faults.fixed_noise else NOISES
+        points, rewards = np.array(self.points), np.array(self.rewards)
+        return GaussianProcess.fit(points, rewards, nu=NU, noises=noises)
 
     def _next_matrix(self) -> np.ndarray:
         rng = stream(self.setup.seed, "emodebt", self._num_proposed)

@@ -8,8 +8,10 @@ have sizes that are not known. Constants are the code's: elite one half, crossov
 0.15, λ = 0.6, smoothing 5 / transitions, 0.1 at least; 24 dialogues in each of 10 generations.
 
 Departures: offspring are played, from the second generation on as the second half of each (the code
-counts them unplayed); the fitness is the utility; the sampling temperature of the writer does not
-evolve, since one writer plays all methods; the whole budget is spent.
+counts them unplayed); the fitness is the utility. In either form, two parents are always crossed by
+a cut in each (half of the code's children take turns from both), and no emotion is inserted or
+deleted (the code does so with half the chance of a mutation); the sampling temperature of the
+writer does not evolve, since one writer plays all methods; the whole budget is spent.
 """
 
 from __future__ import annotations

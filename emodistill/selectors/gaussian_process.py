@@ -58,7 +58,7 @@ class GaussianProcess:
         mean, scale = float(values_N.mean()), float(values_N.std()) or 1.0
         targets_N = (values_N - mean) / scale
         distances_NN = cdist(points_NS, points_NS)
-        best: GaussianProcess | None = None
+        best: tuple[float, float, float, np.ndarray, np.ndarray] | None = None
         for length in lengths:
             eigenvalues_N, vectors_NN = eigh(matern(distances_NN, length, nu))
             projected_N = vectors_NN.T @ targets_N
@@ -67,13 +67,14 @@ class GaussianProcess:
                 log_likelihood = -0.5 * float(
                     (projected_N**2 / spectrum_N + np.log(2 * math.pi * spectrum_N)).sum()
                 )
-                if best is None or log_likelihood > best.log_likelihood:
-                    inverse_NN = (vectors_NN / spectrum_N) @ vectors_NN.T
-                    weights_N = inverse_NN @ targets_N
-                    known = (nu, length, noise, mean, scale)
-                    best = cls(points_NS, *known, inverse_NN, weights_N, log_likelihood)
+                if best is None or log_likelihood > best[0]:
+                    best = log_likelihood, length, noise, spectrum_N, vectors_NN
         assert best is not None  # the grids are not empty
-        return best
+        log_likelihood, length, noise, spectrum_N, vectors_NN = best
+        inverse_NN = (vectors_NN / spectrum_N) @ vectors_NN.T
+        weights_N = inverse_NN @ targets_N
+        known = nu, length, noise, mean, scale
+        return cls(points_NS, *known, inverse_NN, weights_N, log_likelihood)
 
     def predict(self, points_MS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the function (without noise) at M points."""

@@ -116,7 +116,7 @@ SYSTEMS: Mapping[str, System] = {
         reads_emotions=True,
     ),
 }
-"""By name. A budget of None is EQ-Negotiator's three passes over the training scenarios."""
+"""By name."""
 
 
 def system_of(method: str) -> System:
@@ -192,9 +192,10 @@ def trained_setup(directory: Path) -> tuple[Setup, str]:
 
 
 def is_trained_for(directory: Path, method: str) -> bool:
-    """Whether a folder's selector is of that system, and has all faults where `method` has them."""
+    """Whether a folder's selector is of that system, and in its form: `-shipped` has all faults and
+    its own reward."""
     setup, _ = trained_setup(directory)
-    is_shipped = set(setup.faults) == set(fault_names(setup.method))
+    is_shipped = set(setup.faults) == set(fault_names(setup.method)) and setup.reward == "own"
     return (setup.method, is_shipped) == (method.removesuffix(SHIPPED), method.endswith(SHIPPED))
 
 
@@ -202,7 +203,7 @@ def load_trained(directory: Path, method: str | None = None) -> Selector:
     """The selector that training left in a folder.
 
     Args:
-      method: whose selector it has to be, `-shipped` for one with all faults; any if None.
+      method: whose selector it has to be, `-shipped` for one as published; any if None.
 
     Raises:
       InputError: it is missing, torn, not finite, or another system's.
@@ -211,7 +212,8 @@ def load_trained(directory: Path, method: str | None = None) -> Selector:
     if method is not None and not is_trained_for(directory, method):
         found = ", ".join(setup.faults) or "none"
         raise InputError(
-            f"{directory} holds a selector of {setup.method} (faults: {found}), not of {method}. "
+            f"{directory} holds a selector of {setup.method} (faults: {found}; reward: "
+            f"{setup.reward}), not of {method}. "
             "Name a cell of that method with --cells selector CELL, or leave --cells out."
         )
     try:

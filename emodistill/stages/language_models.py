@@ -103,11 +103,11 @@ def hearing_kind(config: Any) -> EmotionReaderKind:
 
 
 def emotion_reader(
-    client_of: ClientOf | None, endpoint: ModelEndpoint | None, config: DialogueConfig
+    client_of: ClientOf, endpoint: ModelEndpoint | None, config: DialogueConfig
 ) -> EmotionReader | None:
     """Who hears emotions; None for nobody."""
     kind = hearing_kind(config)
-    if kind == "model" and client_of is not None and endpoint is not None:
+    if kind == "model" and endpoint is not None:
         return LlmEmotionReader(client_of(endpoint), endpoint.model, config.reader_max_tokens)
     return SimulatedEmotionReader() if kind == "simulator" else None
 

@@ -31,6 +31,7 @@ from emodistill.stages.stage import (
     pasted,
 )
 
+ROLES = ("focal", "counterparty")
 PLACEHOLDER = "MODEL"
 """Stands in a printed command for the name of a model that only the user knows."""
 STAGES: dict[str, Stage] = {}
@@ -257,6 +258,8 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     config, stage = cell.config, STAGES[need.stage]
     names = ("seed", "provider", "base_url", *stage.inherits)
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    if config.is_simulated:  # whom it meets there is no reason to train against
+        shared = {name: value for name, value in shared.items() if name not in ROLES}
     shared["run"] = config.run
     if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
         shared["focal"] = config.focal  # a real model's sweep is no simulated one

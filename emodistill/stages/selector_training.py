@@ -14,7 +14,6 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from emodistill.negotiation.episode import ChooseEmotion, Match, PlannedDialogue
 from emodistill.negotiation.writers import Writer
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.rewards import dialogue_utility
+from emodistill.offline.rounds import counts, recorded_spent
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path, play_all
@@ -49,7 +49,6 @@ from emodistill.selectors.systems import (
 from emodistill.settings import Cell
 from emodistill.simulator.writer import SimulatedWriter
 from emodistill.stages.language_models import (
-    ClientOf,
     api_writer,
     emotion_reader,
     endpoint_of,
@@ -250,12 +249,7 @@ def training_summary(dialogues: Sequence[Trajectory]) -> dict[str, Any]:
     """What a training has spent and come to, for its manifest."""
     last = [group for dialogue in dialogues[-20:] for group in focal_groups(dialogue)]
     return {
-        "spent": {
-            "dialogues": len(dialogues),
-            "calls": sum(dialogue.usage.calls for dialogue in dialogues),
-            "prompt_tokens": sum(dialogue.usage.prompt_tokens for dialogue in dialogues),
-            "completion_tokens": sum(dialogue.usage.completion_tokens for dialogue in dialogues),
-        },
+        "spent": counts(recorded_spent(dialogues, ())),
         "utility": float(np.mean([dialogue_utility(dialogue) for dialogue in dialogues])),
         "modal_emotion": SEVEN[Counter(last).most_common(1)[0][0]] if last else None,
     }
@@ -272,52 +266,39 @@ def _endpoints(details: _SelectorDetails) -> dict[str, ModelEndpoint | None]:
 async def _play(job: Job, learner: Learner, planned: Sequence[PlannedDialogue]) -> JobsResult:
     config, details = job.cell.config, job.details
     endpoints = _endpoints(details)
-    is_here = config.is_simulated and config.record is config.replay is details.reader is None
-    async with AsyncExitStack() as stack:
-        client_of: ClientOf | None = None
-        if is_here:
-            print(f"{job.name}: no --provider named, so the simulator plays all language models.")
-        else:
-            client_of = await stack.enter_async_context(
-                open_clients(config, job.name, endpoints.values())
-            )
-            num_left = max(0, len(planned) - num_lines(job.output))
-            await check_models(
-                config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
-            )
+    is_here = config.is_simulated and config.record is config.replay is None
+    called = [details.reader] if is_here else [*endpoints.values()]
+    async with open_clients(config, job.name, called) as client_of:
+        num_left = max(0, len(planned) - num_lines(job.output))
+        await check_models(
+            config, job.name, client_of, endpoints, num_jobs=num_left, unit="dialogues"
+        )
         reads = system_of(config.method).reads_emotions
         hears = emotion_reader(client_of, details.reader, config) if reads else None
+
+        def writer(endpoint: ModelEndpoint, temperature: float) -> Writer:
+            if is_here:
+                return SimulatedWriter(endpoint.model, temperature, config.max_reply_tokens)
+            return api_writer(client_of, endpoint, temperature, config)
+
         match = Match(
             focal=Player(
-                writer=_writer(client_of, details.focal, config.focal_temperature, config),
+                writer=writer(details.focal, config.focal_temperature),
                 method=config.method,
                 emotion_reader=hears,
             ),
             counterparty=Player(
-                writer=_writer(
-                    client_of, details.counterparty, config.counterparty_temperature, config
-                )
+                writer=writer(details.counterparty, config.counterparty_temperature)
             ),
             pack=details.pack,
             seed=config.seed,
             max_turns=turn_cap(config.max_turns, config.count_turns),
             agreement=config.agreement,
-            reader=None if client_of is None else offer_reader(client_of, details.reader, config),
+            reader=offer_reader(client_of, details.reader, config),
         )
         return await train_by_playing(
             learner, planned, match, config, path=job.output, label=job.name
         )
-
-
-def _writer(
-    client_of: ClientOf | None,
-    endpoint: ModelEndpoint,
-    temperature: float,
-    config: SelectorConfig,
-) -> Writer:
-    if client_of is None:
-        return SimulatedWriter(endpoint.model, temperature)
-    return api_writer(client_of, endpoint, temperature, config)
 
 
 def _evaluation(cell: Cell) -> str:
@@ -333,4 +314,5 @@ SELECTOR = Stage(
     job=_job,
     run=train_selector,
     followed_by=_evaluation,
+    inherits=("focal", "counterparty", "prompt_pack"),  # of whoever asks for it to be played
 )

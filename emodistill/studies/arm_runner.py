@@ -14,7 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emodistill.configs import EvaluateConfig, JudgeConfig, ReportConfig, StudyConfig
+from emodistill.configs import (
+    DialogueConfig,
+    EvaluateConfig,
+    JudgeConfig,
+    ReportConfig,
+    StudyConfig,
+)
 from emodistill.configs.studies import DoseStudy, EmotionStudy
 from emodistill.errors import InputError, StoppedError
 from emodistill.evaluation.arms import Arm, emotion_dir, read_arms, study_path, write_arms
@@ -28,7 +34,7 @@ from emodistill.settings import Cell, Settings
 from emodistill.stages import STAGES, Requirement, prepare, required_cell, run
 from emodistill.stages.evaluation import trainings_of
 from emodistill.studies.dose_data import prepare_doses
-from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray
+from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray, training_costs_usd
 from emodistill.studies.planned_arms import PlannedArm, plan_arms
 
 TRAINED_ONLY = Method(writer="student", selector="none")
@@ -42,6 +48,8 @@ SHARED = (
 NUM_TRAIN = 80
 """Training scenarios of a domain, of 100 (paper, Appendix E.2)."""
 ROLES = ("focal", "counterparty")
+PAID = (*ROLES, "concurrency", "timeout_s", "max_cost_usd", "record", "replay")
+"""What a training that plays dialogues takes over."""
 REPORTING = ("run", "data_from", "seed", "counterparty", "judge")
 PLAYING = (
     *ROLES,
@@ -94,14 +102,16 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         _make_sweep(Cell(home, None, settings), config.num_sweep_dialogues)
     if isinstance(config, DoseStudy):
         prepare_doses(config, settings)
-    spent_usd = 0.0
+    spent_usd: dict[Path, float] = {}  # file or folder -> what it has cost
+    trained: dict[int, tuple[tuple[Cell, ...], ...]] = {}
 
     def start(number: int) -> Task:
         arm = planned[number]
         print(f"\n--- {config.study} {number + 1}/{len(arms)}: {arm.block}, {arm.label}")
-        task = _task(arm, _within_budget(config, spent_usd), settings)
+        task = _task(arm, _within_budget(config, sum(spent_usd.values())), settings)
         for cell in itertools.chain.from_iterable(task.trainings):
             prepare(cell, only=("sweep", "judge"))
+        trained[number] = task.trainings
         return task
 
     starts = [functools.partial(start, number) for number in range(len(arms))]
@@ -112,7 +122,8 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
     for number, outcome in outcomes:
         arms[number] = _ended(arms[number], outcome, config)
         if isinstance(outcome, Path):
-            spent_usd += _cost_usd(planned[number], outcome, config)
+            spent_usd[outcome] = _cost_usd(planned[number], outcome, config)
+        spent_usd |= training_costs_usd(trained.get(number, ()))
         write_arms(config.run, config.study, [*arms, *known.values()])
     failed = [arm for arm in arms if arm.reason]
     if len(failed) == len(arms):
@@ -201,7 +212,9 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
         changes = dict(need.changes)
         if "sft_cell" in changes:
             changes["sft_cell"] = trainings["sft"].name
-        need = need._replace(shared={**judge, **arm.shared.get(stage, {})}, changes=changes)
+        plays = issubclass(STAGES[stage].config, DialogueConfig)
+        paid = {"yes": True, **_given(config, PAID)} if plays else {}
+        need = need._replace(shared={**paid, **judge, **arm.shared.get(stage, {})}, changes=changes)
         trainings[stage] = required_cell(home, need)
         seeds = arm.seeds if STAGES[stage].run_together is not None else ()
         beside = [need._replace(changes={**changes, "seed": seed}) for seed in seeds]

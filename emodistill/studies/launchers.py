@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emodistill.configs import JudgeConfig, RefinementConfig
-from emodistill.errors import EmodistillError, InputError
+from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.checkpoint_looks import LOOKS, best_look, read_looks
 from emodistill.logs import log_to_terminal
+from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.settings import Cell
 from emodistill.stages import judge_matches, run_together
 from emodistill.stages import run as run_stage
+from emodistill.stages.selector_training import DIALOGUES
 from emodistill.train.metrics_log import METRICS
 
 log = logging.getLogger("emodistill.studies")
@@ -50,6 +52,14 @@ class Task(NamedTuple):
             best = max(self.candidates, key=_best_utility)
             cells = {**match.config.cells, best.config.stage: best.name}
             match = match._replace(config=dataclasses.replace(match.config, cells=cells))
+        if (ceiling_usd := match.config.max_cost_usd) is not None:
+            left_usd = ceiling_usd - sum(training_costs_usd(self.trainings).values())
+            if left_usd <= 0:
+                raise StoppedError(
+                    f"{match.config.method}: its training has spent what --max-cost-usd allows; "
+                    "raise it and start again to go on."
+                )
+            match = match._replace(config=dataclasses.replace(match.config, max_cost_usd=left_usd))
         path = run_stage(match).path
         if self.judging is not None:
             config, directory = self.judging
@@ -66,6 +76,12 @@ def _best_utility(cell: Cell) -> float:
 
 def _directory(cell: Cell) -> Path:
     return cell.config.run / cell.config.domain / cell.config.stage / cell.name
+
+
+def training_costs_usd(trainings: Sequence[Sequence[Cell]]) -> dict[Path, float]:
+    """The folders of trainings, and what the dialogues that each has played have cost."""
+    folders = [_directory(cell) for group in trainings for cell in group]
+    return {folder: read_usage(folder / DIALOGUES).cost_usd for folder in folders}
 
 
 Start = Callable[[], Task]

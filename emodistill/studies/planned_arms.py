@@ -260,6 +260,12 @@ def _leaderboard(config: LeaderboardStudy) -> list[PlannedArm]:
     playing = {"in_process": True} if config.is_simulated else {}
     ceiling = ("oracle",) if config.is_simulated else ()
     references = config.references or (*FLOORS, *ceiling)
+    untrained = [name for name, one in METHODS.items() if not one.stages and name != "fixed"]
+    if trained := [name for name in references if name not in untrained]:
+        raise InputError(
+            f"leaderboard: --references {trained[0]} is no method that learns nothing; use some of "
+            f"{', '.join(untrained)}, and name what learns by --methods."
+        )
     rows: list[tuple[str, str, Mapping[str, Any]]] = [
         (method, method, {}) for method in config.methods
     ]

@@ -3,7 +3,8 @@
     cloning   behaviour cloning: −log π(e | s)
     dqn       (Q(s, e) − y)², y = r + γ Q̄(s', argmax_e' Q(s', e')): double Q-learning (van Hasselt
               et al., 2016) on recorded transitions alone
-    cql       the same, plus α (log Σ_e' exp Q(s, e') − Q(s, e)): CQL(H) (Kumar et al., 2020)
+    cql       half of it, plus α (log Σ_e' exp Q(s, e') − Q(s, e)): CQL(H) (Kumar et al., 2020,
+              Eq. 4, whose halved error makes α its own)
 
 Q̄ is the Polyak average of Q. Departures of IQL from the paper: the policy is regressed on the
 target critic's advantage, as in IQL's own publication, where Eq. 15 prints the critic's own
@@ -169,7 +170,8 @@ def cql_losses(
     """Double Q-learning with CQL's penalty on what the data doesn't show."""
     loss, metrics, (q_BA, q_B) = _double_q(params, target, batch, settings)
     penalty = conservative_loss(_allowed(q_BA, settings), q_B)
-    return loss + settings.conservatism * penalty, metrics | {"critic/conservative": penalty}
+    total = 0.5 * loss + settings.conservatism * penalty
+    return total, metrics | {"critic/conservative": penalty}
 
 
 def _double_q(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from emodistill.configs import IQLConfig
 from emodistill.files import write_json
 from emodistill.model import keep_programs
 from emodistill.offline.rewards import SweepData, training_dialogues
+from emodistill.offline.rounds import counts, recorded_spent
 from emodistill.offline.run_files import SUPPORT
 from emodistill.offline.sweep import first_dialogues
 from emodistill.progress import Progress
@@ -55,9 +56,8 @@ class SelectorResult(NamedTuple):
     num_without_decision: int
     left_out_scenarios: tuple[str, ...]
     """Scenarios with too few scores to be normalised."""
-    spent: dict[str, int]
-    """What the dialogues that were learned from have taken: `dialogues`, `calls`, `prompt_tokens`
-    and `completion_tokens`."""
+    spent: Mapping[str, float]
+    """What the dialogues that were learned from have taken (`offline.rounds.Spent`)."""
 
     @property
     def support_note(self) -> str:
@@ -195,10 +195,5 @@ def _finish(
         num_early_ends=transitions.num_early_ends,
         num_without_decision=transitions.num_without_decision,
         left_out_scenarios=transitions.left_out_scenarios,
-        spent={
-            "dialogues": len(dialogues),
-            "calls": sum(one.usage.calls for one in dialogues),
-            "prompt_tokens": sum(one.usage.prompt_tokens for one in dialogues),
-            "completion_tokens": sum(one.usage.completion_tokens for one in dialogues),
-        },
+        spent=counts(recorded_spent(dialogues, ())),
     )
