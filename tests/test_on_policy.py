@@ -18,13 +18,16 @@ from tiny_training import lines, without_times
 from emodistill.configs import GRPOConfig, PPOConfig, ReportConfig
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
+from emodistill.evaluation.checkpoint_looks import LOOKS, CheckpointLook
 from emodistill.llm.usage import Usage
 from emodistill.model import LoRAParam, add_lora, load_qwen2, save_adapter
+from emodistill.offline.judge_items import NO_ANSWER
 from emodistill.offline.rewards import FocalTurns, SweepData, group_advantages
 from emodistill.offline.rounds import (
     ROUNDS,
     Round,
     Spent,
+    counts,
     reached_limit,
     read_rounds,
     recorded_spent,
@@ -135,6 +138,11 @@ class TestCritic:
         found = critic_advantages(config, Critic.initial(config), TRAJECTORIES, rescored(scores))
         assert np.flatnonzero(np.isnan(found.advantages_N)).tolist() == [3]
         assert np.isfinite(found.target_N).all()
+        assert np.nanmean(found.advantages_N) == pytest.approx(0.0, abs=1e-9)
+        assert np.nanstd(found.advantages_N) == pytest.approx(1.0)
+        unscored = rescored(np.full(len(TURNS), math.nan))
+        found = critic_advantages(config, Critic.initial(config), TRAJECTORIES, unscored)
+        assert np.isnan(found.advantages_N).all()
 
 
 @pytest.fixture(scope="module")
@@ -421,11 +429,33 @@ def test_the_figure_starts_where_the_sweep_has_ended(tmp_path):
     assert (start.name, start.held_out.spent.num_dialogues) == ("iql+sft", 3)
     assert curve.held_out.spent.num_dialogues == 33
     assert curve.held_out.utility > 0.5 > start.held_out.utility
+    path = run / "crad/jpo/default" / LOOKS
+    rows = [CheckpointLook(step=0, num_dialogues=4, utility=1, success=1, score=None)]
+    rows += [msgspec.structs.replace(rows[0], step=16, cost=counts(Spent(4, 40, 400)))]
+    write_records(path, rows)
+    played = [make_dialogue(number=n, share=0.4, method="iql+sft+jpo", turns=4) for n in (4, 5)]
+    write_dialogues(run / "crad/eval/iql+sft+jpo@sim-counterparty/default.jsonl", played)
+    _, refined, _ = spent_curves(read_run(config))
+    assert refined.held_out.spent.num_dialogues == 3 + 4  # with the looks at its checkpoints
     text = report(config).read_text(encoding="utf-8")
     assert "dialogues, the sweep" in text and "calls, the sweep" in text
     (run / "crad/grpo/default" / ROUNDS).unlink()
     with pytest.raises(InputError, match=r"spending a train_grpo\.py"):
         report(config)
+
+
+def judgement(raw, score):
+    return Judgement(
+        trajectory_id=TRAJECTORIES[0].trajectory_id,
+        turn_index=0,
+        judge="sim-judge",
+        repeat=0,
+        attempt=0,
+        rubric_sha256="0",
+        raw=raw,
+        status="failed" if score is None else "scored",
+        score=score,
+    )
 
 
 def test_what_dialogues_have_cost_is_read_off_their_records():
@@ -442,6 +472,8 @@ def test_what_dialogues_have_cost_is_read_off_their_records():
     assert own == Spent(1, 4, 440, 0.0, 0.0)  # two of four turns are the student's
     focal = msgspec.structs.replace(dialogue.focal, provider="openai")
     assert recorded_spent([msgspec.structs.replace(dialogue, focal=focal)], ()).num_calls == 6
+    judged = [judgement("SCORE: 7", 7), judgement("Well.", None), judgement(f"{NO_ANSWER}]", None)]
+    assert recorded_spent([dialogue], judged).num_calls == 4 + 2  # one call has had no answer
 
 
 def test_a_round_draws_its_scenarios_anew_and_refuses_too_few():
