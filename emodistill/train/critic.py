@@ -34,7 +34,8 @@ from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, iql_rewards
 from emodistill.records import Trajectory
 from emodistill.tensor_files import write_tensors
-from emodistill.train.q_learning import Layers, forward, initial_networks
+from emodistill.train.learner_losses import Layers, forward
+from emodistill.train.q_learning import initial_networks
 
 WHITENING_EPS = 1e-8
 """Beside the standard deviation, so that equal advantages become 0."""
