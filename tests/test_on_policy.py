@@ -116,7 +116,7 @@ class TestCritic:
         np.testing.assert_allclose(got, 1.0 - values)
 
     def test_a_critic_learns_which_states_are_worth_more_and_survives_the_disk(self, tmp_path):
-        config = PPOConfig(signal="utility", critic_steps=300, critic_learning_rate=1e-2)
+        config = PPOConfig(signal="utility", critic_learning_rate=2e-2)  # as many steps as rounds
         worth = np.where(TURNS.turn_index == 0, 0.2, 0.8)
         turns = dataclasses.replace(TURNS, utilities=np.full(len(TURNS), 0.5))
         critic = Critic.initial(config)
@@ -172,8 +172,8 @@ def learn(tiny_checkpoint, sft_adapter, pack):
 
     def learn(home, number, *, kind="ppo", scores=SCORES, **settings):
         config = KINDS[kind](
-            **{"model": str(tiny_checkpoint), "lora_rank": 4, "batch_size": 4}
-            | {"learning_rate": 1e-2, "save_every": 1}
+            **{"model": str(tiny_checkpoint), "lora_rank": 4, "batch_size": len(TURNS)}
+            | {"learning_rate": 1e-2, "save_every": 1, "num_epochs": 3}  # one shape to compile
             | settings
         )
         before = home / str(number - 1) if number > 1 else None
@@ -217,9 +217,11 @@ class TestRound:
 
     def test_equal_rewards_teach_nothing(self, learn, tmp_path):
         equal = dict.fromkeys(SCORES, 5)
-        directory, learnt = learn(tmp_path, 1, kind="grpo", scores=equal, kl_coef=0.0)
+        directory, learnt = learn(tmp_path, 1, kind="grpo", scores=equal)
         assert learnt.adapter.num_samples == len(TURNS)
-        assert {row["optimizer/grad_norm"] for row in lines(directory)} == {0.0}
+        rows = lines(directory)
+        assert {row["policy/surrogate"] for row in rows} == {0.0}
+        assert rows[0]["optimizer/grad_norm"] < 1e-6  # the reference doesn't pull yet
 
     @pytest.mark.parametrize("kind", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
     def test_a_killed_round_ends_with_the_adapter_of_one_that_was_not(
@@ -270,7 +272,7 @@ class TestRound:
             for name, value in load_file(two_rounds / f"{number}" / OPT_STATE).items()
             if name.endswith("count")
         ]
-        assert sorted(set(counts)) == [4, 8]
+        assert sorted(set(counts)) == [3, 6]
 
     def test_another_adapters_optimiser_is_refused(self, learn, two_rounds, tmp_path):
         directory = tmp_path / "1"
