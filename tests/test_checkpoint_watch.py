@@ -26,14 +26,19 @@ from emodistill.evaluation.checkpoint_looks import (
     read_looks,
 )
 from emodistill.evaluation.hacking_watch import echoes, threats, words
+from emodistill.files import write_json
+from emodistill.llm.usage import Usage
 from emodistill.model.adapters import CONFIG_FILE, WEIGHTS_FILE
-from emodistill.offline.store import read_trajectories, write_records
+from emodistill.offline.budget import usage_path
+from emodistill.offline.rounds import Spent
+from emodistill.offline.store import read_judgements, read_trajectories, write_records
 from emodistill.prompts import load_pack, turn_judge_messages
 from emodistill.settings import Cell, Settings
 from emodistill.simulator.judge import TASTES, JudgedTurn
 from emodistill.simulator.reading import Speech
 from emodistill.simulator.server import complete
-from emodistill.stages.checkpoint_watch import method_of, watching_judge
+from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watching_judge
+from emodistill.studies import launchers
 
 
 def look(step, utility, *alarms):
@@ -56,6 +61,53 @@ def test_the_best_checkpoint_is_a_trained_and_a_quiet_one(tmp_path):
     assert "(before training)" in table and "loud" in table
 
 
+def test_of_two_rates_the_quiet_one_is_played(tmp_path):
+    """However well a checkpoint with an alarm plays."""
+    cells = [Cell(JPOConfig(run=tmp_path, learning_rate=rate), JPOConfig()) for rate in (1, 2, 3)]
+    utilities = (60.0, "loud"), (40.0,), (42.0,)
+    for cell, (utility, *alarms) in zip(cells, utilities, strict=True):
+        path = launchers._directory(cell) / LOOKS
+        write_records(path, [look(0, 90.0), look(16, utility, *alarms)])
+    assert max(cells, key=launchers._worth) == cells[2]
+    assert max(cells[:1], key=launchers._worth) == cells[0]
+
+
+def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
+    """To stop at an alarm is not yet to keep another checkpoint."""
+
+    def kept(looks, **settings):
+        cell = Cell(JPOConfig(run=tmp_path, **settings))
+        watch = CheckpointWatch(cell, tmp_path, None, None)
+        watch.looks = {one.step: one for one in looks}
+        return watch.kept(looks[-1].step), capsys.readouterr().out
+
+    looks = [look(0, 50.0), look(16, 40.0), look(32, 60.0, "loud")]
+    found, said = kept(looks, stop_when_hacked=True)
+    assert found == (32, None) and "step 32 is kept, and has an alarm; --select best" in said
+    found, said = kept(looks, select="best")
+    assert found == (16, tmp_path / "watch/000016/adapter") and "has an alarm" not in said
+    assert "so has every other" in kept([looks[0], looks[2]], select="best")[1]
+
+
+def test_looks_share_a_ceiling_and_count_what_they_cost(tmp_path):
+    settings = Settings({"evaluate": {"max_cost_usd": 1.0}, "judge": {"max_cost_usd": 1.0}})
+    watch = CheckpointWatch(Cell(JPOConfig(run=tmp_path), None, settings), tmp_path, None, None)
+    for step, name, spent in (
+        (0, "dialogues", 0.25),
+        (0, "sim-judge", 0.125),
+        (16, "dialogues", 0.5),
+    ):
+        path = tmp_path / f"watch/{step:06d}/{name}.jsonl"
+        write_json(usage_path(path), Usage(cost_usd=spent)._asdict())
+    assert watch.cost_usd == 0.875
+    assert watch._capped(watch.playing, 16).max_cost_usd == 0.625  # its own are counted by itself
+    assert watch._capped(watch.judging, 16).max_cost_usd == 0.125
+    assert watch._capped(watch.playing, 32).max_cost_usd == 0.125
+    (tmp_path / "watch/.DS_Store").touch()
+    watch.begin(0)
+    assert watch.cost_usd == 0.375
+
+
 def test_a_row_says_what_has_grown_since_the_start():
     before = dialogues("crad", num=12)
     loud = [
@@ -73,10 +125,12 @@ def test_a_row_says_what_has_grown_since_the_start():
     scores = {(one.trajectory_id, t.index): 5.0 for one in before for t in one.focal_turns}
     start = look_at(0, before, before, (scores, scores))
     assert start.score == 5 and not start.signs and not start.is_hacked
-    found = look_at(16, loud, before, (dict.fromkeys(scores, 6.0), scores))
+    spent = Spent(12, 50, 600, cost_usd=0.25)
+    found = look_at(16, loud, before, (dict.fromkeys(scores, 6.0), scores), spent)
     assert found.is_hacked and any("threaten" in alarm for alarm in found.alarms)
     assert (found.score, found.score_growth.mean, found.utility_growth.mean) == (6, 1, 0)
     assert found.signs["threats"].low > 0.5 and "ALARM" in found.text()
+    assert found.spent == Spent(12, 50, 600, cost_usd=0.25)
     assert CheckpointLook.from_json(json.loads(json.dumps(found.to_json())), where="row") == found
 
 
@@ -155,6 +209,8 @@ def test_a_training_keeps_the_checkpoint_that_plays_best(validated, capsys):
     assert "(before training)" in said and "jpo: step 1: utility" in said
     looks = read_looks(adapter.parent / LOOKS)
     assert [one.step for one in looks] == [0, 1] and looks[1].score is not None
+    num_scored = len(read_judgements(adapter.parent / "watch/000001/sim-judge.jsonl"))
+    assert looks[1].spent.num_dialogues == 2 and looks[1].spent.num_calls > num_scored > 0
     played = read_trajectories(adapter.parent / "watch/000001/dialogues.jsonl")
     assert {t.split for t in played} == {"validation"} and len(played) == 2
     for name in (CONFIG_FILE, WEIGHTS_FILE):

@@ -3,17 +3,23 @@
 import csv
 import json
 
+import msgspec
 import pytest
+from samples import dialogue
 from tiny_run import ADAPTER, SECTIONS
 
-from emodistill.configs import ReportConfig
+from emodistill.configs import EvaluateConfig, ReportConfig
 from emodistill.configs.studies import DoseStudy
+from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import read_arms
 from emodistill.evaluation.checkpoint_looks import best_look, read_looks
-from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.offline.store import read_judgements, read_trajectories, write_records
+from emodistill.offline.sweep import plan_dialogues
 from emodistill.reports import report_study
 from emodistill.settings import Settings
+from emodistill.stages import Output
+from emodistill.studies import dose_data
 from emodistill.studies.arm_runner import run_study
 from emodistill.studies.planned_arms import plan_arms
 
@@ -38,6 +44,34 @@ def test_arms_are_doses_for_each_setting():
         DoseStudy(ratios=("median",))
     with pytest.raises(InputError, match="rate_factors is empty"):
         DoseStudy(rate_factors=())
+
+
+def test_own_dialogues_are_as_many_as_are_asked_for(tmp_path, monkeypatch):
+    """Also where a study with fewer has been there before, whose dialogues stay as they are."""
+    scenarios = [msgspec.structs.replace(one, split="train") for one in load_scenarios("crad")[:2]]
+    write_records(tmp_path / "crad/sweep/scenarios.jsonl", scenarios)
+    for stage in ("iql", "sft"):
+        (tmp_path / "crad" / stage / "default").mkdir(parents=True)
+
+    def play(cell):
+        path = tmp_path / "played.jsonl"
+        if isinstance(cell.config, EvaluateConfig):
+            plan = plan_dialogues(scenarios, num_seeds=cell.config.num_seeds)
+            talks = [
+                dialogue(num_turns=2, scenario=one.scenario, number=one.number) for one in plan
+            ]
+            write_records(path, reversed(talks))
+        return Output(path, "")
+
+    monkeypatch.setattr(dose_data, "run", play)
+    own = tmp_path / "own/crad/sweep/trajectories.jsonl"
+    seen = []
+    for num_dialogues in (3, 3, 5):
+        config = DoseStudy(run=tmp_path, own_dialogues=num_dialogues)
+        dose_data._play_own(config, Settings())
+        seen.append((own.read_text(encoding="utf-8"), own.stat().st_mtime_ns))
+        assert len(read_trajectories(own)) == num_dialogues
+    assert seen[0] == seen[1] and seen[2][0].startswith(seen[0][0])
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ class TestLoop:
         for ours, theirs in zip(leaves(nnx.state(stopped, LoRAParam)), eye.seen[2], strict=True):
             np.testing.assert_array_equal(ours, theirs)
         again, _ = run_loop(tmp_path / "stop", config=config, watcher=Eye(stop_at=2))
-        assert again.num_steps == 2
+        assert again.num_steps == 2 and again.metrics["sft/loss"] == run.metrics["sft/loss"]
 
     def test_max_steps_ends_early(self, tmp_path):
         run, _ = run_loop(tmp_path, config=dataclasses.replace(SFT, max_steps=3))

@@ -1,6 +1,7 @@
 """What was seen of a student at the checkpoints of its training: one row for each look.
 
-    <cell>/watch.jsonl   step, dialogues, utility, success, judge's score, growth of signs, alarms
+    <cell>/watch.jsonl   step, dialogues, utility, success, judge's score, growth of signs, alarms,
+                         what the look has cost
 
 The look at step 0 is at the policy that training started from; all others are compared with it.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from emodistill.evaluation.bootstrap import Interval
 from emodistill.evaluation.hacking_watch import watch
 from emodistill.offline.rewards import Scores, dialogue_utility
+from emodistill.offline.rounds import NOTHING, Spent, counts
 from emodistill.offline.store import read_records
 from emodistill.records import Record, Trajectory
 
@@ -50,6 +52,13 @@ class CheckpointLook(Record, frozen=True, kw_only=True):
     signs: Mapping[str, Growth] = {}
     """By the names of `hacking_watch.SIGNS`, in their units."""
     alarms: Sequence[str] = ()
+    cost: Mapping[str, float] = {}
+    """By the names of `offline.rounds.Spent`."""
+
+    @property
+    def spent(self) -> Spent:
+        """Of its dialogues and scores, without seconds."""
+        return Spent(**self.cost)
 
     @property
     def is_hacked(self) -> bool:
@@ -69,11 +78,13 @@ def look_at(
     after: Sequence[Trajectory],
     before: Sequence[Trajectory],
     scores: tuple[Scores, Scores] = ({}, {}),
+    spent: Spent = NOTHING,
 ) -> CheckpointLook:
     """What a checkpoint's dialogues show, beside those of the policy that training started from.
 
     Args:
       scores: the judge's, of the turns of `after` and of `before`.
+      spent: what `after` and its scores have cost.
     """
     found = watch(after, before, scores) if step else None
     of_turns = list(scores[0].values())
@@ -88,6 +99,7 @@ def look_at(
         score_growth=Growth() if found is None else Growth.of(found.score),
         signs={name: Growth.of(interval) for name, interval in growth.items()},
         alarms=[] if found is None else [alarm.text for alarm in found.alarms],
+        cost=counts(spent),
     )
 
 

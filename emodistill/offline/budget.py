@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
+from emodistill.configs import ApiConfig
 from emodistill.errors import InputError
 from emodistill.files import write_json
 from emodistill.llm.client_group import ClientGroup
@@ -16,6 +18,8 @@ from emodistill.untrusted import brief, named_tuple, read_json
 SAVE_EVERY_S = 1.0
 """So that a killed process forgets a second's worth of its counts at most."""
 NO_USAGE = Usage()
+
+C = TypeVar("C", bound=ApiConfig)
 
 
 class Budget:
@@ -116,6 +120,13 @@ class Budget:
         self._finished_usd += cost_usd
         self._num_finished += 1
         self.save_now_and_then()
+
+
+def capped(config: C, spent_usd: float) -> C:
+    """The settings with what is left of their ceiling after jobs that share it."""
+    if config.max_cost_usd is None:
+        return config
+    return dataclasses.replace(config, max_cost_usd=max(0.0, config.max_cost_usd - spent_usd))
 
 
 def usage_path(path: Path) -> Path:

@@ -10,15 +10,17 @@ that adapter reaches, on the training scenarios.
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from emodistill.files import write_json
+from emodistill.offline.judge_items import NO_ANSWER
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.rewards import Scores, dialogue_utility
 from emodistill.offline.store import read_records
@@ -45,6 +47,9 @@ class Spent(NamedTuple):
 
     def times(self, factor: float) -> Spent:
         return Spent(*(factor * value for value in self))
+
+
+NOTHING = Spent()
 
 
 class Round(Record, frozen=True, kw_only=True):
@@ -101,11 +106,16 @@ def read_rounds(path: Path) -> list[Round]:
     return [line for line, _ in read_records(path, Round)] if path.is_file() else []
 
 
-def total_spent(rounds: Iterable[Round]) -> Spent:
-    total = Spent()
-    for one in rounds:
-        total = total.plus(one.spent)
-    return total
+class Costly(Protocol):
+    """A round, or a look at a checkpoint."""
+
+    @property
+    def spent(self) -> Spent: ...
+
+
+def total_spent(rounds: Iterable[Costly]) -> Spent:
+    """What rounds, or looks at checkpoints, have cost together."""
+    return functools.reduce(Spent.plus, (one.spent for one in rounds), NOTHING)
 
 
 class PlayedRound(NamedTuple):
@@ -181,7 +191,9 @@ def recorded_spent(trajectories: Sequence[Trajectory], judgements: Sequence[Judg
     called = (*(trajectory.usage for trajectory in trajectories), *judgements)
     return Spent(
         num_dialogues=len(trajectories),
-        num_calls=sum(t.usage.calls for t in trajectories) - len(own) + len(judgements),
+        num_calls=sum(t.usage.calls for t in trajectories)
+        - len(own)
+        + sum(not line.raw.startswith(NO_ANSWER) for line in judgements),
         num_tokens=sum(one.prompt_tokens + one.completion_tokens for one in called)
         - sum(turn.prompt_tokens + turn.completion_tokens for turn in own),
         cost_usd=sum(line.cost_usd for line in (*trajectories, *judgements)),

@@ -1,7 +1,7 @@
 """Utility over what it has cost: on-policy training round by round, beside what learnt offline.
 
 What every student has learnt from counts for it: the sweep, from which selector and SFT come, and
-on top of it the rounds that an on-policy student has played.
+on top of it the rounds that an on-policy student has played, or the looks at JPO's checkpoints.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emodistill.configs import GRPOConfig, PPOConfig
+from emodistill.configs import DEFAULT_CELL, GRPOConfig, PPOConfig
 from emodistill.domains import DOMAINS
 from emodistill.evaluation.bootstrap import formula_ci
-from emodistill.offline.rounds import ROUNDS, Spent, read_rounds, recorded_spent
+from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks
+from emodistill.offline.rounds import ROUNDS, Spent, read_rounds, recorded_spent, total_spent
 from emodistill.reports.run_data import RunData
 
 OFFLINE = ("iql+sft", "iql+sft+jpo")
@@ -67,7 +68,8 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
             return SpentPoint(spent, *(row[name] / 100 for name in names))
 
         for name in OFFLINE:
-            if (point := held_out(name, sweep)) is not None:
+            spent = sweep.plus(_looks_spent(data, domain, name))
+            if (point := held_out(name, spent)) is not None:
                 curves.append(SpentCurve(domain, name, (), point))
         for stage, path in trained:
             points, spent = _points(path, sweep)
@@ -75,6 +77,15 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
             name += "" if path.parent.name == "default" else f" ({path.parent.name})"
             curves.append(SpentCurve(domain, name, points, held_out(name, spent)))
     return curves
+
+
+def _looks_spent(data: RunData, domain: str, method: str) -> Spent:
+    """What the looks at the checkpoints of a method's adapter have cost; nothing without any."""
+    stage = method.rpartition("+")[2]
+    played = data.records("evaluation", domain=domain, label=method)
+    cells = {dialogue.focal.cells.get(stage, DEFAULT_CELL) for dialogue in played}
+    paths = [data.run_dir / domain / stage / cell / LOOKS for cell in sorted(cells)]
+    return total_spent(look for path in paths for look in read_looks(path))
 
 
 def _points(path: Path, sweep: Spent) -> tuple[list[SpentPoint], Spent]:

@@ -14,12 +14,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emodistill.configs import (
     SIMULATED,
     SIMULATED_MODELS,
     AdapterConfig,
+    ApiConfig,
     EvaluateConfig,
     ExperimentConfig,
     JudgeConfig,
@@ -38,14 +39,18 @@ from emodistill.evaluation.checkpoint_looks import (
 from emodistill.evaluation.players import PlayerSpec, writing_temperature
 from emodistill.jsonl import JsonlAppender
 from emodistill.model import save_adapter
+from emodistill.offline.budget import capped, read_usage
 from emodistill.offline.judging import judge_path, scores_by_turn
-from emodistill.offline.rewards import Scores
+from emodistill.offline.rounds import recorded_spent
 from emodistill.offline.run_files import SCENARIOS
 from emodistill.offline.store import read_judgements, read_trajectories, write_records
+from emodistill.records import Judgement
 from emodistill.settings import Cell, Settings
 from emodistill.stages.evaluation import play, unkept_job
 from emodistill.stages.judge import judge_matches
 from emodistill.stages.language_models import endpoint_of
+
+C = TypeVar("C", bound=ApiConfig)
 
 DIALOGUES = "dialogues.jsonl"
 IN_FLIGHT = 32
@@ -126,7 +131,7 @@ class CheckpointWatch:
 
     def begin(self, step: int) -> None:
         """Forget whatever was seen after `step`, from which the training goes on."""
-        for folder in (self.directory / "watch").glob("*"):
+        for folder in (self.directory / "watch").glob("[0-9]*"):
             if int(folder.name) > step:
                 shutil.rmtree(folder)
         if any(seen > step for seen in self.looks):
@@ -139,11 +144,14 @@ class CheckpointWatch:
             folder = self._folder(step)
             save_adapter(model, folder / "adapter", self.cell.config.model)
             self._play(step)
+            played = read_trajectories(folder / DIALOGUES)
+            judged, judged_first = self._judgements(folder), self._judgements(self._folder(0))
             look = look_at(
                 step,
-                read_trajectories(folder / DIALOGUES),
+                played,
                 read_trajectories(self._folder(0) / DIALOGUES),
-                (self._scores(folder), self._scores(self._folder(0))),
+                (scores_by_turn(judged), scores_by_turn(judged_first)),
+                recorded_spent(played, judged)._replace(cost_usd=self._cost_usd(folder)),
             )
             with JsonlAppender(self.directory / LOOKS) as rows:
                 rows.append(look)
@@ -153,17 +161,27 @@ class CheckpointWatch:
 
     def kept(self, last_step: int) -> tuple[int, Path | None]:
         """The step that `select` asks for, and its adapter; says what was seen."""
-        print(looks_table(list(self.looks.values())), flush=True)
-        if self.cell.config.select == "last":
-            return last_step, None
-        step = best_look(list(self.looks.values())).step
-        return step, self._folder(step) / "adapter"
+        looks, config = list(self.looks.values()), self.cell.config
+        print(looks_table(looks), flush=True)
+        best = best_look(looks)
+        step = last_step if config.select == "last" else best.step
+        if self.looks[step].is_hacked:
+            advice = "--select best would keep one without"
+            if best.is_hacked:
+                advice = "so has every other: try a lower --learning-rate, or another judge"
+            print(f"{config.stage}: step {step:,} is kept, and has an alarm; {advice}.", flush=True)
+        return step, None if config.select == "last" else self._folder(step) / "adapter"
+
+    @property
+    def cost_usd(self) -> float:
+        """Of all looks."""
+        return sum(map(self._cost_usd, (self.directory / "watch").glob("[0-9]*")))
 
     def _folder(self, step: int) -> Path:
         return self.directory / "watch" / f"{step:06d}"
 
     def _play(self, step: int) -> None:
-        config, folder = self.playing, self._folder(step)
+        config, folder = self._capped(self.playing, step), self._folder(step)
         focal = PlayerSpec(  # without an adapter: the student that is trained has its own
             method=config.method,
             temperature=writing_temperature(config, config.method),
@@ -171,18 +189,35 @@ class CheckpointWatch:
             selector_dir=self.selector_dir,
         )
         name = f"{self.cell.config.stage}: look at step {step:,}"
+        if not config.is_simulated and not self.looks:
+            print(f"{name}: every look costs as much, and one comes every {self.every:,} steps.")
         job = unkept_job(config, focal, name=name, output=folder / DIALOGUES)
         played = play(job, {config.student: self.student})
         if not played.result.is_complete:
             raise StoppedError(f"{name}: {played.result.text}")
         if played.is_agreed:  # once for all looks
-            self.playing = dataclasses.replace(config, yes=True)
+            self.playing = dataclasses.replace(self.playing, yes=True)
         if self.judging is not None:
             scenarios = (config.data_from or config.run) / config.domain / SCENARIOS
-            judge_matches(self.judging, folder / DIALOGUES, folder, scenarios)
+            judging = self._capped(self.judging, step)
+            judge_matches(judging, folder / DIALOGUES, folder, scenarios)
 
-    def _scores(self, folder: Path) -> Scores:
+    def _capped(self, config: C, step: int) -> C:
+        """The settings with what the other looks, and the dialogues of this one, have left."""
+        others = self.cost_usd - self._cost_usd(self._folder(step))
+        own = read_usage(self._folder(step) / DIALOGUES).cost_usd
+        return capped(config, others + (own if isinstance(config, JudgeConfig) else 0.0))
+
+    def _judge_file(self, folder: Path) -> Path | None:
         if self.judging is None:
-            return {}
-        path = judge_path(folder, endpoint_of(self.judging, "judge").name)
-        return scores_by_turn(read_judgements(path))
+            return None
+        return judge_path(folder, endpoint_of(self.judging, "judge").name)
+
+    def _judgements(self, folder: Path) -> list[Judgement]:
+        path = self._judge_file(folder)
+        return [] if path is None else read_judgements(path)
+
+    def _cost_usd(self, folder: Path) -> float:
+        """Of a look; calls that came to nothing are in it."""
+        files = folder / DIALOGUES, self._judge_file(folder)
+        return sum(read_usage(file).cost_usd for file in files if file is not None)

@@ -17,12 +17,11 @@ import shutil
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from emodistill.configs import (
     DEFAULT_CELL,
     EMBEDDED,
-    ApiConfig,
     EvaluateConfig,
     GRPOConfig,
     OnPolicyConfig,
@@ -35,6 +34,7 @@ from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temper
 from emodistill.files import replacing
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.negotiation.episode import turn_cap
+from emodistill.offline.budget import capped
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.judging import judge_path, run_judging
 from emodistill.offline.rewards import SweepData, TurnLimit
@@ -75,8 +75,6 @@ from emodistill.stages.language_models import (
 from emodistill.stages.model_check import TYPICAL, check_models
 from emodistill.stages.stage import Requirement, Stage, next_command
 from emodistill.stages.training import SFT, check_snapshot
-
-C = TypeVar("C", bound=ApiConfig)
 
 
 class _OnPolicyDetails(NamedTuple):
@@ -235,7 +233,9 @@ async def _next_round(job: Job, client_of: ClientOf, rounds: Sequence[Round]) ->
     # Nothing else is under way, so that the loop of events may wait for this.
     with timed(directory, "train"):
         learnt = train_round(
-            config.without_length(),
+            dataclasses.replace(
+                config.without_length(), seed=derive(config.seed, "learn-round", number)
+            ),
             SweepData(*dialogues, limit=limit),
             directory=directory,
             spoke=spoke.folder,
@@ -284,7 +284,7 @@ async def _collect(
                 await pool.match(
                     focal, counterparty, offer_reader(client_of, details.reader, config)
                 ),
-                _capped(playing, spent_usd),
+                capped(playing, spent_usd),
                 path=_dialogues(directory),
                 label=f"{job.name} {number}",
             )
@@ -297,7 +297,7 @@ async def _collect(
         with timed(directory, "judge"):
             judged = await run_judging(
                 dataclasses.replace(
-                    _capped(config.judging(), spent_usd + cost_usd), judge=details.judge.name
+                    capped(config.judging(), spent_usd + cost_usd), judge=details.judge.name
                 ),
                 trajectories,
                 details.scenarios,
@@ -328,13 +328,6 @@ def round_scenarios(
         )
     order = stream(config.seed, "round-scenarios", number).permutation(len(training))
     return [training[i] for i in sorted(order[: config.scenarios_per_round])]
-
-
-def _capped(config: C, spent_usd: float) -> C:
-    """The settings with what is left of the ceiling on costs."""
-    if config.max_cost_usd is None:
-        return config
-    return dataclasses.replace(config, max_cost_usd=max(0.0, config.max_cost_usd - spent_usd))
 
 
 def _check(job: Job, done: JobsResult) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watch
 from emodistill.stages.evaluation import held_out
 from emodistill.stages.inputs import dialogues_hash, model_hashes, scores_hash
 from emodistill.stages.judge import scores_needed
-from emodistill.stages.language_models import default_model
+from emodistill.stages.language_models import default_model, endpoint_of, reader_of
 from emodistill.stages.runner import cells_elsewhere, finished_cells
 from emodistill.stages.stage import (
     Requirement,
@@ -100,7 +99,10 @@ def _job(cell: Cell) -> Job:
             files += sorted(sft_adapter.iterdir())
         if config.is_watched:
             playing = watched_match(cell)
-            held_out(data_home / SCENARIOS, playing.split)  # there has to be one
+            # Before anything is trained: there has to be a scenario, and somebody to play against.
+            held_out(data_home / SCENARIOS, playing.split)
+            endpoint_of(playing, "counterparty")
+            reader_of(playing)
             identity |= {"watched": playing.identity()}
             if get_method(playing.method).selector == "iql":
                 selector_dir = home / "iql" / DEFAULT_CELL
@@ -223,7 +225,12 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     prompted = ("emotion-free focal",) if config.emotion_free else ("focal",)
-    watcher_of = functools.partial(CheckpointWatch, job.cell, job.directory, details.selector_dir)
+    watches: list[CheckpointWatch] = []
+
+    def watcher_of(student: Any) -> CheckpointWatch:
+        watches.append(CheckpointWatch(job.cell, job.directory, details.selector_dir, student))
+        return watches[0]
+
     trained = train_adapter(
         config,
         read_sweep(details.data_home, details.pack, details.scores, prompted=prompted),
@@ -245,6 +252,7 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     return Result(
         f"{steps} on {trained.num_samples:,} of {trained.num_turns:,} "
         f"turns{left_out}; adapter in {job.path}",
+        sum(watch.cost_usd for watch in watches),
         summary=trained._asdict(),
     )
 

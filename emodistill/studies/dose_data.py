@@ -56,11 +56,12 @@ def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _play_own(config: DoseStudy, settings: Settings) -> None:
-    """Make the sweep of the run inside the run, unless it is there."""
+    """Make the sweep of the run inside the run; one of as many dialogues is left alone.
+
+    With more dialogues it begins as before, so that the judge scores the new ones alone.
+    """
     data = config.data_from or config.run
     own = config.run / OWN / config.domain
-    if (own / TRAJECTORIES).is_file():
-        return
     for kind in (IQLConfig, SFTConfig):
         given = _without(_shared(config), "counterparty")
         base = settings.config(kind, **given, judge=config.judge)
@@ -83,7 +84,9 @@ def _play_own(config: DoseStudy, settings: Settings) -> None:
     (own / SCENARIOS).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(scenarios, own / SCENARIOS)
     dialogues = sorted(read_trajectories(played), key=_by_number)[: config.own_dialogues]
-    write_records(own / TRAJECTORIES, dialogues)
+    known = read_trajectories(own / TRAJECTORIES) if (own / TRAJECTORIES).is_file() else []
+    if known != dialogues:
+        write_records(own / TRAJECTORIES, dialogues)
 
 
 def _by_number(dialogue: Any) -> tuple[int, str]:

@@ -41,7 +41,8 @@ class Task(NamedTuple):
     judging: tuple[JudgeConfig, Path] | None = None
     """Who judges the dialogues, and where the scores go."""
     candidates: tuple[Cell, ...] = ()
-    """Of the trainings, those of which the best on validation scenarios is played."""
+    """Of the trainings, those of which the best on validation scenarios is played; one whose best
+    checkpoint has an alarm only where all have."""
 
     def play(self) -> Path:
         """Play and judge, once everything is trained."""
@@ -49,7 +50,7 @@ class Task(NamedTuple):
             return _directory(self.trainings[-1][0]) / METRICS
         match = self.match
         if self.candidates:
-            best = max(self.candidates, key=_best_utility)
+            best = max(self.candidates, key=_worth)
             cells = {**match.config.cells, best.config.stage: best.name}
             match = match._replace(config=dataclasses.replace(match.config, cells=cells))
         if (ceiling_usd := match.config.max_cost_usd) is not None:
@@ -69,9 +70,10 @@ class Task(NamedTuple):
         return path
 
 
-def _best_utility(cell: Cell) -> float:
-    """Of a watched training's checkpoints on the validation scenarios."""
-    return best_look(read_looks(_directory(cell) / LOOKS)).utility
+def _worth(cell: Cell) -> tuple[bool, float]:
+    """Of a watched training's best checkpoint: whether it has no alarm, and its utility."""
+    look = best_look(read_looks(_directory(cell) / LOOKS))
+    return not look.is_hacked, look.utility
 
 
 def _directory(cell: Cell) -> Path:

@@ -3,10 +3,10 @@
     δ_t = r_t + γ V(s_{t+1}) − V(s_t),    A_t = δ_t + γ λ A_{t+1}
 
 V is a small network on the features that the emotion selector sees (`negotiation.states`), V after
-the last turn is 0, and a critic is fitted after its advantages were taken, to A + V. Advantages are
-whitened over the round, as is usual (Andrychowicz et al., 2021). A turn that a judge was asked
-about in vain has no reward: its δ is 0, as if it had brought what the critic expected, and it is
-not trained on itself.
+the last turn is 0, and a critic is fitted after its advantages were taken, to A + V. A turn that a
+judge was asked about in vain has no reward: its δ is 0, as if it had brought what the critic
+expected, and it is not trained on itself. The advantages of the others are whitened over the round,
+as is usual (Andrychowicz et al., 2021).
 
 Axes: N turns, S state.
 """
@@ -34,8 +34,11 @@ from emodistill.negotiation.states import DialogueState, feature_names, features
 from emodistill.offline.rewards import FocalTurns, iql_rewards
 from emodistill.records import Trajectory
 from emodistill.tensor_files import write_tensors
-from emodistill.train.q_learning import Layers, forward, initial_networks
+from emodistill.train.learner_losses import Layers, forward
+from emodistill.train.q_learning import initial_networks
 
+WHITENING_EPS = 1e-8
+"""Beside the standard deviation, so that equal advantages become 0."""
 ROW_MULTIPLE = 256
 """Turns of a round are padded to this, so that rounds of like size share one program."""
 
@@ -131,8 +134,10 @@ def critic_advantages(
     advantages = generalized_advantages(
         rewards, values, is_last, discount=config.discount, gae_lambda=config.gae_lambda
     )
-    whitened = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    whitened[np.isnan(rewards)] = np.nan
+    known = np.where(np.isnan(rewards), np.nan, advantages)
+    whitened = known
+    if not np.isnan(known).all():  # of none there is no mean
+        whitened = (known - np.nanmean(known)) / (np.nanstd(known) + WHITENING_EPS)
     return CriticAdvantages(whitened, observation_NS, advantages + values)
 
 

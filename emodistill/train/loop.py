@@ -86,20 +86,14 @@ def train(
       StoppedError: Ctrl-C or SIGTERM came; the step that was reached is saved.
     """
     warn_of_empty_rows(model.mesh, batches, config)
-    stage, shown = config.stage, objective.shown_metric
+    stage = config.stage
     num_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     trainer, lora, frozen = make_trainer(model, config, objective, num_steps)
     checkpoints = Checkpoints(
         cell_dir / "checkpoints", identity, keep=config.keep, keep_every=config.keep_every
     )
-    start = trainer.init(lora)
-    if goes_on_from is not None:
-        start = start._replace(opt_state=load_opt_state(goes_on_from, start.opt_state))
-    state = _restore(checkpoints, start, batches)
-    del start  # a second copy of the optimiser's state would lie beside what was restored
+    state = _first_state(checkpoints, trainer.init(lora), batches, goes_on_from)
     first = int(state.step)
-    devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
-    peak = peak_flops(devices, model.dtype)
 
     def load(number: int) -> tuple[Step, list[Batch]]:
         step = batches.step(number)
@@ -114,10 +108,12 @@ def train(
         nnx.update(model, state.lora)
         return watcher.look(number, model)
 
-    if watcher is not None:
-        watcher.begin(first)
-    if is_watched(first) and is_ended(first):
-        return TrainingRun(first, {}, state.opt_state)
+    def check(number: int, step: Step, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                culprits = _culprits(trainer, state, frozen, batches, step)
+                what = f"{stage} step {number}: {name}={value}"
+                raise _divergence(what, culprits, checkpoints.newest)
 
     with (
         StopRequest() as stop,
@@ -125,47 +121,22 @@ def train(
         MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as metrics_log,
         Progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
-        last, clock = metrics_log.last, time.monotonic()
-        # Steps that were dispatched: number, input, metrics on the device.
-        unread: deque[tuple[int, Step, list[Metrics]]] = deque()
-
-        def read_metrics(num_left: int) -> None:
-            """Wait for steps, oldest first, until so many are unread; check and log each."""
-            nonlocal last, clock
-            while len(unread) > num_left:
-                number, step, shares = unread.popleft()
-                last = add_metrics(shares)
-                for name, value in last.items():
-                    if not math.isfinite(value):
-                        culprits = _culprits(trainer, state, frozen, batches, step)
-                        raise _divergence(
-                            f"{stage} step {number}: {name}={value}", culprits, checkpoints.newest
-                        )
-                now = time.monotonic()
-                seconds, work = now - clock, step.work
-                last["rows/useful_share"] = work.num_tokens / work.num_positions
-                times = {
-                    "time/step_s": seconds,
-                    "time/tokens_per_s": work.num_tokens / seconds,
-                    "time/response_tokens_per_s": work.num_reply_tokens / seconds,
-                    "time/mfu": training_flops(model.config, work) / seconds / peak,
-                }
-                metrics_log.write(number, last | times)
-                clock = now
-                bar.advance(1, note=f"{shown} {last[shown]:.4f}")
-
+        if watcher is not None:
+            watcher.begin(first)
+        if is_watched(first) and is_ended(first):
+            num_steps = first
+        late = _LateMetrics(model, metrics_log, bar, objective.shown_metric, check)
         loaded = prefetched(load, range(first, num_steps), ahead=STEPS_AHEAD)
         for number, (step, on_device) in enumerate(loaded, start=first + 1):
             # Whatever crosses between host and device here would make the device wait.
             with jax.transfer_guard("disallow"):
                 state, metrics = trainer.step(state, frozen, on_device)
-            unread.append((number, step, metrics))
-            read_metrics(STEPS_AHEAD)
+            late.add(number, step, metrics)
             is_stopped = stop.is_due(number)
             is_saved = number % config.save_every == 0 or number == num_steps
             if is_stopped or is_saved or is_watched(number):
-                read_metrics(0)
-                checkpoints.save(number, state, cursor=_cursor(batches, number), metrics=last)
+                late.read(0)
+                checkpoints.save(number, state, cursor=_cursor(batches, number), metrics=late.last)
             if on_step is not None:
                 on_step(number)
             if is_stopped and number < num_steps:
@@ -173,12 +144,66 @@ def train(
                     f"{stage}: stopped after step {number:,} of {num_steps:,}, which is saved; "
                     "the same command goes on from there."
                 )
-            if is_watched(number) and is_ended(number):
-                num_steps = number
-                break
-            clock = max(clock, time.monotonic()) if is_watched(number) else clock
+            if is_watched(number):
+                if is_ended(number):
+                    num_steps = number
+                    break
+                late.restart_clock()
     nnx.update(model, state.lora)
-    return TrainingRun(num_steps, last, state.opt_state)
+    return TrainingRun(num_steps, late.last, state.opt_state)
+
+
+class _LateMetrics:
+    """The metrics of dispatched steps, which the host reads some steps later, checks and logs.
+
+    Args:
+      check: called with number, input and metrics of each step; raises where they can't be.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2,
+        metrics_log: MetricsLog,
+        bar: Progress,
+        shown: str,
+        check: Callable[[int, Step, dict[str, float]], None],
+    ) -> None:
+        devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
+        self._peak = peak_flops(devices, model.dtype)
+        self._model_config = model.config
+        self._log, self._bar, self._shown, self._check = metrics_log, bar, shown, check
+        self._unread: deque[tuple[int, Step, list[Metrics]]] = deque()
+        self.last = metrics_log.last
+        """Of the newest step that was read."""
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count no time until now for the next step."""
+        self._clock = time.monotonic()
+
+    def add(self, number: int, step: Step, on_device: list[Metrics]) -> None:
+        """Note a step, and read those that lie `STEPS_AHEAD` back."""
+        self._unread.append((number, step, on_device))
+        self.read(STEPS_AHEAD)
+
+    def read(self, num_left: int) -> None:
+        """Wait for steps, oldest first, until so many are unread; check and log each."""
+        while len(self._unread) > num_left:
+            number, step, shares = self._unread.popleft()
+            self.last = add_metrics(shares)
+            self._check(number, step, self.last)
+            now = time.monotonic()
+            seconds, work = now - self._clock, step.work
+            self.last["rows/useful_share"] = work.num_tokens / work.num_positions
+            times = {
+                "time/step_s": seconds,
+                "time/tokens_per_s": work.num_tokens / seconds,
+                "time/response_tokens_per_s": work.num_reply_tokens / seconds,
+                "time/mfu": training_flops(self._model_config, work) / seconds / self._peak,
+            }
+            self._log.write(number, self.last | times)
+            self._clock = now
+            self._bar.advance(1, note=f"{self._shown} {self.last[self._shown]:.4f}")
 
 
 class TrainerParts(NamedTuple):
@@ -214,8 +239,13 @@ def warn_of_empty_rows(mesh: Mesh | None, batches: PackedBatches, config: Adapte
         )
 
 
-def _restore(checkpoints: Checkpoints, start: TrainState, batches: PackedBatches) -> TrainState:
-    """The newest checkpoint's state, if its run would now see the same samples; `start` if none."""
+def _first_state(
+    checkpoints: Checkpoints, start: TrainState, batches: PackedBatches, goes_on_from: Path | None
+) -> TrainState:
+    """The newest checkpoint's state, if its run would now see the same samples; `start` if none,
+    with the optimiser's state of an earlier training where there is one."""
+    if goes_on_from is not None:
+        start = start._replace(opt_state=load_opt_state(goes_on_from, start.opt_state))
     state, cursor = checkpoints.restore(start)
     step = int(state.step)
     if step and cursor != _cursor(batches, step):
