@@ -173,7 +173,7 @@ def test_who_plays_and_who_scores_at_a_look():
     assert method_of(JPOConfig()) == "iql+sft+jpo"
     assert method_of(JPOConfig(reference="base")) == "iql+jpo"
     assert method_of(JPOConfig(emotion_free=True)) == "free-sft+jpo"
-    assert method_of(SFTConfig()) == "iql+sft" and method_of(IQLConfig()) == "iql"
+    assert method_of(SFTConfig()) == "iql+sft"
 
     def judge(**settings):
         return watching_judge(Cell(JPOConfig(**settings)))
