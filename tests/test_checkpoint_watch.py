@@ -37,6 +37,7 @@ from emodistill.settings import Cell, Settings
 from emodistill.simulator.judge import TASTES, JudgedTurn
 from emodistill.simulator.reading import Speech
 from emodistill.simulator.server import complete
+from emodistill.stages import STAGES
 from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watching_judge
 from emodistill.studies import launchers
 
@@ -182,7 +183,7 @@ def test_who_plays_and_who_scores_at_a_look():
     assert judge(judge="truth") is None  # worths can't be asked
     assert judge(provider="openai") is None  # and nobody pays for a judge that wasn't named
     with pytest.raises(InputError, match="need a training in one process"):
-        JPOConfig(select="best", coordinator="auto").check_devices()
+        STAGES["jpo"].needs(JPOConfig(select="best", coordinator="auto"))
 
 
 @pytest.fixture(scope="module")

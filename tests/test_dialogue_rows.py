@@ -10,7 +10,7 @@ from emodistill.errors import InputError
 from emodistill.model import load_qwen2
 from emodistill.seeding import stream
 from pretraining.dialogue_rows import (
-    GIVEN_DIGIT,
+    GIVEN,
     NOTHING,
     PROMPT,
     REPLY,
@@ -25,7 +25,7 @@ DIGITS = (10, 11)
 
 
 def sample(prompt: list[int], reply: list[int]) -> TokenSample:
-    return TokenSample(prompt, reply, [GIVEN_DIGIT if id_ in DIGITS else REPLY for id_ in reply])
+    return TokenSample(prompt, reply, [GIVEN if id_ in DIGITS else REPLY for id_ in reply])
 
 
 SAMPLES = (

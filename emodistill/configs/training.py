@@ -195,10 +195,8 @@ class AdapterConfig(ExperimentConfig):
     has_constant_rate: ClassVar[bool] = False
     """Whether the learning rate stays as it is, where nobody knows how long training goes on."""
 
-    @property
-    def starts_from_base(self) -> bool:
-        """Whether training starts from the base model instead of the SFT adapter."""
-        return True
+    reference: ClassVar[str] = "base"
+    """What training starts from: the base model, or the SFT adapter (`sft`)."""
 
     def check_devices(self) -> None:
         """Refuse a mesh or a group of processes that is impossible.
@@ -254,10 +252,7 @@ class RefinementConfig(AdapterConfig):
     )
     """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
     for the embedded student 768."""
-
-    @property
-    def starts_from_base(self) -> bool:
-        return False
+    reference = "sft"
 
 
 @configuration
@@ -283,14 +278,6 @@ class RecordedRefinementConfig(RefinementConfig):
     def is_watched(self) -> bool:
         return self.watch or self.stop_when_hacked or self.select == "best"
 
-    def check_devices(self) -> None:
-        AdapterConfig.check_devices(self)
-        if self.is_watched and self.coordinator is not None:
-            raise InputError(
-                "--watch, --select best and --stop-when-hacked need a training in one process; "
-                f"leave out --coordinator {self.coordinator}, or those."
-            )
-
 
 @configuration
 class JPOConfig(RecordedRefinementConfig):
@@ -314,10 +301,6 @@ class JPOConfig(RecordedRefinementConfig):
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of the scored turns that --data top keeps."""
-
-    @property
-    def starts_from_base(self) -> bool:
-        return self.reference == "base"
 
 
 @configuration

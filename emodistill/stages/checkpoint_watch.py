@@ -60,7 +60,7 @@ IN_FLIGHT = 32
 def method_of(config: AdapterConfig) -> str:
     """The method that plays an adapter that has been trained."""
     stage = config.stage
-    is_refined = isinstance(config, RefinementConfig) and not config.starts_from_base
+    is_refined = isinstance(config, RefinementConfig) and config.reference == "sft"
     trained = f"sft+{stage}" if is_refined or stage not in ("sft", "jpo") else stage
     return f"free-{trained}" if config.emotion_free else f"iql+{trained}"
 

@@ -134,6 +134,8 @@ def follow_up(kind: type[C], cell: Cell, **changes: Any) -> C:
     for name in shared:
         if name in names and name in own and getattr(config, name) != own[name]:
             given[name] = getattr(config, name)
+    if kind.stage == "judge":  # that run's turns are judged in it; the flag is for --validate
+        given.pop("data_from", None)
     if kind.student_field is not None and config.student_field is not None:
         given[kind.student_field] = getattr(config, config.student_field)
     return file.config(kind, **given | changes)

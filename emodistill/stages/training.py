@@ -66,11 +66,17 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     model_hashes(config.model)
     load_pack(config.prompt_pack)
     needs = [Requirement("sweep"), scores_needed(config)]
-    if isinstance(config, RefinementConfig) and not config.starts_from_base:
+    if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
-    if config.is_watched and get_method(method_of(config)).selector == "iql":
-        needs.append(Requirement("iql"))
+    if config.is_watched:
+        if config.coordinator is not None:
+            raise InputError(
+                "--watch, --select best and --stop-when-hacked need a training in one process; "
+                f"leave out --coordinator {config.coordinator}, or those."
+            )
+        if get_method(method_of(config)).selector == "iql":
+            needs.append(Requirement("iql"))
     return needs
 
 
@@ -93,7 +99,7 @@ def _job(cell: Cell) -> Job:
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)
-        if isinstance(config, RefinementConfig) and not config.starts_from_base:
+        if isinstance(config, RefinementConfig) and config.reference == "sft":
             sft_adapter = home / "sft" / config.sft_cell / "adapter"
             check_snapshot(cell, sft_adapter.parent)
             files += sorted(sft_adapter.iterdir())

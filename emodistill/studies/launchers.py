@@ -179,7 +179,11 @@ def _reference_group(cell: Cell) -> object:
     config = cell.config
     if not isinstance(config, RefinementConfig):
         return _directory(cell)
-    return config.domain, None if config.starts_from_base else config.sft_cell, config.emotion_free
+    return (
+        config.domain,
+        config.sft_cell if config.reference == "sft" else None,
+        config.emotion_free,
+    )
 
 
 def _needs(cell: Cell, task: Task) -> list[Path]:

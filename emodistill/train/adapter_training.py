@@ -90,7 +90,7 @@ def train_adapter(
     """Train the student's adapter, or go on from the newest checkpoint in `cell_dir`.
 
     Args:
-      sft_adapter: what to start from; needed unless `config.starts_from_base`.
+      sft_adapter: what to start from; needed where `config.reference` is `sft`.
       objective: the stage's own without it.
       on_step: called after each step with the number of steps taken.
       watcher_of: who looks at the student at checkpoints, made from the model that is trained.

@@ -112,7 +112,7 @@ def check_training(
             ref_logp_NU = computed_logprobs(model, batches, rows, num_samples)
         batches.set_reference(ref_logp_NU)
     step = take_first_step(parts, state, first_rows(batches))
-    alone = check_alone(parts, model, batches, step, is_new=config.starts_from_base)
+    alone = check_alone(parts, model, batches, step, is_new=config.reference == "base")
     measured_s = seconds_per_position(parts, state, batches) if look.measure else None
     say(hours_text(config, batches, epoch, model, measured_s=measured_s))
     say()

@@ -207,7 +207,7 @@ def mesh_shape(config: AdapterConfig, num_devices: int, num_heads: int) -> MeshS
 
 def _add_start(model: Qwen2, config: AdapterConfig, sft_adapter: Path | None) -> str:
     """Give `model` the adapter that training starts from; its hash, or `base` for a new one."""
-    if config.starts_from_base:
+    if config.reference == "base":
         rng = jax_key(config.seed, "lora")
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets, rng)
         return "base"
