@@ -40,9 +40,10 @@ from emodistill.prompts import (
 )
 from emodistill.records import Role, Trajectory, Turn
 from emodistill.seeding import stream
+from emodistill.simulator.server import complete
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.config import PretrainConfig
-from pretraining.novice import NoviceWriter, novice_reply
+from pretraining.novice import FACT_ODDS, NoviceWriter, novice_reply
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -59,6 +60,9 @@ it seldom speaks the talks are long, and their histories full of other people's 
 a student meets that has been trained."""
 COUNTERPARTY_NEUTRAL_ODDS = 0.7
 """A student is a counterparty in tournaments alone: neutral there, or with a method of its own."""
+BARE_FACT_ODDS = 0.6
+"""Share of the novice's replies to bare prompts that state a fact: copying words is learned late,
+and elsewhere there are few to copy."""
 NUM_KEPT_LINES = 4
 """Bare prompts keep one of the first lines of their context, of so many."""
 FIGURES = {
@@ -74,6 +78,8 @@ class Dialogue(NamedTuple):
     trajectory: Trajectory
     pack: PromptPack
     """The prompts that both players were given."""
+    is_bare: bool = False
+    """Whether the prompts are cut down to little but the figures."""
 
     def messages(self, turn: Turn) -> list[Message]:
         """The prompt that `turn` answers."""
@@ -82,24 +88,40 @@ class Dialogue(NamedTuple):
 
 
 class Prompted(NamedTuple):
-    """A prompt, and what the novice might say to it."""
+    """A prompt, and what might be said to it."""
 
     messages: list[Message]
     replies: list[str]
+    """Of the novice."""
+    other: str | None
+    """Of the simulated model whose role it is: a student that knows no manner of speaking but the
+    novice's can hardly be taught another one (docs/notes.md). None for bare prompts."""
 
 
 def prompted_replies(
     dialogue: Dialogue, role: Role, rng: np.random.Generator, replies_per_turn: int
 ) -> list[Prompted]:
-    """What the novice might say in each turn of a role, whoever spoke there.
+    """What might be said in each turn of a role, whoever spoke there: `replies_per_turn` in all.
 
     The replies to a prompt share it, so that in a row each costs its own tokens alone.
     """
     turns = [turn for turn in dialogue.trajectory.turns if turn.speaker == role]
-    return [
-        Prompted(messages, [novice_reply(messages, rng) for _ in range(replies_per_turn)])
-        for messages in map(dialogue.messages, turns)
-    ]
+    is_bare = dialogue.is_bare
+    odds = BARE_FACT_ODDS if is_bare else FACT_ODDS
+    prompted = []
+    for messages in map(dialogue.messages, turns):
+        replies = [
+            novice_reply(messages, rng, odds) for _ in range(replies_per_turn - (not is_bare))
+        ]
+        other = None if is_bare else _usual_reply(role, messages, int(rng.integers(2**31)))
+        prompted.append(Prompted(messages, replies, other))
+    return prompted
+
+
+def _usual_reply(role: Role, messages: list[Message], seed: int) -> str:
+    """What the simulated model of a role says to a prompt."""
+    model = SIMULATED_MODELS[role]
+    return complete(model, messages, seed=seed, temperature=0.7, max_tokens=256)[0]
 
 
 @functools.cache
@@ -150,7 +172,7 @@ def play_dialogues(config: PretrainConfig, kind: Literal["bare", "full"]) -> lis
         )
         match = Match(focal=focal, counterparty=counterparty, pack=chosen_pack, seed=config.seed)
         trajectory = await play(PlannedDialogue(scenario, number, f"pretrain/{name}"), match)
-        return Dialogue(scenario, trajectory, chosen_pack)
+        return Dialogue(scenario, trajectory, chosen_pack, kind == "bare")
 
     with Progress(f"{kind} dialogues", total=num_dialogues, unit="dialogues") as bar:
         dialogues = []

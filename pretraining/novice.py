@@ -56,12 +56,16 @@ HOLD_ODDS, HALFWAY_ODDS = 0.1, 0.5
 CONCESSION = (0.3, 0.7)
 
 
-def novice_reply(messages: Sequence[Mapping[str, str]], rng: np.random.Generator) -> str:
+def novice_reply(
+    messages: Sequence[Mapping[str, str]],
+    rng: np.random.Generator,
+    fact_odds: float = FACT_ODDS,
+) -> str:
     """The next utterance of either player for a chat request."""
     sections = read_sections(*messages_text(messages))
     brief = read_brief(sections.scenario)
     history = read_history(sections.talks, brief.role)
-    before = [*_emotion(read_tone(sections), rng), *_remark(brief, rng)]
+    before = [*_emotion(read_tone(sections), rng), *_remark(brief, rng, fact_odds)]
     return " ".join([*before, *_figures(brief, history, rng)])
 
 
@@ -73,9 +77,9 @@ def _emotion(asked: str | None, rng: np.random.Generator) -> list[str]:
     return [WORDS["clauses"][shown]]
 
 
-def _remark(brief: Brief, rng: np.random.Generator) -> list[str]:
+def _remark(brief: Brief, rng: np.random.Generator, fact_odds: float) -> list[str]:
     draw = rng.random()
-    if draw < FACT_ODDS:
+    if draw < fact_odds:
         stated = [
             template.format_map(brief.facts)
             for template in WORDS["facts"][brief.domain]
@@ -84,7 +88,7 @@ def _remark(brief: Brief, rng: np.random.Generator) -> list[str]:
         # A fact with a figure of its own ("a paper due at 8 AM") would be taken for an offer.
         usable = [text for text in stated if last_figure(text, brief.domain) is None]
         return [str(rng.choice(usable))] if usable else []
-    return [str(rng.choice(WORDS["chatter"]))] if draw < FACT_ODDS + CHATTER_ODDS else []
+    return [str(rng.choice(WORDS["chatter"]))] if draw < fact_odds + CHATTER_ODDS else []
 
 
 def fact_name(template: str) -> str:

@@ -107,10 +107,13 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfi
             name = dialogue.trajectory.trajectory_id
             rng = stream(config.seed, "pretrain", "replies", name, role)
             samples = [
-                TokenSample(prompt_ids, reply_ids, _kinds(tokenizer, text))
+                TokenSample(
+                    prompt_ids, reply_ids, _kinds(tokenizer, text, text is not prompted.other)
+                )
                 for prompted in prompted_replies(dialogue, role, rng, config.replies_per_turn)
                 for prompt_ids in [encode_chat(tokenizer, prompted.messages)]
-                for text in prompted.replies
+                for text in [*prompted.replies, prompted.other]
+                if text is not None
                 for reply_ids in [encode_reply(tokenizer, text)]
                 if len(prompt_ids) + len(reply_ids) <= MAX_TOKENS
             ]
@@ -119,9 +122,13 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfi
     return rows
 
 
-def _kinds(tokenizer: Any, text: str) -> list[int]:
-    """The kind of each token of a reply, its end included."""
-    given = given_characters(text)
+def _kinds(tokenizer: Any, text: str, is_own: bool) -> list[int]:
+    """The kind of each token of a reply, its end included.
+
+    Args:
+      is_own: whether the novice says it; in the words of others no digit is known to be given.
+    """
+    given = given_characters(text) & is_own
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kinds = [
         GIVEN if given[start:end].any() else FREE_DIGIT if text[start:end].isdigit() else REPLY
