@@ -30,7 +30,7 @@ Weights = dict[str, np.ndarray]
 
 ATTENTION_GAP = 6.0
 """How many nats the position that a head of the first layer looks for is ahead of its neighbours:
-at 6 they get less than 1 % of the attention."""
+at 6 they get some 1 % of the attention."""
 LARGEST_TURN = 0.5
 """A frequency may compare tokens if it turns by no more radians over the longest sample: the
 cosine, by which a match is weakened, is then at least 0.88."""

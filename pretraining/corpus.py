@@ -40,7 +40,6 @@ from emodistill.prompts import (
 )
 from emodistill.records import Role, Trajectory, Turn
 from emodistill.seeding import stream
-from emodistill.simulator.server import complete
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.config import PretrainConfig
 from pretraining.novice import FACT_ODDS, NoviceWriter, novice_reply
@@ -87,41 +86,43 @@ class Dialogue(NamedTuple):
         return prompt(self.pack, self.scenario, self.trajectory.turns[: turn.index], turn.emotion)
 
 
+class PossibleReply(NamedTuple):
+    text: str
+    is_novice: bool
+    """Otherwise the simulated model says it whose role it is."""
+
+
 class Prompted(NamedTuple):
     """A prompt, and what might be said to it."""
 
     messages: list[Message]
-    replies: list[str]
-    """Of the novice."""
-    other: str | None
-    """Of the simulated model whose role it is: a student that knows no manner of speaking but the
-    novice's can hardly be taught another one (docs/notes.md). None for bare prompts."""
+    replies: list[PossibleReply]
 
 
 def prompted_replies(
     dialogue: Dialogue, role: Role, rng: np.random.Generator, replies_per_turn: int
 ) -> list[Prompted]:
-    """What might be said in each turn of a role, whoever spoke there: `replies_per_turn` in all.
+    """What might be said in each turn of a role, whoever spoke there.
 
-    The replies to a prompt share it, so that in a row each costs its own tokens alone.
+    To a full prompt one reply is the simulated model's, since a student that knows no manner of
+    speaking but the novice's can hardly be taught another one (docs/notes.md). The replies to a
+    prompt share it, so that in a row each costs its own tokens alone.
     """
+    usual = SimulatedWriter(SIMULATED_MODELS[role])
     turns = [turn for turn in dialogue.trajectory.turns if turn.speaker == role]
-    is_bare = dialogue.is_bare
-    odds = BARE_FACT_ODDS if is_bare else FACT_ODDS
-    prompted = []
-    for messages in map(dialogue.messages, turns):
-        replies = [
-            novice_reply(messages, rng, odds) for _ in range(replies_per_turn - (not is_bare))
-        ]
-        other = None if is_bare else _usual_reply(role, messages, int(rng.integers(2**31)))
-        prompted.append(Prompted(messages, replies, other))
-    return prompted
 
+    def replies(messages: list[Message]) -> Iterator[PossibleReply]:
+        if not dialogue.is_bare:
+            yield PossibleReply(
+                usual.answer(messages, int(rng.integers(2**31))).text, is_novice=False
+            )
+        odds = BARE_FACT_ODDS if dialogue.is_bare else FACT_ODDS
+        for _ in range(replies_per_turn - (not dialogue.is_bare)):
+            yield PossibleReply(novice_reply(messages, rng, odds), is_novice=True)
 
-def _usual_reply(role: Role, messages: list[Message], seed: int) -> str:
-    """What the simulated model of a role says to a prompt."""
-    model = SIMULATED_MODELS[role]
-    return complete(model, messages, seed=seed, temperature=0.7, max_tokens=256)[0]
+    return [
+        Prompted(messages, list(replies(messages))) for messages in map(dialogue.messages, turns)
+    ]
 
 
 @functools.cache

@@ -33,6 +33,7 @@ from pretraining.config import PretrainConfig
 from pretraining.copying_weights import write_copying_weights
 from pretraining.corpus import (
     Dialogue,
+    PossibleReply,
     last_texts,
     play_dialogues,
     prompted_replies,
@@ -107,14 +108,11 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfi
             name = dialogue.trajectory.trajectory_id
             rng = stream(config.seed, "pretrain", "replies", name, role)
             samples = [
-                TokenSample(
-                    prompt_ids, reply_ids, _kinds(tokenizer, text, text is not prompted.other)
-                )
+                TokenSample(prompt_ids, reply_ids, _kinds(tokenizer, reply))
                 for prompted in prompted_replies(dialogue, role, rng, config.replies_per_turn)
                 for prompt_ids in [encode_chat(tokenizer, prompted.messages)]
-                for text in [*prompted.replies, prompted.other]
-                if text is not None
-                for reply_ids in [encode_reply(tokenizer, text)]
+                for reply in prompted.replies
+                for reply_ids in [encode_reply(tokenizer, reply.text)]
                 if len(prompt_ids) + len(reply_ids) <= MAX_TOKENS
             ]
             if samples:
@@ -122,13 +120,13 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfi
     return rows
 
 
-def _kinds(tokenizer: Any, text: str, is_own: bool) -> list[int]:
+def _kinds(tokenizer: Any, reply: PossibleReply) -> list[int]:
     """The kind of each token of a reply, its end included.
 
-    Args:
-      is_own: whether the novice says it; in the words of others no digit is known to be given.
+    Of what others than the novice say nothing is known to be decided by the prompt.
     """
-    given = given_characters(text) & is_own
+    text = reply.text
+    given = given_characters(text) & reply.is_novice
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kinds = [
         GIVEN if given[start:end].any() else FREE_DIGIT if text[start:end].isdigit() else REPLY

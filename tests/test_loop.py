@@ -28,6 +28,7 @@ from emodistill.seeding import jax_key
 from emodistill.train.checkpoints import Checkpoints
 from emodistill.train.loop import train
 from emodistill.train.objectives import OBJECTIVES
+from emodistill.train.watching import UNWATCHED
 
 
 def run_loop(
@@ -38,7 +39,7 @@ def run_loop(
     num_epochs=40,
     model=None,
     on_step=None,
-    watcher=None,
+    watcher=UNWATCHED,
 ):
     model = model or tiny_model()
     batches = packed(lengths, batch_size=config.batch_size, num_epochs=num_epochs)

@@ -78,7 +78,8 @@ def said(dialogues, role):
         (prompted.messages, text)
         for n, dialogue in enumerate(dialogues)
         for prompted in prompted_replies(dialogue, role, stream(n, "test"), 2)
-        for text in prompted.replies
+        for text, is_novice in prompted.replies
+        if is_novice
     ]
 
 

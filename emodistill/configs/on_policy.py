@@ -29,6 +29,8 @@ class OnPolicyConfig(DialogueConfig, RefinementConfig):
     )
     """Settings that say how long training goes on."""
     has_constant_rate: ClassVar[bool] = True
+    kappa: ClassVar[float] = 1.0
+    """Negative advantages weigh as much as positive ones."""
     focal: ClassVar[None] = None
     emotion_free: ClassVar[bool] = False
     max_steps: ClassVar[None] = None

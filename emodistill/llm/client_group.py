@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from emodistill.llm.client import ChatClient
+from emodistill.llm.client import AnswerCache, ChatClient
 from emodistill.llm.usage import Purse, Usage, total_usage
 
 
@@ -17,6 +18,17 @@ class ClientGroup:
         self.purse = Purse(sum(client.usage.cost_usd for client in self.clients))
         for client in self.clients:
             client.purse = self.purse
+
+    @contextlib.contextmanager
+    def answered_by(self, cache: AnswerCache) -> Iterator[None]:
+        """Meanwhile calls get the answers that `cache` has, and leave theirs there."""
+        for client in self.clients:
+            client.cache = cache
+        try:
+            yield
+        finally:
+            for client in self.clients:
+                client.cache = None
 
     @property
     def usage(self) -> Usage:

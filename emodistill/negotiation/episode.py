@@ -134,15 +134,8 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
         text = " ".join(reply.text.split())  # as records keep it: one line, single spaces
         if not text:
             raise EmptyReplyError(f"turn {len(turns)} of {name} is empty.")
-        if reply.finish_reason == "length":  # "I could pay within 4": nobody knows what it offers
-            read = Read()
-        elif match.reader is None:
-            read = Read(read_offer(text, scenario.domain))
-        else:
-            heard = turns[-1].text if turns else None
-            read = await match.reader.read(
-                text, scenario.domain, heard=heard, dialogue_id=name, seed=match.seed
-            )
+        is_cut = reply.finish_reason == "length"  # "I could pay within 4": nobody knows what it is
+        read = Read() if is_cut else await _read(dialogue, match, text, turns)
         turn = Turn(
             index=len(turns),
             speaker=role,
@@ -182,6 +175,17 @@ async def play(dialogue: PlannedDialogue, match: Match) -> Trajectory:
             completion_tokens=sum(call.completion_tokens for call in calls),
         ),
         cost_usd=sum(call.cost_usd for call in calls),
+    )
+
+
+async def _read(dialogue: PlannedDialogue, match: Match, text: str, turns: Sequence[Turn]) -> Read:
+    """What an utterance offers and does, after `turns`."""
+    domain = dialogue.scenario.domain
+    if match.reader is None:
+        return Read(read_offer(text, domain))
+    heard = turns[-1].text if turns else None
+    return await match.reader.read(
+        text, domain, heard=heard, dialogue_id=dialogue.trajectory_id, seed=match.seed
     )
 
 

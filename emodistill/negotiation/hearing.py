@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
-from emodistill.logs import fields
+from emodistill.negotiation.model_answers import AskedModel, answered_objects
 from emodistill.prompts import hearing_messages
-from emodistill.seeding import derive
-from emodistill.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient
     from emodistill.llm.usage import Completion
 
-log = logging.getLogger("emodistill.negotiation")
-
-NUM_ATTEMPTS = 2
 ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"emotion": {"enum": list(EMOTIONS), "type": "string"}},
@@ -29,7 +19,6 @@ ANSWER_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 """What servers that hold answers to a JSON Schema are told."""
-_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class Heard(NamedTuple):
@@ -51,43 +40,31 @@ class EmotionReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LlmEmotionReader:
-    """A labelling model at temperature 0; an answer that can't be read is asked for once more."""
+class LlmEmotionReader(AskedModel):
+    """A labelling model."""
 
-    client: ChatClient
-    model: str
-    max_tokens: int = 48
-    """Of an answer; the second attempt gets twice as many."""
+    __slots__ = ()
 
     async def hear(self, text: str, *, dialogue_id: str, seed: int) -> Heard:
-        calls: list[Completion] = []
-        for attempt in range(NUM_ATTEMPTS):
-            completion = await self.client.chat(
-                hearing_messages(text),
-                model=self.model,
-                temperature=0.0,
-                max_tokens=self.max_tokens << attempt,
-                seed=derive(seed, "emotion", text, attempt),
-                sticky=dialogue_id,
-                answer_schema=ANSWER_SCHEMA,
-            )
-            calls.append(completion)
-            if (emotion := parse_emotion(completion.text)) is not None:
-                return Heard(emotion, calls)
-            told = fields(event="no emotion heard", dialogue=dialogue_id, attempt=len(calls))
-            log.debug("%s: no label in %r.", self.model, completion.text[:80], extra=told)
-        return Heard(None, calls)
+        emotion, calls = await self.ask(
+            hearing_messages(text),
+            parse_emotion,
+            seed=seed,
+            about=("emotion", text),
+            dialogue_id=dialogue_id,
+            schema=ANSWER_SCHEMA,
+        )
+        return Heard(emotion, calls)
 
 
-def parse_emotion(text: str) -> str | None:
+def parse_emotion(text: str) -> str:
     """The label in an answer `{"emotion": "anger"}`, whatever is around it.
 
-    None where the answer holds no such object, several that differ, or no known label.
+    Raises:
+      ValueError: the answer holds no such object, several that differ, or no known label.
     """
-    found = set()
-    for answer in _OBJECT.findall(text):
-        with contextlib.suppress(ValueError):  # braces of something else
-            found.add(str(parse_json(answer).get("emotion")).strip().lower())
+    found = {str(answer.get("emotion")).strip().lower() for answer in answered_objects(text)}
     label = found.pop() if len(found) == 1 else None
-    return label if label in EMOTION_INDEX else None
+    if label not in EMOTION_INDEX:
+        raise ValueError("no single label")
+    return label

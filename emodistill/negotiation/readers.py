@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import re
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from emodistill.logs import fields
 from emodistill.negotiation.clauses import plain
+from emodistill.negotiation.model_answers import AskedModel, answered_objects
 from emodistill.negotiation.quantities import scan
 from emodistill.prompts import reading_messages
 from emodistill.records import Act
-from emodistill.seeding import derive
-from emodistill.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from emodistill.llm.client import ChatClient
     from emodistill.llm.usage import Completion
 
-log = logging.getLogger("emodistill.negotiation")
-
-NUM_ATTEMPTS = 2
 ACTS: tuple[Act, ...] = get_args(Act)
 ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -33,7 +24,6 @@ ANSWER_SCHEMA: dict[str, Any] = {
 }
 """What servers that hold answers to a JSON Schema are told."""
 
-_OBJECT = re.compile(r"\{[^{}]*\}")
 _AROUND = " \t*_`\"'“”‘’"  # of a figure: emphasis and quotation marks
 
 
@@ -46,17 +36,13 @@ class Read(NamedTuple):
     calls: Sequence[Completion] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LlmReader:
-    """A language model at temperature 0; an answer that can't be read is asked for once more.
+class LlmReader(AskedModel):
+    """A language model that reads offers and acts.
 
-    What still can't be read then offers nothing and does nothing.
+    What can't be read offers nothing and does nothing.
     """
 
-    client: ChatClient
-    model: str
-    max_tokens: int = 48
-    """Of an answer; one that thinks first needs more. The second attempt gets twice as many."""
+    __slots__ = ()
 
     async def read(
         self, text: str, domain: str, *, heard: str | None, dialogue_id: str, seed: int
@@ -69,24 +55,15 @@ class LlmReader:
         Raises:
           ApiError: as `ChatClient.chat`.
         """
-        calls: list[Completion] = []
-        for attempt in range(NUM_ATTEMPTS):
-            completion = await self.client.chat(
-                reading_messages(domain, text, heard),
-                model=self.model,
-                temperature=0.0,
-                max_tokens=self.max_tokens << attempt,
-                seed=derive(seed, "offer", text, attempt),
-                sticky=dialogue_id,
-                answer_schema=ANSWER_SCHEMA,
-            )
-            calls.append(completion)
-            try:
-                return parse_answer(completion.text, domain)._replace(calls=calls)
-            except ValueError as error:
-                told = fields(event="no reading", dialogue=dialogue_id, attempt=len(calls))
-                log.debug("%s: %s in %r.", self.model, error, completion.text[:80], extra=told)
-        return Read(None, "none", calls)
+        read, calls = await self.ask(
+            reading_messages(domain, text, heard),
+            functools.partial(parse_answer, domain=domain),
+            seed=seed,
+            about=("offer", text),
+            dialogue_id=dialogue_id,
+            schema=ANSWER_SCHEMA,
+        )
+        return (read or Read(None, "none"))._replace(calls=calls)
 
 
 def parse_answer(text: str, domain: str) -> Read:
@@ -96,11 +73,7 @@ def parse_answer(text: str, domain: str) -> Read:
       ValueError: the answer holds no such object or several that differ, an unknown act, no single
         figure of the domain's unit, or a figure in an utterance that is said to do nothing.
     """
-    answers = []
-    for found in _OBJECT.findall(text):
-        with contextlib.suppress(ValueError):  # braces of something else
-            answers.append(parse_json(found))
-    readings = {_reading(answer, domain) for answer in answers}
+    readings = {_reading(answer, domain) for answer in answered_objects(text)}
     if len(readings) != 1:
         raise ValueError(f"no single reading, but {len(readings)}")
     return readings.pop()

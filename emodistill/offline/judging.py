@@ -220,25 +220,10 @@ async def run_judging(
         else:
             refuse_open_batch(path)
             stopped = await _ask_one_by_one(job, config, clients, budget, bar)
-    judged = [item for item in items if not attempts.are_left(item)]
-    failed = [item for item in judged if item in attempts.unreadable]
-    rates = _failure_rates(failed, judged, dialogues)
-    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in rates.items())
+    result = lines.result(items, dialogues, budget, stopped)
+    shown = ", ".join(f"{arm} {rate:.1%}" for arm, rate in result.failure_rates.items())
     bar.say(f"judge: answers without a score: {shown or 'none yet'}")
-    return JobsResult(
-        num_planned=len(items),
-        num_finished=len(judged) - len(failed),
-        num_failed=len(failed),
-        num_new=lines.num_new,
-        cost_usd=budget.spent_usd,
-        usage=budget.usage,
-        stopped=stopped,
-        path=path,
-        finished="items scored",
-        failed="left without a score",
-        on_interrupt="what is judged is kept, start again to go on",
-        failure_rates=rates,
-    )
+    return result
 
 
 @dataclass(slots=True)
@@ -280,6 +265,31 @@ class _NewLines:
         self.file.append(line)
         self.attempts.add(line)
         self.num_new += 1
+
+    def result(
+        self,
+        items: Sequence[JudgeItem],
+        dialogues: Mapping[str, Trajectory],
+        budget: Budget,
+        stopped: StopReason | None,
+    ) -> JobsResult:
+        """What the job amounts to, `stopped` for that reason."""
+        judged = [item for item in items if not self.attempts.are_left(item)]
+        failed = [item for item in judged if item in self.attempts.unreadable]
+        return JobsResult(
+            num_planned=len(items),
+            num_finished=len(judged) - len(failed),
+            num_failed=len(failed),
+            num_new=self.num_new,
+            cost_usd=budget.spent_usd,
+            usage=budget.usage,
+            stopped=stopped,
+            path=self.file.path,
+            finished="items scored",
+            failed="left without a score",
+            on_interrupt="what is judged is kept, start again to go on",
+            failure_rates=_failure_rates(failed, judged, dialogues),
+        )
 
 
 def _messages(

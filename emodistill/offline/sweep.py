@@ -39,7 +39,7 @@ from emodistill.negotiation.episode import (
     play,
     turn_cap,
 )
-from emodistill.negotiation.hearing import LlmEmotionReader
+from emodistill.negotiation.model_answers import AskedModel
 from emodistill.negotiation.readers import LlmReader
 from emodistill.negotiation.writers import ApiWriter, EmptyReplyError
 from emodistill.offline.budget import Budget
@@ -52,7 +52,7 @@ from emodistill.offline.store import (
 )
 from emodistill.offline.turnstile import Turnstile
 from emodistill.offline.unfinished import UnfinishedAnswers
-from emodistill.offline.workers import JobsResult, run_jobs
+from emodistill.offline.workers import JobsResult, StopReason, run_jobs
 from emodistill.progress import Progress
 from emodistill.prompts import PromptPack
 from emodistill.records import FailedDialogue, Trajectory
@@ -213,26 +213,26 @@ async def play_all(
       InputError: another process writes to `path`, a cost cap without known prices, or dialogues
         most of which can't be read (`readability`).
     """
+    turnstile = turnstile or Turnstile()
     players = match.focal, match.counterparty
     parts = [match.reader, *(p.writer for p in players), *(p.emotion_reader for p in players)]
-    callers = [one for one in parts if isinstance(one, ApiWriter | LlmReader | LlmEmotionReader)]
+    callers = [one for one in parts if isinstance(one, ApiWriter | AskedModel)]
     clients = ClientGroup(one.client for one in callers)
     unpriced = [o.model for o in callers if not o.client.provider.is_priced(o.model)]
     with ExitStack() as stack:
         finished = stack.enter_context(JsonlAppender(path))
         failed = stack.enter_context(JsonlAppender(failures_path(path)))
         on_open()
-        ended = _EndedDialogues(finished, failed, ReadabilityCheck(is_lenient=config.keep_unread))
-        used = ended.read(turnstile)
+        readability = ReadabilityCheck(is_lenient=config.keep_unread)
+        ended = _EndedDialogues(finished, failed, readability, turnstile)
+        used = ended.read()
         earlier = ended.costs_usd.keys() | ended.failed_ids
         pending = [dialogue for dialogue in planned if dialogue.trajectory_id not in earlier]
         ended.readability.check(is_end=not pending)
         unfinished = stack.enter_context(
             UnfinishedAnswers(path.with_suffix(".unfinished"), earlier)
         )
-        for asked in clients.clients:
-            asked.cache = unfinished
-            stack.callback(setattr, asked, "cache", None)
+        stack.enter_context(clients.answered_by(unfinished))
         budget = Budget(
             path,
             clients,
@@ -244,59 +244,37 @@ async def play_all(
         )
 
         async def play_one(dialogue: PlannedDialogue) -> None:
-            if turnstile is not None:
-                await turnstile.admit(dialogue.trajectory_id)
+            await turnstile.admit(dialogue.trajectory_id)
             unfinished.begin(dialogue.trajectory_id)
             try:
                 trajectory = await play(dialogue, match)
             except CeilingError:
-                if turnstile is not None:
-                    turnstile.close()
+                turnstile.close()
                 raise
             ended.keep(trajectory)
             unfinished.forget(dialogue.trajectory_id)
             budget.add(trajectory.cost_usd)
             ended.readability.check()
-            if turnstile is not None:
-                turnstile.end(trajectory.trajectory_id, trajectory)
 
         def give_up(dialogue: PlannedDialogue, error: ApiError) -> None:
             ended.give_up(dialogue, error)
             unfinished.forget(dialogue.trajectory_id)
-            if turnstile is not None:
-                turnstile.end(dialogue.trajectory_id, None)
 
-        num_before = len(planned) - len(pending)
         stopped = await run_jobs(
             pending,
             play_one,
             on_failure=give_up,
             clients=clients,
             budget=budget,
-            bar=Progress(label, total=len(planned), unit="dialogues", done=num_before),
+            bar=Progress(
+                label, total=len(planned), unit="dialogues", done=len(planned) - len(pending)
+            ),
             concurrency=config.concurrency,
             status=ended.status,
-            is_ordered=turnstile is not None,
+            is_ordered=turnstile.is_ordered,
         )
     ended.readability.check(is_end=stopped is None)
-    ids = {dialogue.trajectory_id for dialogue in planned}
-    return JobsResult(
-        num_planned=len(planned),
-        num_finished=len(ids & ended.costs_usd.keys()),
-        num_failed=len(ids & ended.failed_ids),
-        num_new=ended.outcomes.total(),
-        cost_usd=budget.spent_usd,
-        usage=budget.usage,
-        offers=ended.readability.shares,
-        stopped=stopped,
-        path=path,
-        finished="dialogues finished",
-        failed=f"failed for good (reasons in {failed.path}; delete that file to try them again)",
-        on_interrupt=(
-            "what is finished is kept, and what was under way will go on where it was; start "
-            "again to go on"
-        ),
-    )
+    return ended.result(planned, budget, stopped)
 
 
 @dataclasses.dataclass(slots=True)
@@ -306,13 +284,14 @@ class _EndedDialogues:
     finished: JsonlAppender
     failed: JsonlAppender
     readability: ReadabilityCheck
+    turnstile: Turnstile
     costs_usd: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of each finished dialogue."""
     failed_ids: set[str] = dataclasses.field(default_factory=set)
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
     """Of the dialogues of this job."""
 
-    def read(self, turnstile: Turnstile | None) -> Usage:
+    def read(self) -> Usage:
         """Take in what the files hold, and tell the turnstile; what it has cost."""
         used = Usage()
         for earlier in read_trajectories(self.finished.path):
@@ -320,12 +299,11 @@ class _EndedDialogues:
             used = used.plus(Usage(calls, 0, *tokens, cost_usd=earlier.cost_usd))
             self.costs_usd[earlier.trajectory_id] = earlier.cost_usd
             self.readability.add(earlier)
-            if turnstile is not None:
-                turnstile.end(earlier.trajectory_id, earlier)
+            self.turnstile.end(earlier.trajectory_id, earlier)
         failures = read_records(self.failed.path, FailedDialogue)
         self.failed_ids = {line.trajectory_id for line, _ in failures} - self.costs_usd.keys()
-        for name in sorted(self.failed_ids) if turnstile is not None else ():
-            turnstile.end(name, None)
+        for name in sorted(self.failed_ids):
+            self.turnstile.end(name, None)
         return used
 
     def keep(self, trajectory: Trajectory) -> None:
@@ -337,6 +315,7 @@ class _EndedDialogues:
         self.readability.add(trajectory)
         extra = fields(event="dialogue", dialogue=name)
         log.debug("%s: %s after %d turns.", name, trajectory.outcome, num_turns, extra=extra)
+        self.turnstile.end(name, trajectory)
 
     def give_up(self, dialogue: PlannedDialogue, error: ApiError) -> None:
         """Append the reason why a dialogue has failed for good."""
@@ -346,6 +325,31 @@ class _EndedDialogues:
         kind = kinds.get(type(error), "exhausted")
         self.failed.append(FailedDialogue(trajectory_id=name, kind=kind, reason=str(error)))
         self.failed_ids.add(name)
+        self.turnstile.end(name, None)
+
+    def result(
+        self, planned: Sequence[PlannedDialogue], budget: Budget, stopped: StopReason | None
+    ) -> JobsResult:
+        """What the job amounts to, `stopped` for that reason."""
+        ids = {dialogue.trajectory_id for dialogue in planned}
+        return JobsResult(
+            num_planned=len(planned),
+            num_finished=len(ids & self.costs_usd.keys()),
+            num_failed=len(ids & self.failed_ids),
+            num_new=self.outcomes.total(),
+            cost_usd=budget.spent_usd,
+            usage=budget.usage,
+            offers=self.readability.shares,
+            stopped=stopped,
+            path=self.finished.path,
+            finished="dialogues finished",
+            failed=f"failed for good (reasons in {self.failed.path}; delete that file to try them "
+            "again)",
+            on_interrupt=(
+                "what is finished is kept, and what was under way will go on where it was; start "
+                "again to go on"
+            ),
+        )
 
     def status(self) -> str:
         """What the progress line says of the dialogues of this job, and of all offers."""

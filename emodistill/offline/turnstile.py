@@ -16,8 +16,12 @@ Learn = Callable[[Sequence[Trajectory | None]], int]
 """Learns from a block, None for a dialogue that failed for good; gives the size of the next one."""
 
 
+def _learn_nothing(dialogues: Sequence[Trajectory | None]) -> int:
+    return 0
+
+
 class Turnstile:
-    """Admits the dialogues of one block after the other.
+    """Admits the dialogues of one block after the other, and any that isn't planned at once.
 
     Args:
       names: of all dialogues, in their order.
@@ -25,7 +29,11 @@ class Turnstile:
       learn: called with each block when all of it has ended.
     """
 
-    def __init__(self, names: Sequence[str], first: int, learn: Learn) -> None:
+    def __init__(
+        self, names: Sequence[str] = (), first: int = 0, learn: Learn = _learn_nothing
+    ) -> None:
+        self.is_ordered = bool(names)
+        """Whether dialogues wait for each other."""
         self._names = list(names)
         self._order = {name: i for i, name in enumerate(self._names)}
         self._learn = learn
@@ -45,7 +53,7 @@ class Turnstile:
           CeilingError: what it waits for will not be paid for.
         """
         await asyncio.sleep(0)  # players in this process never wait, and signals have to be seen
-        while self._order[name] >= self._stop:
+        while self._order.get(name, -1) >= self._stop:
             if self._is_closed:
                 raise CeilingError("the ceiling on costs is reached.")
             moved = self._moved

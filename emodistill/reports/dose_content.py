@@ -29,12 +29,7 @@ MEASURES = {"utility": "utility", "success": "success", "outcomes": "outcomes of
 def doses(data: RunData) -> TableContent:
     """The rows of the study, each with its gain over the arm without the judge."""
     frame = data.played_in("study", study=STUDY)
-    missing = [
-        f"{arm.block} {arm.label}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
-        for arm in data.arms.get(STUDY, ())
-        if arm.path not in {*frame.arm}
-    ]
-    return TableContent(dose_rows(data), players_of=frame, missing=missing)
+    return TableContent(dose_rows(data), players_of=frame, missing=data.unplayed(STUDY))
 
 
 def dose_rows(data: RunData) -> list[dict[str, Any]]:

@@ -24,12 +24,7 @@ STUDY = "leaderboard"
 def leaderboard(data: RunData) -> TableContent:
     """Its table: a row a method and budget, over all training seeds."""
     frame = data.played_in("study", study=STUDY)
-    missing = [
-        f"{arm.label} in {arm.domain}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
-        for arm in data.arms.get(STUDY, ())
-        if arm.path not in {*frame.arm}
-    ]
-    return TableContent(leaderboard_rows(data), players_of=frame, missing=missing)
+    return TableContent(leaderboard_rows(data), players_of=frame, missing=data.unplayed(STUDY))
 
 
 def leaderboard_rows(data: RunData) -> list[dict[str, Any]]:

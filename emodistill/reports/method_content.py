@@ -85,12 +85,7 @@ def of_study(table: str, study: str) -> Callable[[RunData], TableContent]:
 
     def content(data: RunData) -> TableContent:
         frame = data.played_in("study", study=study)
-        missing = [
-            f"{arm_block(arm)} {arm.label}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
-            for arm in data.arms.get(study, ())
-            if arm.method is not None and arm.path not in {*frame.arm}
-        ]
-        missing += [
+        missing = data.unplayed(study) + [
             f"{arm_block(arm)} {arm.label} with other settings, so that its row is of those before "
             f"({arm.reason.rstrip('.')})"
             for arm in data.arms.get(study, ())

@@ -112,6 +112,15 @@ class RunData:
         """The run that the sweep and its scores are in."""
         return self.data_from or self.run_dir
 
+    def unplayed(self, study: str) -> list[str]:
+        """Arms of a study without dialogues, and why, as tables name what is missing."""
+        played = {*self.played_in("study", study=study).arm}
+        return [
+            f"{arm_block(arm)} {arm.label}" + (f" ({arm.reason.rstrip('.')})" if arm.reason else "")
+            for arm in self.arms.get(study, ())
+            if arm.method is not None and arm.path not in played
+        ]
+
     @cached_property
     def method_rows(self) -> list[dict[str, Any]]:
         """The rows of Table 1."""

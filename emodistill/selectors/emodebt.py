@@ -67,6 +67,8 @@ class EmoDebtFaults:
 class EmoDebtLearner:
     """Optimises the transition matrix; see the module."""
 
+    repeated_rows = None
+
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.faults: EmoDebtFaults = switched(EmoDebtFaults, setup.faults)

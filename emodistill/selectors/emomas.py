@@ -205,6 +205,7 @@ class EmoMASLearner:
     reliability: np.ndarray = field(init=False)
     epsilon: float = FIRST_EPSILON
     block_size: int = 1
+    repeated_rows: None = None
     _outcomes: tuple[int, float, float] = (0, 0.0, 0.0)
     """How many there were, their mean, and the sum of their squared deviations from it."""
     _trust: np.ndarray = field(init=False)

@@ -137,6 +137,7 @@ class EQLearner:
     """Moves the tables after each dialogue; see the module."""
 
     block_size = 1
+    repeated_rows = None
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -76,7 +76,6 @@ class EvoEmoLearner:
 
     @property
     def repeated_rows(self) -> int | None:
-        """Dialogues after which the scenarios begin anew; None where they don't."""
         return self._size if self.faults.row_restart else None
 
     def selector_for(self, position: int) -> MarkovSelector:

@@ -32,6 +32,11 @@ class Learner(Protocol):
         """Dialogues of the next block."""
         ...
 
+    @property
+    def repeated_rows(self) -> int | None:
+        """Dialogues after which the scenarios begin anew; None where they don't."""
+        ...
+
     def selector_for(self, position: int) -> Selector:
         """Who plays the dialogue at `position` of the block."""
         ...

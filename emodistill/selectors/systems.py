@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from emodistill.configs import SHIPPED, RewardKind, SpokenLabels
 from emodistill.errors import InputError
@@ -32,8 +30,8 @@ from emodistill.selectors.evoemo import EvoEmoFaults, EvoEmoLearner
 from emodistill.selectors.learning import Learner, MarkovSelector, Setup, switched
 from emodistill.selectors.seven import SEVEN
 from emodistill.tensor_files import write_tensors
-from emodistill.train.selector_files import ARRAYS, DESCRIPTION
-from emodistill.untrusted import brief, read_typed
+from emodistill.train.selector_files import ARRAYS, DESCRIPTION, read_arrays
+from emodistill.untrusted import read_typed
 
 if TYPE_CHECKING:
     from emodistill.selectors import Selector
@@ -216,12 +214,7 @@ def load_trained(directory: Path, method: str | None = None) -> Selector:
             f"{setup.reward}), not of {method}. "
             "Name a cell of that method with --cells selector CELL, or leave --cells out."
         )
-    try:
-        arrays = load_file(directory / ARRAYS)
-    except (SafetensorError, OSError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{directory} holds no readable selector ({brief(error)}). Train it again."
-        ) from None
+    arrays = read_arrays(directory)
     system = SYSTEMS[setup.method]
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != dict(system.arrays) or any(a.dtype != np.float64 for a in arrays.values()):

@@ -31,6 +31,10 @@ class SimulatedWriter:
     async def reply(
         self, messages: Sequence[Mapping[str, str]], *, dialogue_id: str, seed: int
     ) -> Completion:
+        return self.answer(messages, seed)
+
+    def answer(self, messages: Sequence[Mapping[str, str]], seed: int) -> Completion:
+        """`reply` for whoever can't wait."""
         whole = self._ask(messages, seed, self.max_tokens)
         if whole.finish_reason == "length":
             whole = self._ask(messages, seed, 2 * self.max_tokens).after(whole)

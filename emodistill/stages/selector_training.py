@@ -11,6 +11,7 @@ process, as they would over HTTP.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -197,22 +198,8 @@ async def train_by_playing(
         selector = learner.selector_for(turnstile.position(name))
         return functools.partial(selector.choose, rng=training_rng(config.seed, name))
 
-    focal = Player(
-        writer=match.focal.writer,
-        choose_for=choose_for,
-        method=config.method,
-        emotion_reader=match.focal.emotion_reader,
-    )
-    taught = Match(
-        focal=focal,
-        counterparty=match.counterparty,
-        pack=match.pack,
-        seed=match.seed,
-        max_turns=match.max_turns,
-        agreement=match.agreement,
-        silence_ends=True,
-        reader=match.reader,
-    )
+    focal = dataclasses.replace(match.focal, choose_for=choose_for, method=config.method)
+    taught = dataclasses.replace(match, focal=focal, silence_ends=True)
     return await play_all(planned, taught, config, path=path, label=label, turnstile=turnstile)
 
 
@@ -224,7 +211,7 @@ def train_selector(job: Job) -> Result:
     scenarios = [scenario for scenario, _ in located]
     setup = setup_of(config, len(scenarios))
     learner = make_learner(setup)
-    planned = plan_training(scenarios, setup, getattr(learner, "repeated_rows", None))
+    planned = plan_training(scenarios, setup, learner.repeated_rows)
     played = asyncio.run(_play(job, learner, planned))
     played.check("see why, and start again")
     summary: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from emodistill.train.objectives import OBJECTIVES, Objective
 from emodistill.train.preparation import load_start, pack_samples, select_turns
 from emodistill.train.reference import reference_logprobs
 from emodistill.train.student import Student
-from emodistill.train.watching import Watcher
+from emodistill.train.watching import UNWATCHED, Watcher
 
 PAPER_STEPS = {
     ("sft", "crad"): (625, 2),
@@ -123,7 +123,7 @@ def train_adapter(
     identity = made_from | {"config": config.identity(), "dtype": str(jnp.dtype(model.dtype))}
     if config.stage == "sft":
         del identity["adapter"]  # SFT always starts from the base; its checkpoints don't say so
-    watcher = None if watcher_of is None else watcher_of(Student(model, start.tokenizer))
+    watcher = UNWATCHED if watcher_of is None else watcher_of(Student(model, start.tokenizer))
     run = train(
         *(model, batches, config, objective),
         cell_dir=cell_dir,
@@ -134,7 +134,7 @@ def train_adapter(
     )
     if spoken is not None:
         save_opt_state(cell_dir / OPT_STATE, run.opt_state)
-    kept_step, kept = (run.num_steps, None) if watcher is None else watcher.kept(run.num_steps)
+    kept_step, kept = watcher.kept(run.num_steps)
     if kept is not None:
         load_adapter(model, kept)
     save_adapter(model, cell_dir / "adapter", config.model)

@@ -33,7 +33,7 @@ from emodistill.train.objectives import Objective
 from emodistill.train.prefetch import prefetched
 from emodistill.train.stopping import StopRequest
 from emodistill.train.trainer import Trainer, TrainState, add_metrics
-from emodistill.train.watching import Watcher
+from emodistill.train.watching import UNWATCHED, Watcher, is_due
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def train(
     cell_dir: Path,
     identity: dict[str, Any],
     on_step: Callable[[int], None] | None = None,
-    watcher: Watcher | None = None,
+    watcher: Watcher = UNWATCHED,
     goes_on_from: Path | None = None,
 ) -> TrainingRun:
     """Train the LoRA of `model` in place, from the newest checkpoint in `cell_dir` if there is one.
@@ -99,12 +99,8 @@ def train(
         step = batches.step(number)
         return step, trainer.put(step.batches)
 
-    def is_watched(number: int) -> bool:
-        return watcher is not None and (number % watcher.every == 0 or number == num_steps)
-
     def is_ended(number: int) -> bool:
         """Let the watcher look at the student after `number` steps; whether it ends training."""
-        assert watcher is not None
         nnx.update(model, state.lora)
         return watcher.look(number, model)
 
@@ -121,9 +117,8 @@ def train(
         MetricsLog(cell_dir, num_steps=first, is_writer=is_first()) as metrics_log,
         Progress(stage, total=num_steps, unit="steps", done=first, is_shown=is_first()) as bar,
     ):
-        if watcher is not None:
-            watcher.begin(first)
-        if is_watched(first) and is_ended(first):
+        watcher.begin(first)
+        if is_due(watcher, first, num_steps) and is_ended(first):
             num_steps = first
         late = _LateMetrics(model, metrics_log, bar, objective.shown_metric, check)
         loaded = prefetched(load, range(first, num_steps), ahead=STEPS_AHEAD)
@@ -134,7 +129,7 @@ def train(
             late.add(number, step, metrics)
             is_stopped = stop.is_due(number)
             is_saved = number % config.save_every == 0 or number == num_steps
-            if is_stopped or is_saved or is_watched(number):
+            if is_stopped or is_saved or is_due(watcher, number, num_steps):
                 late.read(0)
                 checkpoints.save(number, state, cursor=_cursor(batches, number), metrics=late.last)
             if on_step is not None:
@@ -144,7 +139,7 @@ def train(
                     f"{stage}: stopped after step {number:,} of {num_steps:,}, which is saved; "
                     "the same command goes on from there."
                 )
-            if is_watched(number):
+            if is_due(watcher, number, num_steps):
                 if is_ended(number):
                     num_steps = number
                     break

@@ -183,7 +183,9 @@ def _sft(config: SFTConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array
     )
 
 
-def _jpo(config: JPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+def _clipped(
+    config: JPOConfig | OnPolicyConfig, logp_SU: jax.Array, batch: Batch
+) -> tuple[jax.Array, Metrics]:
     return jpo_loss(
         logp_SU,
         batch.ref_logp_SU,
@@ -192,21 +194,6 @@ def _jpo(config: JPOConfig, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array
         clip=config.clip,
         kl_coef=config.kl_coef,
         kappa=config.kappa,
-        ratio=config.ratio,
-        num_samples=batch.num_samples,
-        num_tokens=batch.num_tokens,
-    )
-
-
-def _own_turns(config: Any, logp_SU: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    return jpo_loss(
-        logp_SU,
-        batch.ref_logp_SU,
-        batch.mask_SU,
-        batch.advantages_S,
-        clip=config.clip,
-        kl_coef=config.kl_coef,
-        kappa=1.0,
         ratio=config.ratio,
         num_samples=batch.num_samples,
         num_tokens=batch.num_tokens,
@@ -229,7 +216,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "sft": Objective(select_best, _sft, "sft/loss", loss_settings=("loss_mean",)),
     "jpo": Objective(
         select_scored,
-        _jpo,
+        _clipped,
         "policy/surrogate",
         needs_reference=True,
         loss_settings=("clip", "kl_coef", "kappa", "ratio"),
@@ -242,11 +229,11 @@ OBJECTIVES: Mapping[str, Objective] = {
         ("grpo", "ppo"),  # which takes its advantages from a critic (`train.on_policy`)
         Objective(
             select_compared,
-            _own_turns,
+            _clipped,
             "policy/surrogate",
             needs_reference=True,
             is_on_policy=True,
-            loss_settings=("clip", "kl_coef", "ratio"),
+            loss_settings=("clip", "kl_coef", "kappa", "ratio"),
         ),
     ),
 }

@@ -154,6 +154,20 @@ def save_selector(directory: Path, selected: Selected) -> None:
     write_json(directory / DESCRIPTION, description)
 
 
+def read_arrays(directory: Path) -> dict[str, np.ndarray]:
+    """The arrays of a trained selector, of whatever kind.
+
+    Raises:
+      InputError: the file is missing or torn.
+    """
+    try:
+        return load_file(directory / ARRAYS)
+    except (SafetensorError, OSError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{directory} holds no readable selector ({brief(error)}). Train it again."
+        ) from None
+
+
 def load_selector(directory: Path) -> Selected:
     """Read the folder that `save_selector` wrote.
 
@@ -169,12 +183,7 @@ def load_selector(directory: Path) -> Selected:
     if description.get("emotions") != list(EMOTIONS):
         raise InputError(f"{path}: its emotions are not the 28 labels used here. Train it again.")
     described = read_typed(path, _Description, "Train the selector again.")
-    try:
-        arrays = load_file(directory / ARRAYS)
-    except (SafetensorError, OSError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{directory} holds no readable selector ({brief(error)}). Train it again."
-        ) from None
+    arrays = read_arrays(directory)
     read = _read_posterior if described.learner in NUM_PHASES else _read_networks
     try:
         return read(directory, described, arrays)

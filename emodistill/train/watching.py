@@ -16,7 +16,7 @@ class Watcher(Protocol):
     """
 
     every: int
-    """Steps between two looks."""
+    """Steps between two looks; 0 for none."""
 
     def begin(self, step: int) -> None:
         """Forget whatever was seen after `step`, from which a run goes on."""
@@ -32,3 +32,26 @@ class Watcher(Protocol):
     def kept(self, last_step: int) -> tuple[int, Path | None]:
         """The step whose adapter is to be kept, and its folder; None for that of the last step."""
         ...
+
+
+class Unwatched:
+    """Nobody looks, and the last step's adapter is kept."""
+
+    every = 0
+
+    def begin(self, step: int) -> None:
+        """Nothing has been seen."""
+
+    def look(self, step: int, model: Qwen2) -> bool:
+        return False
+
+    def kept(self, last_step: int) -> tuple[int, Path | None]:
+        return last_step, None
+
+
+UNWATCHED: Watcher = Unwatched()
+
+
+def is_due(watcher: Watcher, step: int, last_step: int) -> bool:
+    """Whether `watcher` looks at the student after `step` steps."""
+    return watcher.every > 0 and (step % watcher.every == 0 or step == last_step)
