@@ -23,10 +23,10 @@ class PretrainConfig(Config):
     """Dialogues with the pipeline's own prompts, over all domains."""
     num_bare_dialogues: int = setting(4_500, ge=4)
     """Dialogues whose prompts are cut down to little but the figures."""
-    replies_per_turn: int = setting(3, ge=2)
-    """Replies that are learned for each prompt, and share its tokens. To a full prompt one of them
-    is the simulated model's; all others are the novice's."""
-    num_steps: int = setting(1_200, ge=1)
+    replies_per_turn: int = setting(4, ge=2)
+    """Replies that are learned for each prompt, and share its tokens. To a full prompt half of them
+    are the simulated model's; all others are the novice's."""
+    num_steps: int = setting(1_600, ge=1)
     """Updates."""
     bare_share: float = setting(0.4, ge=0, le=0.5)
     """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""

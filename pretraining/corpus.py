@@ -104,21 +104,21 @@ def prompted_replies(
 ) -> list[Prompted]:
     """What might be said in each turn of a role, whoever spoke there.
 
-    To a full prompt one reply is the simulated model's, since a student that knows no manner of
-    speaking but the novice's can hardly be taught another one (docs/notes.md). The replies to a
-    prompt share it, so that in a row each costs its own tokens alone.
+    To a full prompt half of the replies are the simulated model's, since a student that knows no
+    manner of speaking but the novice's can hardly be taught another one (docs/notes.md). The
+    replies to a prompt share it, so that in a row each costs its own tokens alone.
     """
     usual = SimulatedWriter(SIMULATED_MODELS[role])
     turns = [turn for turn in dialogue.trajectory.turns if turn.speaker == role]
+    num_usual = 0 if dialogue.is_bare else replies_per_turn // 2
+    fact_odds = BARE_FACT_ODDS if dialogue.is_bare else FACT_ODDS
 
     def replies(messages: list[Message]) -> Iterator[PossibleReply]:
-        if not dialogue.is_bare:
-            yield PossibleReply(
-                usual.answer(messages, int(rng.integers(2**31))).text, is_novice=False
-            )
-        odds = BARE_FACT_ODDS if dialogue.is_bare else FACT_ODDS
-        for _ in range(replies_per_turn - (not dialogue.is_bare)):
-            yield PossibleReply(novice_reply(messages, rng, odds), is_novice=True)
+        for _ in range(num_usual):
+            seed = int(rng.integers(2**31))
+            yield PossibleReply(usual.answer(messages, seed).text, is_novice=False)
+        for _ in range(replies_per_turn - num_usual):
+            yield PossibleReply(novice_reply(messages, rng, fact_odds), is_novice=True)
 
     return [
         Prompted(messages, list(replies(messages))) for messages in map(dialogue.messages, turns)

@@ -151,7 +151,7 @@ def _is_novice(text):
         ("So 14 days for you. What about 76 days then?", "14"),
         ("You say 12:15 AM. Would 11:00 PM be better?", "1215"),
         ("It is 315 days overdue, I know. I would keep 150 days.", "315150"),
-        ("What is missing: a mask and rope. Let me try 9 minutes.", "a mask and rope"),
+        ("Needs: a mask and rope, it says. Let me try 9 minutes.", "a mask and rope"),
     ],
 )
 def test_the_prompt_decides_figures_and_facts_but_not_concessions(text, given):
