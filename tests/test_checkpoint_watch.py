@@ -48,13 +48,13 @@ def look(step, utility, *alarms):
     )
 
 
-def test_the_best_checkpoint_is_a_trained_and_a_quiet_one(tmp_path):
-    looks = [look(0, 90.0), look(16, 40.0), look(32, 44.0), look(48, 44.0), look(64, 60.0, "loud")]
+def test_the_best_checkpoint_is_a_quiet_one_or_the_start(tmp_path):
+    looks = [look(0, 30.0), look(16, 40.0), look(32, 44.0), look(48, 44.0), look(64, 60.0, "loud")]
     assert best_look(looks).step == 32  # the earlier of equals
-    assert best_look([look(0, 90.0), look(16, 1.0, "loud")]).step == 16
+    assert best_look([look(0, 30.0), look(16, 29.0), look(32, 90.0, "loud")]).step == 0
     write_records(tmp_path / LOOKS, [*looks[::-1], look(16, 41.0)])
     assert [(one.step, one.utility) for one in read_looks(tmp_path / LOOKS)][:2] == [
-        (0, 90.0),
+        (0, 30.0),
         (16, 41.0),
     ]
     assert read_looks(tmp_path / "none") == []
@@ -68,9 +68,8 @@ def test_of_two_rates_the_quiet_one_is_played(tmp_path):
     utilities = (60.0, "loud"), (40.0,), (42.0,)
     for cell, (utility, *alarms) in zip(cells, utilities, strict=True):
         path = launchers._directory(cell) / LOOKS
-        write_records(path, [look(0, 90.0), look(16, utility, *alarms)])
+        write_records(path, [look(0, 30.0), look(16, utility, *alarms)])
     assert max(cells, key=launchers._worth) == cells[2]
-    assert max(cells[:1], key=launchers._worth) == cells[0]
 
 
 def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
@@ -82,12 +81,13 @@ def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
         watch.looks = {one.step: one for one in looks}
         return watch.kept(looks[-1].step), capsys.readouterr().out
 
-    looks = [look(0, 50.0), look(16, 40.0), look(32, 60.0, "loud")]
+    looks = [look(0, 50.0), look(16, 53.0), look(32, 60.0, "loud")]
     found, said = kept(looks, stop_when_hacked=True)
     assert found == (32, None) and "step 32 is kept, and has an alarm; --select best" in said
     found, said = kept(looks, select="best")
     assert found == (16, tmp_path / "watch/000016/adapter") and "has an alarm" not in said
-    assert "so has every other" in kept([looks[0], looks[2]], select="best")[1]
+    found, said = kept([looks[0], look(16, 49.0), looks[2]], select="best")
+    assert found == (0, tmp_path / "watch/000000/adapter") and "no checkpoint plays better" in said
 
 
 def test_looks_share_a_ceiling_and_count_what_they_cost(tmp_path):
@@ -214,8 +214,9 @@ def test_a_training_keeps_the_checkpoint_that_plays_best(validated, capsys):
     assert looks[1].spent.num_dialogues == 2 and looks[1].spent.num_calls > num_scored > 0
     played = read_trajectories(adapter.parent / "watch/000001/dialogues.jsonl")
     assert {t.split for t in played} == {"validation"} and len(played) == 2
+    best = adapter.parent / f"watch/{best_look(looks).step:06d}/adapter"
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        kept = adapter.parent / "watch/000001/adapter" / name
+        kept = best / name
         assert kept.read_bytes() == (adapter / name).read_bytes()
     with pytest.raises(InputError, match=r"no scenario has split='validation'"):
         other = validated.parent / "none"

@@ -265,7 +265,7 @@ class RecordedRefinementConfig(RefinementConfig):
     that it pleases the judge instead of its opponent. --select best and --stop-when-hacked do."""
     select: Literal["last", "best"] = "last"
     """The checkpoint that becomes the adapter: the last one, or that of the best utility on the
-    validation scenarios, of those without an alarm if there are any."""
+    validation scenarios without an alarm, which may be the one that training started from."""
     stop_when_hacked: bool = False
     """Stop at the first checkpoint with an alarm."""
     watch_every: ByStudent[int] = setting(100, embedded=16, ge=1)

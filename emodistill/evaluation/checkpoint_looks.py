@@ -104,13 +104,12 @@ def look_at(
 
 
 def best_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
-    """The trained checkpoint of the best utility, the earlier one of equals.
+    """The checkpoint of the best utility without an alarm, the earlier one of equals.
 
-    Those with an alarm are passed over as long as there are others.
+    It may be the start, step 0: training can make a student worse, whatever its judge says.
     """
-    trained = [look for look in looks if look.step]
-    quiet = [look for look in trained if not look.is_hacked]
-    return max(quiet or trained, key=lambda look: (look.utility, -look.step))
+    quiet = [look for look in looks if not look.is_hacked]
+    return max(quiet, key=lambda look: (look.utility, -look.step))
 
 
 def read_looks(path: Path) -> list[CheckpointLook]:

@@ -163,14 +163,22 @@ class CheckpointWatch:
         """The step that `select` asks for, and its adapter; says what was seen."""
         looks, config = list(self.looks.values()), self.cell.config
         print(looks_table(looks), flush=True)
-        best = best_look(looks)
-        step = last_step if config.select == "last" else best.step
-        if self.looks[step].is_hacked:
-            advice = "--select best would keep one without"
-            if best.is_hacked:
-                advice = "so has every other: try a lower --learning-rate, or another judge"
-            print(f"{config.stage}: step {step:,} is kept, and has an alarm; {advice}.", flush=True)
-        return step, None if config.select == "last" else self._folder(step) / "adapter"
+        if config.select == "best":
+            step = best_look(looks).step
+            if step == 0:
+                print(
+                    f"{config.stage}: no checkpoint plays better than what training started from, "
+                    "which is kept. Try a lower --learning-rate, or another judge.",
+                    flush=True,
+                )
+            return step, self._folder(step) / "adapter"
+        if self.looks[last_step].is_hacked:
+            print(
+                f"{config.stage}: step {last_step:,} is kept, and has an alarm; --select best "
+                "would keep a checkpoint without.",
+                flush=True,
+            )
+        return last_step, None
 
     @property
     def cost_usd(self) -> float:

@@ -254,7 +254,7 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     )
     steps = f"{trained.num_steps} steps"
     if trained.kept_step != trained.num_steps:
-        steps += f", of which {trained.kept_step} are kept,"
+        steps += f", of which {trained.kept_step or 'none'} are kept,"
     return Result(
         f"{steps} on {trained.num_samples:,} of {trained.num_turns:,} "
         f"turns{left_out}; adapter in {job.path}",

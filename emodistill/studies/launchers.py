@@ -70,10 +70,9 @@ class Task(NamedTuple):
         return path
 
 
-def _worth(cell: Cell) -> tuple[bool, float]:
-    """Of a watched training's best checkpoint: whether it has no alarm, and its utility."""
-    look = best_look(read_looks(_directory(cell) / LOOKS))
-    return not look.is_hacked, look.utility
+def _worth(cell: Cell) -> float:
+    """The utility of a watched training's best checkpoint."""
+    return best_look(read_looks(_directory(cell) / LOOKS)).utility
 
 
 def _directory(cell: Cell) -> Path:
