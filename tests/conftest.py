@@ -237,10 +237,15 @@ def quick_generation() -> Iterator[None]:
 
     A step of decoding takes it 4 ms so, and 50 ms with 16 slots and without the optimiser. The
     random models of tests are too small, and say too little, for the optimiser to be worth it.
+    The embedded student's slots are as long as they can be, so that all its engines share the
+    programs; those of other models grow where tests let them.
     """
     import jax
 
-    from emodistill.model import decoding, engine
+    from emodistill.model import decoding, engine, kv_cache
+
+    def is_embedded(head_dim: int) -> bool:
+        return head_dim == 32  # other models have less
 
     def quick(program: Any) -> Any:
         optimized = jax.jit(
@@ -251,14 +256,22 @@ def quick_generation() -> Iterator[None]:
         )
 
         def call(graphdef: Any, state: Any, slots: Any, given: Any) -> Any:
-            is_embedded = slots.keys.shape[3] == 32  # its head width; other models have less
-            return (optimized if is_embedded else program)(graphdef, state, slots, given)
+            is_quick = is_embedded(slots.keys.shape[3])
+            return (optimized if is_quick else program)(graphdef, state, slots, given)
 
         call.lower = program.lower
         return call
 
+    def long_slots(config: Any, num_slots: int, length: int, *args: Any) -> Any:
+        longest = kv_cache.slot_length(config.max_positions)
+        return empty_slots(
+            config, num_slots, longest if is_embedded(config.head_dim) else length, *args
+        )
+
+    empty_slots = kv_cache.empty_slots
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "DEFAULT_SLOTS", 4)
+        patch.setattr(kv_cache, "empty_slots", long_slots)
         for name in ("prefill", "decode"):
             patch.setattr(decoding, name, quick(getattr(decoding, name)))
         yield

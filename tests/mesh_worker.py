@@ -111,7 +111,7 @@ def make_batches(mesh=None, **settings) -> PackedBatches:
     batches = PackedBatches(
         lengths_to_examples(LENGTHS * 2),
         seed=0,
-        max_micro_tokens=128,
+        max_micro_tokens=64,  # one row length, and so one program for each loss and mesh
         row_multiple=num_row_shards(mesh),
         advantages=stream(0, "advantages").normal(size=2 * len(LENGTHS)),
         **settings,

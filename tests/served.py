@@ -121,10 +121,11 @@ def served(config: ServeConfig, key: str | None = None) -> Iterator[RunningServe
         thread.join()
 
 
-def make_adapter(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.05) -> None:
-    """An adapter with random values, as training might leave it."""
+def make_adapter(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.025) -> None:
+    """An adapter with random values, as training might leave it; of the form that it trains, so
+    that engines find their programs."""
     model: Qwen2 = load_qwen2(checkpoint, dtype=jnp.float32)
-    add_lora(model, rank=4, alpha=8, rng=jax_key(seed, "served"))
+    add_lora(model, rank=16, alpha=32, rng=jax_key(seed, "served"))
     rng = stream(seed, "served-b")
     for layer in target_layers(model).values():
         if layer.lora is not None:

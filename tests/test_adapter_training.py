@@ -24,7 +24,9 @@ from emodistill.errors import InputError
 from emodistill.model import LoRAParam, load_adapter, load_qwen2
 from emodistill.offline.rewards import SweepData
 from emodistill.prompts import load_pack
+from emodistill.train import preparation
 from emodistill.train.adapter_training import planned_steps, train_adapter
+from emodistill.train.objectives import OBJECTIVES
 
 
 def die_once_saved(cell_dir, step):
@@ -171,21 +173,17 @@ class TestStages:
         np.testing.assert_allclose(first["dpo/loss"], math.log(2), rtol=1e-5)
 
     def test_a_turn_that_does_not_fit_takes_its_pair_along(
-        self, sft_adapter, tiny_checkpoint, pack, tmp_path
+        self, sft_adapter, tiny_checkpoint, pack
     ):
         first, *others = TRAJECTORIES
         long = msgspec.structs.replace(first.turns[0], text="Let us say 20 days. " * 40)
-        run = jpo_stage(
-            tmp_path / "dpo/default",
-            tiny_checkpoint,
-            pack,
-            sft_adapter,
-            trajectories=[msgspec.structs.replace(first, turns=(long, *first.turns[1:])), *others],
-            kind=DPOConfig,
-            max_tokens=300,
-            max_steps=1,
-        )
-        assert (run.num_samples, run.num_dropped) == (14, 2)
+        trajectories = [msgspec.structs.replace(first, turns=(long, *first.turns[1:])), *others]
+        config = DPOConfig(model=str(tiny_checkpoint), lora_rank=4, max_tokens=300)
+        data = sweep_data(pack, trajectories)
+        selected = preparation.select_turns(config, data, OBJECTIVES["dpo"])
+        start = preparation.load_start(config, sft_adapter)
+        samples = preparation.pack_samples(config, data, selected, start)
+        assert (len(samples.batches.examples), samples.num_dropped) == (14, 2)
 
     def test_every_dependency_of_the_reference_makes_another_file(
         self, sft_adapter, tiny_checkpoint, pack, tmp_path

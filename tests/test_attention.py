@@ -1,5 +1,7 @@
 """Blockwise attention against the dense mask that it stands for."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ def random_ends(rng, num_positions, num_padding):
     return ends
 
 
+@jax.jit
 def dense(q_BTNH, k_BTKH, v_BTKH, ends_BT):
     """The same by an array of all queries by all keys."""
     positions = jnp.arange(q_BTNH.shape[1])
@@ -48,29 +51,43 @@ def inputs(num_positions, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.flo
     return (q, k, v), jnp.asarray(np.stack(ends[:num_rows])), grad
 
 
+@functools.partial(jax.jit, static_argnames=("block_size", "group_size"))
+def blockwise(*args, **sizes):
+    """`tree_attention` in one program: op by op its loops are compiled one after the other."""
+    return tree_attention(*args, **sizes)
+
+
+@functools.cache
+def expected_of(num_positions):
+    """Values and gradients of the dense mask for `inputs(num_positions)`."""
+    heads, ends_BT, grad = inputs(num_positions)
+    out, pull = jax.vjp(lambda *heads: dense(*heads, ends_BT), *heads)
+    return out, pull(grad)
+
+
 @pytest.mark.parametrize("group_size", [1, 3, 64])
 @pytest.mark.parametrize("num_positions", [1, 64, 129, 300])
 def test_values_and_gradients_are_those_of_the_dense_mask(num_positions, group_size):
     heads, ends_BT, grad = inputs(num_positions)
 
     def ours(*heads):
-        return tree_attention(*heads, ends_BT, block_size=32, group_size=group_size)
+        return blockwise(*heads, ends_BT, block_size=32, group_size=group_size)
 
-    out, pull = jax.vjp(jax.jit(ours), *heads)
-    expected, expected_pull = jax.vjp(jax.jit(lambda *heads: dense(*heads, ends_BT)), *heads)
+    out, pull = jax.vjp(ours, *heads)
+    expected, expected_grads = expected_of(num_positions)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(pull(grad), expected_pull(grad), rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(pull(grad), expected_grads, rtol=1e-4, atol=1e-4)
 
 
 def test_plain_rows_are_causal():
     heads, _, _ = inputs(70)
     whole = jnp.full((2, 70), 70)
-    np.testing.assert_allclose(tree_attention(*heads), dense(*heads, whole), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(blockwise(*heads), dense(*heads, whole), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_close_with_float32_softmax():
     heads, ends_BT, _ = inputs(200, dtype=jnp.bfloat16)
-    out = tree_attention(*heads, ends_BT, block_size=32)
+    out = blockwise(*heads, ends_BT, block_size=32)
     assert out.dtype == jnp.bfloat16
     wide = [x.astype(jnp.float32) for x in heads]
     np.testing.assert_allclose(out.astype(jnp.float32), dense(*wide, ends_BT), atol=0.03)
@@ -81,7 +98,7 @@ def test_what_is_not_seen_is_skipped_and_no_array_is_quadratic():
     (q, k, v), _, _ = inputs(256, num_rows=1)
     ends_BT = jnp.repeat(jnp.array([64, 128, 192, 256]), 64)[None]  # four roots
     spoilt = k.at[:, 64:128].set(jnp.nan)
-    out = tree_attention(q, spoilt, v, ends_BT, block_size=32)
+    out = blockwise(q, spoilt, v, ends_BT, block_size=32)
     assert np.isnan(out[0, 64:128]).all()
     assert np.isfinite(out[0, :64]).all() and np.isfinite(out[0, 128:]).all()
 

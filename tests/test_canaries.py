@@ -49,14 +49,15 @@ from emodistill.model import (
 from emodistill.model.lora import target_layers
 
 ROOT = Path(__file__).resolve().parents[1]
-B_STD = 0.1
+B_STD = 0.05
+NUM_CANDIDATES, NUM_CANARIES = 5, 3
 CONTROL = "\x1b[31mred\x1b[0m"
 
 
 def with_adapter(base, folder, *, factor=1, seed="a"):
     """`base` with an adapter whose B is random times `factor`, which `folder` then holds."""
     model = nnx.merge(*nnx.split(base))
-    add_lora(model, rank=4, alpha=8)
+    add_lora(model, rank=16, alpha=32)  # as in training: engines find their programs
     rng = seeding.stream(0, "canary-adapter", seed)
     for layer in target_layers(model).values():
         if layer.lora is not None:
@@ -75,12 +76,9 @@ def students(tmp_path_factory):
         "base": base,
         "adapter": with_adapter(base, folder / "adapter"),
         "twice": with_adapter(base, folder / "twice", factor=2),
+        "half": with_adapter(base, folder / "half", factor=0.5),
         "other": with_adapter(base, folder / "other", seed="b"),
     }
-    with_adapter(base, folder / "half")
-    config = json.loads((folder / "half/adapter_config.json").read_text())
-    (folder / "half/adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4}))
-    models["half"] = adapted(base, folder / "half")
     return folder, models, load_tokenizer(embedded_path())
 
 
@@ -89,9 +87,9 @@ def exported(students, tmp_path_factory):
     folder, *_ = students
     out = tmp_path_factory.mktemp("exported") / "peft"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canary_making, "NUM_CANDIDATES", 6)
+        patch.setattr(canary_making, "NUM_CANDIDATES", NUM_CANDIDATES)
         stages.export_adapter(
-            ExportAdapterConfig(adapter=folder / "adapter", out=out, num_canaries=4)
+            ExportAdapterConfig(adapter=folder / "adapter", out=out, num_canaries=NUM_CANARIES)
         )
     return out
 
@@ -220,7 +218,7 @@ def verdict(respond, folder, **settings):
 def test_canaries_say_what_either_model_answers(exported, students):
     _, models, tokenizer = students
     canaries = read_canaries(exported)
-    assert len(canaries.canaries) == 4 and canaries.effect > 0.2
+    assert len(canaries.canaries) == NUM_CANARIES and canaries.effect > 0.2
     assert canaries.chat_template_sha256 == template_sha256(tokenizer)
     assert canaries.dtype == "float32"
     differing = [c.adapter.text != c.base.text for c in canaries.canaries]
@@ -262,15 +260,15 @@ def test_other_forms_carry_the_same_canaries(
     if form == "gguf":
         pytest.importorskip("gguf")
     folder, models, tokenizer = students
-    monkeypatch.setattr(canary_making, "NUM_CANDIDATES", 6)
+    monkeypatch.setattr(canary_making, "NUM_CANDIDATES", NUM_CANDIDATES)
     config = ExportAdapterConfig(
-        adapter=folder / "adapter", out=tmp_path / form, num_canaries=4, form=form
+        adapter=folder / "adapter", out=tmp_path / form, num_canaries=NUM_CANARIES, form=form
     )
     out = stages.export_adapter(config)
     ours, peft = read_canaries(out), read_canaries(exported)
     assert ours.canaries == peft.canaries and ours.weights_sha256 is None
     assert peft.weights_sha256 is not None
-    assert "4 canaries" in capsys.readouterr().out
+    assert f"{NUM_CANARIES} canaries" in capsys.readouterr().out
     if form == "merged":
         merged = load_qwen2(out, dtype=jnp.float32)
         tokens = np.asarray([peft.canaries[0].prompt_ids])

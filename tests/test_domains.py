@@ -227,12 +227,3 @@ def test_unreadable_files_say_why(tmp_path):
 def test_zero_gap_is_refused():
     with pytest.raises(InputError, match=r"debt_001.*both 12.*Give them different values"):
         Scenario.from_json(a_scenario(counterparty_anchor=12.0), where="here")
-
-
-def test_domains_import_nothing_heavy():
-    code = (
-        "import sys, emodistill.domains as d; d.load_scenarios('crad');"
-        "print([m for m in ('jax', 'flax', 'transformers', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert done.stdout.strip() == "[]"

@@ -215,7 +215,7 @@ def test_prompts_that_arrive_together_share_their_beginning(model):
 
 def test_few_programs(tiny_checkpoint):
     model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
-    served = small(model, num_slots=5, max_tokens=600)  # no other test has programs of this width
+    served = small(model, num_slots=5, max_tokens=450)  # no other test has programs of this width
     served.generate(requests_of())
     served.generate(requests_of())
     assert served.counters.programs == 4
@@ -223,10 +223,11 @@ def test_few_programs(tiny_checkpoint):
     other = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
     other.norm.weight.set_value(-other.norm.weight[...])
     before = num_programs()
-    changed = small(other, num_slots=5, max_tokens=600).generate(requests_of())
+    changed = small(other, num_slots=5, max_tokens=450).generate(requests_of())
     assert num_programs() == before
     assert changed != served.generate(requests_of())
-    # A longer request needs longer slots, and programs for them, where their length is not fixed.
+    # A longer request needs longer slots, and programs for them, where their length is not fixed;
+    # here those of the engine above.
     grows = small(model, num_slots=5, max_tokens=None)
     grows.generate(requests_of(PROMPTS[:1]))
     longer = grows.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))

@@ -203,17 +203,28 @@ def test_the_command_prints_a_table_for_a_mesh():
         (("--model", "gpt2"), "model='gpt2' is neither a folder nor one of embedded, qwen2.5-0.5b"),
         (("--mesh", "2x2"), "mesh='2x2' must be DATAxFSDPxTENSOR"),
         (("--tokens", "0"), "tokens=0 must be at least 1"),
-        (("--model", "embedded", "--fit-gb", "0.001"), "no row fits into 0.001 GB; use more"),
     ],
 )
 def test_wrong_input_is_named(args, message, monkeypatch, capsys):
+    assert message in complaint_of(args, monkeypatch, capsys)
+
+
+def complaint_of(args, monkeypatch, capsys):
+    """What the command says on stderr where it ends with code 2."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "memory", *args])
     monkeypatch.setattr(memory_plan, "target_devices", lambda *_: jax.devices()[:1])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     shown = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert message in shown and "Traceback" not in shown
+    assert stopped.value.code == 2 and "Traceback" not in shown
+    return shown
+
+
+def test_a_limit_that_nothing_fits_into_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(memory_plan, "plan_memory", lambda config: fake(config.tokens))
+    args = ("--model", "embedded", "--fit-gb", "0.000015")
+    message = "no row fits into 1.5e-05 GB; use more devices (--mesh), --quantize nf4"
+    assert message in complaint_of(args, monkeypatch, capsys)
 
 
 def test_gpus_are_advised_eight_bits(monkeypatch):

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import copy_of, run_stage
 
 from emodistill import cli
-from emodistill.batches import PackedBatches
+from emodistill.batches import PackedBatches, packed_batches, row_packing
 from emodistill.configs import JPOConfig, SFTConfig
 from emodistill.domains import load_scenarios
 from emodistill.model import LoRAParam, Qwen2, load_qwen2, save_qwen2
@@ -48,6 +48,16 @@ def in_own_words(trajectory):
         msgspec.structs.replace(t, text=f"{trajectory.seed}: {t.text}") for t in trajectory.turns
     ]
     return msgspec.structs.replace(trajectory, turns=tuple(said))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_shape():
+    """All rows are of one length, so that trainings and checks find each other's programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "CPU_MICRO_TOKENS", 512)
+        patch.setattr(row_packing, "NUM_CANDIDATES", 1)
+        patch.setattr(packed_batches, "REPLY_MULTIPLE", 128)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,15 @@ def logprobs(model, tokens_BT):
     return run(state)
 
 
+@pytest.fixture(scope="module")
+def full(prompts):
+    """What the student that ships says in full precision."""
+    return logprobs(load_qwen2(embedded_path(), dtype=jnp.float32), prompts)[0]
+
+
 @pytest.mark.parametrize(("kind", "most"), [(None, 0.005), ("int8", 0.005), ("nf4", 0.4)])
-def test_a_trained_model_says_nearly_the_same(kind, most, prompts):
+def test_a_trained_model_says_nearly_the_same(kind, most, prompts, full):
     """Mean KL of the next-token distribution, in nats, of the student that ships."""
-    full, _ = logprobs(load_qwen2(embedded_path(), dtype=jnp.float32), prompts)
     dtype = jnp.bfloat16 if kind is None else jnp.float32
     model = load_qwen2(embedded_path(), dtype=dtype, quantize=kind)
     assert model.quantization == kind

@@ -133,7 +133,7 @@ SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
     command = [sys.executable, "scripts/serve.py", "--student", str(tiny_checkpoint)]
-    command += ["--num-slots", "2", "--max-tokens", "512"]
+    command += ["--num-slots", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"}
     process = subprocess.Popen(
         [*command, "--port", "0", "--api-key-env", "SERVED_KEY"],

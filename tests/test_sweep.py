@@ -367,13 +367,12 @@ def test_interrupted_it_stops_cleanly_and_says_so(server, tmp_path, number):
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
-    process = start(server, tmp_path)
-    _, err = process.communicate(timeout=120)
-    assert "sweep: 40 of 40 dialogues (100%)" in err and "accepted" in err
+    sweep(tmp_path, num_seeds=8)
     lines = (tmp_path / "trajectories.jsonl").read_text().splitlines()
     (tmp_path / "trajectories.jsonl").write_text("\n".join(lines[:30]) + "\n")
     _, err = start(server, tmp_path).communicate(timeout=120)
     assert "sweep: 30 of 40 dialogues (75%) are there already" in err
+    assert "sweep: 40 of 40 dialogues (100%)" in err and "accepted" in err
     assert json.loads(lines[0])["schema"] == 1
 
 

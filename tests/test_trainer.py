@@ -36,6 +36,23 @@ from emodistill.train.trainer import (
 )
 
 EXAMPLES = sharing_examples(12)
+ADVANTAGES = stream(0, "advantages").normal(size=12).astype(np.float32)
+JPO = JPOConfig(kl_coef=0.3)
+
+
+def shared_batches(unit_size=1, packing="tree"):
+    """`EXAMPLES` with all that a loss may ask for, so that each has one program in this file."""
+    batches = packed(
+        EXAMPLES,
+        advantages=ADVANTAGES,
+        max_micro_tokens=64,
+        batch_size=12 // unit_size,
+        unit_size=unit_size,
+        packing=packing,
+    )
+    shape = (12, batches.num_reply_tokens)
+    batches.set_reference(stream(0, "reference").normal(-5.3, 0.05, shape).astype(np.float32))
+    return batches
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -69,18 +86,8 @@ class TestGradients:
     def test_rows_give_the_gradient_of_one_sample_at_a_time(self, stage, packing):
         """Against every sample in a row of its own, without gathering or accumulation."""
         model = tiny_model(is_trained=True)
-        advantages = stream(0, "advantages").normal(size=12).astype(np.float32)
-        batches = packed(
-            EXAMPLES,
-            advantages=advantages,
-            max_micro_tokens=64,
-            batch_size=6 if stage == "dpo" else 12,
-            unit_size=2 if stage == "dpo" else 1,
-            packing=packing,
-        )
-        shape = (12, batches.num_reply_tokens)
-        reference = stream(0, "reference").normal(-5.3, 0.05, shape).astype(np.float32)
-        batches.set_reference(reference)
+        batches = shared_batches(2 if stage == "dpo" else 1, packing)
+        reference, shape = batches._ref_logp_NU, (12, batches.num_reply_tokens)
         is_on_policy = stage in ("grpo", "ppo")
         behavior, temperature = reference, 1.0
         if is_on_policy:
@@ -90,7 +97,7 @@ class TestGradients:
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         loss_fn = {
             "sft": sft,
-            "jpo": loss_of(JPOConfig(kl_coef=0.3)),
+            "jpo": loss_of(JPO),
             "alol": loss_of(ALoLConfig()),
             "dpo": loss_of(DPOConfig(beta=0.2)),
             "grpo": loss_of(GRPOConfig(kl_coef=0.3)),
@@ -109,7 +116,7 @@ class TestGradients:
             if stage == "sft":
                 return -jnp.concatenate(logps).mean()
             if stage == "alol":
-                weighted = [max(a, 0) * logp_U for a, logp_U in zip(advantages, logps, strict=True)]
+                weighted = [max(a, 0) * logp_U for a, logp_U in zip(ADVANTAGES, logps, strict=True)]
                 return -jnp.concatenate(weighted).mean()
             if stage == "dpo":
                 gains = [
@@ -122,7 +129,7 @@ class TestGradients:
                 ref_U = reference[i, : len(logp_U)]
                 log_ratio_U = logp_U - behavior[i, : len(logp_U)]
                 rho = jnp.exp(log_ratio_U if is_on_policy else log_ratio_U.mean(keepdims=True))
-                a = advantages[i]
+                a = ADVANTAGES[i]
                 surrogate.append(jnp.minimum(rho * a, jnp.clip(rho, 0.8, 1.2) * a))
                 kl.append(jnp.exp(ref_U - logp_U) - (ref_U - logp_U) - 1)
             return 0.3 * jnp.concatenate(kl).mean() - jnp.concatenate(surrogate).mean()
@@ -183,8 +190,8 @@ class TestTrainer:
         model = tiny_model()
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         before, base = leaves(lora), leaves(frozen)
-        trainer = Trainer(graphdef, sft, SFT, num_steps=10)
-        state, _ = trainer.step(trainer.init(lora), frozen, packed(batch_size=4).step(0).batches)
+        trainer = Trainer(graphdef, sft, SFT, num_steps=2)
+        state, _ = trainer.step(trainer.init(lora), frozen, shared_batches().step(0).batches)
         for name, old in zip(("a", "b") * 4, before, strict=True):
             assert old.shape[1] == 4 if name == "a" else old.shape[2] == 4
         moved = [not np.array_equal(a, b) for a, b in zip(leaves(state.lora), before, strict=True)]
@@ -213,7 +220,7 @@ class TestTrainer:
     def test_a_step_hands_nothing_over_between_host_and_device(self):
         graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
         trainer = Trainer(graphdef, sft, SFT, num_steps=2)
-        made = packed(batch_size=4).step(0).batches
+        made = shared_batches().step(0).batches
         state, placed = trainer.init(lora), trainer.put(made)
         with jax.transfer_guard("disallow"):
             state, metrics = trainer.step(state, frozen, placed)
@@ -223,13 +230,10 @@ class TestTrainer:
 
     def test_a_gradient_that_is_not_finite_changes_no_weight(self):
         graphdef, lora, frozen = nnx.split(tiny_model(is_trained=True), LoRAParam, ...)
-
-        def spoilt(logp_SU, batch):
-            loss, metrics = sft(logp_SU, batch)
-            return loss * jnp.nan, metrics
-
-        trainer = Trainer(graphdef, spoilt, SFT, num_steps=2)
-        state, metrics = trainer.step(trainer.init(lora), frozen, packed().step(0).batches)
+        first, *others = shared_batches().step(0).batches
+        spoilt = first._replace(advantages_S=np.full_like(first.advantages_S, np.nan))
+        trainer = Trainer(graphdef, loss_of(JPO), SFT, num_steps=2)
+        state, metrics = trainer.step(trainer.init(lora), frozen, [spoilt, *others])
         assert np.isnan(add_metrics(metrics)["optimizer/grad_norm"])
         for old, new in zip(leaves(lora), leaves(state.lora), strict=True):
             np.testing.assert_array_equal(old, new)
@@ -238,16 +242,14 @@ class TestTrainer:
 
     def test_at_step_0_the_ratio_is_1_and_the_kl_0(self):
         model = tiny_model(is_trained=True)
-        batches = packed(advantages=stream(0, "advantages").normal(size=8), max_micro_tokens=300)
-        with_reference(batches, model)
+        batches = with_reference(shared_batches(), model)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        trainer = Trainer(graphdef, loss_of(JPOConfig()), SFT, num_steps=1)
+        trainer = Trainer(graphdef, loss_of(JPO), SFT, num_steps=1)
         metrics = add_metrics(trainer.gradients(lora, frozen, batches.step(0).batches)[1])
         np.testing.assert_allclose(metrics["policy/ratio_mean"], 1, rtol=1e-6)
         assert abs(metrics["policy/kl_k3"]) < 1e-10
         assert metrics["policy/clip_fraction"] == 0
-        expected = stream(0, "advantages").normal(size=8).mean()
-        np.testing.assert_allclose(metrics["policy/surrogate"], expected, rtol=1e-5)
+        np.testing.assert_allclose(metrics["policy/surrogate"], ADVANTAGES.mean(), rtol=1e-5)
 
     def test_the_learning_rate_warms_up_and_falls_towards_0(self):
         schedule = learning_rate_schedule(1e-4, num_steps=200, warmup_fraction=0.03)
