@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS, NEUTRAL
 from emodistill.errors import InputError
@@ -117,12 +119,8 @@ def holm(p_values: Values) -> np.ndarray:
     if (wrong := np.flatnonzero((array < 0) | (array > 1))).size:
         raise InputError(f"p_values[{wrong[0]}]={array[wrong[0]]} must lie in [0, 1].")
     adjusted, is_made = np.full_like(array, np.nan), ~np.isnan(array)
-    made = array[is_made]
-    order = np.argsort(made)
-    # The smallest counts as often as there are tests, the next one less often, and so on; none
-    # is below the one before.
-    stepped = np.maximum.accumulate(np.arange(len(made), 0, -1) * made[order])
-    adjusted[np.flatnonzero(is_made)[order]] = np.minimum(1.0, stepped)
+    if is_made.any():
+        adjusted[is_made] = multipletests(array[is_made], method="holm")[1]
     return adjusted
 
 
@@ -198,16 +196,6 @@ def scenarios_needed(
     # The t-test needs a few more than the z-test, so that the search is short.
     quantiles = stats.norm.isf(alpha / 2) + stats.norm.isf(1 - power)
     num = max(2, math.floor((quantiles / size) ** 2))
-    while _t_test_power(size, num, alpha) < power:
+    while TTestPower().power(size, num, alpha) < power:
         num += 1
     return num
-
-
-def _t_test_power(size: float, num: int, alpha: float) -> float:
-    """The chance that a two-sided paired t-test on `num` pairs sees an effect of `size` deviations.
-
-    The statistic is then noncentrally t-distributed.
-    """
-    critical, shift = stats.t.isf(alpha / 2, num - 1), size * math.sqrt(num)
-    below, above = special.nctdtr(num - 1, shift, [-critical, critical])
-    return float(below + 1 - above)
