@@ -26,7 +26,7 @@ class PretrainConfig(Config):
     replies_per_turn: int = setting(4, ge=2)
     """Replies that are learned for each prompt, and share its tokens. To a full prompt half of them
     are the simulated model's; all others are the novice's."""
-    num_steps: int = setting(1_600, ge=1)
+    num_steps: int = setting(1_300, ge=1)
     """Updates."""
     bare_share: float = setting(0.4, ge=0, le=0.5)
     """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""
@@ -41,8 +41,11 @@ class PretrainConfig(Config):
     given_weight: float = 4.0
     """Loss weight of a reply's token that the prompt decides, in figures and facts: these are few,
     but they make the deal."""
-    drawn_weight: float = 2.0
+    drawn_weight: float = 4.0
     """Loss weight of a digit of a concession, which the prompt bounds."""
+    foreign_start_weight: float = setting(0.05, gt=0, le=1)
+    """Loss weight of the first two tokens of a simulated model's reply. The student then knows how
+    such a reply goes on, and seldom begins one: to begin is left for SFT to teach."""
     tone_free_share: float = 0.08
     """Share of dialogues whose prompts carry no emotion block."""
     vocab_size: int = setting(2_048, ge=300, hint="the bytes and more")

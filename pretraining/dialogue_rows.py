@@ -26,9 +26,10 @@ ROW_MULTIPLE = 128
 """Row lengths are multiples of this, since each length compiles a program of its own."""
 
 
-NOTHING, PROMPT, REPLY, FREE_DIGIT, GIVEN = range(5)
+NOTHING, PROMPT, REPLY, FREE_DIGIT, GIVEN, FOREIGN_START = range(6)
 """What a target is: padding, or the end of a sample; a token of a prompt; of a reply; a reply's
-digit that is drawn; a token of a figure or a fact that the prompt decides."""
+digit that is drawn; a token of a figure or a fact that the prompt decides; one of the first tokens
+of what somebody else says than the novice."""
 
 
 class Rows(NamedTuple):
@@ -42,7 +43,7 @@ class Rows(NamedTuple):
     ends_BT: Array
     targets_BT: Array
     kinds_BT: Array
-    """`NOTHING`, `PROMPT`, `REPLY`, `FREE_DIGIT` or `GIVEN`, by what is to be predicted."""
+    """Of each position, one of the six above, by what is to be predicted."""
 
     @property
     def num_tokens(self) -> int:

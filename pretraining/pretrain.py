@@ -40,8 +40,11 @@ from pretraining.corpus import (
     train_tokenizer,
 )
 from pretraining.dialogue_rows import (
+    FOREIGN_START,
     FREE_DIGIT,
     GIVEN,
+    NOTHING,
+    PROMPT,
     REPLY,
     Rows,
     TokenSample,
@@ -56,6 +59,8 @@ MAX_TOKENS = 1024
 """The longest sample; turns whose histories are longer are left out."""
 STEPS_PER_SAVE = 100
 """Steps between two checkpoints: at most three minutes of work are done again."""
+NUM_START_TOKENS = 2
+"""The first word alone does not tell who speaks: both the novice and the others begin with "I"."""
 NUM_TOKENIZER_DIALOGUES = 2_000
 """Dialogues that the tokenizer's words are learned from; more of them change none."""
 
@@ -125,6 +130,7 @@ def _kinds(tokenizer: Any, reply: PossibleReply) -> list[int]:
 
     Of what others than the novice say nothing is known to be decided by the prompt.
     """
+    num_foreign = 0 if reply.is_novice else NUM_START_TOKENS
     text = reply.text
     given = given_characters(text) & reply.is_novice
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -132,7 +138,7 @@ def _kinds(tokenizer: Any, reply: PossibleReply) -> list[int]:
         GIVEN if given[start:end].any() else FREE_DIGIT if text[start:end].isdigit() else REPLY
         for start, end in spans
     ]
-    return [*kinds, REPLY]
+    return [*[FOREIGN_START] * num_foreign, *kinds[num_foreign:], REPLY]
 
 
 def _optimizer(config: PretrainConfig) -> optax.GradientTransformation:
@@ -180,9 +186,15 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
     optimizer = _optimizer(config)
     graphdef, params = nnx.split(model, nnx.Param)
 
-    # By the kinds of `dialogue_rows`: nothing, a prompt's token, a reply's, a digit that is drawn,
-    # a token that the prompt decides.
-    weights = jnp.array([0.0, config.prompt_weight, 1.0, config.drawn_weight, config.given_weight])
+    weight_of = {
+        NOTHING: 0.0,
+        PROMPT: config.prompt_weight,
+        REPLY: 1.0,
+        FREE_DIGIT: config.drawn_weight,
+        GIVEN: config.given_weight,
+        FOREIGN_START: config.foreign_start_weight,
+    }
+    weights = jnp.array([weight_of[kind] for kind in range(len(weight_of))])
 
     def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Metrics]:
         """The loss; on replies, the mean cross-entropy, and the share of the tokens

@@ -145,8 +145,8 @@ class AdapterConfig(ExperimentConfig):
     """Scale of LoRA, which is divided by the rank."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Projections that get a LoRA."""
-    learning_rate: ByStudent[float] = setting(1e-4, embedded=1e-3, gt=0)
-    """Peak of the learning rate's cosine. auto: 0.0001, for the embedded student 0.001."""
+    learning_rate: ByStudent[float] = setting(1e-4, embedded=3e-3, gt=0)
+    """Peak of the learning rate's cosine. auto: 0.0001, for the embedded student 0.003."""
     batch_size: int = setting(16, ge=1)
     """Samples per optimiser step."""
     num_epochs: ByStudent[int] = setting(2, embedded=1, ge=1)
@@ -154,10 +154,10 @@ class AdapterConfig(ExperimentConfig):
     max_steps: int | None = setting(None, ge=1, hint="leave it out for whole epochs")
     """Stop after this many steps, whatever the epochs say."""
     max_samples: ByStudent[int | None] = setting(
-        None, embedded=1280, ge=1, hint="None trains on all"
+        None, embedded=2560, ge=1, hint="None trains on all"
     )
     """Train on this many of the turns that qualify, drawn by the seed; None for all. auto: None,
-    for the embedded student 1280."""
+    for the embedded student 2560."""
     warmup_fraction: float = setting(0.03, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: float = setting(1.0, gt=0)

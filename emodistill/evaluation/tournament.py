@@ -14,12 +14,6 @@ import numpy as np
 from emodistill.offline.rewards import dialogue_utility
 from emodistill.records import Trajectory
 
-EMBEDDED_OPPOSITE = (
-    "The embedded student has learned the focal seat alone and misreads its figure in the other; "
-    "what is won against it there says little about strategy."
-)
-"""What is to be said wherever such results are shown."""
-
 
 def cell_text(dialogues: Sequence[Trajectory]) -> str:
     """Success % / utility ± population deviation, as Table 13 has it; a dash without dialogues."""

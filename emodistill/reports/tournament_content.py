@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
-from emodistill.configs import EMBEDDED, TournamentConfig
+from emodistill.configs import TournamentConfig
 from emodistill.evaluation.ratings import Bout, bradley_terry
-from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE
 from emodistill.reports import paper
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN, in_order
 from emodistill.reports.recipe import TableContent
@@ -46,9 +43,7 @@ def pairings(data: RunData) -> TableContent:
             TableColumn(f"paper_{other}", "paper", spread="std", group=other),
             TableColumn(f"less_{other}", "ours − paper", is_signed=True, group=other),
         ]
-    return TableContent(
-        rows, columns=columns, players_of=frame, missing=missing, notes=_caveats(frame)
-    )
+    return TableContent(rows, columns=columns, players_of=frame, missing=missing)
 
 
 def strengths(data: RunData) -> TableContent:
@@ -63,8 +58,4 @@ def strengths(data: RunData) -> TableContent:
         bouts = map(Bout, played.label, played.opponent, scores, played.scenario_id)
         ratings = bradley_terry(list(bouts), *data.resampling)
         rows += ratings.assign(block=domain).to_dict("records")
-    return TableContent(rows, notes=_caveats(frame))
-
-
-def _caveats(frame: pd.DataFrame) -> list[str]:
-    return [EMBEDDED_OPPOSITE] if (frame.counterparty_model == EMBEDDED).any() else []
+    return TableContent(rows)

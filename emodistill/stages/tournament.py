@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from emodistill.configs import EMBEDDED, ReportConfig, TournamentConfig
+from emodistill.configs import ReportConfig, TournamentConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.methods import get_method
-from emodistill.evaluation.tournament import EMBEDDED_OPPOSITE, cell_text, matrix_text
+from emodistill.evaluation.tournament import cell_text, matrix_text
 from emodistill.offline.run_files import played_pairs
 from emodistill.offline.store import read_trajectories
 from emodistill.runs import Job, Result, read_manifest
@@ -46,9 +46,6 @@ def tournament(config: TournamentConfig, settings: Settings | None = None) -> Ou
         cells[focal, counterparty] = Cell(pair, None, settings)
         if focal == counterparty:
             prepare(cells[focal, counterparty])
-    is_embedded = config.student == EMBEDDED and config.student_url is None
-    if is_embedded and any(m.writer == "student" for m in methods.values()):
-        print(f"tournament: {EMBEDDED_OPPOSITE}")
     failed: list[str] = []
     played = played_pairs(config.run / config.domain)
     spent_usd, loaded = 0.0, {}  # pairs share the student's weights
