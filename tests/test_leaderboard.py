@@ -201,6 +201,25 @@ def test_called_again_it_trains_and_plays_nothing(board, monkeypatch, capsys):
     assert "2 finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_arms_side_by_side_on_ray_give_the_same_table(board, tmp_path):
+    """Networks, a posterior and a system that plays; needs the extra `ray`."""
+    ray = pytest.importorskip("ray")
+    methods = ("cloning", "best-fixed", "evoemo")
+    tables = []
+    try:
+        for launcher in ("local", "ray"):
+            run = copy_of(board[0].run / "crad/sweep", tmp_path / launcher / "crad/sweep")
+            study = dataclasses.replace(
+                board[0], run=run.parents[1], methods=methods, launcher=launcher
+            )
+            (path,) = run_study(study, SETTINGS)
+            tables.append(path.with_suffix(".csv").read_text())
+    finally:
+        ray.shutdown()
+    assert tables[0] == tables[1] and "evoemo" in tables[0]
+
+
 def test_dialogues_in_this_process_are_those_of_a_server(board, tmp_path):
     study, *_ = board
     run = copy_of(study.run / "crad/sweep", tmp_path / "crad/sweep").parents[1]

@@ -366,6 +366,22 @@ def test_interrupted_it_stops_cleanly_and_says_so(server, tmp_path, number):
     assert "Traceback" not in err
 
 
+def test_jobs_that_wait_for_nothing_are_stopped_too():
+    """Simulated models in this process answer at once: nothing else would let a signal in."""
+    done = []
+
+    async def work(job):
+        done.append(job)
+        if job == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    def refuse(job, error):
+        raise AssertionError(error)
+
+    jobs = workers.run_bounded(range(1_000), work, concurrency=2, on_failure=refuse)
+    assert asyncio.run(jobs) is False and len(done) < 50
+
+
 def test_progress_is_told_in_lines_where_there_is_no_terminal(server, tmp_path):
     sweep(tmp_path, num_seeds=8)
     lines = (tmp_path / "trajectories.jsonl").read_text().splitlines()

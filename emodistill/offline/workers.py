@@ -239,6 +239,7 @@ async def _drain(
     async def worker() -> None:
         for job in source:
             await work(job)
+            await asyncio.sleep(0)  # simulated models answer at once, and signals need the loop
 
     workers = [asyncio.create_task(worker()) for _ in range(concurrency)]
     stopped = asyncio.create_task(stop.wait())

@@ -26,6 +26,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from emodistill.configs import SHIPPED
 from emodistill.errors import InputError
 from emodistill.evaluation.metrics import EmotionScore, emotion_scores
 from emodistill.files import replacing
@@ -253,18 +254,21 @@ def support_maps(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
 def leaderboard_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean utility against the training dialogues spent, a panel a domain, a line a method.
 
-    Bars are the deviation of the training seeds' means. Dashed levels are methods that learn
-    nothing, named where they end.
+    A system as published has the colour of its repaired form, dotted. Bars are the deviation of
+    the training seeds' means. Dashed levels are methods that learn nothing, named where they end.
 
     Args:
       rows: of the leaderboard (`leaderboard_content.leaderboard_rows`).
     """
     domains = list(dict.fromkeys(str(row["block"]) for row in rows))
     names = list(dict.fromkeys(str(row["method"]) for row in rows if row["budget"]))
-    looks = {
-        name: (SERIES[i % len(SERIES)], DASHES[i // len(SERIES) % len(DASHES)])
-        for i, name in enumerate(names)
-    }
+    forms = list(dict.fromkeys(name.removesuffix(SHIPPED) for name in names))
+    solid, dashed, dotted, dash_dotted = DASHES
+    looks: dict[str, tuple[str, Dashes]] = {}
+    for name in names:
+        lap, number = divmod(forms.index(name.removesuffix(SHIPPED)), len(SERIES))
+        dashes = dotted if name.endswith(SHIPPED) else (solid, dashed, dash_dotted)[min(lap, 2)]
+        looks[name] = SERIES[number], dashes
     with panels(domains, (4.6, 3.1)) as (figure, axes):
         for domain, ax in axes:
             of_domain = [row for row in rows if row["block"] == domain]
@@ -284,7 +288,7 @@ def leaderboard_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 ax.set_xscale("log")
                 ax.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
                 ax.minorticks_off()
-                end = budgets[-1] * 1.018 ** (len(looks) / 2)
+                end = ax.get_xlim()[1]
                 _name_ends(ax, [(row["method"], MUTED, end, row["utility"]) for row in levels])
         if looks:
             legend(figure, looks)
