@@ -121,7 +121,7 @@ def served(config: ServeConfig, key: str | None = None) -> Iterator[RunningServe
         thread.join()
 
 
-def make_adapter(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.025) -> None:
+def make_adapter(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.05) -> None:
     """An adapter with random values, as training might leave it; of the form that it trains, so
     that engines find their programs."""
     model: Qwen2 = load_qwen2(checkpoint, dtype=jnp.float32)
