@@ -1,10 +1,9 @@
-"""Make a student like the one in the package: tokenizer and weights, from simulated dialogues.
+"""Make the student of the package: tokenizer and weights, from simulated dialogues.
 
     python scripts/pretrain_embedded.py --out /tmp/student
 
-It takes less than an hour on two cores. A run that was stopped goes on when it is called again,
-and ends with the same files. At the end a table says how well the student reads its prompt. The one
-that ships is older: this one reads better, but SFT can't teach it as much yet (docs/notes.md).
+It takes some 40 minutes on two cores. A run that was stopped goes on when it is called again, and
+ends with the same files. At the end a table says how well the student reads its prompt.
 """
 
 import sys
