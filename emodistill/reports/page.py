@@ -25,6 +25,7 @@ from emodistill.reports.labels import (
 )
 from emodistill.reports.page_facts import run_facts, stage_manifests
 from emodistill.reports.report_table import ReportTable, plain, signed, spans
+from emodistill.reports.results import by_domain
 from emodistill.reports.run_data import RunData
 from emodistill.reports.shown_dialogues import offer_track, outcome_line, typical_pair
 from emodistill.reports.templates import render
@@ -75,6 +76,21 @@ def headline(differences: Sequence[Mapping[str, Any]]) -> Headline:
         whom = "Of the others" if higher else "Of these"
         lead += f" {whom}, {' and '.join(others)}."
     return Headline(title, lead, gains)
+
+
+def deals_closed(data: RunData) -> dict[str, tuple[float, float]]:
+    """Domain -> per cent of the talks that end in a deal before training, and after it.
+
+    Those are counted whose scenario both the untrained and the trained student have played.
+    """
+    rates = {}
+    for domain, played in by_domain(data.played_in("evaluation")):
+        before, after = (played[played.label == label] for label in (UNTRAINED, FULLY_TRAINED))
+        before = before[before.scenario_id.isin(after.scenario_id)]
+        after = after[after.scenario_id.isin(before.scenario_id)]
+        if len(before):
+            rates[domain] = 100 * before.success.mean(), 100 * after.success.mean()
+    return rates
 
 
 def _of_one_domain(gain: Mapping[str, Any]) -> tuple[str, str]:
@@ -139,6 +155,7 @@ def render_page(
         css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
         run_name=data.run_dir.resolve().name,
         headline=headline(data.differences),
+        deals=deals_closed(data),
         caveat=data.caveat,
         tables={table.name: table for table in tables},
         further=[table for table in tables if table.name not in LEADING],
