@@ -206,7 +206,7 @@ class ModelledStepBenchmark(Config):
     gpu: str = "h100"
     """The GPU (see `plan.py memory --topology`)."""
     row: int = setting(8192, ge=1)
-    """Tokens of a row; with --remat none a card of 80 GB has room for no more than 8,192."""
+    """Tokens of a row; 8,192 is what training on a device takes if left to itself."""
     kernels: int = setting(4_644, ge=0)
     """Kernels of a step, as `plan.py memory` counts them with --remat none."""
     remat_kernels: int = setting(6_989, ge=0)

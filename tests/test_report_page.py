@@ -123,9 +123,7 @@ def test_page_says_what_it_must(written, tmp_path):
     (gain,) = gains_of(tmp_path, make_evaluations(), 200)
     assert headline([gain]).title in text and gain["reading"] == "unclear"
     assert f"{gain['difference']:.1f} points, has a 95 % interval" in text
-    assert re.search(
-        r"It closed [\d.]+ % of its talks with a deal before training, and closes", text
-    )
+    assert re.search(r"a deal, was [\d.]+ % before training and is [\d.]+ % now", text)
     assert "claim nothing about real models" in text
     _, judgements = make_sweep()
     failed = sum(j.status == "failed" for j in judgements)

@@ -78,7 +78,7 @@ def headline(differences: Sequence[Mapping[str, Any]]) -> Headline:
     return Headline(title, lead, gains)
 
 
-def deals_closed(data: RunData) -> dict[str, tuple[float, float]]:
+def success_rates(data: RunData) -> dict[str, tuple[float, float]]:
     """Domain -> per cent of the talks that end in a deal before training, and after it.
 
     Those are counted whose scenario both the untrained and the trained student have played.
@@ -155,7 +155,7 @@ def render_page(
         css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
         run_name=data.run_dir.resolve().name,
         headline=headline(data.differences),
-        deals=deals_closed(data),
+        success=success_rates(data),
         caveat=data.caveat,
         tables={table.name: table for table in tables},
         further=[table for table in tables if table.name not in LEADING],
