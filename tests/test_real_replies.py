@@ -98,7 +98,7 @@ def windowed(per_second, counts):
     ("accounts", "num_accounts"), [([SIX], 1), ([[key] for key in SIX], 6)], ids=["one", "six"]
 )
 def test_keys_reach_the_rate_of_their_accounts(accounts, num_accounts):
-    per_second, seconds = 40, 1.6
+    per_second, seconds = 20, 2  # few enough for a machine with other work
     rate = per_second * num_accounts
     of_account = {key: i for i, keys in enumerate(accounts) for key in keys}
 
@@ -117,7 +117,7 @@ def test_keys_reach_the_rate_of_their_accounts(accounts, num_accounts):
 
     limits = {"limits": {"scope": "account", "requests_per_second": per_second}}
     usage, found = run(windowed(per_second, of_account.get), job, keys=accounts, profile=limits)
-    assert found >= 0.95 * rate
+    assert found >= 0.88 * rate  # a key that stands idle leaves 0.83
     assert usage.num_retries < 0.05 * usage.num_calls
 
 
