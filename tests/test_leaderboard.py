@@ -240,13 +240,18 @@ def test_a_sweep_of_this_run_grows_to_the_largest_budget(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(runner, "run", lambda cell: asked.append(cell.config))
     monkeypatch.setattr(runner, "prepare", lambda *args, **kwargs: None)
-    home = SETTINGS.config(EvaluateConfig, run=tmp_path)
-    runner._make_sweep(runner.Cell(home, None, SETTINGS), 240)
-    (sweep,) = asked
-    assert isinstance(sweep, SweepConfig) and sweep.num_seeds == 3
+    home = EvaluateConfig(run=tmp_path)
+    for sections, num_seeds in (
+        ({}, 3),
+        ({"num_validation": 10}, 4),  # taken out of the 80 training scenarios
+        ({"num_scenarios": 6}, 40),
+    ):
+        settings = Settings({"sweep": sections})
+        runner._make_sweep(runner.Cell(home, None, settings), 240)
+        assert isinstance(asked[-1], SweepConfig) and asked[-1].num_seeds == num_seeds
     other = dataclasses.replace(home, data_from=tmp_path / "other")
     runner._make_sweep(runner.Cell(other, None, SETTINGS), 240)
-    assert len(asked) == 1
+    assert len(asked) == 3
 
 
 def test_the_command_after_a_training_plays_its_method():

@@ -22,7 +22,7 @@ from emodistill.selectors.gaussian_process import (
     expected_improvement,
     matern,
 )
-from emodistill.selectors.learning import MarkovSelector, Setup, focal_groups
+from emodistill.selectors.learning import MarkovSelector, Setup, focal_groups, payment_ratio
 from emodistill.selectors.seven import (
     JOY,
     NEUTRAL_GROUP,
@@ -149,6 +149,14 @@ def test_early_fitness_is_paid_before_the_target_alone():
     assert learner.fitness(trajectory("a", said, final_value=60.0)) == 0.0
     early = learner.fitness(trajectory("a", said, final_value=15.0))
     assert early == pytest.approx(100 * 0.5 / (1 + np.log(5)) / 1.2)
+    at_nine = trajectory("a", said, final_value=1.0, focal_target=0.0)
+    assert learner.fitness(at_nine) == 0.0
+
+
+def test_a_payment_ratio_lies_between_0_and_1_whatever_the_signs():
+    for target, value, ratio in ((30, 60, 0.5), (30, 20, 1), (0, 1, 0), (0, 0, 1), (-0.5, 1, 0)):
+        dialogue = trajectory("a", final_value=float(value), focal_target=float(target))
+        assert payment_ratio(dialogue) == ratio
 
 
 def test_offspring_are_cut_from_two_parents():

@@ -105,9 +105,10 @@ class EvoEmoLearner:
     def fitness(self, dialogue: Trajectory) -> float:
         """The utility; the ratio of the paper as the system's own; or the code's."""
         if self.faults.early_fitness:
-            if dialogue.final_value is None:
+            target, value = dialogue.focal_target, dialogue.final_value
+            if value is None or target == 0:  # 0 is 9 PM in the student's domain
                 return 0.0
-            early = 1.0 - dialogue.final_value / dialogue.focal_target
+            early = (target - value) / abs(target)
             talk = 1.0 + math.log(len(dialogue.turns) + 1)
             return 100.0 * max(0.0, early) / talk / (1.0 + 0.1 * len(dialogue.focal_turns))
         if self.setup.reward == "own":

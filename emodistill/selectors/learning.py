@@ -86,10 +86,14 @@ class MarkovSelector:
 
 
 def payment_ratio(dialogue: Trajectory) -> float:
-    """ρ = min(1, target / final value), 0 without an agreement; EmoMAS's own outcome."""
-    if dialogue.final_value is None:
+    """ρ = target / final value within [0, 1], 0 without an agreement; EmoMAS's own outcome.
+
+    A value at or below the target, which in some scenarios is no positive number, has 1.
+    """
+    target, value = dialogue.focal_target, dialogue.final_value
+    if value is None:
         return 0.0
-    return min(1.0, dialogue.focal_target / max(dialogue.final_value, 1e-9))
+    return 1.0 if value <= target else max(0.0, target / max(value, 1e-9))
 
 
 def log_length(dialogue: Trajectory) -> float:

@@ -28,11 +28,13 @@ from emodistill.evaluation.methods import Method, get_method
 from emodistill.jsonl import num_lines
 from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import TRAJECTORIES
+from emodistill.offline.sweep import plan_sweep
 from emodistill.reports import report_study
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages import STAGES, Requirement, prepare, required_cell, run
 from emodistill.stages.evaluation import trainings_of
+from emodistill.stages.sweep import split_of
 from emodistill.studies.dose_data import prepare_doses
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray, training_costs_usd
 from emodistill.studies.planned_arms import PlannedArm, plan_arms
@@ -45,8 +47,6 @@ SHARED = (
     *("concurrency", "timeout_s", "max_cost_usd", "record", "replay"),
 )
 """Settings that a study hands on to its stages."""
-NUM_TRAIN = 80
-"""Training scenarios of a domain, of 100 (paper, Appendix E.2)."""
 ROLES = ("focal", "counterparty")
 PAID = (*ROLES, "concurrency", "timeout_s", "max_cost_usd", "record", "replay")
 """What a training that plays dialogues takes over."""
@@ -144,7 +144,11 @@ def _make_sweep(home: Cell, num_dialogues: int) -> None:
     is_own = config.data_from is None and config.is_simulated
     is_ours = read_manifest(config.run / config.domain / "sweep") or not played.is_file()
     if is_own and is_ours and num_lines(played) < num_dialogues:
-        num_seeds = math.ceil(num_dialogues / NUM_TRAIN)
+        once = required_cell(home, Requirement("sweep", shared={"num_seeds": 1})).config
+        planned = plan_sweep(
+            split_of(once).split.train, num_seeds=1, num_scenarios=once.num_scenarios
+        )
+        num_seeds = math.ceil(num_dialogues / len(planned))
         run(required_cell(home, Requirement("sweep", shared={"num_seeds": num_seeds})))
     prepare(home, only=("sweep",))
 
