@@ -238,20 +238,25 @@ def test_dialogues_in_this_process_are_those_of_a_server(board, tmp_path):
 
 def test_a_sweep_of_this_run_grows_to_the_largest_budget(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(runner, "run", lambda cell: asked.append(cell.config))
     monkeypatch.setattr(runner, "prepare", lambda *args, **kwargs: None)
     home = EvaluateConfig(run=tmp_path)
-    for sections, num_seeds in (
-        ({}, 3),
-        ({"num_validation": 10}, 4),  # taken out of the 80 training scenarios
-        ({"num_scenarios": 6}, 40),
-    ):
-        settings = Settings({"sweep": sections})
-        runner._make_sweep(runner.Cell(home, None, settings), 240)
-        assert isinstance(asked[-1], SweepConfig) and asked[-1].num_seeds == num_seeds
-    other = dataclasses.replace(home, data_from=tmp_path / "other")
-    runner._make_sweep(runner.Cell(other, None, SETTINGS), 240)
-    assert len(asked) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run", lambda cell: asked.append(cell.config))
+        for sections, num_seeds in (
+            ({}, 3),
+            ({"num_validation": 10}, 4),  # taken out of the 80 training scenarios
+            ({"num_scenarios": 6}, 40),
+        ):
+            settings = Settings({"sweep": sections})
+            runner._make_sweep(runner.Cell(home, None, settings), 240)
+            assert isinstance(asked[-1], SweepConfig) and asked[-1].num_seeds == num_seeds
+        other = dataclasses.replace(home, data_from=tmp_path / "other")
+        runner._make_sweep(runner.Cell(other, None, SETTINGS), 240)
+        assert len(asked) == 3
+    few = runner.Cell(home, None, Settings({"sweep": {"num_scenarios": 2, "max_turns": 4}}))
+    for num_dialogues, num_played in ((2, 2), (3, 4), (1, 4)):
+        runner._make_sweep(few, num_dialogues)
+        assert len(read_trajectories(tmp_path / "crad" / "sweep/trajectories.jsonl")) == num_played
 
 
 def test_the_command_after_a_training_plays_its_method():
