@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,20 @@ def one_simulator() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_collections() -> Iterator[None]:
+    """statsmodels collects all garbage at each correction of p-values: 1 s in a loaded worker."""
+    collect = gc.collect
+
+    def seldom(generation: int = 2) -> int:
+        caller = sys._getframe(1).f_globals.get("__name__")
+        return 0 if caller == "statsmodels.stats.multitest" else collect(generation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", seldom)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def settled_heap() -> Iterator[None]:
     """Jobs need not settle the heap, which is frozen: to count what is would take 30 ms each."""
     from emodistill.offline import workers
@@ -222,12 +237,13 @@ def short_value_estimates() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_canaries() -> Iterator[None]:
-    """Adapters that tests export are asked fewer prompts, and say less."""
+    """Adapters that tests export are asked fewer prompts of one width, and say less."""
     from emodistill.evaluation import canary_making
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canary_making, "NUM_CANDIDATES", 5)
         patch.setattr(canary_making, "MAX_REPLY_TOKENS", 16)
+        patch.setattr(canary_making, "ROW_STEP", 1024)
         yield
 
 

@@ -70,9 +70,10 @@ class TestGradients:
     @pytest.mark.parametrize(
         ("stage", "packing"),
         [
-            *(("sft", "tree"), ("jpo", "tree"), ("alol", "tree"), ("dpo", "tree")),
-            ("jpo", "sequence"),
-            ("grpo", "tree"),
+            *(("jpo", "tree"), ("dpo", "tree"), ("grpo", "tree")),
+            pytest.param("sft", "tree", marks=pytest.mark.slow),
+            pytest.param("alol", "tree", marks=pytest.mark.slow),
+            pytest.param("jpo", "sequence", marks=pytest.mark.slow),
             pytest.param("ppo", "none", marks=pytest.mark.slow),
             pytest.param("sft", "none", marks=pytest.mark.slow),
             pytest.param("dpo", "sequence", marks=pytest.mark.slow),
