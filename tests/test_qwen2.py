@@ -47,9 +47,8 @@ def relative_error(ours, theirs):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                # two and four query heads a key head, as three above
-                ("qwen2", {"num_key_value_heads": 3, "vocab_size": 203}),
-                ("qwen2", {"num_attention_heads": 8, "num_key_value_heads": 2}),
+                ("qwen2", {"num_key_value_heads": 3, "vocab_size": 203}),  # two query heads each
+                ("qwen2", {"num_attention_heads": 8, "num_key_value_heads": 2}),  # four
                 ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
             )
         ),

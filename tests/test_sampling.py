@@ -8,7 +8,6 @@ import pytest
 from emodistill.model.sampling import GROUP, Sampling, draw, logprobs
 from emodistill.seeding import stream
 
-
 compiled_draw = jax.jit(draw)
 
 
