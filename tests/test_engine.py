@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from model_outputs import logits
 from test_sharding import finish, start
 
@@ -236,6 +237,14 @@ def test_few_programs(tiny_checkpoint):
     longer = grows.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
     assert longer == served.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
     assert 0 < num_programs() - before <= 2 * 5
+
+
+def test_caches_begin_where_weights_lie(model):
+    """As they go on, so that the programs for them are compiled once."""
+    engine = small(model)
+    weights, caches = jax.tree.leaves(nnx.state(model)), (*engine._slots, *engine._blocks)
+    (place,) = {(x.sharding, x.committed) for x in weights}
+    assert {(x.sharding, x.committed) for x in caches} == {place}
 
 
 def test_adapter_takes_part(tiny_checkpoint):

@@ -215,8 +215,11 @@ class TestTrainer:
 
         trainer = Trainer(graphdef, counted, SFT, num_steps=batches.num_steps)
         state = trainer.init(lora)
+        num_before = trainer_module._accumulate._cache_size()
         for number in range(batches.num_steps):
             state, _ = trainer.step(state, frozen, batches.step(number).batches)
+        # Nor is anything compiled again for arrays that only lie elsewhere.
+        assert trainer_module._accumulate._cache_size() - num_before == len(batches.shapes)
 
     def test_a_step_hands_nothing_over_between_host_and_device(self):
         graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
