@@ -21,10 +21,10 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",  # an MLIR pipeline for each fused loop: 2/3 of the time
 )
 LONG_FILES = (
-    *("test_studies", "test_adapter_training", "test_engine", "test_preflight", "test_trainer"),
-    *("test_canaries", "test_iql", "test_serving", "test_memory_plan", "test_qwen2"),
-    *("test_stages", "test_student_servers", "test_serving_load", "test_sharding", "test_loop"),
-    *("test_adapters", "test_attention", "test_sweep", "test_quantization", "test_report_page"),
+    *("test_studies", "test_adapter_training", "test_canaries", "test_serving", "test_engine"),
+    *("test_iql", "test_trainer", "test_preflight", "test_stages", "test_student_servers"),
+    *("test_serving_load", "test_loop", "test_adapters", "test_memory_plan", "test_embedded"),
+    *("test_qwen2", "test_attention_kernels", "test_sweep", "test_sharding", "test_report_page"),
 )
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -237,13 +237,12 @@ def short_value_estimates() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_canaries() -> Iterator[None]:
-    """Adapters that tests export are asked fewer prompts of one width, and say less."""
+    """Adapters that tests export are asked fewer prompts, and say less."""
     from emodistill.evaluation import canary_making
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canary_making, "NUM_CANDIDATES", 5)
         patch.setattr(canary_making, "MAX_REPLY_TOKENS", 16)
-        patch.setattr(canary_making, "ROW_STEP", 1024)
         yield
 
 

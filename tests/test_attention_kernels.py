@@ -33,7 +33,7 @@ CASES = [
     pytest.param("float32", 128, 4, NUM_POSITIONS, SHAPES, marks=pytest.mark.slow),
     ("float32", 64, 7, NUM_POSITIONS, SHAPES),
     ("bfloat16", 128, 7, NUM_POSITIONS, SHAPES),
-    ("float32", 16, 2, NUM_POSITIONS, LONG_QUERY_BLOCKS),
+    pytest.param("float32", 16, 2, NUM_POSITIONS, LONG_QUERY_BLOCKS, marks=pytest.mark.slow),
     ("float32", 16, 2, 3 * LONG_QUERY_BLOCKS.multiple, LONG_QUERY_BLOCKS),  # filled to the end
 ]
 """(dtype, width of a head, query heads that share a key/value head, positions, shapes)."""

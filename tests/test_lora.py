@@ -94,7 +94,9 @@ def test_one_step_moves_only_lora_and_lowers_the_loss(tiny_checkpoint):
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(lora, updates), state, value
 
-    state, losses, start = optimizer.init(lora), [], jax.tree.map(np.array, lora)
+    # Where the LoRA lies, as it will after a step: one program.
+    state = jax.device_put(optimizer.init(lora), jax.devices()[0])
+    losses, start = [], jax.tree.map(np.array, lora)
     for _ in range(5):
         lora, state, value = step(lora, frozen, state)
         losses.append(float(value))

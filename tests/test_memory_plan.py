@@ -55,12 +55,16 @@ def test_what_is_kept_is_what_a_real_model_has():
     assert found.total == sum(found)
 
 
-def test_remat_keeps_less():
-    kept = {remat: plan(remat=remat).memory.activations for remat in ("none", "dots", "full")}
+@pytest.mark.parametrize(
+    "remats", [("none", "full"), pytest.param(("none", "dots", "full"), marks=pytest.mark.slow)]
+)
+def test_remat_keeps_less(remats):
+    kept = {remat: plan(remat=remat).memory.activations for remat in remats}
     sizes = read_architecture("embedded")
     layer_inputs = 4 * sizes.num_layers * SMALL.tokens * sizes.hidden_size
     assert layer_inputs <= kept["full"] < 2 * layer_inputs
-    assert 2 * kept["full"] < kept["dots"] < kept["none"]
+    assert 2 * kept["full"] < kept.get("dots", kept["none"]) <= kept["none"]
+    assert len({*kept.values()}) == len(remats)
 
 
 def test_few_bits_are_few_bytes():

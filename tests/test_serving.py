@@ -472,9 +472,10 @@ def ask_at_once(server, num_clients, seconds):
     return num_answers, wrong
 
 
-def test_64_clients_get_the_answers_of_one(server):
-    num_answers, wrong = ask_at_once(server, 64, 0.5)
-    assert num_answers >= 64 and not wrong, wrong[0]
+def test_many_clients_get_the_answers_of_one(server):
+    """Four times as many as there are slots."""
+    num_answers, wrong = ask_at_once(server, 16, 0.5)
+    assert num_answers >= 16 and not wrong, wrong[0]
 
 
 @pytest.mark.slow
