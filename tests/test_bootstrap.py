@@ -10,7 +10,7 @@ from emodistill.evaluation.bootstrap import bootstrap_ci, clustered_ci, paired_d
 
 def test_coverage_of_a_skewed_mean():
     rng = np.random.default_rng(0)
-    truth, hits, trials = 0.25, 0, 400
+    truth, hits, trials = 0.25, 0, 800
     for trial in range(trials):
         sample = rng.beta(1, 3, 120)  # savings-like: bounded, skewed
         _, low, high = bootstrap_ci(sample, n_resamples=400, seed=trial)

@@ -9,7 +9,7 @@ from emodistill.model import embedded_path
 from pretraining.reading_check import count_findings, play_unseen
 
 TEMPERATURE = 0.4
-SCENARIOS_PER_DOMAIN = 2
+SCENARIOS_PER_DOMAIN = 3
 
 
 @pytest.fixture(scope="module")
