@@ -8,6 +8,7 @@ which facts are stated. What makes a turn good is left for SFT and JPO to teach.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -181,11 +182,12 @@ def curriculum(
         yield next(bare_batches if rng.random() < bare_odds else full_batches)
 
 
-def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
-    """Train all weights, with one compiled step per shape of a batch, and save them in bfloat16."""
-    optimizer = _optimizer(config)
-    graphdef, params = nnx.split(model, nnx.Param)
-
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _step(
+    graphdef: Any, config: PretrainConfig, params: Any, opt_state: Any, rows: Rows
+) -> tuple[Any, Any, Metrics]:
+    """An update; of the replies, the mean cross-entropy, and the share of the tokens predicted
+    right that the prompt decides."""
     weight_of = {
         NOTHING: 0.0,
         PROMPT: config.prompt_weight,
@@ -196,9 +198,7 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
     }
     weights = jnp.array([weight_of[kind] for kind in range(len(weight_of))])
 
-    def loss_fn(params: nnx.State, rows: Rows) -> tuple[jax.Array, Metrics]:
-        """The loss; on replies, the mean cross-entropy, and the share of the tokens
-        predicted right that the prompt decides."""
+    def loss_fn(params: nnx.State) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, params)
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
@@ -209,13 +209,16 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
             "copied": jnp.mean(is_right_BT, where=rows.kinds_BT == GIVEN),
         }
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, opt_state: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, metrics
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = _optimizer(config).update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics
 
-    state, folder = (params, optimizer.init(params)), config.out / "checkpoints"
+
+def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
+    """Train all weights, with one compiled step per shape of a batch, and save them in bfloat16."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    state, folder = (params, _optimizer(config).init(params)), config.out / "checkpoints"
+    step = partial(_step, graphdef, dataclasses.replace(config, out=Path()))
     with (
         Checkpoints(folder, config.identity(), keep=1, keep_every=None) as checkpoints,
         Progress("pretrain", total=config.num_steps, unit="steps") as bar,

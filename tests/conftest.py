@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +21,10 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",  # an MLIR pipeline for each fused loop: 2/3 of the time
 )
 LONG_FILES = (
-    *("test_studies", "test_adapter_training", "test_engine", "test_preflight", "test_trainer"),
-    *("test_canaries", "test_iql", "test_serving", "test_memory_plan", "test_qwen2"),
-    *("test_stages", "test_student_servers", "test_serving_load", "test_sharding", "test_loop"),
-    *("test_adapters", "test_attention", "test_sweep", "test_quantization", "test_report_page"),
+    *("test_studies", "test_adapter_training", "test_canaries", "test_serving", "test_engine"),
+    *("test_iql", "test_trainer", "test_preflight", "test_stages", "test_student_servers"),
+    *("test_serving_load", "test_loop", "test_adapters", "test_memory_plan", "test_embedded"),
+    *("test_qwen2", "test_attention_kernels", "test_sweep", "test_sharding", "test_report_page"),
 )
 PROGRAMS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -55,6 +56,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one at the end."""
     rank = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports make much that stays and little garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -197,6 +208,20 @@ def one_simulator() -> Iterator[None]:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         url = functools.cache(lambda: stack.enter_context(running_simulator()))
         patch.setattr(language_models, "running_simulator", lambda: contextlib.nullcontext(url()))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_collections() -> Iterator[None]:
+    """statsmodels collects all garbage at each correction of p-values: 1 s in a loaded worker."""
+    collect = gc.collect
+
+    def seldom(generation: int = 2) -> int:
+        caller = sys._getframe(1).f_globals.get("__name__")
+        return 0 if caller == "statsmodels.stats.multitest" else collect(generation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", seldom)
         yield
 
 

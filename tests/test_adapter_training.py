@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def sft_adapter(sft_result, sft_dir):
     return sft_dir / "adapter"
 
 
+@pytest.fixture(scope="module")
+def jpo_whole(tmp_path_factory, tiny_checkpoint, pack, sft_adapter):
+    """A training by JPO from beginning to end: its cell and its result."""
+    cell = tmp_path_factory.mktemp("whole") / "jpo/default"
+    return cell, jpo_stage(cell, tiny_checkpoint, pack, sft_adapter)
+
+
 def reference_files(cell_dir):
     """The stored log-probs of the references, and when each was written."""
     return {path: path.stat().st_mtime_ns for path in (cell_dir.parent / "reference").iterdir()}
@@ -120,19 +128,19 @@ class TestStages:
         assert any(np.any(leaf) for leaf in leaves(nnx.state(model, LoRAParam)))
 
     def test_jpo_starts_as_its_reference_and_shares_it_between_kappas(
-        self, sft_adapter, tiny_checkpoint, pack, tmp_path
+        self, jpo_whole, sft_adapter, tiny_checkpoint, pack, tmp_path
     ):
-        one = jpo_stage(tmp_path / "jpo/default", tiny_checkpoint, pack, sft_adapter)
+        whole, one = jpo_whole
         assert (one.num_samples, one.num_steps) == (16, 8)
-        written = reference_files(tmp_path / "jpo/default")
+        shutil.copytree(whole.parent / "reference", tmp_path / "jpo/reference")
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "jpo/reference").iterdir()}
         (path,) = written
-        first, *_, last = lines(tmp_path / "jpo/default")
+        first, second, *_, last = lines(whole)
         np.testing.assert_allclose(first["policy/ratio_mean"], 1, rtol=1e-5)
         assert first["policy/kl_k3"] < 1e-9 < last["policy/kl_k3"]
         short = {"kappa": 0.5, "max_steps": 2}
         kappa = jpo_stage(tmp_path / "jpo/kappa", tiny_checkpoint, pack, sft_adapter, **short)
         assert reference_files(tmp_path / "jpo/kappa") == written
-        second = lines(tmp_path / "jpo/default")[1]
         assert kappa.metrics["policy/surrogate"] != second["policy/surrogate"]
 
         logp = load_file(path)["ref_logp"]
@@ -149,7 +157,8 @@ class TestStages:
             (logp, metadata | {"key": "0"}),
         ):
             save_file({"ref_logp": wrong}, path, metadata=told)
-            jpo_stage(tmp_path / "jpo/torn", tiny_checkpoint, pack, sft_adapter, **short)
+            again = short | {"max_steps": 1}
+            jpo_stage(tmp_path / "jpo/again", tiny_checkpoint, pack, sft_adapter, **again)
             np.testing.assert_array_equal(load_file(path)["ref_logp"], logp)
             with safe_open(path, framework="numpy") as file:
                 assert file.metadata() == metadata
@@ -230,7 +239,7 @@ class TestStages:
 
     @pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "jpo"])
     def test_after_sigkill_the_result_is_that_of_the_uninterrupted_run(
-        self, stage, sft_result, sft_adapter, tiny_checkpoint, pack, pack_dir, tmp_path
+        self, stage, sft_result, jpo_whole, sft_adapter, tiny_checkpoint, pack, pack_dir, tmp_path
     ):
         start = {
             "sft": "sft_stage(cell, base, pack",
@@ -259,8 +268,7 @@ class TestStages:
             whole, num_steps = sft_adapter.parent, sft_result.num_steps
         else:
             jpo_stage(cut, tiny_checkpoint, pack, sft_adapter, steps.append)
-            whole = tmp_path / "run/jpo/whole"
-            num_steps = jpo_stage(whole, tiny_checkpoint, pack, sft_adapter).num_steps
+            whole, num_steps = jpo_whole[0], jpo_whole[1].num_steps
         assert steps == list(range(3, num_steps + 1))
         assert without_times(lines(cut)) == without_times(lines(whole))
         for name, tensor in load_file(whole / "adapter/adapter_model.safetensors").items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -52,7 +53,10 @@ def change_weights(folder, change, metadata=None):
     save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "o_proj"), TARGETS])
+@pytest.mark.parametrize(
+    "targets",
+    [TARGETS, pytest.param(("q_proj", "k_proj", "v_proj", "o_proj"), marks=pytest.mark.slow)],
+)
 def test_peft_reads_ours(make_hf_checkpoint, tmp_path, targets):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -94,6 +98,7 @@ def test_we_read_pefts(make_hf_checkpoint, tmp_path):
 
 
 PATTERNS = {
+    "none": {},
     "ranks by target": {"rank_pattern": {"q_proj": 5, "v_proj": 1}},
     "ranks by layer": {"rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 6}},
     "scales": {"alpha_pattern": {r"layers\.[02]\.self_attn\.(q|o)_proj": 3.5, "down_proj": 40}},
@@ -101,10 +106,19 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("is_rank_stabilized", [False, True], ids=["", "rsLoRA"])
-@pytest.mark.parametrize("patterns", [{}, *PATTERNS.values()], ids=["none", *PATTERNS])
+@pytest.mark.parametrize(
+    ("pattern", "is_rank_stabilized"),
+    [
+        *itertools.product(("none", "all"), (False, True)),
+        *((name, False) for name in ("ranks by target", "ranks by layer", "scales")),
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)
+            for name in ("ranks by target", "ranks by layer", "scales")
+        ),
+    ],
+)
 def test_ranks_and_scales_that_differ_are_read_as_peft_means_them(
-    make_hf_checkpoint, tmp_path, is_rank_stabilized, patterns
+    make_hf_checkpoint, tmp_path, pattern, is_rank_stabilized
 ):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -115,7 +129,7 @@ def test_ranks_and_scales_that_differ_are_read_as_peft_means_them(
         lora_alpha=7,
         target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
         use_rslora=is_rank_stabilized,
-        **patterns,
+        **PATTERNS[pattern],
     )
     theirs = peft.get_peft_model(hf, config).eval()
     with torch.no_grad():

@@ -65,8 +65,18 @@ def expected_of(num_positions):
     return out, pull(grad)
 
 
-@pytest.mark.parametrize("group_size", [1, 3, 64])
-@pytest.mark.parametrize("num_positions", [1, 64, 129, 300])
+@pytest.mark.parametrize(
+    ("num_positions", "group_size"),
+    [
+        *((num_positions, 3) for num_positions in (1, 64, 129, 300)),
+        *((300, group_size) for group_size in (1, 64)),
+        *(
+            pytest.param(num_positions, group_size, marks=pytest.mark.slow)
+            for num_positions in (1, 64, 129)
+            for group_size in (1, 64)
+        ),
+    ],
+)
 def test_values_and_gradients_are_those_of_the_dense_mask(num_positions, group_size):
     heads, ends_BT, grad = inputs(num_positions)
 

@@ -30,10 +30,10 @@ LONG_QUERY_BLOCKS = KernelShapes(32, 16, 16, *(Schedule(4, 1),) * 3)
 NUM_POSITIONS = 75
 CASES = [
     ("float32", 64, 1, NUM_POSITIONS, SHAPES),
-    ("float32", 128, 4, NUM_POSITIONS, SHAPES),
+    pytest.param("float32", 128, 4, NUM_POSITIONS, SHAPES, marks=pytest.mark.slow),
     ("float32", 64, 7, NUM_POSITIONS, SHAPES),
     ("bfloat16", 128, 7, NUM_POSITIONS, SHAPES),
-    ("float32", 16, 2, NUM_POSITIONS, LONG_QUERY_BLOCKS),
+    pytest.param("float32", 16, 2, NUM_POSITIONS, LONG_QUERY_BLOCKS, marks=pytest.mark.slow),
     ("float32", 16, 2, 3 * LONG_QUERY_BLOCKS.multiple, LONG_QUERY_BLOCKS),  # filled to the end
 ]
 """(dtype, width of a head, query heads that share a key/value head, positions, shapes)."""

@@ -26,7 +26,7 @@ def clustered_sample(rng, num_scenarios, shift, scenario_effect):
 
 def test_clustered_coverage_where_the_plain_interval_is_too_narrow():
     rng = np.random.default_rng(1)
-    trials, hits, plain_hits = 600, 0, 0
+    trials, hits, plain_hits = 300, 0, 0
     for trial in range(trials):
         values, ids = clustered_sample(rng, 80, 0.0, rng.normal(0, 1, 80))
         _, low, high = clustered_ci(values, ids, 300, trial)
@@ -39,7 +39,7 @@ def test_clustered_coverage_where_the_plain_interval_is_too_narrow():
 
 def test_paired_coverage_and_gain_from_pairing():
     rng = np.random.default_rng(2)
-    trials, hits, widths, unpaired = 600, 0, [], []
+    trials, hits, widths, unpaired = 300, 0, [], []
     for trial in range(trials):
         effect = rng.normal(0, 1, 80)
         ours, ids = clustered_sample(rng, 80, 0.3, effect)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from model_outputs import logits
 from test_sharding import finish, start
 
@@ -63,6 +64,12 @@ def small(model, **settings):
     return Engine(model, **fixed | settings)
 
 
+@pytest.fixture(scope="module")
+def crowd(model):
+    """What `requests_of()` get of an engine that they are given to all at once."""
+    return small(model).generate(requests_of())
+
+
 def hf_greedy(hf, prompt, num_tokens):
     import torch
 
@@ -77,19 +84,20 @@ def hf_greedy(hf, prompt, num_tokens):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["qwen2", "qwen3", pytest.param("llama", marks=pytest.mark.slow)]
+    "architecture",
+    ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "llama"))],
 )
 def test_greedy_equals_hf(architecture, make_hf_checkpoint):
     folder, hf = make_hf_checkpoint(architecture)
     served = small(load_qwen2(folder, dtype=jnp.float32))
-    prompts = [PROMPTS[n] for n in (0, 2, 4, 6, 8)]
-    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
+    prompts = [PROMPTS[n] for n in (0, 2, 8)]
+    found = served.generate([GenerationRequest(ids, 40, 0.0) for ids in prompts])
     for prompt, generated in zip(prompts, found, strict=True):
-        assert generated.ids == hf_greedy(hf, prompt, 64)
+        assert generated.ids == hf_greedy(hf, prompt, 40)
         assert generated.finish_reason == "length"
     # A token that a greedy continuation does meet ends it.
     stop = found[1].ids[10]
-    (cut,) = served.generate([GenerationRequest(prompts[1], 64, 0.0, stop_ids=frozenset({stop}))])
+    (cut,) = served.generate([GenerationRequest(prompts[1], 40, 0.0, stop_ids=frozenset({stop}))])
     assert cut == (found[1].ids[: found[1].ids.index(stop) + 1], None, "stop")
 
 
@@ -100,13 +108,12 @@ def test_the_embedded_student_s_greedy_tokens_equal_hf():
     hf = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype=torch.float32).eval()
     served = small(load_qwen2(embedded_path(), dtype=jnp.float32))
     prompts = prompts_of([20, 300], vocab_size=2048)
-    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
-    assert [one.ids for one in found] == [hf_greedy(hf, ids, 64) for ids in prompts]
+    found = served.generate([GenerationRequest(ids, 32, 0.0) for ids in prompts])
+    assert [one.ids for one in found] == [hf_greedy(hf, ids, 32) for ids in prompts]
 
 
-def test_tokens_depend_on_the_request_alone(model):
+def test_tokens_depend_on_the_request_alone(model, crowd):
     requests = requests_of()
-    crowd = small(model).generate(requests)
     assert len({len(one.ids) for one in crowd}) > 5
     served = small(model)
     assert [served.generate([request])[0] for request in requests] == crowd
@@ -121,18 +128,16 @@ def test_tokens_depend_on_the_request_alone(model):
     assert again == sum(len(ids) - 1 for ids in PROMPTS) - kept
 
 
-@pytest.mark.parametrize("num_blocks", [0, 1, 3, 8])
-def test_what_is_evicted_changes_no_token(model, num_blocks):
+@pytest.mark.parametrize("num_blocks", [0, 1, 3, pytest.param(8, marks=pytest.mark.slow)])
+def test_what_is_evicted_changes_no_token(model, crowd, num_blocks):
     served = small(model, max_kept_tokens=num_blocks * BLOCK)
-    expected = small(model).generate(requests_of())
     for _ in range(2):
-        assert served.generate(requests_of()) == expected
+        assert served.generate(requests_of()) == crowd
 
 
-def test_asking_for_logprobs_changes_no_token_and_gives_the_model_s(model):
-    plain = small(model).generate(requests_of())
+def test_asking_for_logprobs_changes_no_token_and_gives_the_model_s(model, crowd):
     asked = small(model).generate(requests_of(num_logprobs=3))
-    assert [one.ids for one in asked] == [one.ids for one in plain]
+    assert [one.ids for one in asked] == [one.ids for one in crowd]
     for prompt, generated in zip(PROMPTS, asked, strict=True):
         ids = prompt + generated.ids
         tokens_1T = np.zeros((1, 512), np.int32)  # one shape for all
@@ -153,9 +158,8 @@ def test_log_probs_of_the_chosen_token_alone_and_of_too_many(model):
         small(model).generate(requests_of(num_logprobs=21))
 
 
-def test_requests_join_and_leave_between_steps(model):
+def test_requests_join_and_leave_between_steps(model, crowd):
     requests = requests_of()
-    expected = small(model).generate(requests)
     served, waiting, found, handles = small(model), list(requests), {}, {}
     said = {}
     while waiting or served.num_unfinished:
@@ -168,7 +172,7 @@ def test_requests_join_and_leave_between_steps(model):
             if generated is not None:
                 found[handles[handle]] = generated
                 assert said[handle] == generated.ids
-    assert [found[n] for n in range(len(requests))] == expected
+    assert [found[n] for n in range(len(requests))] == crowd
     assert served.step() == []
 
 
@@ -233,6 +237,14 @@ def test_few_programs(tiny_checkpoint):
     longer = grows.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
     assert longer == served.generate(requests_of([PROMPTS[0] * 100], max_new_tokens=3))
     assert 0 < num_programs() - before <= 2 * 5
+
+
+def test_caches_begin_where_weights_lie(model):
+    """As they go on, so that the programs for them are compiled once."""
+    engine = small(model)
+    weights, caches = jax.tree.leaves(nnx.state(model)), (*engine._slots, *engine._blocks)
+    (place,) = {(x.sharding, x.committed) for x in weights}
+    assert {(x.sharding, x.committed) for x in caches} == {place}
 
 
 def test_adapter_takes_part(tiny_checkpoint):
@@ -329,7 +341,7 @@ def test_generate_is_the_engine(model):
     )
     assert sample(model, prompts) == [one.ids for one in expected]
     assert sample(model, []) == []
-    same = sample(model, [PROMPTS[0]] * 4, seeds=[1, 2, 3, 1])
+    same = sample(model, [PROMPTS[4]] * 4, seeds=[1, 2, 3, 1])  # as long as the longest above
     assert same[0] == same[3] and len({tuple(ids) for ids in same}) == 3
     with pytest.raises(InputError, match="2 seeds for 1 prompts"):
         sample(model, PROMPTS[:1], seeds=[1, 2])

@@ -28,15 +28,16 @@ def test_calls_tokens_and_money_are_within_15_percent_of_what_happens(
     (tmp_path / "providers.toml").write_text(PRICES)
     monkeypatch.setenv("EMODISTILL_PROVIDERS", str(tmp_path / "providers.toml"))
     shared = {"run": tmp_path / "run", "domain": "hospital", "num_seeds": 2, "concurrency": 16}
-    out = stages.plan(Cell(PlanConfig(**shared, pilot=80)))
-    assert "for 160 dialogues, from a pilot of 80" in capsys.readouterr().out
+    shared["num_scenarios"] = 40
+    out = stages.plan(Cell(PlanConfig(**shared, pilot=40)))
+    assert "for 80 dialogues, from a pilot of 40" in capsys.readouterr().out
     assert read_manifest(out.parent).status == "running"
     pilot = (out.parent / "trajectories.jsonl").read_bytes()
     found = json.loads(out.read_text())
 
     sweep = run_stage(SweepConfig(**shared)).path
     assert sweep.read_bytes().startswith(pilot), "the sweep goes on from the pilot"
-    del shared["num_seeds"]
+    del shared["num_seeds"], shared["num_scenarios"]
     scores = run_stage(JudgeConfig(**shared)).path
     for stage, path in (("sweep", sweep), ("judge", scores)):
         used = read_usage(path)

@@ -218,11 +218,11 @@ def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
         assert leaves_equal(run, same)
         assert run.metrics == same.metrics
     assert not leaves_equal(*together)
-    for run, config in zip(together, configs, strict=True):
-        (alone,) = train_iql(data, [config])
-        assert run.networks.settings["seed"] == alone.networks.settings["seed"] == config.seed
-        for row, row_alone in zip(run.metrics[:50], alone.metrics[:50], strict=True):
-            assert row == pytest.approx(row_alone, rel=1e-3, abs=1e-4)
+    assert [run.networks.settings["seed"] for run in together] == [3, 4]
+    (alone,) = train_iql(data, configs[1:])
+    assert alone.networks.settings["seed"] == 4
+    for row, row_alone in zip(together[1].metrics[:50], alone.metrics[:50], strict=True):
+        assert row == pytest.approx(row_alone, rel=1e-3, abs=1e-4)
 
 
 def test_metrics_progress_and_one_compilation(monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from model_outputs import logits
 
 from emodistill import seeding
 from emodistill.errors import InputError
@@ -38,9 +39,9 @@ def set_random_b(model, scale=0.1):
 
 def test_starts_as_identity_and_as_peft_does(tiny_checkpoint):
     model = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
-    before = model(TOKENS_BT)
+    before = logits(model, TOKENS_BT)
     add_lora(model, rank=8, alpha=16, targets=TARGETS, rng=seeding.jax_key(3, "test"))
-    np.testing.assert_array_equal(model(TOKENS_BT), before)
+    np.testing.assert_array_equal(logits(model, TOKENS_BT), before)
     for name, layer in target_layers(model).items():
         L, O, I = layer.weight.shape  # noqa: E741
         assert layer.lora.a.shape == (L, 8, I), name
@@ -93,7 +94,9 @@ def test_one_step_moves_only_lora_and_lowers_the_loss(tiny_checkpoint):
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(lora, updates), state, value
 
-    state, losses, start = optimizer.init(lora), [], jax.tree.map(np.array, lora)
+    # Where the LoRA lies, as it will after a step: one program.
+    state = jax.device_put(optimizer.init(lora), jax.devices()[0])
+    losses, start = [], jax.tree.map(np.array, lora)
     for _ in range(5):
         lora, state, value = step(lora, frozen, state)
         losses.append(float(value))
@@ -130,8 +133,8 @@ def test_outputs_and_gradients_equal_peft(make_hf_checkpoint):
                         torch.from_numpy(np.array(values[i]))
                     )
     tokens = torch.tensor(TOKENS_BT)
-    logits = theirs(tokens[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    said = theirs(tokens[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(said.flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
 
     graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)

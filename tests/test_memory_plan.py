@@ -33,9 +33,13 @@ SCRIPT = Path(__file__).parents[1] / "scripts/plan.py"
 
 
 @functools.cache
-def plan(**changes):
+def planned(config):
     with mock.patch.object(memory_plan, "target_devices", lambda *_: jax.devices()[:1]):
-        return plan_memory(dataclasses.replace(SMALL, **changes))
+        return plan_memory(config)
+
+
+def plan(**changes):
+    return planned(dataclasses.replace(SMALL, **changes))
 
 
 def test_what_is_kept_is_what_a_real_model_has():
@@ -51,12 +55,16 @@ def test_what_is_kept_is_what_a_real_model_has():
     assert found.total == sum(found)
 
 
-def test_remat_keeps_less():
-    kept = {remat: plan(remat=remat).memory.activations for remat in ("none", "dots", "full")}
+@pytest.mark.parametrize(
+    "remats", [("none", "full"), pytest.param(("none", "dots", "full"), marks=pytest.mark.slow)]
+)
+def test_remat_keeps_less(remats):
+    kept = {remat: plan(remat=remat).memory.activations for remat in remats}
     sizes = read_architecture("embedded")
     layer_inputs = 4 * sizes.num_layers * SMALL.tokens * sizes.hidden_size
     assert layer_inputs <= kept["full"] < 2 * layer_inputs
-    assert 2 * kept["full"] < kept["dots"] < kept["none"]
+    assert 2 * kept["full"] < kept.get("dots", kept["none"]) <= kept["none"]
+    assert len({*kept.values()}) == len(remats)
 
 
 def test_few_bits_are_few_bytes():
@@ -181,11 +189,11 @@ def assert_table(printed, begins):
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys):
-    words = ("memory", "--model", "embedded", "--tokens", "512")
+    words = ("memory", "--model", "embedded", "--tokens", "512", "--objective", "sft")
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-    monkeypatch.setattr(memory_plan, "target_devices", lambda *_: jax.devices()[:1])
+    monkeypatch.setattr(memory_plan, "plan_memory", planned)  # as other tests have it
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    expected = "plan: jpo of embedded in float32, LoRA r = 16, on CPU"
+    expected = "plan: sft of embedded in float32, LoRA r = 16, on CPU"
     assert_table(capsys.readouterr().out, expected)
 
 

@@ -393,7 +393,7 @@ def test_any_text_is_read_without_an_error_and_quickly():
     words = [word for case in labelled("offers.jsonl") for word in case["text"].split()]
     words += ["30", "-", "½", "q", "Q1", "$", "%", "10:99", "to", "or", "\n", "…", "ß", "日", "'s"]
     start = time.perf_counter()
-    for _ in range(400):
+    for _ in range(200):
         text = " ".join(rng.choice(words, size=rng.integers(0, 40)))
         for domain in DOMAINS:
             value = read_offer(text, domain)
@@ -431,7 +431,7 @@ def test_no_text_is_too_odd_to_read(domain):
     parts = "0 1 7 15 30 45 120 : . , - / $ Q3 pm AM days hours weeks at to or and in I can do ½ %"
     pieces = [*parts.split(), " ", "  ", "\n"]
     rng = stream(0, "odd texts", domain)
-    for _ in range(3_000):
+    for _ in range(1_500):
         text = "".join(rng.choice(pieces, size=rng.integers(1, 14)))
         value = read_offer(text, domain)
         assert value is None or math.isfinite(value), text

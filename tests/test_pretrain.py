@@ -12,7 +12,7 @@ from emodistill.records import Turn
 from emodistill.seeding import stream
 from emodistill.simulator.reading import last_figure, messages_text, read_brief
 from emodistill.simulator.response_model import expressed
-from pretraining import pretrain
+from pretraining import dialogue_rows, pretrain
 from pretraining.config import PretrainConfig
 from pretraining.corpus import (
     FIGURES,
@@ -197,6 +197,8 @@ class StoppedError(Exception):
 
 def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "STEPS_PER_SAVE", 1)
+    # Rows of one length: one program to compile.
+    monkeypatch.setattr(dialogue_rows, "ROW_MULTIPLE", 2_304)
 
     def run(name):
         return make_embedded(
@@ -204,8 +206,8 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
                 out=tmp_path / name,
                 num_dialogues=4,
                 num_bare_dialogues=4,
-                num_steps=4,
-                bare_share=0.0,  # rows of one length: one program to compile
+                num_steps=3,
+                bare_share=0.0,
                 tokens_per_step=512,
                 vocab_size=320,
                 hidden_size=16,
@@ -217,7 +219,7 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
 
     def stopped(*args):
         for number, rows in enumerate(curriculum(*args)):
-            if number == 2:
+            if number == 1:
                 raise StoppedError
             yield rows
 

@@ -95,7 +95,10 @@ def full(prompts):
     return logprobs(load_qwen2(embedded_path(), dtype=jnp.float32), prompts)[0]
 
 
-@pytest.mark.parametrize(("kind", "most"), [(None, 0.005), ("int8", 0.005), ("nf4", 0.4)])
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [pytest.param(None, 0.005, marks=pytest.mark.slow), ("int8", 0.005), ("nf4", 0.4)],
+)
 def test_a_trained_model_says_nearly_the_same(kind, most, prompts, full):
     """Mean KL of the next-token distribution, in nats, of the student that ships."""
     dtype = jnp.bfloat16 if kind is None else jnp.float32
@@ -107,7 +110,7 @@ def test_a_trained_model_says_nearly_the_same(kind, most, prompts, full):
     assert 0 < kl < most
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_fingerprint_is_that_of_the_full_weights(kind, tiny_checkpoint, tmp_path, monkeypatch):
     full = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
     monkeypatch.setattr(weights, "MAX_GROUP_BYTES", 1)  # a layer at a time

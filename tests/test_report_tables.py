@@ -22,7 +22,7 @@ from emodistill.configs import METHODS, ReportConfig
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import Arm, write_arms
 from emodistill.llm.usage import Usage
-from emodistill.reports import paper, read_run, write_report
+from emodistill.reports import build, paper, read_run, write_report
 from emodistill.reports.case_studies import STRIPPED, cases_markdown
 from emodistill.reports.catalogue import RECIPES
 from emodistill.reports.curves import read_curve
@@ -66,10 +66,12 @@ def written_rows(path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The report of one domain, written once for the tests that only read it."""
+    """The tables of one domain, written once for the tests that only read them."""
     run = tmp_path_factory.mktemp("runs") / "demo"
     write_metrics(run)
-    return write_report(whole_run(run))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "ALL_FIGURES", {})
+        return write_report(whole_run(run))
 
 
 def test_table_1_by_hand(tmp_path):

@@ -139,7 +139,7 @@ def test_a_stream_adds_up_to_the_whole_answer(server):
 
 
 def test_a_seed_decides_and_without_one_answers_differ(server):
-    body = {"model": "student", "messages": USER, "temperature": 1.5, "max_tokens": 12}
+    body = {"model": "student", "messages": USER, "temperature": 1.5, "max_tokens": 6}
     assert server.text(**body, seed=7) == server.text(**body, seed=7)
     assert len({server.text(**body, seed=seed) for seed in (-1, 2**63, 3, 4)}) > 1
     assert len({server.text(**body) for _ in range(4)}) > 1
@@ -472,9 +472,10 @@ def ask_at_once(server, num_clients, seconds):
     return num_answers, wrong
 
 
-def test_64_clients_get_the_answers_of_one(server):
-    num_answers, wrong = ask_at_once(server, 64, 2.0)
-    assert num_answers >= 64 and not wrong, wrong[0]
+def test_many_clients_get_the_answers_of_one(server):
+    """Four times as many as there are slots."""
+    num_answers, wrong = ask_at_once(server, 16, 0.5)
+    assert num_answers >= 16 and not wrong, wrong[0]
 
 
 @pytest.mark.slow
@@ -537,7 +538,7 @@ def check_fuzzed(server, count):
 
 
 def test_fuzzed_bodies_are_refused(server):
-    check_fuzzed(server, 200)
+    check_fuzzed(server, 100)
 
 
 @pytest.mark.slow

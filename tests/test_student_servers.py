@@ -19,6 +19,7 @@ from emodistill.configs import (
 )
 from emodistill.configs.studies import KappaStudy
 from emodistill.errors import EmodistillError, InputError
+from emodistill.evaluation import canary_making
 from emodistill.evaluation.arms import read_arms
 from emodistill.evaluation.methods import TrainedAdapter
 from emodistill.evaluation.served_student import ServedStudents
@@ -37,7 +38,9 @@ def run(tiny_run, tmp_path_factory):
     run = copy_of(tiny_run, tmp_path_factory.mktemp("served") / "run")
     shutil.rmtree(run / "crad/eval")
     make_adapter(embedded_path(), run / "crad/jpo/default/adapter", seed=1)
-    stages.export_adapter(ExportAdapterConfig(run=run, num_canaries=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canary_making, "NUM_CANDIDATES", 3)
+        stages.export_adapter(ExportAdapterConfig(run=run, num_canaries=2))
     return run
 
 

@@ -48,7 +48,13 @@ def _tiny_parts():
     weight = model.embed_tokens.weight
     weight[...] = 20 * weight[...]  # room for large logits, since the tied head is frozen
     add_lora(model, rank=4, alpha=8, rng=jax_key(0, "lora"))
-    return nnx.split(model)
+    graphdef, state = nnx.split(model)
+    return graphdef, placed(state)
+
+
+def placed(tree):
+    """On the device, as what is read from files: programs are compiled for that alone."""
+    return jax.device_put(tree, jax.devices()[0])
 
 
 def tiny_model(*, is_trained=False):
@@ -59,7 +65,7 @@ def tiny_model(*, is_trained=False):
         rng = stream(0, "trained")
         lora = nnx.state(model, LoRAParam)
         noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), lora)
-        nnx.update(model, noise)
+        nnx.update(model, placed(noise))
     return model
 
 

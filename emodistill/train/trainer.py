@@ -230,7 +230,9 @@ def _init(optimizer: _Optimizer, mesh: Mesh | None, lora: nnx.State) -> TrainSta
     return _sharded(optimizer, mesh, TrainState(lora, opt_state, jnp.zeros((), jnp.int32)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Without an operand they would lie nowhere in particular, unlike the sums, and a step with several
+# micro-batches be compiled twice.
+@functools.partial(jax.jit, static_argnums=0, keep_unused=True)
 def _zeros(mesh: Mesh | None, lora: nnx.State) -> nnx.State:
     return _like_lora(mesh, jax.tree.map(jnp.zeros_like, lora))
 
