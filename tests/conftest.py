@@ -270,7 +270,7 @@ def quick_generation() -> Iterator[None]:
     from emodistill.model import decoding, engine, kv_cache
 
     def is_embedded(head_dim: int) -> bool:
-        return head_dim == 32  # other models have less
+        return head_dim == 64  # other models have less
 
     def quick(program: Any) -> Any:
         optimized = jax.jit(

@@ -1,13 +1,14 @@
 """The compiled step: right gradients however samples are packed, and only LoRA moves."""
 
+import dataclasses
 import functools
 import itertools
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from samples import sharing_examples
@@ -31,7 +32,6 @@ from emodistill.train import trainer as trainer_module
 from emodistill.train.trainer import (
     Trainer,
     add_metrics,
-    learning_rate_schedule,
     response_logprobs,
 )
 
@@ -256,11 +256,31 @@ class TestTrainer:
         np.testing.assert_allclose(metrics["policy/surrogate"], ADVANTAGES.mean(), rtol=1e-5)
 
     def test_the_learning_rate_warms_up_and_falls_towards_0(self):
-        schedule = learning_rate_schedule(1e-4, num_steps=200, warmup_fraction=0.03)
-        rates = [float(schedule(step)) for step in range(200)]
-        np.testing.assert_allclose(rates[:6], [1e-4 * (i + 1) / 6 for i in range(6)], rtol=1e-5)
-        assert all(a > b for a, b in itertools.pairwise(rates[5:]))
-        cosine = 0.5e-4 * (1 + math.cos(math.pi * (100 - 5) / 195))
-        np.testing.assert_allclose(rates[100], cosine, rtol=1e-4)
-        assert 0 < rates[-1] < 1e-7
-        assert float(learning_rate_schedule(1.0, num_steps=1, warmup_fraction=0.03)(0)) == 1.0
+        def rates(num_steps):
+            trainer = Trainer(nnx.graphdef(tiny_model()), loss_of(SFT), SFT, num_steps)
+            return np.array([trainer.optimizer.rate(step) for step in range(num_steps or 3)])
+
+        found = rates(200) / SFT.learning_rate
+        warmup = round(200 * SFT.warmup_fraction)
+        theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, 201)
+        np.testing.assert_allclose(found, theirs(np.arange(1, 201)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[:warmup], (np.arange(warmup) + 1) / warmup, rtol=1e-6)
+        assert all(a > b for a, b in itertools.pairwise(found[warmup - 1 :])) and found[-1] > 0
+        np.testing.assert_allclose(rates(1), SFT.learning_rate, rtol=1e-6)
+        np.testing.assert_allclose(rates(None), SFT.learning_rate, rtol=1e-6)
+
+    def test_trainings_of_other_rates_and_lengths_share_their_programs(self):
+        model = tiny_model()
+        graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
+        batches = shared_batches().step(0).batches
+
+        def train(**changes):
+            trainer = Trainer(graphdef, loss_of(SFT), dataclasses.replace(SFT, **changes), 7)
+            return trainer.step(trainer.init(lora), frozen, trainer.put(batches))[0]
+
+        first = train()
+        num_before = trainer_module._update._cache_size()
+        second = train(learning_rate=2 * SFT.learning_rate, warmup_fraction=0.5)
+        assert trainer_module._update._cache_size() == num_before
+        ratios = [np.abs(leaf).max() for leaf in leaves(second.lora)]
+        assert ratios != [np.abs(leaf).max() for leaf in leaves(first.lora)]

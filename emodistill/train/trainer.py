@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -92,40 +93,39 @@ def _scored(
     return jnp.moveaxis(logp, 0, 1).reshape(B, num_chunks * width)[:, :M]
 
 
-def learning_rate_schedule(
-    peak: float, *, num_steps: int, warmup_fraction: float
-) -> optax.Schedule:
-    """Linear warm-up over `warmup_fraction` of the steps, then a cosine towards 0.
-
-    Neither end is 0 itself: the first and the last step move the weights too.
-    """
-    warmup = max(1, round(warmup_fraction * num_steps))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup) + 1)
-    return lambda count: schedule(count + 1)
-
-
 class _Optimizer(NamedTuple):
-    """AdamW behind a clip of the gradient's norm; equal settings share compiled programs."""
+    """AdamW behind a clip of the gradient's norm.
+
+    Its numbers are arguments of the compiled programs, which trainings of other rates and lengths
+    so share; optax's own schedules would make them constants of a program.
+    """
 
     learning_rate: float
-    warmup_fraction: float
     max_grad_norm: float
+    num_warmup: int
     num_steps: int | None
     """Length of the schedule; None for a constant rate."""
 
-    @property
-    def schedule(self) -> optax.Schedule:
+    def rate(self, count: jax.Array | int) -> jax.Array | float:
+        """The rate of the step after `count` others: a linear warm-up, then a cosine towards 0.
+
+        Neither end is 0 itself: the first and the last step move the weights too.
+        """
         if self.num_steps is None:
-            return optax.constant_schedule(self.learning_rate)
-        return learning_rate_schedule(
-            self.learning_rate, num_steps=self.num_steps, warmup_fraction=self.warmup_fraction
+            return self.learning_rate
+        step = jnp.asarray(count, jnp.float32) + 1
+        last = jnp.maximum(self.num_steps, self.num_warmup) + 1
+        done = (step - self.num_warmup) / (last - self.num_warmup)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        return self.learning_rate * jnp.where(
+            step < self.num_warmup, step / self.num_warmup, cosine
         )
 
-    @property
-    def transformation(self) -> optax.GradientTransformation:
+    def transformation(self, count: jax.Array | int = 0) -> optax.GradientTransformation:
+        """What the step after `count` others does to a gradient."""
         return optax.chain(
             optax.clip_by_global_norm(self.max_grad_norm),
-            optax.adamw(self.schedule, b1=0.9, b2=0.95, weight_decay=0.0),
+            optax.adamw(self.rate(count), b1=0.9, b2=0.95, weight_decay=0.0),
         )
 
 
@@ -133,7 +133,7 @@ class Trainer:
     """The compiled programs of one stage: `step(state, frozen, batches) -> (state, metrics)`.
 
     One program is compiled for each shape of a micro-batch, and one for the optimiser. Trainers of
-    equal arguments share them.
+    one model and loss share them, whatever their rates and numbers of steps.
 
     Args:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
@@ -151,13 +151,19 @@ class Trainer:
         mesh: Mesh | None = None,
     ) -> None:
         self.graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
-        self._optimizer = _Optimizer(
-            config.learning_rate, config.warmup_fraction, config.max_grad_norm, num_steps
-        )
+        warmup = max(1, round(config.warmup_fraction * (num_steps or 0)))
+        optimizer = _Optimizer(config.learning_rate, config.max_grad_norm, warmup, num_steps)
+        self.optimizer: _Optimizer = jax.tree.map(np.float32, optimizer)
+
+    @functools.cached_property
+    def _placed(self) -> _Optimizer:
+        """The optimiser's numbers on the devices, so that no step hands them over."""
+        where = None if self._mesh is None else sharding.replicated(self._mesh)
+        return jax.device_put(self.optimizer, where)
 
     def init(self, lora: nnx.State) -> TrainState:
         """The state before the first step; it owns a copy of the LoRA, since steps donate it."""
-        return _init(self._optimizer, self._mesh, lora)
+        return _init(self.optimizer, self._mesh, lora)
 
     def loss(self, lora: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, Metrics]:
         """A micro-batch's share of the step's loss, and of its metrics."""
@@ -191,7 +197,7 @@ class Trainer:
         A gradient that is not finite changes nothing but the count of steps.
         """
         grads, metrics = self.gradients(state.lora, frozen, batches)
-        state, more = _update(self._optimizer, self._mesh, state, grads)
+        state, more = _update(self._placed, self._mesh, state, grads)
         return state, [*metrics, more]
 
     def lower(
@@ -204,7 +210,7 @@ class Trainer:
           grads: with real arguments, what `gradients` gives without a batch; the micro-batch's
             program is then the very one of a step, and is not compiled twice.
         """
-        optimizer, mesh = self._optimizer, self._mesh
+        optimizer, mesh = self.optimizer, self._mesh
         state = jax.eval_shape(functools.partial(_init, optimizer, mesh), lora)
         if mesh is not None:
             state = sharding.abstract(state, _state_shardings(optimizer, mesh, state))
@@ -223,10 +229,10 @@ def _loss(
 
 
 # These are functions of the module, since a method's programs would belong to its object alone.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 def _init(optimizer: _Optimizer, mesh: Mesh | None, lora: nnx.State) -> TrainState:
     lora = jax.tree.map(jnp.copy, lora)
-    opt_state = optimizer.transformation.init(lora)
+    opt_state = optimizer.transformation().init(lora)
     return _sharded(optimizer, mesh, TrainState(lora, opt_state, jnp.zeros((), jnp.int32)))
 
 
@@ -254,14 +260,15 @@ def _accumulate(
     return grads, _on_every_device(mesh, metrics)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=2)
 def _update(
     optimizer: _Optimizer, mesh: Mesh | None, state: TrainState, grads: nnx.State
 ) -> tuple[TrainState, Metrics]:
-    updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.lora)
+    transformation = optimizer.transformation(state.step)
+    updates, opt_state = transformation.update(grads, state.opt_state, state.lora)
     metrics = {
         "optimizer/grad_norm": optax.tree.norm(grads),
-        "optimizer/learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+        "optimizer/learning_rate": jnp.asarray(optimizer.rate(state.step), jnp.float32),
     }
     lora: Any = optax.apply_updates(state.lora, updates)
     new = TrainState(lora, opt_state, state.step)
@@ -282,7 +289,7 @@ def _state_shardings(optimizer: _Optimizer, mesh: Mesh | None, state: TrainState
     whole: Any = sharding.replicated(mesh)
     lora = sharding.state_sharding(state.lora, mesh)
     opt_state = optax.tree.map_params(
-        optimizer.transformation,
+        optimizer.transformation(),
         lambda _, of_factor: of_factor,
         state.opt_state,
         lora,
