@@ -269,18 +269,26 @@ class TestTrainer:
         np.testing.assert_allclose(rates(1), SFT.learning_rate, rtol=1e-6)
         np.testing.assert_allclose(rates(None), SFT.learning_rate, rtol=1e-6)
 
-    def test_trainings_of_other_rates_and_lengths_share_their_programs(self):
-        model = tiny_model()
+    def test_trainings_of_other_rates_kappas_and_lengths_share_their_programs(self):
+        model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        batches = shared_batches().step(0).batches
+        batches = with_reference(shared_batches(), model).step(0).batches
 
-        def train(**changes):
-            trainer = Trainer(graphdef, loss_of(SFT), dataclasses.replace(SFT, **changes), 7)
-            return trainer.step(trainer.init(lora), frozen, trainer.put(batches))[0]
+        def train(num_steps, **changes):
+            config = dataclasses.replace(JPO, **changes)
+            trainer = Trainer(graphdef, loss_of(config), config, num_steps)
+            state, metrics = trainer.step(trainer.init(lora), frozen, trainer.put(batches))
+            return add_metrics(metrics), leaves(state.lora)
 
-        first = train()
-        num_before = trainer_module._update._cache_size()
-        second = train(learning_rate=2 * SFT.learning_rate, warmup_fraction=0.5)
-        assert trainer_module._update._cache_size() == num_before
-        ratios = [np.abs(leaf).max() for leaf in leaves(second.lora)]
-        assert ratios != [np.abs(leaf).max() for leaf in leaves(first.lora)]
+        first, _ = train(7)
+        programs = trainer_module._accumulate, trainer_module._update
+        sizes = [program._cache_size() for program in programs]
+        second, changed = train(9, kappa=0.5, clip=0.3, learning_rate=3e-4)
+        assert [program._cache_size() for program in programs] == sizes
+        positive, negative = ADVANTAGES[ADVANTAGES > 0].sum(), ADVANTAGES[ADVANTAGES <= 0].sum()
+        assert first["policy/surrogate"] == pytest.approx((positive + negative) / 12, rel=1e-4)
+        assert second["policy/surrogate"] == pytest.approx(
+            (positive + 0.5 * negative) / 12, rel=1e-4
+        )
+        moved = max(np.abs(a - b).max() for a, b in zip(changed, leaves(lora), strict=True))
+        assert moved == pytest.approx(3e-4, rel=0.1)  # a first step of Adam

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from emodistill.batches import Batch
 from emodistill.configs import (
@@ -75,19 +76,23 @@ class Objective(NamedTuple):
     loss_settings: tuple[str, ...] | None = None
     """The fields of the configuration that the loss reads, which then gets no others; None: any.
 
-    Trainings that agree on them share the loss's compiled programs."""
+    Trainings that agree on those that are no numbers share the loss's compiled programs."""
 
     def loss_under(
         self, config: AdapterConfig
     ) -> Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]:
         """The loss under `config`, as a trainer takes it.
 
-        Configurations that agree on what the loss may read get the same function, so that their
-        trainers share compiled programs.
+        Numbers that it is known to read are arguments of its program. For the rest, configurations
+        that agree on what the loss may read get the same function, so that their trainers share
+        compiled programs.
         """
         if self.loss_settings is not None:
-            read = tuple((name, getattr(config, name)) for name in self.loss_settings)
-            return _bound_to_some(self.loss, read)
+            read = {name: getattr(config, name) for name in self.loss_settings}
+            numbers = {name: x for name, x in read.items() if isinstance(x, float)}
+            words = tuple((name, x) for name, x in read.items() if name not in numbers)
+            arrays = {name: np.float32(x) for name, x in numbers.items()}
+            return Partial(_bound_to_some(self.loss, words), arrays)
         operational = {
             field.name: field.default
             for field in dataclasses.fields(config)
@@ -103,9 +108,12 @@ def _bound(loss: Callable[..., Any], config: AdapterConfig) -> Callable[..., Any
 
 @functools.cache
 def _bound_to_some(
-    loss: Callable[..., Any], settings: tuple[tuple[str, Any], ...]
+    loss: Callable[..., Any], words: tuple[tuple[str, Any], ...]
 ) -> Callable[..., Any]:
-    return functools.partial(loss, types.SimpleNamespace(**dict(settings)))
+    def under(numbers: Mapping[str, jax.Array], *args: Any) -> Any:
+        return loss(types.SimpleNamespace(**dict(words), **numbers), *args)
+
+    return under
 
 
 def select_best(config: SFTConfig, turns: FocalTurns) -> Selection:

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from emodistill.batches import Batch
 from emodistill.configs import AdapterConfig
@@ -133,10 +134,11 @@ class Trainer:
     """The compiled programs of one stage: `step(state, frozen, batches) -> (state, metrics)`.
 
     One program is compiled for each shape of a micro-batch, and one for the optimiser. Trainers of
-    one model and loss share them, whatever their rates and numbers of steps.
+    one model and kind of loss share them, whatever their rates, κ or numbers of steps.
 
     Args:
       graphdef: of the model, from `nnx.split(model, LoRAParam, ...)`.
+      loss_fn: what a `jax.tree_util.Partial` binds is an argument of the compiled program.
       config: rates, clipping, warm-up.
       num_steps: length of the schedule; None for a constant rate.
       mesh: over which the model is spread; state and gradients then lie like its LoRA.
@@ -150,16 +152,17 @@ class Trainer:
         num_steps: int | None,
         mesh: Mesh | None = None,
     ) -> None:
-        self.graphdef, self._loss_fn, self._mesh = graphdef, loss_fn, mesh
+        self.graphdef, self._mesh = graphdef, mesh
+        self._loss_fn: Any = loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
         warmup = max(1, round(config.warmup_fraction * (num_steps or 0)))
         optimizer = _Optimizer(config.learning_rate, config.max_grad_norm, warmup, num_steps)
         self.optimizer: _Optimizer = jax.tree.map(np.float32, optimizer)
 
     @functools.cached_property
-    def _placed(self) -> _Optimizer:
-        """The optimiser's numbers on the devices, so that no step hands them over."""
-        where = None if self._mesh is None else sharding.replicated(self._mesh)
-        return jax.device_put(self.optimizer, where)
+    def _placed(self) -> tuple[_Optimizer, Any]:
+        """Optimiser and loss with their numbers on the devices, so that no step hands them over."""
+        where = jax.local_devices()[0] if self._mesh is None else sharding.replicated(self._mesh)
+        return jax.device_put((self.optimizer, self._loss_fn), where)
 
     def init(self, lora: nnx.State) -> TrainState:
         """The state before the first step; it owns a copy of the LoRA, since steps donate it."""
@@ -182,9 +185,10 @@ class Trainer:
           batches: on the devices already (`put`).
         """
         grads, metrics = _zeros(self._mesh, lora), []
+        _, loss_fn = self._placed
         for batch in batches:
             grads, shares = _accumulate(
-                self.graphdef, self._loss_fn, self._mesh, lora, frozen, grads, batch
+                self.graphdef, loss_fn, self._mesh, lora, frozen, grads, batch
             )
             metrics.append(shares)
         return grads, metrics
@@ -197,7 +201,7 @@ class Trainer:
         A gradient that is not finite changes nothing but the count of steps.
         """
         grads, metrics = self.gradients(state.lora, frozen, batches)
-        state, more = _update(self._placed, self._mesh, state, grads)
+        state, more = _update(self._placed[0], self._mesh, state, grads)
         return state, [*metrics, more]
 
     def lower(
@@ -214,8 +218,9 @@ class Trainer:
         state = jax.eval_shape(functools.partial(_init, optimizer, mesh), lora)
         if mesh is not None:
             state = sharding.abstract(state, _state_shardings(optimizer, mesh, state))
+        loss_fn = self._loss_fn if grads is None else self._placed[1]
         accumulate = _accumulate.lower(
-            *(self.graphdef, self._loss_fn, mesh, lora, frozen),
+            *(self.graphdef, loss_fn, mesh, lora, frozen),
             *(lora if grads is None else grads, batch),
         )
         return accumulate, _update.lower(optimizer, mesh, state, lora)
@@ -244,7 +249,7 @@ def _zeros(mesh: Mesh | None, lora: nnx.State) -> nnx.State:
 
 
 # Gradients and state are donated: of each, one copy is alive, not two.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=5)
 def _accumulate(
     graphdef: nnx.GraphDef,
     loss_fn: LossFn,
