@@ -29,6 +29,7 @@ from emodistill.configs import ALoLConfig, DPOConfig, GRPOConfig, JPOConfig, PPO
 from emodistill.model import LoRAParam
 from emodistill.seeding import stream
 from emodistill.train import trainer as trainer_module
+from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import (
     Trainer,
     add_metrics,
@@ -272,23 +273,28 @@ class TestTrainer:
     def test_trainings_of_other_rates_kappas_and_lengths_share_their_programs(self):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        batches = with_reference(shared_batches(), model).step(0).batches
+        noise = stream(0, "noise")
+        batches = [
+            one._replace(ref_logp_SU=noise.normal(one.ref_logp_SU, 0.05).astype(np.float32))
+            for one in with_reference(shared_batches(), model).step(0).batches
+        ]
 
-        def train(num_steps, **changes):
-            config = dataclasses.replace(JPO, **changes)
-            trainer = Trainer(graphdef, loss_of(config), config, num_steps)
+        def train(config, loss_fn, num_steps=9):
+            trainer = Trainer(graphdef, loss_fn, config, num_steps)
             state, metrics = trainer.step(trainer.init(lora), frozen, trainer.put(batches))
             return add_metrics(metrics), leaves(state.lora)
 
-        first, _ = train(7)
+        train(JPO, loss_of(JPO), num_steps=7)
         programs = trainer_module._accumulate, trainer_module._update
         sizes = [program._cache_size() for program in programs]
-        second, changed = train(9, kappa=0.5, clip=0.3, learning_rate=3e-4)
+        other = dataclasses.replace(JPO, kappa=0.5, clip=0.02, kl_coef=0.1, learning_rate=3e-4)
+        found, changed = train(other, loss_of(other))
         assert [program._cache_size() for program in programs] == sizes
-        positive, negative = ADVANTAGES[ADVANTAGES > 0].sum(), ADVANTAGES[ADVANTAGES <= 0].sum()
-        assert first["policy/surrogate"] == pytest.approx((positive + negative) / 12, rel=1e-4)
-        assert second["policy/surrogate"] == pytest.approx(
-            (positive + 0.5 * negative) / 12, rel=1e-4
-        )
+        constants = functools.partial(OBJECTIVES["jpo"].loss, other)
+        expected, weights = train(other, constants)
+        assert [program._cache_size() for program in programs] == [sizes[0] + 1, sizes[1]]
+        assert 0 < found["policy/clip_fraction"] < 1
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert_trees_close(changed, weights, rtol=1e-4)
         moved = max(np.abs(a - b).max() for a, b in zip(changed, leaves(lora), strict=True))
         assert moved == pytest.approx(3e-4, rel=0.1)  # a first step of Adam

@@ -88,7 +88,7 @@ class MarkovSelector:
 def payment_ratio(dialogue: Trajectory) -> float:
     """ρ = target / final value within [0, 1], 0 without an agreement; EmoMAS's own outcome.
 
-    A value at or below the target, which in some scenarios is no positive number, has 1.
+    A value at or below the target has 1, also where the target is 0 or negative.
     """
     target, value = dialogue.focal_target, dialogue.final_value
     if value is None:

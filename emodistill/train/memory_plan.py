@@ -100,7 +100,7 @@ def plan_memory(config: MemoryConfig) -> MemoryPlan:
 
     adapter, batch_bytes = _bytes(lora), _bytes(batch)
     # The arguments of a micro-batch's program are weights, LoRA, gradients and rows; those of the
-    # optimiser's are LoRA, optimiser state and gradients.
+    # optimiser's are LoRA, optimiser state and gradients; the few numbers of either don't count.
     weights = step.argument_size_in_bytes - 2 * adapter - batch_bytes
     optimizer = end.argument_size_in_bytes - 2 * adapter
     residuals = _residual_bytes(trainer, lora, frozen, batch)

@@ -160,9 +160,9 @@ class Trainer:
 
     @functools.cached_property
     def _placed(self) -> tuple[_Optimizer, Any]:
-        """Optimiser and loss with their numbers on the devices, so that no step hands them over."""
-        where = jax.local_devices()[0] if self._mesh is None else sharding.replicated(self._mesh)
-        return jax.device_put((self.optimizer, self._loss_fn), where)
+        """Optimiser and loss with their numbers on the devices; the first step hands them over."""
+        with jax.transfer_guard_host_to_device("allow"):
+            return sharding.put_batch((self.optimizer, self._loss_fn), self._mesh)
 
     def init(self, lora: nnx.State) -> TrainState:
         """The state before the first step; it owns a copy of the LoRA, since steps donate it."""
@@ -241,7 +241,7 @@ def _init(optimizer: _Optimizer, mesh: Mesh | None, lora: nnx.State) -> TrainSta
     return _sharded(optimizer, mesh, TrainState(lora, opt_state, jnp.zeros((), jnp.int32)))
 
 
-# Without an operand they would lie nowhere in particular, unlike the sums, and a step with several
+# Without an operand they would be uncommitted, unlike the sums, and a step with several
 # micro-batches be compiled twice.
 @functools.partial(jax.jit, static_argnums=0, keep_unused=True)
 def _zeros(mesh: Mesh | None, lora: nnx.State) -> nnx.State:
