@@ -7,7 +7,7 @@ import pytest
 from samples import PACK, SCENARIO, dialogue, lengths_to_examples, sharing_examples
 
 from benchmarks.workload import dialogue_examples
-from emodistill.batches import PackedBatches, RowShape, build_examples
+from emodistill.batches import PackedBatches, RoundBatches, RowShape, build_examples
 from emodistill.batches.row_packing import StepSamples, cheapest_cuts, pack
 from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
@@ -299,6 +299,23 @@ class TestPacking:
         batches = PackedBatches(examples, batch_size=1, seed=0, num_epochs=1)
         filled = [step.work.num_tokens / step.work.num_positions for step in epoch(batches)]
         assert filled == [1, 1]
+
+    def test_rounds_of_new_dialogues_have_the_shapes_of_those_before(self):
+        shape = {"context_tokens": 150, "turn_tokens": 23, "cue_tokens": 24}  # the simulator's
+        examples = dialogue_examples(num_scenarios=8, num_dialogues=40, **shape)
+
+        def shapes(kind):
+            """Of the arrays of all micro-batches of five rounds, each of 64 other dialogues."""
+            found = set()
+            for number in range(5):
+                own = [e for e in examples if int(e.sample_id.split("/")[2][:4]) % 5 == number]
+                batches = kind(own, batch_size=64, seed=0, num_epochs=1)
+                for _, batch in batches.each_batch():
+                    found.add(tuple(np.shape(x) for x in batch if x is not None))
+            return found
+
+        assert len(shapes(RoundBatches)) <= 3
+        assert len(shapes(PackedBatches)) > 6
 
     def test_the_reference_pass_sees_every_sample_once_in_training_s_rows(self):
         batches = self.batches()

@@ -38,6 +38,8 @@ NUM_SAMPLED_STEPS = 64
 """Steps by which the row lengths are chosen; all of a large data set would take minutes."""
 REPLY_MULTIPLE = 16
 """Scored positions and reply lengths are rounded up to this, so that shapes of arrays are few."""
+COARSE_MULTIPLE = 128
+"""The same where samples come in rounds, so that nearly all rounds have the same shapes."""
 
 Array = Any
 """np.ndarray where a batch is made, jax.Array within a compiled program."""
@@ -139,10 +141,13 @@ class PackedBatches:
 
     Attributes:
       temperature: at which the policy that is trained is sampled: its logits are divided by it.
+      has_few_shapes: whether the shapes of arrays are those of other samples, too (`RoundBatches`).
 
     Raises:
       InputError: no samples, a sample without a reply, or an advantage that is not finite.
     """
+
+    has_few_shapes = False
 
     def __init__(
         self,
@@ -182,7 +187,8 @@ class PackedBatches:
             np.concatenate([example.prompt_ids, example.response_ids[:-1]]) for example in examples
         ]
         self._num_replied_N = np.array([len(example.response_ids) for example in examples])
-        self.num_reply_tokens = round_up(int(self._num_replied_N.max()), REPLY_MULTIPLE)
+        self._multiple = COARSE_MULTIPLE if self.has_few_shapes else REPLY_MULTIPLE
+        self.num_reply_tokens = round_up(int(self._num_replied_N.max()), self._multiple)
 
         units_N = np.arange(len(examples)).reshape(-1, unit_size)
         first_inputs = [self._inputs[unit[0]] for unit in units_N]
@@ -191,11 +197,10 @@ class PackedBatches:
         longest = max(map(len, self._inputs))
         if packing != "none" and unit_size > 1:
             longest = max(self._samples(unit).row_sizes(0, 2**31)[0] for unit in units_N)
+        candidates = candidate_shapes(longest, max_micro_tokens, row_multiple, packing, unit_size)
         stride = -(-len(self._steps) // NUM_SAMPLED_STEPS)
-        shapes = choose_shapes(
-            [self._samples(step) for step in self._steps[::stride]],
-            candidate_shapes(longest, max_micro_tokens, row_multiple, packing, unit_size),
-        )
+        sampled = [self._samples(step) for step in self._steps[::stride]]
+        shapes = candidates[-1:] if self.has_few_shapes else choose_shapes(sampled, candidates)
         self._packed = [pack(self._samples(step), shapes) for step in self._steps]
         used = {micro.shape for micro in self._micro_batches()}
         self.shapes = tuple(shape for shape in shapes if shape in used)
@@ -324,7 +329,7 @@ class PackedBatches:
 
     def _filled(self, micro: MicroBatch, samples: np.ndarray) -> Batch:
         """The arrays of a micro-batch of the step that has these samples."""
-        M = round_up(self._row_scores[micro.shape], REPLY_MULTIPLE)
+        M = round_up(self._row_scores[micro.shape], self._multiple)
         S = self.batch_size * self.unit_size
         batch = empty_batch(micro.shape, M, S, self.num_reply_tokens)
         for b, row in enumerate(micro.rows):
@@ -365,3 +370,13 @@ class PackedBatches:
         for example, values in zip(self.examples, values_N, strict=True):
             if not np.isfinite(values).all():
                 raise InputError(f"{example.sample_id}: {message.format(value=values)}")
+
+
+class RoundBatches(PackedBatches):
+    """Batches of samples that come in rounds, each of which is packed by itself.
+
+    Shapes chosen for the samples of a round would differ from round to round, and programs be
+    compiled for each. These are the same in nearly all rounds, with an eighth more padding.
+    """
+
+    has_few_shapes = True

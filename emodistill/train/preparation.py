@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from emodistill.batches import PackedBatches, build_examples
-from emodistill.configs import AdapterConfig, MeshShape
+from emodistill.batches import PackedBatches, RoundBatches, build_examples
+from emodistill.configs import AdapterConfig, MeshShape, OnPolicyConfig
 from emodistill.errors import InputError
 from emodistill.model import (
     Qwen2,
@@ -166,7 +166,8 @@ def pack_samples(
     examples = [example for example in samples if is_whole[example.asked_index]]
     advantages = selected.advantages
     micro_tokens = CPU_MICRO_TOKENS if jax.default_backend() == "cpu" else DEVICE_MICRO_TOKENS
-    batches = PackedBatches(
+    kind = RoundBatches if isinstance(config, OnPolicyConfig) else PackedBatches
+    batches = kind(
         examples,
         batch_size=config.batch_size,
         seed=config.seed,
