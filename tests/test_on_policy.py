@@ -448,6 +448,18 @@ def test_the_figure_starts_where_the_sweep_has_ended(tmp_path):
     assert (start.name, start.held_out.spent.num_dialogues) == ("iql+sft", 3)
     assert curve.held_out.spent.num_dialogues == 33
     assert curve.held_out.utility > 0.5 > start.held_out.utility
+    cell = "num_rounds=3-abcd"  # another training, evaluated by --cells grpo
+    played = [make_dialogue(number=n, share=0.7, method="iql+sft+grpo", turns=4) for n in (4, 5)]
+    focal = msgspec.structs.replace(played[0].focal, cells={"grpo": cell})
+    played = [msgspec.structs.replace(one, focal=focal) for one in played]
+    path = run / f"crad/eval/iql+sft+grpo@sim-counterparty/grpo_cell={cell}-1234.jsonl"
+    write_dialogues(path, played)
+    write_records(run / "crad/grpo" / cell / ROUNDS, spent_rounds(3))
+    curves = {one.name: one for one in spent_curves(read_run(config))}
+    assert curves[f"iql+sft+grpo ({cell})"].held_out.utility > curve.held_out.utility
+    assert curves["iql+sft+grpo"].held_out.utility == curve.held_out.utility
+    path.unlink()
+    (run / "crad/grpo" / cell / ROUNDS).unlink()
     path = run / "crad/jpo/default" / LOOKS
     rows = [CheckpointLook(step=0, num_dialogues=4, utility=1, success=1, score=None)]
     rows += [msgspec.structs.replace(rows[0], step=16, cost=counts(Spent(4, 40, 400)))]

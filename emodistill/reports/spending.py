@@ -15,6 +15,7 @@ from emodistill.domains import DOMAINS
 from emodistill.evaluation.bootstrap import formula_ci
 from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks
 from emodistill.offline.rounds import ROUNDS, Spent, read_rounds, recorded_spent, total_spent
+from emodistill.records import Trajectory
 from emodistill.reports.run_data import RunData
 
 OFFLINE = ("iql+sft", "iql+sft+jpo")
@@ -73,18 +74,37 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
                 curves.append(SpentCurve(domain, name, (), point))
         for stage, path in trained:
             points, spent = _points(path, sweep)
-            name = f"iql+sft+{stage}"
-            name += "" if path.parent.name == "default" else f" ({path.parent.name})"
-            curves.append(SpentCurve(domain, name, points, held_out(name, spent)))
+            method, cell = f"iql+sft+{stage}", path.parent.name
+            name = method if cell == DEFAULT_CELL else f"{method} ({cell})"
+            labels = [label for block, label in evaluated if block == domain]
+            label = _label_of_cell(data, domain, labels, method, cell)
+            curves.append(SpentCurve(domain, name, points, held_out(label, spent)))
     return curves
+
+
+def _label_of_cell(
+    data: RunData, domain: str, labels: Sequence[str], method: str, cell: str
+) -> str:
+    """Under which label that cell of the method's last stage was evaluated; with several, the one
+    with the fewest other settings. The method's own name if nobody has played it."""
+    stage = method.rpartition("+")[2]
+    for label in sorted(labels, key=len):
+        played = data.records("evaluation", domain=domain, label=label)
+        if label.partition(" (")[0] == method and _cells_of(stage, played) == {cell}:
+            return label
+    return method if cell == DEFAULT_CELL else f"{method} ({cell})"
+
+
+def _cells_of(stage: str, played: Sequence[Trajectory]) -> set[str]:
+    return {dialogue.focal.cells.get(stage, DEFAULT_CELL) for dialogue in played}
 
 
 def _looks_spent(data: RunData, domain: str, method: str) -> Spent:
     """What the looks at the checkpoints of a method's adapter have cost; nothing without any."""
     stage = method.rpartition("+")[2]
     played = data.records("evaluation", domain=domain, label=method)
-    cells = {dialogue.focal.cells.get(stage, DEFAULT_CELL) for dialogue in played}
-    paths = [data.run_dir / domain / stage / cell / LOOKS for cell in sorted(cells)]
+    cells = sorted(_cells_of(stage, played))
+    paths = [data.run_dir / domain / stage / cell / LOOKS for cell in cells]
     return total_spent(look for path in paths for look in read_looks(path))
 
 
