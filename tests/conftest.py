@@ -267,10 +267,12 @@ def quick_generation() -> Iterator[None]:
     """
     import jax
 
-    from emodistill.model import decoding, engine, kv_cache
+    from emodistill.model import Qwen2Config, decoding, embedded_path, engine, kv_cache
+
+    width = Qwen2Config.from_pretrained(embedded_path()).head_dim
 
     def is_embedded(head_dim: int) -> bool:
-        return head_dim == 64  # other models have less
+        return head_dim == width  # other models have less
 
     def quick(program: Any) -> Any:
         optimized = jax.jit(

@@ -141,13 +141,12 @@ class PackedBatches:
 
     Attributes:
       temperature: at which the policy that is trained is sampled: its logits are divided by it.
-      has_few_shapes: whether the shapes of arrays are those of other samples, too (`RoundBatches`).
 
     Raises:
       InputError: no samples, a sample without a reply, or an advantage that is not finite.
     """
 
-    has_few_shapes = False
+    _multiple = REPLY_MULTIPLE
 
     def __init__(
         self,
@@ -187,7 +186,6 @@ class PackedBatches:
             np.concatenate([example.prompt_ids, example.response_ids[:-1]]) for example in examples
         ]
         self._num_replied_N = np.array([len(example.response_ids) for example in examples])
-        self._multiple = COARSE_MULTIPLE if self.has_few_shapes else REPLY_MULTIPLE
         self.num_reply_tokens = round_up(int(self._num_replied_N.max()), self._multiple)
 
         units_N = np.arange(len(examples)).reshape(-1, unit_size)
@@ -198,9 +196,7 @@ class PackedBatches:
         if packing != "none" and unit_size > 1:
             longest = max(self._samples(unit).row_sizes(0, 2**31)[0] for unit in units_N)
         candidates = candidate_shapes(longest, max_micro_tokens, row_multiple, packing, unit_size)
-        stride = -(-len(self._steps) // NUM_SAMPLED_STEPS)
-        sampled = [self._samples(step) for step in self._steps[::stride]]
-        shapes = candidates[-1:] if self.has_few_shapes else choose_shapes(sampled, candidates)
+        shapes = self._chosen(candidates)
         self._packed = [pack(self._samples(step), shapes) for step in self._steps]
         used = {micro.shape for micro in self._micro_batches()}
         self.shapes = tuple(shape for shape in shapes if shape in used)
@@ -308,6 +304,11 @@ class PackedBatches:
         epoch, index = divmod(step, len(self._steps))
         return int(stream(self.seed, "order", epoch).permutation(len(self._steps))[index])
 
+    def _chosen(self, candidates: Sequence[RowShape]) -> Sequence[RowShape]:
+        """The shapes of rows, those of `candidates` that suit these samples."""
+        stride = -(-len(self._steps) // NUM_SAMPLED_STEPS)
+        return choose_shapes([self._samples(step) for step in self._steps[::stride]], candidates)
+
     def _samples(self, samples: np.ndarray) -> StepSamples:
         inputs = [self._inputs[i] for i in samples]
         return StepSamples(samples.tolist(), inputs, self.packing, self.unit_size)
@@ -375,8 +376,11 @@ class PackedBatches:
 class RoundBatches(PackedBatches):
     """Batches of samples that come in rounds, each of which is packed by itself.
 
-    Shapes chosen for the samples of a round would differ from round to round, and programs be
-    compiled for each. These are the same in nearly all rounds, with an eighth more padding.
+    Shapes that suit the samples of a round would differ from round to round, and programs be
+    compiled for each. These are the same in nearly all rounds, and hold more padding.
     """
 
-    has_few_shapes = True
+    _multiple = COARSE_MULTIPLE
+
+    def _chosen(self, candidates: Sequence[RowShape]) -> Sequence[RowShape]:
+        return candidates[-1:]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from emodistill.model import sharding
 from emodistill.model.cached_attention import CACHE_BLOCK
@@ -67,12 +67,9 @@ def empty_blocks(config: Qwen2Config, num_blocks: int, dtype: Any, mesh: Mesh | 
 
 def _zeros(keys: tuple[int, ...], values: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> Cache:
     def place(shape: tuple[int, ...]) -> jax.Array:
-        if mesh is None:
-            # Where weights lie, and with them what a program returns: with zeros that lie nowhere
-            # in particular it would be compiled twice.
-            return jnp.zeros(shape, dtype, device=SingleDeviceSharding(jax.local_devices()[0]))
-        where = NamedSharding(mesh, sharding.cache_spec(mesh, shape))
-        return jnp.zeros(shape, dtype, device=where)
+        # Committed to devices like what programs return: with zeros that are not, the first program
+        # would be compiled twice.
+        return jnp.zeros(shape, dtype, device=sharding.cache_sharding(shape, mesh))
 
     return Cache(place(keys), place(values))
 

@@ -125,7 +125,7 @@ def param_sharding(
     a mesh everything lives on the first device.
     """
     if mesh is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
+        return _first_device()
     *_, module, leaf = (name for name in path if name != "lora")
     if module not in _AXES:
         return NamedSharding(mesh, _spec(mesh, shape, ()))
@@ -162,9 +162,15 @@ def replicated(mesh: Mesh | None) -> jax.sharding.Sharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
-def cache_spec(mesh: Mesh, shape: Sequence[int]) -> PartitionSpec:
-    """How the keys or the values of a cache lie."""
-    return _spec(mesh, shape, CACHE)
+def cache_sharding(shape: Sequence[int], mesh: Mesh | None) -> jax.sharding.Sharding:
+    """How the keys or the values of a cache lie; without a mesh, with the weights."""
+    if mesh is None:
+        return _first_device()
+    return NamedSharding(mesh, _spec(mesh, shape, CACHE))
+
+
+def _first_device() -> jax.sharding.Sharding:
+    return SingleDeviceSharding(jax.local_devices()[0])
 
 
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:

@@ -62,8 +62,8 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
             data.records("sweep", domain=domain), data.judgements.get(domain, ())
         )
 
-        def held_out(name: str, spent: Spent, domain: str = domain) -> SpentPoint | None:
-            if (row := evaluated.get((domain, name))) is None:
+        def held_out(label: str | None, spent: Spent, domain: str = domain) -> SpentPoint | None:
+            if label is None or (row := evaluated.get((domain, label))) is None:
                 return None
             names = ("utility", "utility_clustered_low", "utility_clustered_high")
             return SpentPoint(spent, *(row[name] / 100 for name in names))
@@ -74,25 +74,27 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
                 curves.append(SpentCurve(domain, name, (), point))
         for stage, path in trained:
             points, spent = _points(path, sweep)
-            method, cell = f"iql+sft+{stage}", path.parent.name
-            name = method if cell == DEFAULT_CELL else f"{method} ({cell})"
-            labels = [label for block, label in evaluated if block == domain]
-            label = _label_of_cell(data, domain, labels, method, cell)
+            name = label = f"iql+sft+{stage}"
+            if (cell := path.parent.name) != DEFAULT_CELL:
+                labels = [label for block, label in evaluated if block == domain]
+                label = _label_of_cell(data, domain, labels, name, cell)
+                name = f"{name} ({cell})"
             curves.append(SpentCurve(domain, name, points, held_out(label, spent)))
     return curves
 
 
 def _label_of_cell(
     data: RunData, domain: str, labels: Sequence[str], method: str, cell: str
-) -> str:
-    """Under which label that cell of the method's last stage was evaluated; with several, the one
-    with the fewest other settings. The method's own name if nobody has played it."""
+) -> str | None:
+    """Under which label a cell of the method's last stage was evaluated; the shortest one, which
+    has the fewest other settings. None if nobody has played it."""
     stage = method.rpartition("+")[2]
     for label in sorted(labels, key=len):
-        played = data.records("evaluation", domain=domain, label=label)
-        if label.partition(" (")[0] == method and _cells_of(stage, played) == {cell}:
-            return label
-    return method if cell == DEFAULT_CELL else f"{method} ({cell})"
+        if label.startswith(f"{method} ({stage}_cell="):
+            played = data.records("evaluation", domain=domain, label=label)
+            if _cells_of(stage, played) == {cell}:
+                return label
+    return None
 
 
 def _cells_of(stage: str, played: Sequence[Trajectory]) -> set[str]:

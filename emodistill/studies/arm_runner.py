@@ -144,9 +144,9 @@ def _make_sweep(home: Cell, num_dialogues: int) -> None:
     is_own = config.data_from is None and config.is_simulated
     is_ours = read_manifest(config.run / config.domain / "sweep") or not played.is_file()
     if is_own and is_ours and num_lines(played) < num_dialogues:
-        once = required_cell(home, Requirement("sweep")).config
+        sweep = required_cell(home, Requirement("sweep")).config
         planned = plan_sweep(
-            split_of(once).split.train, num_seeds=1, num_scenarios=once.num_scenarios
+            split_of(sweep).split.train, num_seeds=1, num_scenarios=sweep.num_scenarios
         )
         num_seeds = math.ceil(num_dialogues / len(planned))
         run(required_cell(home, Requirement("sweep", changes={"num_seeds": num_seeds})))

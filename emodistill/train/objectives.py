@@ -89,10 +89,9 @@ class Objective(NamedTuple):
         """
         if self.loss_settings is not None:
             read = {name: getattr(config, name) for name in self.loss_settings}
-            numbers = {name: x for name, x in read.items() if isinstance(x, float)}
-            words = tuple((name, x) for name, x in read.items() if name not in numbers)
-            arrays = {name: np.float32(x) for name, x in numbers.items()}
-            return Partial(_bound_to_some(self.loss, words), arrays)
+            numbers = {name: np.float32(x) for name, x in read.items() if isinstance(x, float)}
+            constants = tuple((name, x) for name, x in read.items() if name not in numbers)
+            return Partial(_bound_to_some(self.loss, constants), numbers)
         operational = {
             field.name: field.default
             for field in dataclasses.fields(config)
@@ -108,10 +107,10 @@ def _bound(loss: Callable[..., Any], config: AdapterConfig) -> Callable[..., Any
 
 @functools.cache
 def _bound_to_some(
-    loss: Callable[..., Any], words: tuple[tuple[str, Any], ...]
+    loss: Callable[..., Any], constants: tuple[tuple[str, Any], ...]
 ) -> Callable[..., Any]:
     def under(numbers: Mapping[str, jax.Array], *args: Any) -> Any:
-        return loss(types.SimpleNamespace(**dict(words), **numbers), *args)
+        return loss(types.SimpleNamespace(**dict(constants), **numbers), *args)
 
     return under
 
