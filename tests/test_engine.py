@@ -91,13 +91,13 @@ def test_greedy_equals_hf(architecture, make_hf_checkpoint):
     folder, hf = make_hf_checkpoint(architecture)
     served = small(load_qwen2(folder, dtype=jnp.float32))
     prompts = [PROMPTS[n] for n in (0, 2, 8)]
-    found = served.generate([GenerationRequest(ids, 40, 0.0) for ids in prompts])
+    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
     for prompt, generated in zip(prompts, found, strict=True):
-        assert generated.ids == hf_greedy(hf, prompt, 40)
+        assert generated.ids == hf_greedy(hf, prompt, 64)
         assert generated.finish_reason == "length"
     # A token that a greedy continuation does meet ends it.
     stop = found[1].ids[10]
-    (cut,) = served.generate([GenerationRequest(prompts[1], 40, 0.0, stop_ids=frozenset({stop}))])
+    (cut,) = served.generate([GenerationRequest(prompts[1], 64, 0.0, stop_ids=frozenset({stop}))])
     assert cut == (found[1].ids[: found[1].ids.index(stop) + 1], None, "stop")
 
 
@@ -108,8 +108,8 @@ def test_the_embedded_student_s_greedy_tokens_equal_hf():
     hf = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype=torch.float32).eval()
     served = small(load_qwen2(embedded_path(), dtype=jnp.float32))
     prompts = prompts_of([20, 300], vocab_size=2048)
-    found = served.generate([GenerationRequest(ids, 32, 0.0) for ids in prompts])
-    assert [one.ids for one in found] == [hf_greedy(hf, ids, 32) for ids in prompts]
+    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
+    assert [one.ids for one in found] == [hf_greedy(hf, ids, 64) for ids in prompts]
 
 
 def test_tokens_depend_on_the_request_alone(model, crowd):
