@@ -277,14 +277,14 @@ def quick_generation() -> Iterator[None]:
     def quick(program: Any) -> Any:
         optimized = jax.jit(
             program.__wrapped__,
-            static_argnames="graphdef",
+            static_argnames="graph",
             donate_argnames="slots",
             compiler_options={"xla_backend_optimization_level": 1},
         )
 
-        def call(graphdef: Any, state: Any, slots: Any, given: Any) -> Any:
+        def call(graph: Any, state: Any, slots: Any, given: Any) -> Any:
             is_quick = is_embedded(slots.keys.shape[3])
-            return (optimized if is_quick else program)(graphdef, state, slots, given)
+            return (optimized if is_quick else program)(graph, state, slots, given)
 
         call.lower = program.lower
         return call

@@ -190,6 +190,57 @@ def test_a_cancelled_request_leaves_no_trace(model):
     assert [found.get(handle) for handle in handles[4:6]] == expected
 
 
+@pytest.fixture(scope="module")
+def alone(model):
+    """What `requests_of()` get of an engine of one group of eight slots."""
+    return small(model, num_slots=8).generate(requests_of())
+
+
+class TestGroups:
+    """A small model's 16 slots are two groups of 8, which run side by side."""
+
+    def test_tokens_are_those_of_one_group(self, model, alone):
+        served = small(model, num_slots=16)
+        for _ in range(2):
+            assert served.generate(requests_of()) == alone
+        assert served.counters.programs == 0  # they have the programs of a group of their width
+        assert served.counters.generated_tokens == 2 * sum(len(one.ids) for one in alone)
+        assert served.num_unfinished == 0 and served.step() == []
+
+    def test_they_share_what_is_kept(self, model, alone):
+        served = small(model, num_slots=16)
+        requests = requests_of()
+        for number in (-1, -1, -2):
+            assert served.generate([requests[number]]) == [alone[number]]
+        whole = (len(PROMPTS[-1]) - 1) // BLOCK * BLOCK
+        prompts = [PROMPTS[number] for number in (-1, -2)]
+        # The whole blocks of the first prompt were computed once, the second begins alike.
+        shared = len(SHARED) // BLOCK * BLOCK
+        rests = [len(PROMPTS[-1]) - 1 - whole, len(prompts[1]) - 1 - shared]
+        assert served.counters.prefilled_tokens == whole + 2 * rests[0] + rests[1]
+
+    def test_requests_are_cancelled_while_both_run(self, model, alone):
+        served = small(model, num_slots=16)
+        handles = [served.add(request) for request in requests_of()]
+        progress = served.step()
+        for handle in handles[::2]:
+            served.cancel(handle)
+        while served.num_unfinished:
+            progress += served.step()
+        found = {one.handle: one.generated for one in progress if one.generated}
+        assert [found[handle] for handle in handles[1::2]] == alone[1::2]
+
+    def test_a_failure_in_one_reaches_the_caller(self, model, monkeypatch):
+        def fail(*args):
+            raise RuntimeError("out of memory")
+
+        served = small(model, num_slots=16)
+        monkeypatch.setattr(decoding, "decode", fail)
+        served.add(requests_of()[0])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            served.step()
+
+
 def test_a_dialogue_s_next_turn_prefills_what_is_new(model):
     served = small(model, max_kept_tokens=200 * BLOCK)
     rng = seeding.stream(0, "turns")
@@ -242,7 +293,10 @@ def test_few_programs(tiny_checkpoint):
 def test_caches_begin_where_weights_lie(model):
     """As they go on, so that the programs for them are compiled once."""
     engine = small(model)
-    weights, caches = jax.tree.leaves(nnx.state(model)), (*engine._slots, *engine._blocks)
+    weights, caches = (
+        jax.tree.leaves(nnx.state(model)),
+        (*engine._groups[0]._slots, *engine._groups[0]._kept.blocks),
+    )
     (place,) = {(x.sharding, x.committed) for x in weights}
     assert {(x.sharding, x.committed) for x in caches} == {place}
 

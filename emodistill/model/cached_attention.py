@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from emodistill.model.attention import MASKED
 
-CACHE_BLOCK = 256
+CACHE_BLOCK = 128
 """Positions that are read at once: fewer make smaller products, more read further beyond the
 longest row."""
 

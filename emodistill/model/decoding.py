@@ -24,10 +24,14 @@ from emodistill.model.attention import rope_angles
 from emodistill.model.cached_attention import CACHE_BLOCK, cached_attention
 from emodistill.model.generation_requests import MAX_LOGPROBS, TokenLogprobs
 from emodistill.model.kv_cache import Cache, constrained
-from emodistill.model.programs import note_program
+from emodistill.model.programs import Static, note_program
 from emodistill.model.qwen2 import DecoderLayer, Qwen2
 from emodistill.model.sampling import Sampling, draw, likeliest, logprobs
 
+UNROLLED_LAYERS = 4
+"""Layers of models whose chunks are computed without a loop over them, at most. In a loop, each
+layer's weights are copied out of the stack first, a tenth of a small model's time; without, the
+program takes longer to compile with every layer."""
 MAX_STEPS = 8
 """Steps of one call of the decoding program at most: new requests join after it."""
 
@@ -88,11 +92,11 @@ class Decoded(NamedTuple):
         ]
 
 
-@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="slots")
-def prefill(graphdef: Any, state: Any, slots: Cache, pieces: Pieces) -> Cache:
+@functools.partial(jax.jit, static_argnames="graph", donate_argnames="slots")
+def prefill(graph: Static, state: Any, slots: Cache, pieces: Pieces) -> Cache:
     """`slots` with the keys and values of a chunk of prompts."""
     note_program()
-    model: Qwen2 = nnx.merge(graphdef, state)
+    model: Qwen2 = nnx.merge(graph.value, state)
     G, P = pieces.tokens_GP.shape
     positions_GP = jnp.asarray(pieces.starts_G)[:, None] + jnp.arange(P)[None]
     # Pieces that are none stand behind everything that counts; they need not see all of it.
@@ -107,16 +111,23 @@ def prefill(graphdef: Any, state: Any, slots: Cache, pieces: Pieces) -> Cache:
         return jnp.stack(keys), jnp.stack(values)
 
     _, slots = _layers(
-        model, slots, pieces.tokens_GP, positions_GP, jnp.asarray(pieces.slots_G), num_blocks, read
+        model,
+        slots,
+        pieces.tokens_GP,
+        positions_GP,
+        jnp.asarray(pieces.slots_G),
+        num_blocks,
+        read,
+        is_unrolled=model.config.num_layers <= UNROLLED_LAYERS,
     )
     return constrained(slots, model.mesh)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="slots")
-def decode(graphdef: Any, state: Any, slots: Cache, rows: DecodingRows) -> tuple[Decoded, Cache]:
+@functools.partial(jax.jit, static_argnames="graph", donate_argnames="slots")
+def decode(graph: Static, state: Any, slots: Cache, rows: DecodingRows) -> tuple[Decoded, Cache]:
     """Up to `MAX_STEPS` more tokens for each slot; fewer where one of them ends before."""
     note_program()
-    model: Qwen2 = nnx.merge(graphdef, state)
+    model: Qwen2 = nnx.merge(graph.value, state)
     B, W = len(rows.tokens_B), slots.keys.shape[-1]
     is_active_B = rows.limits_B > 0
     num_likeliest = min(MAX_LOGPROBS, model.config.vocab_size)
@@ -182,6 +193,8 @@ def _layers(
     slots_G: jax.Array,
     num_blocks: jax.Array,
     read: Callable[[Cache, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    *,
+    is_unrolled: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Final hidden states [G, P, D] of tokens that enter the slots, and the slots with them."""
     config = model.config
@@ -223,7 +236,8 @@ def _layers(
         return (layer.after_attention(x_GPD, attended_GPNH), slots), None
 
     carry = (model.embed_tokens(jnp.asarray(tokens_GP)), slots)
-    (x_GPD, slots), _ = model.scan_layers(step, carry, jnp.arange(config.num_layers))
+    layers = jnp.arange(config.num_layers)
+    (x_GPD, slots), _ = model.scan_layers(step, carry, layers, is_unrolled=is_unrolled)
     return model.norm(x_GPD), slots
 
 

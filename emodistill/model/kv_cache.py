@@ -29,7 +29,7 @@ from emodistill.model.cached_attention import CACHE_BLOCK
 from emodistill.model.config import Qwen2Config
 from emodistill.model.programs import note_program
 
-BLOCK = 32
+BLOCK = 16
 """Positions of a kept block. A prompt's last tokens that fill no block, and the block in which it
 leaves an earlier one, are computed anew: half a block each, on average."""
 COPIES = 64
@@ -165,10 +165,15 @@ def block_hashes(ids: Sequence[int]) -> list[bytes]:
 
 
 class KeptPrefixes:
-    """Which block is kept where; the one whose last use is longest ago makes room for a new one."""
+    """Blocks of prompts, found by their hashes.
 
-    def __init__(self, capacity: int) -> None:
+    The block whose last use is longest ago makes room for a new one.
+    """
+
+    def __init__(self, config: Qwen2Config, capacity: int, dtype: Any, mesh: Mesh | None) -> None:
         self.capacity = capacity
+        self.blocks = empty_blocks(config, max(1, capacity), dtype, mesh)
+        self._mesh = mesh
         self._free = list(range(capacity))[::-1]
         self._places: OrderedDict[bytes, int] = OrderedDict()
 
@@ -189,3 +194,15 @@ class KeptPrefixes:
         place = self._free.pop() if self._free else self._places.popitem(last=False)[1]
         self._places[name] = place
         return place
+
+    def load(self, slots: Cache, copies: Sequence[tuple[int, int, int]]) -> Cache:
+        """`slots` with kept blocks; a copy says where the block is kept, which slot it is for, and
+        where in the slot it begins."""
+        for some in Copies.of(copies):
+            slots = load_blocks(slots, self.blocks, some, self._mesh)
+        return slots
+
+    def keep(self, slots: Cache, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Keep blocks of `slots`; copies are as those of `load`."""
+        for some in Copies.of(copies):
+            self.blocks = keep_blocks(slots, self.blocks, some, self._mesh)

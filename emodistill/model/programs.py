@@ -4,6 +4,7 @@ a stage need not compile again."""
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from pathlib import Path
 
 import jax
@@ -36,3 +37,20 @@ def note_program() -> None:
 def num_programs() -> int:
     """How many programs have been made so far of functions that note it."""
     return _Noted.count
+
+
+class Static:
+    """A static argument whose hash is computed once; that of a model's graph takes 0.4 ms.
+
+    JAX asks for it at every call of a program.
+    """
+
+    def __init__(self, value: Hashable) -> None:
+        self.value = value
+        self._hash = hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Static) and self.value == other.value)

@@ -298,6 +298,8 @@ class Qwen2(nnx.Module):
         step: Callable[[DecoderLayer, Any, Any], tuple[Any, Any]],
         carry: Any,
         per_layer: Any = None,
+        *,
+        is_unrolled: bool = False,
     ) -> tuple[Any, Any]:
         """`lax.scan` of `step(layer, carry, one of per_layer) -> (carry, output)` over layers."""
         graphdef, state = nnx.split(self.layers)
@@ -312,4 +314,5 @@ class Qwen2(nnx.Module):
             # Within a scan nothing can be merged across the two passes, which is what
             # `prevent_cse` guards against with barriers that would keep XLA from fusing.
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        return jax.lax.scan(body, carry, (state, per_layer), length=self.config.num_layers)
+        L = self.config.num_layers
+        return jax.lax.scan(body, carry, (state, per_layer), L, unroll=is_unrolled)
