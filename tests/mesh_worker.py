@@ -30,6 +30,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from random_models import random_parts
 from samples import lengths_to_examples
 
 from emodistill import cli
@@ -89,16 +90,21 @@ LENGTHS = [(9, 3), (20, 12), (17, 1), (30, 20), (5, 9), (33, 2), (40, 20), (12, 
 def make_model(config: Qwen2Config, mesh=None) -> Qwen2:
     """A random model with a LoRA that does something, the same numbers on every mesh."""
     remat = "none" if mesh is None else "full"  # and in blocks, on every mesh
-    model = Qwen2(config, key=jax_key(0, "model"), mesh=mesh, remat=remat)
-    model.embed_tokens.weight[...] *= 20
-    add_lora(model, rank=4, alpha=8)
-    graphdef, state = nnx.split(model)
+
+    def make():
+        model = Qwen2(config, key=jax_key(0, "model"), mesh=mesh, remat=remat)
+        add_lora(model, rank=4, alpha=8)
+        return model
+
+    graphdef, state = random_parts(make)
     rng = stream(0, "trained")
 
     def trained(path, variable):
-        value = to_host(variable.get_value())
+        value = variable.get_value()
         if path[-1] == "b":
             value = rng.normal(0, 0.1, value.shape).astype(np.float32)
+        if path[0] == "embed_tokens":
+            value = 20 * value
         where = sharding.param_sharding(tuple(map(str, path)), value.shape, mesh)
         array = jax.make_array_from_callback(value.shape, where, lambda index: value[index])
         return variable.replace(array)

@@ -27,7 +27,6 @@ def random_ends(rng, num_positions, num_padding):
     return ends
 
 
-@jax.jit
 def dense(q_BTNH, k_BTKH, v_BTKH, ends_BT):
     """The same by an array of all queries by all keys."""
     positions = jnp.arange(q_BTNH.shape[1])
@@ -45,24 +44,26 @@ def inputs(num_positions, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.flo
     rng = stream(num_positions, "attention")
     shapes = [(num_rows, num_positions, heads, 16) for heads in (num_heads, num_kv_heads)]
     q, k, v, grad = (
-        jnp.asarray(rng.normal(size=shape), dtype) for shape in (*shapes, shapes[1], shapes[0])
+        rng.normal(size=shape).astype(dtype) for shape in (*shapes, shapes[1], shapes[0])
     )
     ends = [random_ends(rng, num_positions, padding) for padding in (0, num_positions // 4)]
-    return (q, k, v), jnp.asarray(np.stack(ends[:num_rows])), grad
+    return (q, k, v), np.stack(ends[:num_rows]), grad
 
 
-@functools.partial(jax.jit, static_argnames=("block_size", "group_size"))
-def blockwise(*args, **sizes):
-    """`tree_attention` in one program: op by op its loops are compiled one after the other."""
-    return tree_attention(*args, **sizes)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("block_size", "group_size"))
+def with_gradients(attention, heads, ends_BT, grad, **sizes):
+    """Values and gradients in one program: op by op, loops are compiled one after the other."""
+    out, pull = jax.vjp(lambda *heads: attention(*heads, ends_BT, **sizes), *heads)
+    return out, pull(grad)
+
+
+blockwise = jax.jit(functools.partial(tree_attention, block_size=32))
 
 
 @functools.cache
 def expected_of(num_positions):
     """Values and gradients of the dense mask for `inputs(num_positions)`."""
-    heads, ends_BT, grad = inputs(num_positions)
-    out, pull = jax.vjp(lambda *heads: dense(*heads, ends_BT), *heads)
-    return out, pull(grad)
+    return with_gradients(dense, *inputs(num_positions))
 
 
 @pytest.mark.parametrize(
@@ -78,37 +79,37 @@ def expected_of(num_positions):
     ],
 )
 def test_values_and_gradients_are_those_of_the_dense_mask(num_positions, group_size):
-    heads, ends_BT, grad = inputs(num_positions)
-
-    def ours(*heads):
-        return blockwise(*heads, ends_BT, block_size=32, group_size=group_size)
-
-    out, pull = jax.vjp(ours, *heads)
+    out, grads = with_gradients(
+        tree_attention, *inputs(num_positions), block_size=32, group_size=group_size
+    )
     expected, expected_grads = expected_of(num_positions)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(pull(grad), expected_grads, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(grads, expected_grads, rtol=1e-4, atol=1e-4)
 
 
 def test_plain_rows_are_causal():
     heads, _, _ = inputs(70)
-    whole = jnp.full((2, 70), 70)
-    np.testing.assert_allclose(blockwise(*heads), dense(*heads, whole), rtol=1e-5, atol=1e-5)
+    whole = np.full((2, 70), 70)
+    expected = jax.jit(dense)(*heads, whole)
+    np.testing.assert_allclose(jax.jit(tree_attention)(*heads), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_close_with_float32_softmax():
     heads, ends_BT, _ = inputs(200, dtype=jnp.bfloat16)
-    out = blockwise(*heads, ends_BT, block_size=32)
+    out = blockwise(*heads, ends_BT)
     assert out.dtype == jnp.bfloat16
-    wide = [x.astype(jnp.float32) for x in heads]
-    np.testing.assert_allclose(out.astype(jnp.float32), dense(*wide, ends_BT), atol=0.03)
+    wide = [x.astype(np.float32) for x in heads]
+    expected = jax.jit(dense)(*wide, ends_BT)
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=0.03)
 
 
 def test_what_is_not_seen_is_skipped_and_no_array_is_quadratic():
     """NaN keys in blocks that no query of other subtrees sees never reach those."""
     (q, k, v), _, _ = inputs(256, num_rows=1)
-    ends_BT = jnp.repeat(jnp.array([64, 128, 192, 256]), 64)[None]  # four roots
-    spoilt = k.at[:, 64:128].set(jnp.nan)
-    out = blockwise(q, spoilt, v, ends_BT, block_size=32)
+    ends_BT = np.repeat([64, 128, 192, 256], 64)[None]  # four roots
+    spoilt = k.copy()
+    spoilt[:, 64:128] = np.nan
+    out = np.asarray(blockwise(q, spoilt, v, ends_BT))
     assert np.isnan(out[0, 64:128]).all()
     assert np.isfinite(out[0, :64]).all() and np.isfinite(out[0, 128:]).all()
 

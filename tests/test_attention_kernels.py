@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from random_models import random_parts
 from test_attention import dense
 from tiny_training import CONFIG
 
@@ -55,7 +57,7 @@ def forest(rng, num_tokens, leaf_share, num_positions):
 def ends_of_rows(T=NUM_POSITIONS):
     """A row that is filled to its last position, and one of many one-token subtrees."""
     rng = stream(0, "forest")
-    return jnp.asarray(np.stack([forest(rng, T, 0.1, T), forest(rng, 60, 0.6, T)]))
+    return np.stack([forest(rng, T, 0.1, T), forest(rng, 60, 0.6, T)])
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def compiled(dtype, H, group, T=NUM_POSITIONS, shapes=SHAPES):
     K = 2 if group == 1 else 1
     rng = stream(H + group, "heads")
     q, grad, k, v = (
-        jnp.asarray(rng.normal(size=(2, T, heads, H)), dtype)
+        rng.normal(size=(2, T, heads, H)).astype(jnp.dtype(dtype))
         for heads in (K * group, K * group, K, K)
     )
     ends_BT = ends_of_rows(T)
@@ -89,49 +91,57 @@ def compiled(dtype, H, group, T=NUM_POSITIONS, shapes=SHAPES):
 @pytest.mark.parametrize(("dtype", "H", "group", "T", "shapes"), CASES)
 def test_values_and_gradients_are_those_of_the_dense_mask(dtype, H, group, T, shapes):
     ours, expected, arrays = compiled(dtype, H, group, T, shapes)
-    wide = [x.astype(jnp.float32) for x in arrays]
-    for found, true in zip(ours(*arrays), expected(*wide), strict=True):
+    wide = [x.astype(np.float32) for x in arrays]
+    for found, true in zip(ours(*arrays), map(np.asarray, expected(*wide)), strict=True):
         assert found.dtype == dtype
-        error = jnp.abs(found.astype(jnp.float32) - true).max() / jnp.abs(true).max()
+        error = np.abs(np.asarray(found, np.float32) - true).max() / np.abs(true).max()
         assert error < TOLERANCE[dtype]
 
 
 def test_nothing_outside_of_a_subtree_changes_a_bit():
     """Neither values nor gradients of queries that don't see a key depend on it."""
     ours, _, (q, k, v, grad) = compiled(*CASES[0])
-    ends_BT = np.asarray(ends_of_rows())
-    before = ours(q, k, v, grad)
+    ends_BT = ends_of_rows()
+    before = list(map(np.asarray, ours(q, k, v, grad)))
     for key in (3, 40):
-        at = (slice(None), key)
-        out, dq, *_ = ours(q, k.at[at].add(5.0), v.at[at].add(7.0), grad)
+        is_key_T = (np.arange(NUM_POSITIONS) == key)[:, None, None]
+        out, dq, *_ = ours(q, k + np.float32(5) * is_key_T, v + np.float32(7) * is_key_T, grad)
         positions = np.arange(NUM_POSITIONS)
         sees_BT = (positions >= key)[None] & (positions[None] < ends_BT[:, [key]])
         sees_BT[:, key] = True
         assert sees_BT.any() and not sees_BT.all()
         for found, was in ((out, before[0]), (dq, before[1])):
-            same_BT = np.asarray((found == was).all(axis=(2, 3)))
+            same_BT = (np.asarray(found) == was).all(axis=(2, 3))
             np.testing.assert_array_equal(same_BT, ~sees_BT)
 
 
 def test_blocks_that_nobody_sees_are_not_read():
-    ends_BT = jnp.repeat(jnp.array([32, 64]), 32)[None]
-    seen = seen_blocks(ends_BT, SHAPES)
+    ends_BT = np.repeat([32, 64], 32)[None]
+    blocks = jax.jit(functools.partial(seen_blocks, shapes=SHAPES))
+    seen = jax.tree.map(np.asarray, blocks(ends_BT))
     np.testing.assert_array_equal(seen.num_seen_BQ[0], [1, 2, 1, 2])
     np.testing.assert_array_equal(seen.key_blocks_BQJ[0, :, :2], [[0, 1], [0, 1], [2, 0], [2, 3]])
     np.testing.assert_array_equal(seen.last_ends_BJ[0], [32, 32, 64, 64])
     # The end of padding may lie anywhere, and no query lies beyond the row.
-    seen = seen_blocks(ends_BT.at[0, -1].set(1000), SHAPES)
+    ends_BT[0, -1] = 1000
+    seen = blocks(ends_BT)
     np.testing.assert_array_equal(seen.last_ends_BJ[0], [32, 32, 64, 64])
 
 
 def test_a_model_computes_the_same_in_both_forms(monkeypatch):
-    tokens_BT, ends_BT = jnp.arange(2 * NUM_POSITIONS).reshape(2, -1) % 200, ends_of_rows()
-    make = functools.partial(Qwen2, CONFIG, key=jax_key(0, "model"))
+    tokens_BT, ends_BT = np.arange(2 * NUM_POSITIONS).reshape(2, -1) % 200, ends_of_rows()
+
+    def computed(**form):
+        make = functools.partial(Qwen2, CONFIG, key=jax_key(0, "model"), **form)
+        graphdef, state = random_parts(make)
+        run = jax.jit(lambda state: nnx.merge(graphdef, state)(tokens_BT, ends_BT=ends_BT))
+        return np.asarray(run(state))
+
     with monkeypatch.context() as patch:
         patch.setattr(attention_forms, "IS_INTERPRETED", True)
-        found = jax.jit(lambda: make(attention="pallas")(tokens_BT, ends_BT=ends_BT))()
-    expected = jax.jit(lambda: make()(tokens_BT, ends_BT=ends_BT))()
-    is_token_BT = np.asarray(ends_BT) > 0
+        found = computed(attention="pallas")
+    expected = computed()
+    is_token_BT = ends_BT > 0
     np.testing.assert_allclose(found[is_token_BT], expected[is_token_BT], rtol=1e-4, atol=1e-5)
 
 

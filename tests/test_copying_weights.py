@@ -1,5 +1,7 @@
 """The start weights of the embedded student: what its heads attend to before any training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,23 +32,23 @@ def student(num_layers):
         is_tied=True,
         eos_token_ids=(0,),
     )
-    return Qwen2(config, key=jax.random.key(0))
+    return functools.partial(Qwen2, config, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def attended():
     """[L, N, T, T]: what each head of each layer attends to in a text that is said twice."""
-    model = student(num_layers=2)
+    model = student(num_layers=2)()
     write_copying_weights(model, np.random.default_rng(0), max_tokens=512)
     once = np.random.default_rng(1).permutation(256)[:NUM_TOKENS]
-    tokens_BT = jnp.asarray(np.tile(once, 2)[None])
+    tokens_BT = np.tile(once, 2)[None]
     T = tokens_BT.shape[1]
-    rope = rope_angles(jnp.arange(T)[None], HEAD_DIM, 1e6)
     graphdef, state = nnx.split(model.layers)
 
     @jax.jit
     def attend(state, x_BTD):
         layer = nnx.merge(graphdef, state)
+        rope = rope_angles(jnp.arange(T)[None], HEAD_DIM, 1e6)
         q_BTNH, k_BTKH, v_BTKH = layer.before_attention(x_BTD, rope)
         k_BTNH, v_BTNH = (jnp.repeat(a, NUM_HEADS // 2, axis=2) for a in (k_BTKH, v_BTKH))
         scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BTNH)
@@ -55,8 +57,10 @@ def attended():
         gathered_BTNH = jnp.einsum("bnts,bsnh->btnh", shares_BNTS, v_BTNH)
         return layer.after_attention(x_BTD, gathered_BTNH), shares_BNTS[0]
 
-    x_BTD, first_NTS = attend(jax.tree.map(lambda a: a[0], state), model.embed_tokens(tokens_BT))
-    _, second_NTS = attend(jax.tree.map(lambda a: a[1], state), x_BTD)
+    first, second = (jax.tree.map(lambda a, n=n: np.asarray(a)[n], state) for n in range(2))
+    embedded_BTD = np.asarray(model.embed_tokens.weight[...])[tokens_BT]
+    x_BTD, first_NTS = attend(first, embedded_BTD)
+    _, second_NTS = attend(second, x_BTD)
     return np.stack([first_NTS, second_NTS])
 
 
@@ -82,4 +86,6 @@ def test_the_next_layer_looks_for_what_followed_the_same_tokens(attended):
 
 def test_one_layer_cannot_copy():
     with pytest.raises(InputError, match=r"two layers or more.*Raise --num-layers"):
-        write_copying_weights(student(num_layers=1), np.random.default_rng(0), max_tokens=512)
+        write_copying_weights(
+            nnx.eval_shape(student(num_layers=1)), np.random.default_rng(0), max_tokens=512
+        )

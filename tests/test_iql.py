@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
-from tiny_mdp import CONFIG, MDP, transitions
+from tiny_mdp import CONFIG, MDP, of_one_run, one_run, transitions
 
 from emodistill.emotions import EMOTION_INDEX, EMOTIONS
 from emodistill.errors import DivergenceError, InputError
@@ -53,6 +52,12 @@ class Run(NamedTuple):
     metrics: list
 
 
+def few_steps(patch, num_steps):
+    """`CONFIG` with `num_steps` steps, in calls of 20 steps as there: they share its program."""
+    patch.setattr(q_learning, "NUM_CHUNKS", math.ceil(num_steps / 20))
+    return dataclasses.replace(CONFIG, num_steps=num_steps)
+
+
 def train_iql(data, configs):
     metrics = [[] for _ in configs]
 
@@ -78,18 +83,18 @@ def outputs(run, num_states):
 @pytest.fixture(scope="module")
 def solved_runs():
     """Two settings side by side, every step on the whole data set: no sampling noise is left."""
-    base = dataclasses.replace(CONFIG, learning_rate=1e-3)
+    base = dataclasses.replace(CONFIG, learning_rate=2e-3)
     configs = [
         dataclasses.replace(base, expectile=0.7, discount=0.9),
         dataclasses.replace(base, expectile=0.9, discount=0.99, advantage_scale=1.0),
     ]
-    every_row_KPLB = np.broadcast_to(np.arange(len(MDP)), (2, 1, 8_000, len(MDP)))
+    every_row_KPLB = np.broadcast_to(np.arange(len(MDP), dtype=np.int32), (2, 3, 700, len(MDP)))
     state, _ = q_learning._train_chunk(
         q_learning._initial_state([0, 1], 3, 32),
         q_learning.device_data(transitions(MDP, 3)),
         q_learning._settings(configs),
         every_row_KPLB,
-        np.array([8_000]),
+        np.full(3, 700),
     )
     params = jax.device_get(state.params)
     return configs, [
@@ -129,9 +134,10 @@ def test_bandit_prefers_the_best_arm_more_with_a_larger_scale():
     assert best[1][9] > 0.9
 
 
-def test_weights_are_capped():
+def test_weights_are_capped(monkeypatch):
     rows = [(0, 1, 50.0, None), (0, 2, 0.0, None)] * 5
-    config = dataclasses.replace(CONFIG, learning_rate=1e-2, weight_cap=7.0)
+    config = few_steps(monkeypatch, 400)
+    config = dataclasses.replace(config, learning_rate=1e-2, weight_cap=7.0)
     (run,) = train_iql(transitions(rows, 3), [config])
     assert max(row["policy/weight_mean"] for row in run.metrics) <= 7.0
     assert run.metrics[-1]["policy/capped_fraction"] == pytest.approx(0.5, abs=0.25)
@@ -155,15 +161,11 @@ def test_losses_against_a_loop():
     )
 
 
-def one_run(config):
-    """The settings of a single run, without the axis of runs."""
-    return jax.tree.map(lambda leaf: leaf[0], q_learning._settings([config]))
-
-
 def test_each_loss_reaches_its_own_network_only():
-    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
+    state = of_one_run(q_learning._initial_state([0], 3, 8))
     batch = learner_losses.Data(
-        jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3)[::-1], jnp.array([1.0, 1.0, 0.0])
+        *(np.eye(3, dtype=np.float32), np.array([0, 5, 27]), np.ones(3, np.float32)),
+        *(np.eye(3, dtype=np.float32)[::-1], np.float32([1, 1, 0])),
     )
     settings = one_run(CONFIG)
     own = {"value/loss": "value", "critic/loss": "critic", "actor/loss": "actor"}
@@ -187,18 +189,20 @@ def test_each_loss_reaches_its_own_network_only():
 
 def test_the_policy_learns_from_the_target_critic_or_the_critic_itself():
     """Eq. 15 prints the critic's Q; after an update the two differ."""
-    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([0], 3, 8))
+    state = of_one_run(q_learning._initial_state([0], 3, 8))
     critic = [(kernel + 0.1, bias) for kernel, bias in state.params["critic"]]
     params = state.params | {"critic": critic}
     batch = learner_losses.Data(
-        jnp.eye(3), jnp.array([0, 5, 27]), jnp.ones(3), jnp.eye(3), jnp.zeros(3)
+        *(np.eye(3, dtype=np.float32), np.array([0, 5, 27]), np.ones(3, np.float32)),
+        *(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)),
     )
-    value = np.asarray(learner_losses.forward(params["value"], batch.observation))[:, 0]
+    losses, network = jax.jit(learner_losses.iql_losses), jax.jit(learner_losses.forward)
+    value = np.asarray(network(params["value"], batch.observation))[:, 0]
     for advantage_q, layers in (("target", state.target), ("online", critic)):
-        q = np.asarray(learner_losses.forward(layers, batch.observation))
+        q = np.asarray(network(layers, batch.observation))
         config = dataclasses.replace(CONFIG, advantage_q=advantage_q)
         settings = one_run(config)
-        metrics = learner_losses.iql_losses(params, state.target, batch, settings)[1]
+        metrics = losses(params, state.target, batch, settings)[1]
         expected = (q[np.arange(3), [0, 5, 27]] - value).mean()
         assert float(metrics["advantage/mean"]) == pytest.approx(expected, rel=1e-5)
 
@@ -210,9 +214,9 @@ def leaves_equal(run, other):
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
-    data = transitions(MDP, 3)
-    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in (3, 4)]
+def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone(monkeypatch):
+    data, config = transitions(MDP, 3), few_steps(monkeypatch, 200)
+    configs = [dataclasses.replace(config, seed=seed) for seed in (3, 4)]
     together, again = train_iql(data, configs), train_iql(data, configs)
     for run, same in zip(together, again, strict=True):
         assert leaves_equal(run, same)
@@ -226,7 +230,7 @@ def test_same_seed_same_bits_and_seeds_side_by_side_equal_seeds_alone():
 
 
 def test_metrics_progress_and_one_compilation(monkeypatch):
-    data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
+    data, config = transitions(MDP, 3), few_steps(monkeypatch, 390)
     traced_once = chex.assert_max_traces(q_learning._train_chunk.__wrapped__, n=1)
     jitted = jax.jit(traced_once, donate_argnames="state", static_argnames="learner")
     monkeypatch.setattr(q_learning, "_train_chunk", jitted)
@@ -234,43 +238,45 @@ def test_metrics_progress_and_one_compilation(monkeypatch):
     q_learning.train_networks(data, [config], report=seen.append)
     run = Run(None, [point for points in seen for point in points[0]])
     train_iql(data, [dataclasses.replace(config, expectile=0.9, discount=0.5, seed=9)])
-    train_iql(data, [dataclasses.replace(config, num_steps=1_000)])
-    assert [row["step"] for row in run.metrics] == list(range(1, 991))
-    assert [points[0][-1]["step"] for points in seen] == [*range(20, 990, 20), 990]
+    train_iql(data, [dataclasses.replace(config, num_steps=400)])
+    assert [row["step"] for row in run.metrics] == list(range(1, 391))
+    assert [points[0][-1]["step"] for points in seen] == [*range(20, 390, 20), 390]
     assert train_iql(data, [config])[0].metrics == run.metrics
     assert run.metrics[0]["policy/entropy"] == pytest.approx(math.log(28), abs=0.01)
     assert run.metrics[-1]["policy/entropy"] < 1.5
 
 
 def test_chunking_changes_nothing(monkeypatch):
-    data, config = transitions(MDP, 3), dataclasses.replace(CONFIG, num_steps=990)
+    data, config = transitions(MDP, 3), few_steps(monkeypatch, 195)
     (run,) = train_iql(data, [config])
     monkeypatch.setattr(q_learning, "NUM_CHUNKS", 2)
     monkeypatch.setattr(q_learning, "MAX_POINTS", 7)
     (coarse,) = train_iql(data, [config])
-    assert [row["step"] for row in coarse.metrics] == [142, 284, 426, 568, 710, 852, 990]
+    assert [row["step"] for row in coarse.metrics] == [28, 56, 84, 112, 140, 168, 195]
     for index, row in enumerate(coarse.metrics):
-        window = run.metrics[142 * index : 142 * (index + 1)]
+        window = run.metrics[28 * index : 28 * (index + 1)]
         mean = np.mean([fine["critic/loss"] for fine in window])
         assert row["critic/loss"] == pytest.approx(mean, rel=1e-3)
 
 
-def test_a_trained_selector_survives_its_folder(tmp_path):
-    (run,) = train_iql(transitions(MDP, 3), [dataclasses.replace(CONFIG, advantage_scale=2.0)])
+def test_a_trained_selector_survives_its_folder(tmp_path, monkeypatch):
+    config = dataclasses.replace(few_steps(monkeypatch, 20), advantage_scale=2.0)
+    (run,) = train_iql(transitions(MDP, 3), [config])
     save_selector(tmp_path, run.networks)
     back = load_selector(tmp_path)
     x = np.eye(3, dtype=np.float32)
     np.testing.assert_array_equal(forward(back.actor, x), forward(run.networks.actor, x))
     assert (back.advantage_scale, back.state) == (2.0, "geometry")
-    assert back.settings["num_steps"] == CONFIG.num_steps
+    assert back.settings["num_steps"] == 20
 
 
 def test_numpy_and_jax_agree_on_the_networks():
-    state = jax.tree.map(lambda leaf: leaf[0], q_learning._initial_state([5], 3, 8))
+    state = of_one_run(q_learning._initial_state([5], 3, 8))
     x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     networks = [state.params["value"], state.params["actor"], state.target]
+    compute = jax.jit(learner_losses.forward)
     for layers in networks:
-        found = learner_losses.forward(layers, x)
+        found = compute(layers, x)
         as_numpy = tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in layers)
         np.testing.assert_allclose(forward(as_numpy, x), found, rtol=1e-4, atol=1e-6)
 
@@ -419,12 +425,13 @@ def test_a_score_of_a_turn_without_an_emotion_is_no_reward():
 
 def test_runs_side_by_side_are_runs_one_after_the_other(monkeypatch):
     """As on an accelerator, and as on CPU."""
-    rows_KPLB = np.random.default_rng(0).integers(len(MDP), size=(2, 3, 4, 8), dtype=np.int32)
-    found = []
-    for backend in ("cpu", "gpu"):
+    shape = 2, 3, 700, len(MDP)  # as above, to share a program; of these 700 steps few are taken
+    rows_KPLB = np.random.default_rng(0).integers(len(MDP), size=shape, dtype=np.int32)
+    side_by_side, found = jax.jit(lambda *args: q_learning._train_chunk.__wrapped__(*args)), []
+    for backend, train in (("cpu", q_learning._train_chunk), ("gpu", side_by_side)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        state, metrics = q_learning._train_chunk.__wrapped__(
-            q_learning._initial_state([0, 1], 3, 16),
+        state, metrics = train(
+            q_learning._initial_state([0, 1], 3, 32),
             q_learning.device_data(transitions(MDP, 3)),
             q_learning._settings([CONFIG, dataclasses.replace(CONFIG, expectile=0.9)]),
             rows_KPLB,

@@ -1,16 +1,16 @@
 """IQL's controls: losses by hand, a small MDP, a posterior, and what each learns from."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
 from builders import negotiation
 from scipy.special import logsumexp
 from scipy.stats import norm
-from tiny_mdp import CONFIG, MDP, transitions
+from tiny_mdp import CONFIG, MDP, one_run, transitions
 
 from emodistill.emotions import EKMAN, EMOTION_INDEX, EMOTIONS
 from emodistill.errors import InputError
@@ -31,22 +31,23 @@ from emodistill.train.selector_files import load_selector, save_selector
 from emodistill.train.transitions import Transitions, joined_transitions, make_transitions
 
 BATCH = learner_losses.Data(
-    jnp.eye(3, dtype=jnp.float32),
-    jnp.array([0, 5, 27]),
-    jnp.array([0.2, -0.4, 1.0]),
-    jnp.eye(3, dtype=jnp.float32)[::-1],
-    jnp.array([1.0, 1.0, 0.0]),
+    np.eye(3, dtype=np.float32),
+    np.array([0, 5, 27]),
+    np.float32([0.2, -0.4, 1.0]),
+    np.eye(3, dtype=np.float32)[::-1],
+    np.float32([1.0, 1.0, 0.0]),
 )
 
 
 def a_critic(seed):
     """One linear layer: Q of state s and emotion e is the kernel's entry."""
     kernel = np.random.default_rng(seed).normal(size=(3, 28)).astype(np.float32)
-    return [(jnp.asarray(kernel), jnp.zeros(28))]
+    return [(kernel, np.zeros(28, np.float32))]
 
 
-def one_run(config):
-    return jax.tree.map(lambda leaf: leaf[0], q_learning._settings([config]))
+@functools.partial(jax.jit, static_argnums=0)
+def graded(losses, *arguments):
+    return jax.value_and_grad(losses, has_aux=True, argnums=(0, 1))(*arguments)
 
 
 @pytest.mark.parametrize("emotions", ["all", "ekman"])
@@ -67,9 +68,8 @@ def test_double_q_and_cql_losses_and_their_gradients_by_hand(emotions):
         penalty_gradient[s, a] -= 1 / 3
     learners = (learner_losses.dqn_losses, 1.0, 0.0), (learner_losses.cql_losses, 0.5, 0.5)
     for losses, of_errors, scale in learners:
-        graded = jax.value_and_grad(losses, has_aux=True, argnums=(0, 1))
         (loss, metrics), (of_params, of_target) = graded(
-            {"critic": critic}, target, BATCH, one_run(config)
+            losses, {"critic": critic}, target, BATCH, one_run(config)
         )
         expected = of_errors * np.mean(errors) + scale * np.mean(penalties)
         assert float(loss) == pytest.approx(expected, rel=1e-5)

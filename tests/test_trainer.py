@@ -33,7 +33,6 @@ from emodistill.train.objectives import OBJECTIVES
 from emodistill.train.trainer import (
     Trainer,
     add_metrics,
-    response_logprobs,
 )
 
 EXAMPLES = sharing_examples(12)
@@ -41,12 +40,12 @@ ADVANTAGES = stream(0, "advantages").normal(size=12).astype(np.float32)
 JPO = JPOConfig(kl_coef=0.3)
 
 
-def shared_batches(unit_size=1, packing="tree"):
+def shared_batches(unit_size=1, packing="tree", max_micro_tokens=64):
     """`EXAMPLES` with all that a loss may ask for, so that each has one program in this file."""
     batches = packed(
         EXAMPLES,
         advantages=ADVANTAGES,
-        max_micro_tokens=64,
+        max_micro_tokens=max_micro_tokens,
         batch_size=12 // unit_size,
         unit_size=unit_size,
         packing=packing,
@@ -147,20 +146,20 @@ class TestGradients:
 
     def test_log_probs_of_a_sample_are_its_own_in_every_row(self):
         model = tiny_model(is_trained=True)
-        examples = sharing_examples(20, seed=1)
         found = []
-        for packing in ("tree", "sequence", "none"):
-            batches = with_reference(packed(examples, packing=packing, batch_size=10), model)
-            found.append(batches._ref_logp_NU)
-        np.testing.assert_allclose(found[0], found[2], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found[1], found[2], rtol=1e-5, atol=1e-5)
+        for packing, max_micro_tokens in (("none", 512), ("tree", 64), ("sequence", 64)):
+            made = shared_batches(packing=packing, max_micro_tokens=max_micro_tokens)
+            found.append(with_reference(made, model)._ref_logp_NU)
+        for others in found[1:]:
+            np.testing.assert_allclose(others, found[0], rtol=1e-5, atol=1e-5)
 
     def test_micro_batches_add_up_to_one_big_batch(self):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         found, counts = [], []
         for max_micro_tokens in (64, 1024):
-            made = packed(max_micro_tokens=max_micro_tokens).step(0).batches
+            batches = shared_batches(packing="none", max_micro_tokens=max_micro_tokens)
+            made = batches.step(0).batches
             trainer = Trainer(graphdef, sft, SFT, num_steps=1)
             found.append(trainer.gradients(lora, frozen, made)[0])
             counts.append(len(made))
@@ -170,21 +169,17 @@ class TestGradients:
     def test_the_head_in_chunks_is_the_head_at_once(self, monkeypatch):
         model = tiny_model(is_trained=True)
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
-        batch = packed(batch_size=4).step(0).batches[-1]
-
-        def value_and_grad(logits_per_chunk):
-            monkeypatch.setattr(trainer_module, "LOGITS_PER_CHUNK", logits_per_chunk)
-
-            def mean_logp(lora):
-                logp_SU = response_logprobs(nnx.merge(graphdef, lora, frozen), batch)
-                return jnp.where(batch.mask_SU, logp_SU, 0).sum() / 100
-
-            return jax.jit(jax.value_and_grad(mean_logp))(lora)
-
-        at_once = value_and_grad(10**9)
-        in_chunks = value_and_grad(7 * CONFIG.vocab_size)
-        np.testing.assert_allclose(in_chunks[0], at_once[0], rtol=1e-6)
-        assert_trees_close(in_chunks[1], at_once[1], rtol=1e-5)
+        made = shared_batches(packing="none").step(0).batches
+        found = []
+        for rows in (10**6, 7):
+            monkeypatch.setattr(trainer_module, "LOGITS_PER_CHUNK", rows * CONFIG.vocab_size)
+            loss_fn = sft if rows > 7 else lambda *args: sft(*args)  # a program of its own
+            trainer = Trainer(graphdef, loss_fn, SFT, num_steps=1)
+            grads, metrics = trainer.gradients(lora, frozen, made)
+            found.append((grads, add_metrics(metrics)["sft/loss"]))
+        (at_once, loss), (in_chunks, loss_in_chunks) = found
+        np.testing.assert_allclose(loss_in_chunks, loss, rtol=1e-6)
+        assert_trees_close(in_chunks, at_once, rtol=1e-5)
 
 
 class TestTrainer:
@@ -193,7 +188,9 @@ class TestTrainer:
         graphdef, lora, frozen = nnx.split(model, LoRAParam, ...)
         before, base = leaves(lora), leaves(frozen)
         trainer = Trainer(graphdef, sft, SFT, num_steps=2)
-        state, _ = trainer.step(trainer.init(lora), frozen, shared_batches().step(0).batches)
+        state, _ = trainer.step(
+            trainer.init(lora), frozen, shared_batches(packing="none").step(0).batches
+        )
         for name, old in zip(("a", "b") * 4, before, strict=True):
             assert old.shape[1] == 4 if name == "a" else old.shape[2] == 4
         moved = [not np.array_equal(a, b) for a, b in zip(leaves(state.lora), before, strict=True)]
@@ -225,7 +222,7 @@ class TestTrainer:
     def test_a_step_hands_nothing_over_between_host_and_device(self):
         graphdef, lora, frozen = nnx.split(tiny_model(), LoRAParam, ...)
         trainer = Trainer(graphdef, sft, SFT, num_steps=2)
-        made = shared_batches().step(0).batches
+        made = shared_batches(packing="none").step(0).batches
         state, placed = trainer.init(lora), trainer.put(made)
         with jax.transfer_guard("disallow"):
             state, metrics = trainer.step(state, frozen, placed)
@@ -259,12 +256,13 @@ class TestTrainer:
     def test_the_learning_rate_warms_up_and_falls_towards_0(self):
         def rates(num_steps):
             trainer = Trainer(nnx.graphdef(tiny_model()), loss_of(SFT), SFT, num_steps)
-            return np.array([trainer.optimizer.rate(step) for step in range(num_steps or 3)])
+            return np.asarray(jax.jit(trainer.optimizer.rate)(np.arange(num_steps or 3)))
 
         found = rates(200) / SFT.learning_rate
         warmup = round(200 * SFT.warmup_fraction)
         theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, 201)
-        np.testing.assert_allclose(found, theirs(np.arange(1, 201)), rtol=1e-5, atol=1e-6)
+        expected = jax.jit(theirs)(np.arange(1, 201))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[:warmup], (np.arange(warmup) + 1) / warmup, rtol=1e-6)
         assert all(a > b for a, b in itertools.pairwise(found[warmup - 1 :])) and found[-1] > 0
         np.testing.assert_allclose(rates(1), SFT.learning_rate, rtol=1e-6)

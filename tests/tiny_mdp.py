@@ -1,8 +1,10 @@
 """A Markov decision process that is small enough to be solved by hand, as transitions."""
 
+import jax
 import numpy as np
 
 from emodistill.configs import IQLConfig
+from emodistill.train import q_learning
 from emodistill.train.transitions import Transitions
 
 CONFIG = IQLConfig(num_steps=1_000, batch_size=64, hidden_width=32, learning_rate=3e-3, polyak=0.05)
@@ -23,6 +25,16 @@ def transitions(rows, num_states, dialogues=None):
         state="geometry",
         num_dialogues=len(rows),
     )
+
+
+def of_one_run(tree):
+    """Arrays of a single run, without the axis of runs."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree)
+
+
+def one_run(config):
+    """The settings of a single run."""
+    return of_one_run(q_learning._settings([config]))
 
 
 # Rows repeat as often as the behaviour took them: weights 1, 2 and 1 in the first state.

@@ -4,10 +4,10 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from model_outputs import reply_logprobs
+from random_models import random_parts
 from samples import lengths_to_examples
 
 from emodistill.batches import PackedBatches
@@ -43,13 +43,16 @@ sft = loss_of(SFT)
 
 
 @functools.cache
-def _tiny_parts():
-    model = Qwen2(CONFIG, key=jax_key(0, "model"))
-    weight = model.embed_tokens.weight
-    weight[...] = 20 * weight[...]  # room for large logits, since the tied head is frozen
-    add_lora(model, rank=4, alpha=8, rng=jax_key(0, "lora"))
-    graphdef, state = nnx.split(model)
-    return graphdef, placed(state)
+def _tiny_parts(config, rank):
+    def make():
+        model = Qwen2(config, key=jax_key(0, "model"))
+        add_lora(model, rank=rank, alpha=8)
+        return model
+
+    graphdef, state = random_parts(make)
+    weight = state["embed_tokens"]["weight"]
+    weight.set_value(20 * weight[...])  # room for large logits, since the tied head is frozen
+    return graphdef, state
 
 
 def placed(tree):
@@ -57,14 +60,14 @@ def placed(tree):
     return jax.device_put(tree, jax.devices()[0])
 
 
-def tiny_model(*, is_trained=False):
+def tiny_model(*, is_trained=False, config=CONFIG, rank=4):
     """A random model with LoRA; `is_trained` gives B random values."""
-    graphdef, state = _tiny_parts()
-    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    graphdef, state = _tiny_parts(config, rank)
+    model = nnx.merge(graphdef, placed(jax.tree.map(np.array, state)))
     if is_trained:
         rng = stream(0, "trained")
         lora = nnx.state(model, LoRAParam)
-        noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), lora)
+        noise = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), lora)
         nnx.update(model, placed(noise))
     return model
 

@@ -267,11 +267,11 @@ def _culprits(
 
     A step that is not finite leaves the weights alone, so that they still show which it was.
     """
-    culprits = []
+    culprits, norm = [], jax.jit(optax.tree.norm)
     for number in step.samples[:: batches.unit_size]:
         alone = batches.step_of_sample(number)
         grads, metrics = trainer.gradients(state.lora, frozen, trainer.put(alone.batches))
-        values = [*add_metrics(metrics).values(), float(optax.tree.norm(grads))]
+        values = [*add_metrics(metrics).values(), float(norm(grads))]
         if not np.isfinite(values).all():
             culprits += [batches.examples[i].sample_id for i in alone.samples]
     return culprits
