@@ -317,6 +317,8 @@ def make_hf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> HFMaker:
     torch = pytest.importorskip("torch")
     import transformers
 
+    torch.set_num_threads(1)  # several would wait for each other at each of many small products
+
     def make(
         architecture: str = "qwen2", *, config_style: str = "new", **changes: Any
     ) -> tuple[Path, Any]:
