@@ -217,7 +217,9 @@ def _step(
 def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
     """Train all weights, with one compiled step per shape of a batch, and save them in bfloat16."""
     graphdef, params = nnx.split(model, nnx.Param)
-    state, folder = (params, _optimizer(config).init(params)), config.out / "checkpoints"
+    # On the device, as what is read from a checkpoint: a step is compiled once for both.
+    state = jax.device_put((params, _optimizer(config).init(params)), jax.devices()[0])
+    folder = config.out / "checkpoints"
     step = partial(_step, graphdef, dataclasses.replace(config, out=Path()))
     with (
         Checkpoints(folder, config.identity(), keep=1, keep_every=None) as checkpoints,
@@ -241,5 +243,5 @@ def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: Pretra
                     )
                 known = {name: float(value) for name, value in metrics.items()}
                 checkpoints.save(number, tuple(state), cursor={"step": number}, metrics=known)
-        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state[0])
+        half = jax.jit(partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16)))(state[0])
     save_qwen2(nnx.merge(graphdef, half), config.out)
