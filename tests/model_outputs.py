@@ -1,12 +1,13 @@
 """What a model computes, compiled as a whole: op by op takes far longer, each time anew.
 
-Tests of one process share these programs, as far as their models are of one form.
+Results are arrays of NumPy, so that nothing is compiled to look at them either. Tests of one
+process share these programs, as far as their models are of one form.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from emodistill.train.trainer import response_logprobs
@@ -15,13 +16,13 @@ from emodistill.train.trainer import response_logprobs
 def logits(model, tokens_BT, **arguments):
     """Logits [B, T, V]; `arguments` are those of the model's call."""
     graphdef, state = nnx.split(model)
-    return _logits(graphdef, state, jnp.asarray(tokens_BT), arguments)
+    return np.asarray(_logits(graphdef, state, np.asarray(tokens_BT, np.int32), arguments))
 
 
 def reply_logprobs(model, batch):
     """Log-probs [S, U] of a batch's replies."""
     graphdef, state = nnx.split(model)
-    return _reply_logprobs(graphdef, state, batch)
+    return np.asarray(_reply_logprobs(graphdef, state, batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)
