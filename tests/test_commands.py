@@ -34,6 +34,7 @@ from emodistill.errors import InputError
 from emodistill.llm.usage import Usage
 from emodistill.offline.workers import JobsResult
 from emodistill.settings import Cell, Settings, write_settings
+from emodistill.stages import round_robin
 from emodistill.stages.runner import finished_cells, prepare
 from emodistill.stages.stage import command
 
@@ -151,10 +152,9 @@ def test_the_forecast_goes_on_from_a_folder_with_spaces(paste, tmp_path, monkeyp
 
 
 def test_a_tournament_is_followed_by_its_report(tiny_run, paste, tmp_path, monkeypatch, capsys):
-    module = sys.modules["emodistill.stages.tournament"]
     played = tiny_run / "crad/eval/random@sim-counterparty/default.jsonl"
-    monkeypatch.setattr(module, "prepare", lambda cell: None)
-    monkeypatch.setattr(module, "run", lambda cell, work: stages.Output(played, ""))
+    monkeypatch.setattr(round_robin, "prepare", lambda cell: None)
+    monkeypatch.setattr(round_robin, "run", lambda cell, work: stages.Output(played, ""))
     config = TournamentConfig(run=tmp_path / "it's a run", methods=("random",), seed=2)
     (report,) = paste(stages.tournament(config).next_command)
     assert (report.config.run, report.config.seed) == (config.run, 2)

@@ -18,6 +18,7 @@ import msgspec
 from emodistill.configs import SIMULATED_MODELS, SweepConfig
 from emodistill.errors import InputError
 from emodistill.files import canonical_json
+from emodistill.jsonl import read_lines
 from emodistill.negotiation.episode import turn_cap
 from emodistill.offline.data_checks import (
     Prompted,
@@ -25,7 +26,7 @@ from emodistill.offline.data_checks import (
     check_prompts,
     check_scores,
 )
-from emodistill.offline.judging import judge_path, repeated_scores, scores_by_turn
+from emodistill.offline.judging import Level, judge_path, repeated_scores, scores_by_turn
 from emodistill.offline.rewards import USUAL_LIMIT, Scores, SweepData, TurnLimit
 from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
 from emodistill.prompts import PromptPack
@@ -141,6 +142,17 @@ def validity_line(path: Path, scores: Scores) -> str | None:
     if scores_sha256(scores) != known.scores_sha256:
         return f"validated on other scores than {path} has now; run judge.py --validate"
     return known.line
+
+
+def level_sha256(path: Path, level: Level) -> str:
+    """The hash of the lines of one level in a judge's file, which holds both: more scores of the
+    other one change nothing for a stage that learns from these."""
+    digest = hashlib.sha256()
+    for line, _ in read_lines(path):
+        is_whole = not isinstance(line, dict) or line.get("turn_index") is None
+        if is_whole == (level == "dialogue"):
+            digest.update(canonical_json(line).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def scores_sha256(scores: Scores) -> str:

@@ -1,27 +1,9 @@
-"""Who picks the emotion of a player's next turn."""
+"""Who picks the emotion of a player's next turn.
 
-from __future__ import annotations
+The stub file beside this one says where each name is from; it is looked up on first use, so that a
+sweep, whose emotions are a seeded plan, doesn't load what trained selectors need.
+"""
 
-from typing import TYPE_CHECKING, Protocol
+import lazy_loader
 
-import numpy as np
-
-from emodistill.selectors.learned import IQLSelector
-from emodistill.selectors.untrained import FixedSelector, RandomSelector
-
-if TYPE_CHECKING:
-    from emodistill.negotiation.states import DialogueState
-
-__all__ = ["FixedSelector", "IQLSelector", "RandomSelector", "Selector"]
-
-
-class Selector(Protocol):
-    """A policy over emotions.
-
-    It keeps no memory between calls: what it may look at is in `state`, what it may draw with is
-    `rng`, so that dialogues can be interleaved, resumed and replayed.
-    """
-
-    def choose(self, state: DialogueState, rng: np.random.Generator) -> str | None:
-        """The label for the turn to come, None for a turn without an emotion block."""
-        ...
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

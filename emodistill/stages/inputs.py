@@ -10,29 +10,13 @@ from typing import Any
 import msgspec
 
 from emodistill.errors import InputError
-from emodistill.files import canonical_json
-from emodistill.jsonl import read_lines
 from emodistill.model import stored_template_sha256, student_folder
 from emodistill.model.config import Qwen2Config
-from emodistill.offline.judging import Level
 from emodistill.offline.sweep import first_dialogues
 from emodistill.runs import MANIFEST, name_in_run, read_manifest
 from emodistill.untrusted import brief, setting_of
 
 MEBIBYTE = 1 << 20
-
-
-def scores_hash(path: Path, level: Level, run: Path) -> dict[str, str]:
-    """What identifies the scores that a stage learns from: the hash of the lines of that level.
-
-    The judge's file holds both levels; more scores of the other one change nothing here.
-    """
-    digest = hashlib.sha256()
-    for line, _ in read_lines(path):
-        is_whole = not isinstance(line, dict) or line.get("turn_index") is None
-        if is_whole == (level == "dialogue"):
-            digest.update(canonical_json(line).encode() + b"\n")
-    return {f"{name_in_run(path, run)} ({level} scores)": digest.hexdigest()}
 
 
 class _Swept(msgspec.Struct):

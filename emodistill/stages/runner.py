@@ -25,7 +25,7 @@ from emodistill.stages.language_models import default_model, usual_provider
 from emodistill.stages.stage import (
     Output,
     Requirement,
-    Stage,
+    StageTable,
     command,
     named_file,
     pasted,
@@ -34,8 +34,24 @@ from emodistill.stages.stage import (
 ROLES = ("focal", "counterparty")
 PLACEHOLDER = "MODEL"
 """Stands in a printed command for the name of a model that only the user knows."""
-STAGES: dict[str, Stage] = {}
-"""Name -> stage; filled by `emodistill.stages`, open to further ones."""
+STAGES = StageTable(
+    {
+        "sweep": "sweep.SWEEP",
+        "judge": "judge.JUDGE",
+        "iql": "training.IQL",
+        "selector": "selector_training.SELECTOR",
+        "sft": "training.SFT",
+        "jpo": "training.JPO",
+        "alol": "training.ALOL",
+        "dpo": "training.DPO",
+        "grpo": "on_policy.GRPO",
+        "ppo": "on_policy.PPO",
+        "evaluate": "evaluation.EVALUATE",
+        "tournament": "evaluation.PAIR",
+        "replay": "replay.REPLAY",
+    }
+)
+"""Name -> stage; open to further ones."""
 
 
 def run(cell: Cell, work: Callable[[Job], Result] | None = None) -> Output:

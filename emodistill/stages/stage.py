@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import shlex
+from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,19 @@ class Stage:
     """Whether its output can be used; if None, whether its manifest says that it is finished."""
     resumed: Callable[[Any], Any] = lambda config: config
     """The settings to finish an interrupted run of the stage with."""
+
+
+class StageTable(UserDict[str, Any]):
+    """Name -> stage. A stage may be given as `module.NAME` within this package; it is then imported
+    when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Stage:
+        stage = super().__getitem__(name)
+        if isinstance(stage, str):
+            module, _, constant = stage.partition(".")
+            stage = getattr(importlib.import_module(f"{__package__}.{module}"), constant)
+            self[name] = stage
+        return stage
 
 
 def named_file(cell: Cell) -> Settings:

@@ -22,13 +22,20 @@ from emodistill.configs import (
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
 from emodistill.offline.rewards import ENDINGS
-from emodistill.offline.run_files import SCENARIOS, SUPPORT, TRAJECTORIES, judge_file, read_sweep
+from emodistill.offline.run_files import (
+    SCENARIOS,
+    SUPPORT,
+    TRAJECTORIES,
+    judge_file,
+    level_sha256,
+    read_sweep,
+)
 from emodistill.prompts import PromptPack, load_pack
-from emodistill.runs import Job, Result, input_hashes, read_manifest
+from emodistill.runs import Job, Result, input_hashes, name_in_run, read_manifest
 from emodistill.settings import Cell
 from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watched_match
 from emodistill.stages.evaluation import held_out
-from emodistill.stages.inputs import dialogues_hash, model_hashes, scores_hash
+from emodistill.stages.inputs import dialogues_hash, model_hashes
 from emodistill.stages.judge import scores_needed
 from emodistill.stages.language_models import default_model, endpoint_of, reader_of
 from emodistill.stages.runner import cells_elsewhere, finished_cells
@@ -95,7 +102,9 @@ def _job(cell: Cell) -> Job:
     identity = config.identity()
     if not (isinstance(config, IQLConfig) and config.signal in ENDINGS):
         scores = judge_file(data_home / "judge", config.judge)
-        hashes |= scores_hash(scores, scores_needed(config).shared["level"], config.run)
+        level = scores_needed(config).shared["level"]
+        name = f"{name_in_run(scores, config.run)} ({level} scores)"
+        hashes[name] = level_sha256(scores, level)
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)

@@ -1,0 +1,17 @@
+from .adapter_export import export_adapter as export_adapter
+from .device_memory import plan_memory as plan_memory
+from .judge import compare_judges as compare_judges
+from .judge import judge_matches as judge_matches
+from .judge_validation import validate_judge as validate_judge
+from .round_robin import tournament as tournament
+from .runner import STAGES as STAGES
+from .runner import prepare as prepare
+from .runner import required_cell as required_cell
+from .runner import run as run
+from .runner import run_together as run_together
+from .stage import Output as Output
+from .stage import Requirement as Requirement
+from .stage import Stage as Stage
+from .sweep_pilot import plan as plan
+from .training import SFT as SFT
+from .training import train_adapter_stage as train_adapter_stage
