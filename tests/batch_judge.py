@@ -2,7 +2,7 @@
 
 import asyncio
 
-from test_judging import DIALOGUES, PACK, SCENARIOS
+from items_to_judge import DIALOGUES, PACK, SCENARIOS
 
 from emodistill.configs import JudgeConfig
 from emodistill.llm import ChatClient, Price, Provider

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from batch_judge import USD, judge
 from batch_server import BatchServer, answered, refused
-from test_judging import DIALOGUES, NUM_TURNS
+from items_to_judge import DIALOGUES, NUM_TURNS
 from tiny_run import run_stage
 
 from emodistill.configs import JudgeConfig, SweepConfig

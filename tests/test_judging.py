@@ -9,9 +9,9 @@ import pytest
 from builders import JUDGEMENT
 from chat_client import priced
 from chat_server import ChatServer, fault, ok
+from items_to_judge import DIALOGUES, NUM_TURNS, PACK, SCENARIOS, dialogue
 
 from emodistill.configs import JudgeConfig
-from emodistill.domains import load_scenarios
 from emodistill.errors import ApiError, InputError, StaleInputError
 from emodistill.jsonl import JsonlAppender
 from emodistill.llm import ChatClient, Provider
@@ -24,8 +24,6 @@ from emodistill.offline.judging import (
     scores_by_turn,
 )
 from emodistill.offline.store import read_judgements
-from emodistill.prompts import load_pack
-from emodistill.records import CounterpartyPlayer, FocalPlayer, Trajectory, Turn
 
 RAMBLE = (
     "Turn 3 opens at 45 days, 8 fewer than before, and the tone is warm. I would weigh 9 things. "
@@ -145,44 +143,6 @@ def test_parse_score():
 )
 def test_the_end_of_an_answer_that_was_cut_is_not_trusted(text, score):
     assert parse_score(text, is_cut=True) == score
-
-
-SCENARIOS = load_scenarios("crad")[:3]
-PACK = load_pack()
-
-
-def dialogue(scenario, number, method="sweep"):
-    turns = tuple(
-        Turn(
-            index=i,
-            speaker=("focal", "counterparty")[i % 2],
-            emotion="joy" if i % 2 == 0 else None,
-            text=f"utterance {i} of {scenario.scenario_id} in {method} {number}",
-            offer=None,
-        )
-        for i in range(4)
-    )
-    return Trajectory(
-        trajectory_id=f"crad/{scenario.scenario_id}/{method}_{number}",
-        domain="crad",
-        scenario_id=scenario.scenario_id,
-        seed=number,
-        split="train",
-        focal_target=scenario.focal_target,
-        counterparty_anchor=scenario.counterparty_anchor,
-        unit="days",
-        focal=FocalPlayer(method=method, model="m", temperature=0.7),
-        counterparty=CounterpartyPlayer(model="c", temperature=0.7),
-        prompt_pack_sha256=PACK.sha256,
-        agreement_rule="stand",
-        turns=turns,
-        outcome="ongoing",
-        final_value=None,
-    )
-
-
-DIALOGUES = [dialogue(scenario, number) for number in range(2) for scenario in SCENARIOS]
-NUM_TURNS = 2 * len(DIALOGUES)
 
 
 async def reads_eight(call):

@@ -12,7 +12,7 @@ import pytest
 
 from emodistill.domains import DOMAINS, format_value
 from emodistill.errors import InputError
-from emodistill.negotiation import offers, read_offer
+from emodistill.negotiation import clauses, closing, offers, quantities, read_offer
 from emodistill.negotiation.clauses import plain, split_sentences
 from emodistill.negotiation.closing import read_answer
 from emodistill.negotiation.offers import explain
@@ -452,3 +452,19 @@ def test_code_and_pattern_files_name_the_same_patterns():
     in_patterns = {name for text in data for name in re.findall(r"\{([a-z]\w*)\}", text)}
     assert in_code <= defined
     assert defined <= in_code | in_patterns
+
+
+@pytest.mark.parametrize("module", [clauses, quantities, offers, closing])
+def test_every_pattern_is_a_regular_expression(module):
+    """They are compiled when they are first asked for, so a broken one would fail late."""
+    patterns = module.PHRASES if module is offers else module._PATTERNS
+    name = "phrases" if module is offers else module.__name__.rpartition(".")[2]
+    path = Path(offers.__file__).with_name(f"{name}.toml")
+    for key in tomllib.loads(path.read_text(encoding="utf-8")):
+        content = getattr(patterns, key)
+        found = content if isinstance(content, list) else [content]
+        assert found and all(
+            isinstance(one[0] if isinstance(one, tuple) else one, re.Pattern) for one in found
+        )
+    with pytest.raises(AttributeError, match="no pattern 'nothing'"):
+        _ = patterns.nothing

@@ -12,6 +12,7 @@ seed makes scenarios that no experiment uses, such as those on which the simulat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,11 @@ def generate_scenarios(
     Raises:
         InputError: the domain's pools do not hold so many different scenarios.
     """
+    return list(_generated(domain, num_scenarios, seed))
+
+
+@functools.cache  # several stages of a process ask for the same ones
+def _generated(domain: str, num_scenarios: int, seed: int) -> tuple[Scenario, ...]:
     spec = get_domain(domain)
     cases = spec.generator["cases"]
     scenarios: list[Scenario] = []
@@ -54,7 +60,7 @@ def generate_scenarios(
             )
         scenarios.append(scenario)
         known.add(texts)
-    return scenarios
+    return tuple(scenarios)
 
 
 def _scenario(spec: Domain, number: int, values: Mapping[str, Any]) -> Scenario:

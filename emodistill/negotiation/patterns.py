@@ -9,16 +9,37 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
-from types import SimpleNamespace
+from typing import Any
 
 _COMMENT = re.compile(r"^ *#.*\n", re.MULTILINE)
 _LINE_BREAK = re.compile(r"\n *")
 _PART = re.compile(r"\{([a-z]\w*)\}")
 
 
-def load_patterns(name: str, **words: Iterable[str]) -> SimpleNamespace:
+class Patterns:
+    """The patterns of one file; each is compiled when it is first asked for, since most commands
+    read no utterance and compiling all of them takes a quarter of a second."""
+
+    def __init__(self, sources: Mapping[str, Any]) -> None:
+        self._sources = sources
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._sources:
+            raise AttributeError(f"there is no pattern {name!r}")
+        match self._sources[name]:
+            case str() as source:
+                content: Any = re.compile(source)
+            case dict() as table:
+                content = [re.compile(source) for source in table.values()]
+            case pairs:
+                content = [(re.compile(source), written) for source, written in pairs]
+        setattr(self, name, content)
+        return content
+
+
+def load_patterns(name: str, **words: Iterable[str]) -> Patterns:
     """The patterns of `<name>.toml`: a table gives the list of its patterns.
 
     A list of pairs gives pairs of a pattern and what is written for it. Each of `words` is one more
@@ -26,11 +47,11 @@ def load_patterns(name: str, **words: Iterable[str]) -> SimpleNamespace:
     """
     parts = {key: f"(?:{'|'.join(sorted(words[key], key=len, reverse=True))})" for key in words}
 
-    def compiled(value: str) -> re.Pattern[str]:
+    def whole(value: str) -> str:
         joined = _LINE_BREAK.sub("", _COMMENT.sub("", value))
-        return re.compile(_PART.sub(lambda part: parts[part[1]], joined))
+        return _PART.sub(lambda part: parts[part[1]], joined)
 
-    patterns = SimpleNamespace()
+    sources: dict[str, Any] = {}
     text = (
         resources.files("emodistill.negotiation")
         .joinpath(f"{name}.toml")
@@ -39,11 +60,9 @@ def load_patterns(name: str, **words: Iterable[str]) -> SimpleNamespace:
     for key, value in tomllib.loads(text).items():
         match value:
             case str():
-                content = compiled(value)
-                parts[key] = content.pattern
+                sources[key] = parts[key] = whole(value)
             case dict():
-                content = [compiled(source) for source in value.values()]
+                sources[key] = {part: whole(source) for part, source in value.items()}
             case _:
-                content = [(compiled(source), written) for source, written in value]
-        setattr(patterns, key, content)
-    return patterns
+                sources[key] = [(whole(source), written) for source, written in value]
+    return Patterns(sources)
