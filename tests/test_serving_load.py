@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import queue
+import runpy
 import signal
 import socket
 import subprocess
@@ -127,40 +130,96 @@ def test_a_request_that_takes_too_long_is_ended(tiny_checkpoint):
             assert torn.recv(1 << 16).startswith(b"HTTP/1.1 504")
 
 
-SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+class Told(io.StringIO):
+    """Standard output; another thread waits for its lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = queue.SimpleQueue()
+
+    def write(self, text):
+        super().write(text)
+        for line in filter(None, text.splitlines()):
+            self.lines.put(line)
+        return len(text)
+
+    def readline(self):
+        return self.lines.get(timeout=60)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number):
-    command = [sys.executable, "scripts/serve.py", "--student", str(tiny_checkpoint)]
-    command += ["--num-slots", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"}
+def signalled(read_line, send_signal):
+    """Ask a server that starts, signal it while two answers are under way; all that it printed."""
+    line = read_line()
+    server = RunningServer(line.split(" at ")[1].split(";")[0], "sk-secret-argv")
+    assert server.ask(f"{server.root}/health")[0] == 200
+    body = LONG | {"max_tokens": 200}
+    expected = server.text(**body)
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(server.text, **body)
+        stream = pool.submit(server.events, **body)
+        wait_for(lambda: server.metric("emodistill_slots_in_use") == 2)
+        send_signal()
+        assert read_line().startswith("finishing what is under way")
+        refused = server.ask(f"{server.url}/chat/completions", SHORT)
+        assert whole.result(120) == expected
+        texts = [chunk["choices"][0]["delta"].get("content") for chunk in stream.result(120)]
+        assert "".join(filter(None, texts)) == expected
+    assert refused[0] == 503 and int(refused[1]["Retry-After"]) > 0
+    return line
+
+
+def serve_command(checkpoint):
+    flags = ["--student", str(checkpoint), "--num-slots", "2", "--port", "0"]
+    return ["scripts/serve.py", *flags, "--api-key-env", "SERVED_KEY"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_is_under_way_finish(tiny_checkpoint, number, monkeypatch, capsys):
+    told, threads, sent = Told(), set(threading.enumerate()), []
+
+    def send_signal():
+        sent.append(True)
+        os.kill(os.getpid(), number)
+
+    def ask():
+        try:
+            return signalled(told.readline, send_signal)
+        finally:
+            if not sent:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "argv", serve_command(tiny_checkpoint))
+    monkeypatch.setattr(sys, "stdout", told)
+    monkeypatch.setenv("SERVED_KEY", "sk-secret-argv")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            runpy.run_path(str(ROOT / "scripts/serve.py"), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        asked.result(60)
+    complaints = capsys.readouterr().err
+    assert not code, complaints
+    assert "Traceback" not in complaints and "sk-secret" not in told.getvalue() + complaints
+    # Nothing is left behind that would keep a process alive.
+    wait_for(lambda: all(one.daemon for one in set(threading.enumerate()) - threads))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_server_s_own_process(tiny_checkpoint, number):
     process = subprocess.Popen(
-        [*command, "--port", "0", "--api-key-env", "SERVED_KEY"],
+        [sys.executable, *serve_command(tiny_checkpoint)],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SERVED_KEY": "sk-secret-argv"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        server = RunningServer(line.split(" at ")[1].split(";")[0], "sk-secret-argv")
-        assert server.ask(f"{server.root}/health")[0] == 200
-        body = LONG | {"max_tokens": 200}
-        expected = server.text(**body)
-        with ThreadPoolExecutor(2) as pool:
-            whole = pool.submit(server.text, **body)
-            stream = pool.submit(server.events, **body)
-            wait_for(lambda: server.metric("emodistill_slots_in_use") == 2)
-            process.send_signal(number)
-            assert process.stdout.readline().startswith("finishing what is under way")
-            refused = server.ask(f"{server.url}/chat/completions", SHORT)
-            assert whole.result(120) == expected
-            texts = [chunk["choices"][0]["delta"].get("content") for chunk in stream.result(120)]
-            assert "".join(filter(None, texts)) == expected
-        assert refused[0] == 503 and int(refused[1]["Retry-After"]) > 0
+        line = signalled(process.stdout.readline, lambda: process.send_signal(number))
         rest, complaints = process.communicate(timeout=60)
         assert process.returncode == 0, complaints
         assert "Traceback" not in complaints and "sk-secret" not in line + rest + complaints
