@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import importlib
 import json
 
 import numpy as np
@@ -25,7 +24,7 @@ from emodistill.offline.store import read_trajectories
 from emodistill.offline.sweep import plan_dialogues
 from emodistill.prompts import load_pack
 from emodistill.settings import Cell
-from emodistill.stages import evaluation
+from emodistill.stages import evaluation, round_robin
 from emodistill.train import student
 
 METHODS = ("vanilla-llm", "random")
@@ -248,14 +247,13 @@ def test_the_ceiling_is_the_whole_tournaments(run, tmp_path, monkeypatch):
     copy = copy_of(run, tmp_path)
     for manifest in (copy / "crad/tournament").glob("*.manifest.json"):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"cost_usd": 1.5}))
-    module = importlib.import_module("emodistill.stages.tournament")
     ceilings = []
 
     def spied(cell, work):
         ceilings.append(cell.config.max_cost_usd)
         return stages.run(cell, work)
 
-    monkeypatch.setattr(module, "run", spied)
+    monkeypatch.setattr(round_robin, "run", spied)
     stages.tournament(TournamentConfig(run=copy, methods=METHODS, max_cost_usd=5.0, **SMALL))
     stages.tournament(TournamentConfig(run=copy, methods=METHODS, **SMALL))
     assert ceilings == [5.0, 3.5, 2.0, 0.5, *[None] * 4]
