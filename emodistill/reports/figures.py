@@ -383,6 +383,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     with matplotlib.rc_context(fname=STYLE):
         with replacing(paths[0]) as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine("none")  # the second form keeps the places of the first
         with replacing(paths[1]) as partial:
             figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
     return paths
