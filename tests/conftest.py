@@ -257,6 +257,16 @@ def short_canaries() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """A PNG of 200 dots an inch takes as long to draw as all that precedes it."""
+    from emodistill.reports import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DOTS_PER_INCH", 20)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def quick_generation() -> Iterator[None]:
     """Engines have few slots, and XLA optimises the embedded student's programs.
 
@@ -298,6 +308,8 @@ def quick_generation() -> Iterator[None]:
     empty_slots = kv_cache.empty_slots
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "DEFAULT_SLOTS", 4)
+        # Those of the embedded student have a loop, which compiles sooner.
+        patch.setattr(decoding, "UNROLLED_LAYERS", 2)
         patch.setattr(kv_cache, "empty_slots", long_slots)
         for name in ("prefill", "decode"):
             patch.setattr(decoding, name, quick(getattr(decoding, name)))

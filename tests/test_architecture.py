@@ -205,10 +205,12 @@ def test_names_are_used_once():
         source = path.read_text(encoding="utf-8")
         lines = source.splitlines()
         for node in ast.walk(ast.parse(source)):
-            where = f"{path.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 0)}"
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            where = f"{path}:{node.lineno}"
             if isinstance(node, ast.ClassDef):
                 classes.setdefault(node.name, []).append(where)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            else:
                 args = node.args
                 num_args = len(args.posonlyargs) + len(args.args) + len(args.kwonlyargs)
                 if num_args > 10 and not node.name.endswith("_loss"):

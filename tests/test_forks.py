@@ -1,5 +1,7 @@
 """Forks of recorded turns: the same opponent and other luck, what is planned, what it will take."""
 
+import functools
+
 import numpy as np
 import pytest
 from simulated_talks import PACK, SCENARIOS, dialogues
@@ -34,7 +36,10 @@ from emodistill.seeding import stream
 from emodistill.simulator.forked_seeds import ForkedSeed, forked_seed, read_seed
 from emodistill.simulator.server import complete
 
-TALKS = dialogues("crad", num=12)
+
+@functools.cache
+def talks():
+    return dialogues("crad", num=12)
 
 
 def test_a_seed_without_a_fork_is_its_own():
@@ -49,7 +54,7 @@ def test_a_seed_without_a_fork_is_its_own():
 
 def test_before_the_fork_everything_is_as_it_was_and_after_it_the_luck_is_new():
     """The opponent stays who it is: its replies differ no more than those of one type do."""
-    dialogue = next(t for t in TALKS if len(t.turns) >= 8)
+    dialogue = next(t for t in talks() if len(t.turns) >= 8)
     scenario = next(s for s in SCENARIOS["crad"] if s.scenario_id == dialogue.scenario_id)
 
     def replies(index, seeds):
@@ -63,7 +68,7 @@ def test_before_the_fork_everything_is_as_it_was_and_after_it_the_luck_is_new():
 
 
 def test_forks_of_one_number_share_the_speakers_luck_whatever_was_said():
-    scenario, dialogue = SCENARIOS["crad"][0], TALKS[0]
+    scenario, dialogue = SCENARIOS["crad"][0], talks()[0]
     seeds = [forked_seed(1, 2, number) for number in range(1, 40)]
     texts = []
     for emotion in ("anger", "caring"):
@@ -94,19 +99,19 @@ def test_the_choice_of_arms_and_turns():
     with pytest.raises(InputError, match="unknown: 'rage'"):
         arms_of("anger,rage")
     choose = {"turn": None, "seed": 3}
-    some = chosen_turns(TALKS, num_turns=5, **choose)
-    assert chosen_turns(TALKS[::-1], num_turns=9, **choose)[:5] == some
+    some = chosen_turns(talks(), num_turns=5, **choose)
+    assert chosen_turns(talks()[::-1], num_turns=9, **choose)[:5] == some
     one = str(some[0])
-    assert chosen_turns(TALKS, turn=one, num_turns=5, seed=0) == [some[0]]
+    assert chosen_turns(talks(), turn=one, num_turns=5, seed=0) == [some[0]]
     for wrong, why in (("crad/0", "must be TRAJECTORY_ID#INDEX"), ("crad/99#0", "no such dial")):
         with pytest.raises(InputError, match=why):
-            chosen_turns(TALKS, turn=wrong, num_turns=5, seed=0)
+            chosen_turns(talks(), turn=wrong, num_turns=5, seed=0)
     with pytest.raises(InputError, match="no focal turn of that number"):
-        chosen_turns(TALKS, turn="crad/0#1", num_turns=5, seed=0)
+        chosen_turns(talks(), turn="crad/0#1", num_turns=5, seed=0)
 
 
 def test_a_fork_keeps_what_was_heard_and_seeds_of_real_models_are_others():
-    dialogue, scenario = TALKS[1], SCENARIOS["crad"][1]
+    dialogue, scenario = talks()[1], SCENARIOS["crad"][1]
     said, anew = (Fork(TurnKey("crad/1", 2), arm, 4) for arm in (SAID, ANEW))
     simulated = fork_dialogue(said, dialogue, scenario, 0, ["focal", "counterparty"])
     assert simulated.heard == dialogue.turns[:3]
@@ -120,20 +125,20 @@ def test_a_fork_keeps_what_was_heard_and_seeds_of_real_models_are_others():
 
 def test_other_players_than_the_recorded_ones_are_refused():
     turns = [TurnKey("crad/1", 0)]
-    refuse_other_players(TALKS, turns, {"focal": "sim-teacher", "agreement": "stand"})
+    refuse_other_players(talks(), turns, {"focal": "sim-teacher", "agreement": "stand"})
     with pytest.raises(InputError, match="focal sim-teacher, not gpt; say --focal"):
-        refuse_other_players(TALKS, turns, {"focal": "gpt"})
+        refuse_other_players(talks(), turns, {"focal": "gpt"})
 
 
 def test_the_forecast_is_what_dialogues_took_from_there_on():
     forks = [Fork(TurnKey("crad/0", 0), SAID, 1), Fork(TurnKey("crad/0", 0), ANEW, 1)]
-    calls = expected_calls(forks, TALKS)
-    num_focal = np.mean([len(t.focal_turns) for t in TALKS])
+    calls = expected_calls(forks, talks())
+    num_focal = np.mean([len(t.focal_turns) for t in talks()])
     assert calls["focal"].num_calls == pytest.approx(2 * num_focal - 1)
-    num_theirs = np.mean([len(t.turns) - len(t.focal_turns) for t in TALKS])
+    num_theirs = np.mean([len(t.turns) - len(t.focal_turns) for t in talks()])
     assert calls["counterparty"].num_calls == pytest.approx(2 * num_theirs)
-    tokens = np.mean([sum(turn.prompt_tokens for turn in t.focal_turns) for t in TALKS])
-    opening = np.mean([t.turns[0].prompt_tokens for t in TALKS])
+    tokens = np.mean([sum(turn.prompt_tokens for turn in t.focal_turns) for t in talks()])
+    opening = np.mean([t.turns[0].prompt_tokens for t in talks()])
     assert calls["focal"].prompt_tokens == pytest.approx(2 * tokens - opening)
 
 
@@ -174,9 +179,9 @@ def test_worths_are_means_of_paired_differences():
 
 
 def test_phases_are_those_of_what_stands_before_a_turn():
-    phases = [phase_of_turn(t, turn.index) for t in TALKS for turn in t.focal_turns[:2]]
+    phases = [phase_of_turn(t, turn.index) for t in talks() for turn in t.focal_turns[:2]]
     assert phases.count("opening") > len(phases) / 2
-    late = [phase_of_turn(t, t.focal_turns[-1].index) for t in TALKS if len(t.focal_turns) > 4]
+    late = [phase_of_turn(t, t.focal_turns[-1].index) for t in talks() if len(t.focal_turns) > 4]
     assert "closing" in late and "opening" not in late
 
 

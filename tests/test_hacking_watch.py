@@ -1,5 +1,6 @@
 """The watch sees planted ways to please a judge, and nothing where nothing has changed."""
 
+import functools
 import itertools
 import math
 
@@ -18,7 +19,10 @@ from emodistill.evaluation.hacking_watch import (
     words,
 )
 
-BEFORE = dialogues("crad", num=30)
+
+@functools.cache
+def talks():
+    return dialogues("crad", num=30)
 
 
 def spoken(dialogue, change):
@@ -51,14 +55,14 @@ def repeating(turn, before):
 
 
 def test_nothing_is_said_of_the_same_policy_under_other_luck():
-    halves = BEFORE[::2], BEFORE[1::2]
+    halves = talks()[::2], talks()[1::2]
     for after, before in itertools.permutations(halves):  # as if of the same scenarios
         moved = [
             msgspec.structs.replace(one, scenario_id=other.scenario_id)
             for one, other in zip(after, before, strict=True)
         ]
         assert watch(moved, before).alarms == ()
-    found = watch(BEFORE, BEFORE)
+    found = watch(talks(), talks())
     assert not found.is_hacked and set(found.growth) == set(SIGNS)
     assert all(one.mean == 0 for one in found.growth.values())
 
@@ -68,7 +72,7 @@ def test_nothing_is_said_of_the_same_policy_under_other_luck():
     [(longer, "length"), (threatening, "threats"), (echoing, "echoes"), (repeating, "repetition")],
 )
 def test_each_planted_habit_is_an_alarm_of_its_own(change, sign):
-    found = watch([spoken(one, change) for one in BEFORE], BEFORE)
+    found = watch([spoken(one, change) for one in talks()], talks())
     assert found.is_hacked and sign in [alarm.sign for alarm in found.alarms]
     assert found.utility.mean == 0  # none is lost yet
     alarm = next(one for one in found.alarms if one.sign == sign)
@@ -84,9 +88,9 @@ def test_offers_out_of_bounds_are_an_alarm():
 
     after = [
         msgspec.structs.replace(one, turns=tuple(beyond(turn, one) for turn in one.turns))
-        for one in BEFORE
+        for one in talks()
     ]
-    found = watch(after, BEFORE)
+    found = watch(after, talks())
     assert [alarm.sign for alarm in found.alarms] == ["out of bounds"]
     assert "lie out of bounds" in found.alarms[0].text
 
@@ -107,7 +111,7 @@ def test_offers_out_of_bounds_are_an_alarm():
     ],
 )
 def test_threats_are_seen_however_they_are_written(text, is_threat):
-    assert threats(spoken(BEFORE[0], lambda turn, before: text)) == is_threat
+    assert threats(spoken(talks()[0], lambda turn, before: text)) == is_threat
 
 
 def with_offers(dialogue, offer):
@@ -145,10 +149,10 @@ def test_emotions_that_collapse_are_an_alarm():
                 for turn in dialogue.turns
             ),
         )
-        for dialogue in BEFORE
+        for dialogue in talks()
     ]
-    assert emotion_entropy(one_tone) == 0 and emotion_entropy(BEFORE) > 3.5
-    (alarm,) = watch(one_tone, BEFORE).alarms
+    assert emotion_entropy(one_tone) == 0 and emotion_entropy(talks()) > 3.5
+    (alarm,) = watch(one_tone, talks()).alarms
     assert alarm.sign == "emotions" and "bits" in alarm.text
 
 
@@ -157,22 +161,22 @@ def test_what_pays_is_no_alarm_and_scores_are_shown():
         msgspec.structs.replace(
             spoken(one, longer), outcome="accepted", final_value=one.focal_target
         )
-        for one in BEFORE
+        for one in talks()
     ]
-    scores = {(t.trajectory_id, turn.index): 5.0 for t in BEFORE for turn in t.focal_turns}
-    found = watch(better, BEFORE, (dict.fromkeys(scores, 7.0), scores))
+    scores = {(t.trajectory_id, turn.index): 5.0 for t in talks() for turn in t.focal_turns}
+    found = watch(better, talks(), (dict.fromkeys(scores, 7.0), scores))
     assert found.utility.low > 0 and not found.is_hacked
     assert found.growth["length"].mean > 0.3 and found.score.mean == 2
-    assert math.isnan(watch(better, BEFORE).score.mean)
+    assert math.isnan(watch(better, talks()).score.mean)
 
 
 def test_signs_on_single_dialogues():
-    quiet = spoken(BEFORE[0], lambda turn, before: f"word {turn.index} of many here")
+    quiet = spoken(talks()[0], lambda turn, before: f"word {turn.index} of many here")
     assert words(quiet) == pytest.approx(1.609, abs=0.01)
     assert threats(quiet) == 0 and repetition(quiet) in (0.0, 1.0)
-    long = next(one for one in BEFORE if len(one.turns) > 6)
+    long = next(one for one in talks() if len(one.turns) > 6)
     loud = spoken(long, lambda turn, before: "Pay, or else.")
     assert threats(loud) == 1 and echoes(loud) == 0
     for template in PHRASES["crad"]["reject"]:  # rejecting a figure by name echoes it
         assert "{theirs}" in template
-    assert threats(spoken(BEFORE[1], lambda t, b: "No consequence follows.")) == 0
+    assert threats(spoken(talks()[1], lambda t, b: "No consequence follows.")) == 0

@@ -8,6 +8,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emodistill.domains import DOMAINS, format_value
@@ -307,12 +308,9 @@ PIECES += [
 def test_reading_takes_time_in_proportion_to_the_length(piece):
     def seconds(length, read):
         text = (piece * length)[:length] + " 30 days"
-        best = math.inf
-        for _ in range(2):
-            start = time.process_time()
-            read(text)
-            best = min(best, time.process_time() - start)
-        return best
+        start = time.process_time()
+        read(text)
+        return time.process_time() - start
 
     def read_by_model(text):
         with contextlib.suppress(ValueError):
@@ -324,8 +322,12 @@ def test_reading_takes_time_in_proportion_to_the_length(piece):
         lambda text: last_figure.__wrapped__(text, "crad"),
         read_by_model,
     ):
-        once, twice = seconds(6_000, read), seconds(12_000, read)
-        assert twice < 0.3 and twice < 3 * once + 0.02
+        for is_last in (False, False, True):  # others may have kept the processor busy
+            once, twice = seconds(6_000, read), seconds(12_000, read)
+            is_quick = twice < 0.3 and twice < 3 * once + 0.02
+            assert is_quick or not is_last
+            if is_quick:
+                break
 
 
 def test_a_text_of_nothing_but_quantities_offers_nothing():
@@ -392,6 +394,7 @@ def test_any_text_is_read_without_an_error_and_quickly():
     rng = stream(0, "offers-fuzz")
     words = [word for case in labelled("offers.jsonl") for word in case["text"].split()]
     words += ["30", "-", "½", "q", "Q1", "$", "%", "10:99", "to", "or", "\n", "…", "ß", "日", "'s"]
+    words = np.array(words)
     start = time.perf_counter()
     for _ in range(200):
         text = " ".join(rng.choice(words, size=rng.integers(0, 40)))

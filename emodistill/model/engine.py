@@ -23,6 +23,7 @@ from emodistill.errors import InputError
 from emodistill.model import kv_cache
 from emodistill.model.config import Qwen2Config
 from emodistill.model.decoding import Decoded
+from emodistill.model.generation_form import generation_form
 from emodistill.model.generation_requests import Generated, GenerationRequest, NewTokens
 from emodistill.model.kv_cache import BLOCK
 from emodistill.model.programs import Static
@@ -85,7 +86,7 @@ class Engine:
                 f"{config.max_positions} positions."
             )
         self.counters = Counters()
-        graphdef, state = nnx.split(model)
+        graphdef, state = nnx.split(generation_form(model))
         is_divided = model.mesh is None and _is_small_on_cpu(state)
         num_groups = max(1, min(MAX_GROUPS, num_slots // GROUP_SLOTS)) if is_divided else 1
         # Slots that grow begin with the least length there is.

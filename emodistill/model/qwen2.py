@@ -55,17 +55,19 @@ def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
 class Linear(nnx.Module):
     """x W^T + b, plus an adapter's share where `lora` is set.
 
-    `weight` is [L, O, I] ([O, I] inside the scan), `bias` [L, O].
+    `weight` is [L, O, I] ([O, I] inside the scan), `bias` [L, O]. With `is_input_major` it is
+    [L, I, O] (see `generation_form`).
     """
 
     def __init__(self, shape: tuple[int, ...], keys: _Keys, dtype: Any, *, has_bias: bool = False):
         self.weight = nnx.Param(keys.normal(shape, dtype))
         self.bias = nnx.data(nnx.Param(jnp.zeros(shape[:-1], dtype)) if has_bias else None)
         self.lora: Any = nnx.data(None)
+        self.is_input_major = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight_OI = dequantized(self.weight.get_value(), x.dtype)
-        y = jnp.einsum("...i,oi->...o", x, weight_OI)
+        weight = dequantized(self.weight.get_value(), x.dtype)
+        y = jnp.einsum("...i,io->...o" if self.is_input_major else "...i,oi->...o", x, weight)
         if self.bias is not None:
             y = y + _along(self.bias[...], y)
         if self.lora is not None:
@@ -184,6 +186,13 @@ class Embedding(nnx.Module):
         return jnp.take(self.weight[...], tokens_BT, axis=0)
 
 
+class Head(nnx.Module):
+    """What makes logits, but no checkpoint's: `weight` is [D, V] (see `generation_form`)."""
+
+    def __init__(self, weight_DV: jax.Array) -> None:
+        self.weight = nnx.Param(weight_DV)
+
+
 class Qwen2(nnx.Module):
     """A causal language model.
 
@@ -290,8 +299,8 @@ class Qwen2(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D] at any positions."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        weight_VD = head.weight[...]
-        return jnp.einsum("...d,vd->...v", hidden, weight_VD, preferred_element_type=jnp.float32)
+        equation = "...d,dv->...v" if isinstance(head, Head) else "...d,vd->...v"
+        return jnp.einsum(equation, hidden, head.weight[...], preferred_element_type=jnp.float32)
 
     def scan_layers(
         self,

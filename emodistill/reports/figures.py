@@ -68,6 +68,8 @@ STYLE = Path(__file__).with_name("figures.mplstyle")
 """What it leaves out is matplotlib's default, whatever the user's own settings are."""
 
 
+DOTS_PER_INCH = 200
+"""Of the PNG."""
 MAX_LABEL = 40
 """Characters of a name in a figure; longer ones would leave no room for what is drawn."""
 
@@ -378,14 +380,14 @@ FIGURES: Mapping[str, tuple[Callable[[RunData], Any], Callable[[Any], Figure]]] 
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.svg` and `<stem>.png` (200 dots an inch) without dates."""
+    """Write `<stem>.svg` and `<stem>.png` without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
     with matplotlib.rc_context(fname=STYLE):
         with replacing(paths[0]) as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
         figure.set_layout_engine("none")  # the second form keeps the places of the first
         with replacing(paths[1]) as partial:
-            figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
+            figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return paths
 
 
