@@ -247,12 +247,13 @@ def short_value_estimates() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_canaries() -> Iterator[None]:
-    """Adapters that tests export are asked fewer prompts, and say less."""
-    from emodistill.evaluation import canary_making
+    """Adapters that tests export are asked fewer prompts, and say less; pauses are short."""
+    from emodistill.evaluation import canary_check, canary_making
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canary_making, "NUM_CANDIDATES", 5)
         patch.setattr(canary_making, "MAX_REPLY_TOKENS", 16)
+        patch.setattr(canary_check, "MAX_BACKOFF_S", 0.05)
         yield
 
 

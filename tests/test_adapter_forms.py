@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_outputs import logits
+from random_adapters import TOKENS_BT, with_random_adapter
 from safetensors.numpy import load_file, save_file
-from test_adapters import TOKENS_BT, with_random_adapter
 
 from emodistill.errors import InputError
 from emodistill.model.config import TARGETS

@@ -11,29 +11,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from model_outputs import logits
+from random_adapters import TOKENS_BT, with_random_adapter
 from safetensors.numpy import load_file, save_file
 
-from emodistill import seeding
 from emodistill.errors import InputError
 from emodistill.model.adapters import adapted, load_adapter, save_adapter
 from emodistill.model.config import TARGETS
 from emodistill.model.fingerprint import lora_sha256
-from emodistill.model.lora import LoRAParam, add_lora, target_layers
+from emodistill.model.lora import add_lora, target_layers
 from emodistill.model.weights import load_qwen2
 
-TOKENS_BT = seeding.stream(0, "test-adapters").integers(0, 100, (2, 12))
 Q_B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
-
-
-def with_random_adapter(folder, **arguments):
-    model = load_qwen2(folder, dtype=jnp.float32)
-    add_lora(model, **arguments)
-    rng = seeding.stream(0, "random-b")
-    for layer in target_layers(model).values():
-        if layer.lora is not None:
-            b = 0.1 * rng.standard_normal(layer.lora.b.shape)
-            layer.lora.b = LoRAParam(jnp.asarray(b, jnp.float32))
-    return model
 
 
 @pytest.fixture

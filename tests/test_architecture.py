@@ -172,6 +172,16 @@ def test_every_metric_is_defined():
     assert not logged - set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", text))
 
 
+def test_no_test_imports_another():
+    """What several use is in a module of its own."""
+    tests = PACKAGE.parent / "tests"
+    sources = {path.name: path.read_text(encoding="utf-8") for path in tests.glob("*.py")}
+    assert len(sources) > 100
+    assert not [
+        name for name, text in sources.items() if re.search(r"^(from|import) test_", text, re.M)
+    ]
+
+
 def test_the_command_line_loads_nothing_heavy():
     """Nor does a package's door, which exports its names on first use."""
     packages = ("model", "train", "batches", "selectors", "evaluation", "reports", "stages")

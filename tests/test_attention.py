@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_attention import dense
 
 from emodistill.model.attention import _add, tree_attention
 from emodistill.seeding import stream
@@ -25,19 +26,6 @@ def random_ends(rng, num_positions, num_padding):
     ends[path] = num_positions - num_padding
     ends[num_positions - num_padding :] = np.arange(num_positions - num_padding, num_positions) + 1
     return ends
-
-
-def dense(q_BTNH, k_BTKH, v_BTKH, ends_BT):
-    """The same by an array of all queries by all keys."""
-    positions = jnp.arange(q_BTNH.shape[1])
-    is_seen_BTS = (positions[None] <= positions[:, None])[None] & (
-        positions[None, :, None] < ends_BT[:, None]
-    )
-    repeats = q_BTNH.shape[2] // k_BTKH.shape[2]
-    k_BTNH, v_BTNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
-    scores = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BTNH)
-    weights = jax.nn.softmax(jnp.where(is_seen_BTS[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BTNH)
 
 
 def inputs(num_positions, num_heads=6, num_kv_heads=2, num_rows=2, dtype=jnp.float32):

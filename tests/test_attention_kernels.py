@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_attention import dense
 from flax import nnx
 from random_models import random_parts
-from test_attention import dense
 from tiny_training import CONFIG
 
 from emodistill.errors import InputError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from builders import judgement, turns
-from test_own_data import ID, ONE, own
+from own_dialogues import ID, ONE, own
 
 from emodistill.configs import (
     EvaluateConfig,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from mesh_processes import finish, start
 from model_outputs import logits
-from test_sharding import finish, start
 
 from emodistill import seeding
 from emodistill.errors import InputError

@@ -4,7 +4,8 @@ import json
 
 import msgspec
 import pytest
-from builders import judgement, trajectory, turns
+from builders import judgement, turns
+from own_dialogues import ID, ONE, own
 
 from emodistill.configs import SweepConfig
 from emodistill.domains import get_domain, load_scenarios, load_split
@@ -21,8 +22,6 @@ from emodistill.stages.sweep import split_of
 
 PACK = load_pack()
 GENERATED = load_scenarios("crad")
-ONE = GENERATED[0]
-ID = "crad/own/seed_0000"
 
 
 def lines_of(*values):
@@ -111,15 +110,6 @@ def test_a_table_may_have_a_column_split(tmp_path):
         load("test", "")
     with pytest.raises(InputError, match=r"own\.csv:2: split 'dev' is none of train"):
         load("dev", "test")
-
-
-def own(scenario=ONE, **fields):
-    """A dialogue of `scenario`, agreed at its counterparty's last offer."""
-    said = turns(scenario.focal_target, scenario.counterparty_anchor, None, texts=("a", "b", "Yes"))
-    shared = ("scenario_id", "focal_target", "counterparty_anchor", "unit", "split", "domain")
-    known = {name: getattr(scenario, name) for name in shared}
-    end = {"final_value": scenario.counterparty_anchor}
-    return trajectory(fields.pop("name", ID), fields.pop("turns", said), **known | end | fields)
 
 
 def test_nothing_is_trained_on_that_is_held_out():

@@ -100,7 +100,11 @@ def full(prompts):
 
 @pytest.mark.parametrize(
     ("kind", "most"),
-    [pytest.param(None, 0.005, marks=pytest.mark.slow), ("int8", 0.005), ("nf4", 0.4)],
+    [
+        pytest.param(None, 0.005, marks=pytest.mark.slow),
+        pytest.param("int8", 0.005, marks=pytest.mark.slow),
+        ("nf4", 0.4),
+    ],
 )
 def test_a_trained_model_says_nearly_the_same(kind, most, prompts, full):
     """Mean KL of the next-token distribution, in nats, of the student that ships."""

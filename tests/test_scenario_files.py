@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from published_tables import GOOD, HEADERS, TABLES, needs_tables
 from report_runs import make_evaluations, run_data
-from test_published import GOOD, HEADERS, TABLES, needs_tables
 from tiny_run import run_stage
 
 from emodistill import cli

@@ -9,13 +9,13 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import mesh_worker
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from mesh_processes import finish, start
 from mesh_worker import gradients
 from samples import sharing_examples
 from tiny_training import lines, without_times
@@ -35,27 +35,6 @@ SHAPES = [
     for data, fsdp in itertools.product((1, 2, 4, 8), repeat=2)
     if data * fsdp <= 8
 ]
-
-
-def start(*args, num_devices):
-    """mesh_worker.py as a process of its own with so many devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
-    return subprocess.Popen(
-        [sys.executable, mesh_worker.__file__, *map(str, args)],
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes):
-    errors = [process.communicate(timeout=900)[1] for process in processes]
-    for process, error in zip(processes, errors, strict=True):
-        assert process.returncode == 0, error
 
 
 def errors_of(*processes):

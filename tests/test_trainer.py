@@ -70,7 +70,8 @@ class TestGradients:
     @pytest.mark.parametrize(
         ("stage", "packing"),
         [
-            *(("jpo", "tree"), ("dpo", "tree"), ("grpo", "tree")),
+            *(("jpo", "tree"), ("dpo", "tree")),
+            pytest.param("grpo", "tree", marks=pytest.mark.slow),
             pytest.param("sft", "tree", marks=pytest.mark.slow),
             pytest.param("alol", "tree", marks=pytest.mark.slow),
             pytest.param("jpo", "sequence", marks=pytest.mark.slow),
