@@ -114,6 +114,20 @@ def test_the_embedded_student_s_greedy_tokens_equal_hf():
     assert [one.ids for one in found] == [hf_greedy(hf, ids, 64) for ids in prompts]
 
 
+@pytest.mark.slow
+def test_the_embedded_student_s_greedy_tokens_equal_hf_as_it_ships(monkeypatch):
+    """Two groups, whose chunks have no loop over the layers."""
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(decoding, "UNROLLED_LAYERS", 4)
+    hf = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype="float32").eval()
+    served = Engine(load_qwen2(embedded_path(), dtype=jnp.float32), num_slots=16)
+    prompts = prompts_of([20, 300, 45, 170, 31, 90, 250, 64, 128, 17], vocab_size=2048)
+    found = served.generate([GenerationRequest(ids, 64, 0.0) for ids in prompts])
+    assert [one.ids for one in found] == [hf_greedy(hf, ids, 64) for ids in prompts]
+
+
 def test_tokens_depend_on_the_request_alone(model, crowd):
     requests = requests_of()
     assert len({len(one.ids) for one in crowd}) > 5
@@ -199,11 +213,13 @@ def alone(model):
     return small(model, num_slots=8).generate(requests_of())
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator has one group")
 class TestGroups:
     """A small model's 16 slots are two groups of 8, which run side by side."""
 
     def test_tokens_are_those_of_one_group(self, model, alone):
         served = small(model, num_slots=16)
+        assert len(served._groups) == 2
         for _ in range(2):
             assert served.generate(requests_of()) == alone
         assert served.counters.programs == 0  # they have the programs of a group of their width
@@ -296,10 +312,9 @@ def test_few_programs(tiny_checkpoint):
 def test_caches_begin_where_weights_lie(model):
     """As they go on, so that the programs for them are compiled once."""
     engine = small(model)
-    weights, caches = (
-        jax.tree.leaves(nnx.state(model)),
-        (*engine._groups[0]._slots, *engine._groups[0]._kept.blocks),
-    )
+    (group,) = engine._groups
+    weights = jax.tree.leaves([nnx.state(model), group._weights[1]])
+    caches = (*group._slots, *group._kept.blocks)
     (place,) = {(x.sharding, x.committed) for x in weights}
     assert {(x.sharding, x.committed) for x in caches} == {place}
 

@@ -30,7 +30,7 @@ def shown(value):
         ),
         ("tokens of prompt and reply", [(SFTConfig, "max_tokens"), (JPOConfig, "max_tokens")]),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=("rates", "epochs", "samples", "tokens"),
 )
 def test_the_defaults_of_either_student(title, fields):
     line = f"| {title} |"

@@ -18,9 +18,13 @@ import jax.numpy as jnp
 
 from emodistill.model.attention import MASKED
 
-CACHE_BLOCK = 128
-"""Positions that are read at once: fewer make smaller products, more read further beyond the
-longest row."""
+
+def cache_block() -> int:
+    """Positions that are read at once: fewer make smaller products, more read further beyond the
+    longest row. On a processor the reading takes time, on a GPU the number of kernels.
+    """
+    return 128 if jax.default_backend() == "cpu" else 256
+
 
 ReadBlock = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Keys [G, K, H, P] and values [G, K, P, H] of the j-th block of each row.
@@ -42,13 +46,14 @@ def cached_attention(
     Returns: [G, K, E, H] in the queries' dtype.
     """
     G, K, E, H = q_GKEH.shape
+    block = cache_block()
 
     def visit(
         j: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         maximum_GKE, total_GKE, sum_GKEH = carry
         k_GKHP, v_GKPH = read(j)
-        keys_P = j * CACHE_BLOCK + jnp.arange(CACHE_BLOCK)
+        keys_P = j * block + jnp.arange(block)
         is_seen_GEP = keys_P[None, None] <= positions_GE[:, :, None]
         scores_GKEP = jnp.einsum(
             "GKEH,GKHP->GKEP", q_GKEH, k_GKHP, preferred_element_type=jnp.float32

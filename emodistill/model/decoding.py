@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from emodistill.model.attention import rope_angles
-from emodistill.model.cached_attention import CACHE_BLOCK, cached_attention
+from emodistill.model.cached_attention import cache_block, cached_attention
 from emodistill.model.generation_requests import MAX_LOGPROBS, TokenLogprobs
 from emodistill.model.kv_cache import Cache, constrained
 from emodistill.model.programs import Static, note_program
@@ -102,7 +102,7 @@ def prefill(graph: Static, state: Any, slots: Cache, pieces: Pieces) -> Cache:
     # Pieces that are none stand behind everything that counts; they need not see all of it.
     last = slots.keys.shape[-1] - P
     ends_G = jnp.where(pieces.starts_G < last, pieces.starts_G + P, 0)
-    num_blocks = jnp.max(ends_G + CACHE_BLOCK - 1) // CACHE_BLOCK
+    num_blocks = jnp.max(ends_G + cache_block() - 1) // cache_block()
 
     def read(slots: Cache, layer: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys, values = (
@@ -145,7 +145,7 @@ def decode(graph: Static, state: Any, slots: Cache, rows: DecodingRows) -> tuple
             tokens_B[:, None],
             positions_B[:, None],
             jnp.arange(B),
-            furthest // CACHE_BLOCK + 1,
+            furthest // cache_block() + 1,
             read,
         )
         logits_BV = model.logits(hidden_B1D[:, 0])
@@ -246,12 +246,9 @@ def _block(
 ) -> tuple[jax.Array, jax.Array]:
     """The j-th block of `count` slots of a layer, as `cached_attention` reads it."""
     K, H = slots.keys.shape[2:4]
-    start = j * CACHE_BLOCK
+    P = cache_block()
+    start = j * P
     return (
-        jax.lax.dynamic_slice(
-            slots.keys, (layer, slot, 0, 0, start), (1, count, K, H, CACHE_BLOCK)
-        )[0],
-        jax.lax.dynamic_slice(
-            slots.values, (layer, slot, 0, start, 0), (1, count, K, CACHE_BLOCK, H)
-        )[0],
+        jax.lax.dynamic_slice(slots.keys, (layer, slot, 0, 0, start), (1, count, K, H, P))[0],
+        jax.lax.dynamic_slice(slots.values, (layer, slot, 0, start, 0), (1, count, K, P, H))[0],
     )

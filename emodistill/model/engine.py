@@ -38,8 +38,9 @@ DEFAULT_KEPT_TOKENS = 16_384
 SMALL_WEIGHTS = 32 * 2**20
 """Bytes of weights that a processor's cache holds, so that nothing is lost where several groups
 read them, each for itself."""
-GROUP_SLOTS, MAX_GROUPS = 8, 4
-"""Slots of a group at least, where there are several, and how many there are at most."""
+GROUP_SLOTS = 8
+"""Where there are several groups, each has at least so many slots."""
+MAX_GROUPS = 4
 
 
 class Engine:
@@ -92,7 +93,7 @@ class Engine:
         # Slots that grow begin with the least length there is.
         length = kv_cache.slot_length(1 if max_tokens is None else max_tokens)
         kept = kv_cache.KeptPrefixes(config, max_kept_tokens // BLOCK, model.dtype, model.mesh)
-        shared = Shared(Static(graphdef), state, kept, self.counters, threading.Lock())
+        shared = Shared(Static.of(graphdef), state, kept, self.counters, threading.Lock())
 
         def group() -> SlotGroup:
             size = -(-num_slots // num_groups)
@@ -100,8 +101,8 @@ class Engine:
             return SlotGroup(slots, shared, vocab_size=config.vocab_size, mesh=model.mesh)
 
         self._groups = [group() for _ in range(num_groups)]
-        # The device runs what one thread hands it in order, one after the other.
-        self._threads = ThreadPoolExecutor(num_groups) if num_groups > 1 else None
+        # XLA's client for processors runs what one thread hands it in order, one after the other.
+        self._threads = ThreadPoolExecutor(num_groups, "slots") if num_groups > 1 else None
         self._running: dict[Future[Decoded | None], SlotGroup] = {}
         self._handles = itertools.count()
         self._waiting: deque[ServedRequest] = deque()
@@ -139,6 +140,8 @@ class Engine:
 
         Returns: what each request got that decodes in a group that has ended; nothing where no
           request is left.
+
+        Raises: whatever a program does, such as when memory runs out. The engine is of no use then.
         """
         resting = [group for group in self._groups if group not in self._running.values()]
         while self._waiting and (free := [group for group in resting if group.has_room]):
@@ -150,8 +153,11 @@ class Engine:
             if group.num_served:
                 self._running[self._threads.submit(group.run)] = group
         ended = wait(self._running, return_when=FIRST_COMPLETED).done
-        taken = [self._running.pop(future).take(future.result()) for future in ended]
-        return [*itertools.chain.from_iterable(taken)]
+        # All results before any is taken, so that what fails loses no tokens of another group.
+        results = [(self._running[future], future.result()) for future in ended]
+        for future in ended:
+            del self._running[future]
+        return [*itertools.chain.from_iterable(group.take(found) for group, found in results)]
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Generated]:
         """Serve requests to their ends, beside those that are served already.

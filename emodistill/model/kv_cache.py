@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emodistill.model import sharding
-from emodistill.model.cached_attention import CACHE_BLOCK
+from emodistill.model.cached_attention import cache_block
 from emodistill.model.config import Qwen2Config
 from emodistill.model.programs import note_program
 
@@ -50,7 +50,7 @@ def slot_length(num_tokens: int) -> int:
 
     The last `BLOCK` of them are nobody's: rows of a program that stand for no token write there.
     """
-    return -(-(num_tokens + BLOCK) // CACHE_BLOCK) * CACHE_BLOCK
+    return -(-(num_tokens + BLOCK) // cache_block()) * cache_block()
 
 
 def empty_slots(

@@ -1,7 +1,7 @@
 """A group of slots: its cache, the requests that it serves, and the calls of its programs.
 
-Groups of one engine may run in threads, side by side: what they share is used under one lock, which
-nobody holds while the device computes.
+Groups of one engine may run in threads, side by side. What they share is used under one lock, which
+is held while programs are made and handed over, and not while their results are waited for.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class SlotGroup:
         while length < kv_cache.slot_length(needed):
             length *= 2
         if length > self._slots.keys.shape[-1]:
+            before = num_programs()
             self._slots = kv_cache.grown(self._slots, length, self._mesh)
+            self._counters.programs += num_programs() - before
 
     def cancel(self, handle: int) -> None:
         with self._lock:  # the group may run
