@@ -185,10 +185,10 @@ one = load_qwen2({str(tiny_checkpoint)!r}, dtype=jnp.float32)
 many = load_qwen2({str(tiny_checkpoint)!r}, mesh, dtype=jnp.float32)
 up = many.layers.mlp.up_proj.weight[...]
 assert len(up.addressable_shards) == 8
-assert up.addressable_shards[0].data.shape == (2, 16, 16)
+assert up.addressable_shards[0].data.shape == (2, 8, 32)  # inputs whole
 down = many.layers.mlp.down_proj.weight[...]
 assert down.addressable_shards[0].data.shape == (2, 16, 16)
-assert many.layers.self_attn.q_proj.bias[...].addressable_shards[0].data.shape == (2, 8)
+assert many.layers.self_attn.q_proj.bias[...].addressable_shards[0].data.shape == (2, 4)
 assert many.norm.weight[...].addressable_shards[0].data.shape == (32,)
 tokens = jnp.arange(24).reshape(2, 12)
 run = jax.jit(lambda g, s: nnx.merge(g, s)(tokens), static_argnums=0)
