@@ -57,7 +57,9 @@ def evaluation(run, server, **settings):
 
 
 def played(config):
-    return list(read_trajectories(run_stage(config).path))
+    """The dialogues of an evaluation, whichever ended first."""
+    found = read_trajectories(run_stage(config).path)
+    return sorted(found, key=lambda dialogue: dialogue.trajectory_id)
 
 
 def test_a_served_student_plays_as_it_does_here(run, server, tmp_path, capsys):
