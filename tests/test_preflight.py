@@ -137,9 +137,8 @@ def test_a_good_run_passes_every_check(home, preflight):
     assert "--kappa 0.5" in command and "measure" not in command and "lora-rank 4" in command
 
 
-@pytest.mark.parametrize(
-    "stage", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "alol"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo", "sft", "alol"])
 def test_other_trainings_pass_too(home, preflight, stage):
     code, text, problems = preflight(home, stage)
     assert (code, problems) == (0, []), text
