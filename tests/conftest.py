@@ -235,35 +235,21 @@ def settled_heap() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def short_value_estimates() -> Iterator[None]:
-    """Selectors that tests train are valued in a few steps of fitted Q instead of thousands."""
-    from emodistill.train import selector_checks
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selector_checks, "FQE_STEPS", 20)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def short_canaries() -> Iterator[None]:
-    """Adapters that tests export are asked fewer prompts, and say less; pauses are short."""
-    from emodistill.evaluation import canary_check, canary_making
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canary_making, "NUM_CANDIDATES", 5)
-        patch.setattr(canary_making, "MAX_REPLY_TOKENS", 16)
-        patch.setattr(canary_check, "MAX_BACKOFF_S", 0.05)
-        yield
+SMALLER = {
+    "train.selector_checks.FQE_STEPS": 20,  # by which selectors that tests train are valued
+    "evaluation.canary_making.NUM_CANDIDATES": 5,
+    "evaluation.canary_making.MAX_REPLY_TOKENS": 16,
+    "evaluation.canary_check.MAX_BACKOFF_S": 0.05,
+    "reports.figures.DOTS_PER_INCH": 20,  # 200 take as long to draw as all that precedes it
+}
+"""What is smaller in tests than for users, by its name in `emodistill`."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_pictures() -> Iterator[None]:
-    """A PNG of 200 dots an inch takes as long to draw as all that precedes it."""
-    from emodistill.reports import figures
-
+def smaller() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DOTS_PER_INCH", 20)
+        for name, value in SMALLER.items():
+            patch.setattr(f"emodistill.{name}", value)
         yield
 
 

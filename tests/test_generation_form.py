@@ -9,7 +9,10 @@ from model_outputs import logits
 from random_adapters import TOKENS_BT, with_random_adapter
 
 from emodistill.model import load_qwen2
+from emodistill.model.adapters import adapted, save_adapter
+from emodistill.model.config import ATTENTION_TARGETS
 from emodistill.model.generation_form import generation_form
+from emodistill.model.lora import target_layers
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of processors")
@@ -24,14 +27,18 @@ class TestOnProcessors:
         after = nnx.to_pure_dict(nnx.state(model))
         jax.tree.map(np.testing.assert_array_equal, before, after)
 
-    def test_base_and_adapter_have_one_form(self, tiny_checkpoint):
-        """So that their engines share programs."""
+    def test_base_and_adapter_share_programs_and_what_no_adapter_changes(
+        self, tiny_checkpoint, tmp_path
+    ):
+        save_adapter(with_random_adapter(tiny_checkpoint), tmp_path, "base")
         base = load_qwen2(tiny_checkpoint, dtype=jnp.float32)
-        forms = [
-            nnx.graphdef(generation_form(one))
-            for one in (base, with_random_adapter(tiny_checkpoint))
-        ]
-        assert forms[0] == forms[1]
+        forms = [generation_form(one) for one in (base, adapted(base, tmp_path))]
+        assert nnx.graphdef(forms[0]) == nnx.graphdef(forms[1])
+        layers = [target_layers(form) for form in forms]
+        for name in layers[0]:
+            is_adapted = name in ATTENTION_TARGETS
+            same = layers[0][name].weight.get_value() is layers[1][name].weight.get_value()
+            assert same != is_adapted, name
 
     def test_what_would_lose_by_it_stays_as_it_is(self, tiny_checkpoint, monkeypatch):
         for model in (

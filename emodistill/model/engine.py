@@ -93,12 +93,20 @@ class Engine:
         # Slots that grow begin with the least length there is.
         length = kv_cache.slot_length(1 if max_tokens is None else max_tokens)
         kept = kv_cache.KeptPrefixes(config, max_kept_tokens // BLOCK, model.dtype, model.mesh)
-        shared = Shared(Static.of(graphdef), state, kept, self.counters, threading.Lock())
+        shared = Shared(
+            graph=Static.of(graphdef),
+            state=state,
+            vocab_size=config.vocab_size,
+            mesh=model.mesh,
+            kept=kept,
+            counters=self.counters,
+            lock=threading.Lock(),
+        )
 
         def group() -> SlotGroup:
             size = -(-num_slots // num_groups)
             slots = kv_cache.empty_slots(config, size, length, model.dtype, model.mesh)
-            return SlotGroup(slots, shared, vocab_size=config.vocab_size, mesh=model.mesh)
+            return SlotGroup(slots, shared)
 
         self._groups = [group() for _ in range(num_groups)]
         # XLA's client for processors runs what one thread hands it in order, one after the other.

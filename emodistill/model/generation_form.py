@@ -10,7 +10,6 @@ without adapters then share their programs as well.
 
 from __future__ import annotations
 
-import functools
 import weakref
 
 import jax
@@ -54,7 +53,7 @@ def _merged(layer: Linear) -> jax.Array:
 
 
 _KNOWN: dict[int, tuple[weakref.ref[jax.Array], weakref.ref[jax.Array]]] = {}
-"""Of arrays by their id: the array and what it is turned around, as long as both are in use."""
+"""By an array's id: the array, since an id may come again, and what it is turned around."""
 
 
 def _turned(weight: jax.Array) -> jax.Array:
@@ -64,8 +63,8 @@ def _turned(weight: jax.Array) -> jax.Array:
     made = known[1]() if known is not None and known[0]() is weight else None
     if made is None:
         made = _on_device(np.asarray(weight), weight)
-        forget = functools.partial(_KNOWN.pop, id(weight), None)
-        _KNOWN[id(weight)] = weakref.ref(weight, lambda _: forget()), weakref.ref(made)
+        key = id(weight)
+        _KNOWN[key] = weakref.ref(weight, lambda _: _KNOWN.pop(key, None)), weakref.ref(made)
     return made
 
 

@@ -41,23 +41,16 @@ def num_programs() -> int:
 
 
 class Static:
-    """A static argument whose hash is computed once; that of a model's graph takes 0.4 ms.
+    """A static argument of programs: one object for each value, which JAX tells apart by identity.
 
-    JAX asks for it at every call of a program, and compares it with the one that it knows; `of`
-    gives the same object for the same value.
+    At every call JAX asks for the hash of such an argument, and compares it with those that it
+    knows; for a model's graph the hash alone takes 0.4 ms.
     """
-
-    @staticmethod
-    @functools.lru_cache(maxsize=64)
-    def of(value: Hashable) -> Static:
-        return Static(value)
 
     def __init__(self, value: Hashable) -> None:
         self.value = value
-        self._hash = hash(value)
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Static) and self.value == other.value)
+    @classmethod
+    @functools.cache
+    def of(cls, value: Hashable) -> Static:
+        return cls(value)

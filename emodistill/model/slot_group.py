@@ -76,6 +76,8 @@ class Shared:
     graph: Static
     state: Any
     """The model's graph definition and weights."""
+    vocab_size: int
+    mesh: Mesh | None
     kept: KeptPrefixes
     counters: Counters
     lock: threading.Lock
@@ -89,25 +91,16 @@ class SlotGroup:
     Args:
       slots: the cache, empty.
       shared: what the groups of an engine have in common.
-      vocab_size: of the model.
-      mesh: over which the model is spread.
     """
 
-    def __init__(
-        self,
-        slots: Cache,
-        shared: Shared,
-        *,
-        vocab_size: int,
-        mesh: Mesh | None,
-    ) -> None:
+    def __init__(self, slots: Cache, shared: Shared) -> None:
+        self._slots, self._mesh = slots, shared.mesh
         self._weights = shared.graph, shared.state
-        self._slots, self._mesh = slots, mesh
         self._kept, self._counters, self._lock = shared.kept, shared.counters, shared.lock
         num_slots = slots.keys.shape[1]
         self._served: list[ServedRequest | None] = [None] * num_slots
         self._is_put_off = False
-        self._is_stop_BV = np.zeros((num_slots, vocab_size), bool)
+        self._is_stop_BV = np.zeros((num_slots, shared.vocab_size), bool)
         self._is_stop_on_device = jax.device_put(self._is_stop_BV.copy())
         self._stops: list[frozenset[int]] = [frozenset()] * num_slots
         self._rows: list[tuple[int, ServedRequest]] = []

@@ -1,4 +1,4 @@
 from .learned import IQLSelector as IQLSelector
-from .policies import Selector as Selector
+from .selector import Selector as Selector
 from .untrained import FixedSelector as FixedSelector
 from .untrained import RandomSelector as RandomSelector

@@ -21,7 +21,7 @@ from emodistill.selectors.seven import NEUTRAL_GROUP, group_of, spoken_label
 
 if TYPE_CHECKING:
     from emodistill.configs import RewardKind, SpokenLabels
-    from emodistill.selectors.policies import Selector
+    from emodistill.selectors.selector import Selector
 
 
 class Learner(Protocol):

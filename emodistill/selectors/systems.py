@@ -34,7 +34,7 @@ from emodistill.train.selector_files import ARRAYS, DESCRIPTION, read_arrays
 from emodistill.untrusted import read_typed
 
 if TYPE_CHECKING:
-    from emodistill.selectors.policies import Selector
+    from emodistill.selectors.selector import Selector
 
 SCHEMA = 1
 _SQUARE = (len(SEVEN), len(SEVEN))

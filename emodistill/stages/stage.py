@@ -68,7 +68,7 @@ class Stage:
     """The settings to finish an interrupted run of the stage with."""
 
 
-class StageTable(UserDict[str, Any]):
+class StageTable(UserDict[str, Stage | str]):
     """Name -> stage. A stage may be given as `module.NAME` within this package; it is then imported
     when it is first asked for."""
 
