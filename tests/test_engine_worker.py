@@ -1,6 +1,7 @@
 """Engines in a thread: who reads slowly, engines that go, and engines that fail."""
 
 import asyncio
+import functools
 
 import pytest
 
@@ -32,6 +33,31 @@ def test_an_engine_waits_for_no_reader(tiny_checkpoint):
     slow, quick = asyncio.run(main())
     assert slow[-1].generated == quick[-1].generated
     assert len(slow[-1].generated.ids) == 40
+
+
+def test_groups_of_slots_serve_who_stays_when_others_leave(tiny_checkpoint):
+    """Sixteen slots of a small model on a processor are two groups."""
+    model = load_qwen2(tiny_checkpoint)
+    requests = [
+        GenerationRequest([1, 2, 3 + n], max_new_tokens=30, temperature=1.0, seed=n)
+        for n in range(20)
+    ]
+    engine = functools.partial(Engine, model, num_slots=16, max_tokens=64)
+
+    async def one(worker, n):
+        updates = worker.generate("base", requests[n])
+        if n % 3 == 0:  # leaves after its first tokens
+            await anext(updates)
+            return await updates.aclose()
+        return [update async for update in updates][-1].generated
+
+    async def main():
+        async with EngineWorker(lambda _: engine()) as worker:
+            return await asyncio.gather(*(one(worker, n) for n in range(len(requests))))
+
+    alone = engine().generate(requests)
+    expected = [None if n % 3 == 0 else generated for n, generated in enumerate(alone)]
+    assert asyncio.run(main()) == expected
 
 
 def recording(checkpoint):
