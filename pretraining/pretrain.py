@@ -203,8 +203,8 @@ def _step(
         logits_BTV = model(rows.tokens_BT, positions_BT=rows.positions_BT, ends_BT=rows.ends_BT)
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, rows.targets_BT)
         # By argmax, the step would take more than twice as long on a CPU.
-        target_BT = jnp.take_along_axis(logits_BTV, rows.targets_BT[..., None], axis=-1)[..., 0]
-        is_right_BT = target_BT >= jnp.max(logits_BTV, axis=-1)
+        target_logits_BT1 = jnp.take_along_axis(logits_BTV, rows.targets_BT[..., None], axis=-1)
+        is_right_BT = target_logits_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)
         weights_BT = weights[rows.kinds_BT]
         return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT), {
             "reply_loss": jnp.mean(losses_BT, where=rows.kinds_BT >= REPLY),

@@ -2,8 +2,9 @@
 
     python scripts/pretrain_embedded.py --out /tmp/student
 
-It takes some 40 minutes on two cores. A run that was stopped goes on when it is called again, and
-ends with the same files. At the end a table says how well the student reads its prompt.
+It takes less than 40 minutes on two cores. A run that was stopped goes on when it
+is called again, and ends with the same files. At the end a table says how well the student reads
+its prompt.
 """
 
 import sys
