@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "judge_fit": ["fit_judge"],
         "pretrain": ["make_embedded"],
         "reading_check": ["reading_table"],
+        "voice_check": ["voice_table"],
     },
 )

@@ -32,9 +32,9 @@ class PretrainConfig(Config):
     """Share of all steps that train on bare dialogues; their share falls to 0 at the end."""
     tokens_per_step: int = setting(4_800, ge=128)
     """Tokens of an update."""
-    learning_rate: float = 0.03
+    learning_rate: float = 0.01
     """The rate of Muon, which updates the matrices."""
-    adam_learning_rate: float = 3e-3
+    adam_learning_rate: float = 1e-3
     """The rate of AdamW, which updates embeddings, norms and biases."""
     prompt_weight: float = 0.3
     """Loss weight of a prompt token; a reply token has weight 1."""
@@ -50,16 +50,17 @@ class PretrainConfig(Config):
     """Share of dialogues whose prompts carry no emotion block."""
     vocab_size: int = setting(2_048, ge=300, hint="the bytes and more")
     """Entries of the tokenizer."""
-    hidden_size: int = 256
+    hidden_size: int = 384
     """Width of the model."""
-    intermediate_size: int = 640
+    intermediate_size: int = 512
     """Width of the MLP."""
     num_layers: int = 4
     """Layers of the model."""
-    num_heads: int = 4
+    num_heads: int = 6
     """Query heads."""
-    num_kv_heads: int = 1
-    """Key and value heads."""
+    num_kv_heads: int = 2
+    """Key and value heads. In the first two layers, the query heads of the first one copy from the
+    start and are not trained."""
 
     check_scenarios: int = setting(25, ge=0, operational=True)
     """Unseen scenarios of each domain on which the student's reading is looked at afterwards; 0

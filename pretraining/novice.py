@@ -54,6 +54,9 @@ SILENCE_ODDS = 0.03
 CLOSE_WITHIN, CLOSE_ODDS, SURRENDER_ODDS = 0.33, 0.8, 0.1
 HOLD_ODDS, HALFWAY_ODDS = 0.1, 0.5
 CONCESSION = (0.3, 0.7)
+CLOCK_STEPS, OTHER_STEPS = (4, 2), (10, 5)
+"""It likes round figures, in steps of the domain: whole and half hours, else tens and fives. Then
+fewer of the digits that it says are arithmetic, which a small student learns late."""
 
 
 def novice_reply(
@@ -116,15 +119,23 @@ def _figures(brief: Brief, history: Sequence[Speech], rng: np.random.Generator) 
         return [say("accept", theirs[-1])]
     if rng.random() < SILENCE_ODDS:
         return [str(rng.choice(WORDS["silent"]))]
-    draw, share = rng.random(), 0.5
-    if draw < HOLD_ODDS:
-        share = 0.0
-    elif draw >= HOLD_ODDS + HALFWAY_ODDS:
-        share = rng.uniform(*CONCESSION)
-    value = round_figure(own[-1] + share * (theirs[-1] - own[-1]), domain)
-    is_held = abs(value - own[-1]) < step(domain)
+    draw = rng.random()
+    share = 0.5 if draw < HOLD_ODDS + HALFWAY_ODDS else rng.uniform(*CONCESSION)
+    value = _round_concession(own[-1], theirs[-1], share, domain)
+    is_held = draw < HOLD_ODDS or abs(value - own[-1]) < step(domain)
     figure = say("hold", own[-1]) if is_held else say("concede", value)
     return [*_quote(theirs, domain, rng), figure]
+
+
+def _round_concession(own: float, theirs: float, share: float, domain: str) -> float:
+    """The roundest figure near a share of the way, at least a quarter of it from either side."""
+    value, margin = own + share * (theirs - own), abs(theirs - own) / 4
+    for steps in CLOCK_STEPS if step(domain) < 1 else OTHER_STEPS:
+        size = steps * step(domain)
+        rounded = size * round(value / size)
+        if min(own, theirs) + margin <= rounded <= max(own, theirs) - margin:
+            return rounded
+    return round_figure(value, domain)
 
 
 def _quote(theirs: Sequence[float], domain: str, rng: np.random.Generator) -> list[str]:

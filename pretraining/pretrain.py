@@ -31,7 +31,7 @@ from emodistill.records import Role
 from emodistill.seeding import jax_key, stream
 from emodistill.train.checkpoints import Checkpoints
 from pretraining.config import PretrainConfig
-from pretraining.copying_weights import write_copying_weights
+from pretraining.copying_weights import ROPE_THETA, write_copying_weights
 from pretraining.corpus import (
     Dialogue,
     PossibleReply,
@@ -78,13 +78,13 @@ def make_embedded(config: PretrainConfig) -> Path:
     full, bare = play_dialogues(config, "full"), play_dialogues(config, "bare")
     tokenizer = train_tokenizer(last_texts(full[:NUM_TOKENIZER_DIALOGUES]), config.vocab_size)
     tokenizer.save_pretrained(config.out, save_jinja_files=False)
-    model = _new_student(config, end_of_turn_id(tokenizer))
-    fit(model, rows_of(bare, tokenizer, config), rows_of(full, tokenizer, config), config)
+    model, trained = new_student(config, end_of_turn_id(tokenizer))
+    fit(model, trained, rows_of(bare, tokenizer, config), rows_of(full, tokenizer, config), config)
     return config.out
 
 
-def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
-    """The student before its first step, which leans towards copying (`copying_weights`)."""
+def new_student(config: PretrainConfig, eos_token_id: int) -> tuple[Qwen2, nnx.State]:
+    """The student before its first step, and what of it is trained (`copying_weights`)."""
     model = Qwen2(
         Qwen2Config(
             vocab_size=config.vocab_size,
@@ -94,7 +94,7 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.hidden_size // config.num_heads,
-            rope_theta=1e6,
+            rope_theta=ROPE_THETA,
             norm_eps=1e-6,
             max_positions=4096,
             is_tied=True,
@@ -102,8 +102,8 @@ def _new_student(config: PretrainConfig, eos_token_id: int) -> Qwen2:
         ),
         key=jax_key(config.seed, "pretrain", "weights"),
     )
-    write_copying_weights(model, stream(config.seed, "pretrain", "copying weights"), MAX_TOKENS)
-    return model
+    rng = stream(config.seed, "pretrain", "copying weights")
+    return model, write_copying_weights(model, rng, MAX_TOKENS)
 
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any, config: PretrainConfig) -> list[Rows]:
@@ -182,12 +182,12 @@ def curriculum(
         yield next(bare_batches if rng.random() < bare_odds else full_batches)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
 def _step(
-    graphdef: Any, config: PretrainConfig, params: Any, opt_state: Any, rows: Rows
+    graphdef: Any, config: PretrainConfig, trained: Any, params: Any, opt_state: Any, rows: Rows
 ) -> tuple[Any, Any, Metrics]:
-    """An update; of the replies, the mean cross-entropy, and the share of the tokens predicted
-    right that the prompt decides."""
+    """An update of what is `trained`; of the replies, the mean cross-entropy, and the share of the
+    tokens predicted right that the prompt decides."""
     weight_of = {
         NOTHING: 0.0,
         PROMPT: config.prompt_weight,
@@ -213,16 +213,24 @@ def _step(
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = _optimizer(config).update(grads, opt_state, params)
+    updates = jax.tree.map(jnp.multiply, updates, trained)
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
-def fit(model: Qwen2, bare: Sequence[Rows], full: Sequence[Rows], config: PretrainConfig) -> None:
-    """Train all weights, with one compiled step per shape of a batch, and save them in bfloat16."""
+def fit(
+    model: Qwen2,
+    trained: nnx.State,
+    bare: Sequence[Rows],
+    full: Sequence[Rows],
+    config: PretrainConfig,
+) -> None:
+    """Train the weights where `trained` is 1, with one compiled step per shape of a batch, and save
+    them in bfloat16."""
     graphdef, params = nnx.split(model, nnx.Param)
     # On the device, as what is read from a checkpoint: a step is compiled once for both.
     state = jax.device_put((params, _optimizer(config).init(params)), jax.devices()[0])
     folder = config.out / "checkpoints"
-    step = partial(_step, graphdef, dataclasses.replace(config, out=Path()))
+    step = partial(_step, graphdef, dataclasses.replace(config, out=Path()), trained)
     with (
         Checkpoints(folder, config.identity(), keep=1, keep_every=None) as checkpoints,
         Progress("pretrain", total=config.num_steps, unit="steps") as bar,

@@ -27,6 +27,7 @@ from emodistill.prompts import Message, load_pack
 from emodistill.records import Role
 from emodistill.seeding import stream
 from emodistill.simulator.reading import (
+    Brief,
     last_figure,
     messages_text,
     read_brief,
@@ -58,11 +59,16 @@ class CheckResult(NamedTuple):
     holds: bool
 
 
-def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
-    """What a reply in the novice's words says of how its prompt was read."""
+def read_prompt(messages: list[Message]) -> tuple[Brief, list[float], list[float]]:
+    """A prompt's brief, and the figures that its reader and the other side have named so far."""
     sections = read_sections(*messages_text(messages))
     brief = read_brief(sections.scenario)
-    own, theirs = read_figures(read_history(sections.talks, brief.role), brief.domain)
+    return brief, *read_figures(read_history(sections.talks, brief.role), brief.domain)
+
+
+def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
+    """What a reply in the novice's words says of how its prompt was read."""
+    brief, own, theirs = read_prompt(messages)
     offer = last_figure(text, brief.domain)
     if offer is not None and brief.own_figure is not None:
         if not own:
@@ -84,6 +90,15 @@ def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
 
 def _is_between(value: float, one: float, other: float) -> bool:
     return min(one, other) <= value <= max(one, other)
+
+
+def unseen_scenarios(number: int) -> list[Scenario]:
+    """So many of each domain, that follow those of the experiments and of pretraining."""
+    return [
+        scenario
+        for domain in DOMAINS
+        for scenario in generate_scenarios(domain, FIRST_UNSEEN + number)[FIRST_UNSEEN:]
+    ]
 
 
 async def play_unseen(
@@ -128,13 +143,7 @@ async def play_unseen(
             max_reply_tokens=MAX_REPLY_TOKENS,
             max_prompt_tokens=MAX_PROMPT_TOKENS,
         )
-        games = [
-            scenario
-            for domain in DOMAINS
-            for scenario in generate_scenarios(domain, FIRST_UNSEEN + scenarios_per_domain)[
-                FIRST_UNSEEN:
-            ]
-        ]
+        games = unseen_scenarios(scenarios_per_domain)
         return await asyncio.gather(
             *(one(scenario, role, student) for role in get_args(Role) for scenario in games)
         )

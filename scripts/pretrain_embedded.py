@@ -2,7 +2,7 @@
 
     python scripts/pretrain_embedded.py --out /tmp/student
 
-It takes less than 40 minutes on two cores. A run that was stopped goes on when it
+It takes less than an hour on two cores. A run that was stopped goes on when it
 is called again, and ends with the same files. At the end a table says how well the student reads
 its prompt.
 """
@@ -24,7 +24,8 @@ def pretrain(cell: Cell) -> None:
     folder = pretraining.make_embedded(config)
     print(f"the student is in {folder}")
     if config.check_scenarios:
-        print(pretraining.reading_table(folder, config.check_temperatures, config.check_scenarios))
+        for table in (pretraining.reading_table, pretraining.voice_table):
+            print(table(folder, config.check_temperatures, config.check_scenarios))
 
 
 if __name__ == "__main__":

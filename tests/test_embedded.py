@@ -21,11 +21,18 @@ def counts():
 
 @pytest.mark.parametrize(
     ("check", "least"),
-    [("opening", 0.95), ("between", 0.65), ("theirs", 0.85), ("possible", 0.65), ("ended", 0.99)],
+    [
+        ("opening", 0.97),
+        ("between", 0.85),
+        ("theirs", 0.9),
+        ("fact", 0.9),
+        ("possible", 0.95),
+        ("ended", 0.99),
+    ],
 )
 def test_it_reads_its_prompt_in_both_roles(counts, check, least):
     found = {seat: checks[check] for seat, checks in counts.items()}
-    assert len(found) == 8 and all(asked > 0 for _, asked in found.values())
+    assert len(found) == 8
     for role in ("focal", "counterparty"):
         held, asked = np.sum([one for seat, one in found.items() if seat[0] == role], axis=0)
-        assert held / asked >= least, (role, found)
+        assert asked > 0 and held / asked >= least, (role, found)

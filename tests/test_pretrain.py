@@ -1,12 +1,16 @@
 """What the embedded student is pretrained on, and that the run is made of seeds alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from flax import nnx
 from msgspec.structs import replace
 
 from emodistill.domains import DOMAINS, load_scenarios
 from emodistill.domains.generator import NUM_SCENARIOS
 from emodistill.errors import InputError
+from emodistill.model import load_qwen2
 from emodistill.prompts import counterparty_messages, focal_messages, load_pack
 from emodistill.records import Turn
 from emodistill.seeding import stream
@@ -24,8 +28,9 @@ from pretraining.corpus import (
 )
 from pretraining.dialogue_rows import PROMPT, REPLY, TokenSample, merge_samples
 from pretraining.novice import WORDS, given_characters
-from pretraining.pretrain import curriculum, make_embedded
-from pretraining.reading_check import CHECKS, findings
+from pretraining.pretrain import curriculum, make_embedded, new_student
+from pretraining.reading_check import CHECKS, findings, unseen_scenarios
+from pretraining.voice_check import COLUMNS, MOVES, Begun, begun_replies
 
 PACK = load_pack()
 
@@ -121,6 +126,30 @@ def test_what_is_misread_is_found(text, wrong):
     assert {one.check for one in found if not one.holds} == wrong
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_teacher_s_own_figures_are_right(domain):
+    scenarios = [one for one in unseen_scenarios(4) if one.domain == domain]
+    begun = [one for scenario in scenarios for one in begun_replies(scenario)]
+    assert {one.move for one in begun} <= {*MOVES}
+    assert len(begun) > 8
+    assert all((one.move, one.verdict(one.rest)) in COLUMNS for one in begun)
+    assert not any(one.verdict(one.rest) in ("back", "past") for one in begun)
+
+
+@pytest.mark.parametrize(
+    ("move", "verdicts"),
+    [
+        ("concede", ["past", "between", "back", "wrong"]),
+        ("hold", ["wrong", "right", "wrong", "wrong"]),
+        ("accept", ["wrong", "wrong", "wrong", "wrong"]),
+    ],
+)
+def test_figures_in_the_teacher_s_words_are_told_apart(move, verdicts):
+    begun = Begun("crad", move, "I can go to", " 40 days.", [], own=40.0, theirs=90.0)
+    rests = [" 100 days. Or 50.", " 40 days.", " 39 days", " that."]
+    assert [begun.verdict(rest) for rest in rests] == verdicts
+
+
 def test_the_pipeline_reads_the_novice_as_the_simulator_does(dialogues):
     """Two readers of offers that have nothing in common but what they are to find."""
     for dialogue in dialogues:
@@ -200,22 +229,21 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
     # Rows of one length: one program to compile.
     monkeypatch.setattr(dialogue_rows, "ROW_MULTIPLE", 2_304)
 
+    config = PretrainConfig(
+        num_dialogues=4,
+        num_bare_dialogues=4,
+        num_steps=3,
+        bare_share=0.0,
+        tokens_per_step=512,
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=16,
+        num_layers=2,
+        num_heads=2,
+    )
+
     def run(name):
-        return make_embedded(
-            PretrainConfig(
-                out=tmp_path / name,
-                num_dialogues=4,
-                num_bare_dialogues=4,
-                num_steps=3,
-                bare_share=0.0,
-                tokens_per_step=512,
-                vocab_size=320,
-                hidden_size=16,
-                intermediate_size=16,
-                num_layers=2,
-                num_heads=2,
-            )
-        )
+        return make_embedded(dataclasses.replace(config, out=tmp_path / name))
 
     def stopped(*args):
         for number, rows in enumerate(curriculum(*args)):
@@ -231,6 +259,13 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
     files = sorted(path.name for path in first.iterdir() if path.is_file())
     assert "model.safetensors" in files
     assert [(first / f).read_bytes() for f in files] == [(again / f).read_bytes() for f in files]
+
+    (new, trained), made = new_student(config, eos_token_id=0), load_qwen2(first)
+    states = (nnx.to_flat_state(state) for state in (trained, *map(nnx.state, (new, made))))
+    for (path, is_trained), (_, before), (_, after) in zip(*states, strict=True):
+        changed = np.asarray(after[...] != before[...].astype(after[...].dtype))
+        assert not changed[np.asarray(is_trained[...]) == 0].any(), path
+    assert (made.embed_tokens.weight[...] != new.embed_tokens.weight[...]).mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class AdapterConfig(ExperimentConfig):
     """What all training of the student shares: the student, its LoRA, the optimiser (Appendix F).
 
     `auto` is one value for a checkpoint and another one for the embedded student, which has
-    three million parameters.
+    five million parameters.
     """
 
     student_field = "model"
