@@ -59,7 +59,7 @@ Metrics = dict[str, jax.Array]
 MAX_TOKENS = 1024
 """The longest sample; turns whose histories are longer are left out."""
 STEPS_PER_SAVE = 100
-"""Steps between two checkpoints: at most three minutes of work are done again."""
+"""Steps between two checkpoints: at most four minutes of work are done again."""
 NUM_START_TOKENS = 2
 """The first word alone does not tell who speaks: both the novice and the others begin with "I"."""
 NUM_TOKENIZER_DIALOGUES = 2_000

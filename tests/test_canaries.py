@@ -51,7 +51,7 @@ from emodistill.model import (
 from emodistill.model.lora import target_layers
 
 ROOT = Path(__file__).resolve().parents[1]
-B_STD = 0.07
+B_STD = 0.025
 NUM_CANDIDATES, NUM_CANARIES = 8, 3
 CONTROL = "\x1b[31mred\x1b[0m"
 
