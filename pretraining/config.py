@@ -60,7 +60,7 @@ class PretrainConfig(Config):
     """Query heads."""
     num_kv_heads: int = 2
     """Key and value heads. In the first two layers, the query heads of the first one copy from the
-    start and are not trained."""
+    start and are not pretrained."""
 
     check_scenarios: int = setting(25, ge=0, operational=True)
     """Unseen scenarios of each domain on which the student's reading is looked at afterwards; 0
@@ -73,6 +73,10 @@ class PretrainConfig(Config):
         require(
             self.hidden_size % (2 * self.num_heads) == 0,
             f"hidden_size={self.hidden_size} must be an even multiple of num_heads.",
+        )
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}.",
         )
 
 

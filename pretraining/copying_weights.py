@@ -12,7 +12,7 @@ written into the weights here:
 2. In the second layer, head n looks for positions that are preceded by the n tokens that end at its
    own position, and adds the token found there to its output.
 
-The heads that share the first key head do this from the start, and training leaves them as they
+The heads that share the first key head do this from the start, and pretraining leaves them as they
 are: trained with the rest, they lose words within a hundred steps. All other heads are trained;
 those of the second and third layer lean towards the same comparison, from where figures are learned
 soonest.
@@ -58,12 +58,13 @@ MATCH_NATS = 8.0
 """What each token in common adds to the score of the heads that stay: three of them stand out
 among a thousand positions that have one by chance."""
 COPY_SCALE = 1.2
-"""Output scale of the heads that stay: copied, a token's vector is about twice as long as the
-position's own."""
+"""Output scale of the heads that stay: each adds the vector of the token that it copies, about
+twice as long as the position's own."""
 LEANING_MATCH_SCALE, LEANING_COPY_SCALE = 0.35, 0.4
 """Scale of queries and keys, and of outputs, of the heads that only lean: each token in common adds
 about half a nat. Heads that are trained learn later where they are sure at the start, since a
 softmax that is sure passes on little of the gradient."""
+NUM_HELD_LAYERS = 2
 LEANING_LAYERS = (1, 2)
 
 
@@ -129,7 +130,8 @@ def write_copying_weights(model: Qwen2, rng: np.random.Generator, max_tokens: in
     embedding, norm = model.embed_tokens.weight, model.norm.weight
     vectors = rng.normal(size=(embedding.shape[0], circuit.token_DE.shape[1]))
     # As long as if all directions were drawn; the logits are as small as those of a new model.
-    embedding[...] = (EMBEDDING_STD * np.sqrt(2) * vectors @ circuit.token_DE.T).astype(np.float32)
+    vectors = EMBEDDING_STD * np.sqrt(2) * vectors @ circuit.token_DE.T
+    embedding[...] = vectors.astype(embedding.dtype)
     norm[...] = norm[...] * (INITIAL_STD / EMBEDDING_STD)
     return _trained(model, circuit)
 
@@ -189,7 +191,7 @@ def _find_and_copy(weights: Weights, circuit: _Circuit, rng: np.random.Generator
     each other position, and copies the token there."""
     config, key = circuit.config, circuit.head(0)
     shape = len(circuit.slow_dims), len(circuit.reading_WD)
-    # In so few dimensions the parts overlap at random, as they would at any angles.
+    # At random: what is compared of several tokens shares the few slow dimensions, and overlaps.
     compared = [rng.normal(size=shape) / np.sqrt(shape[0]) for _ in circuit.before]
     # The normed stream holds a position's own token and those before it, each as long; of its own
     # token a part is read.
@@ -210,7 +212,7 @@ def _find_and_copy(weights: Weights, circuit: _Circuit, rng: np.random.Generator
 
 
 def _lean(weights: Weights, circuit: _Circuit, layer: int, rng: np.random.Generator) -> None:
-    """What heads of `layer` do not stay as they are compare in the same way, but hardly."""
+    """The heads of `layer` that are trained make the same comparison, but weakly."""
     shape = len(circuit.slow_dims), len(circuit.reading_WD)
     compared = [LEANING_MATCH_SCALE * _orthonormal(rng, *shape) for _ in circuit.before]
     readings, size = circuit.readings, circuit.group_size
@@ -236,16 +238,17 @@ def _sum(compared: list[np.ndarray], readings: list[np.ndarray]) -> np.ndarray:
 
 
 def _trained(model: Qwen2, circuit: _Circuit) -> nnx.State:
+    """1, but 0 for the heads that stay and for the norms before them, which others share."""
     trained = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     attention = trained["layers"]["self_attn"]
     queries, keys = circuit.head(0).stop * circuit.group_size, circuit.head(0).stop
     for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
         for param in attention[name].values():
-            param[...] = param[...].at[:2, :rows].set(0)
+            param[...] = param[...].at[:NUM_HELD_LAYERS, :rows].set(0)
     outputs = attention["o_proj"]["weight"]
-    outputs[...] = outputs[...].at[:2, :, :queries].set(0)
+    outputs[...] = outputs[...].at[:NUM_HELD_LAYERS, :, :queries].set(0)
     norms = trained["layers"]["input_layernorm"]["weight"]
-    norms[...] = norms[...].at[:2].set(0)
+    norms[...] = norms[...].at[:NUM_HELD_LAYERS].set(0)
     return trained
 
 

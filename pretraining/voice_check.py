@@ -46,7 +46,7 @@ MAX_FIGURE_TOKENS = 9
 
 MOVES = ("concede", "hold", "accept")
 COLUMNS = {
-    ("concede", "between"): "steps between the two last offers",
+    ("concede", "between"): "steps between the two last offers, either included",
     ("concede", "back"): "that go back on its own",
     ("concede", "past"): "or past theirs",
     ("hold", "right"): "its own last offer, where it stays",

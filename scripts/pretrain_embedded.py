@@ -3,8 +3,8 @@
     python scripts/pretrain_embedded.py --out /tmp/student
 
 It takes less than an hour on two cores. A run that was stopped goes on when it
-is called again, and ends with the same files. At the end a table says how well the student reads
-its prompt.
+is called again, and ends with the same files. At the end one table says how well the student
+reads its prompt, another how well it places figures in the teacher's words.
 """
 
 import sys

@@ -274,6 +274,7 @@ def test_a_small_run_repeats_itself_and_goes_on_where_it_was_stopped(tmp_path, m
         ({"tokens_per_step": 0}, "tokens_per_step=1?\\d+ must be at least 128"),
         ({"vocab_size": 10}, "vocab_size=\\d+ must be at least 300"),
         ({"hidden_size": 190}, "hidden_size=190 must be an even multiple"),
+        ({"num_heads": 3}, "num_heads=3 must be a multiple of num_kv_heads=2"),
     ],
 )
 def test_impossible_sizes(settings, words):
