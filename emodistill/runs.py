@@ -187,6 +187,16 @@ def input_hashes(paths: Iterable[Path], run: Path) -> dict[str, str]:
 
 
 def name_in_run(path: Path, run: Path) -> str:
-    """A file as manifests name it: relative to the run, so that a run can be moved; else whole."""
-    whole, home = path.resolve(), run.resolve()
+    """A file as manifests name it: relative to the run, so that a run can be moved; else whole.
+
+    Raises:
+      InputError: its links lead in a circle.
+    """
+    try:
+        whole, home = path.resolve(), run.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise InputError(
+            f"{path} is a link that leads in a circle; put the file there, or run the stage that "
+            "makes it again."
+        ) from error
     return str(whole.relative_to(home) if whole.is_relative_to(home) else whole)

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -189,3 +190,11 @@ def test_a_full_disk_keeps_the_old_tensors(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     np.testing.assert_array_equal(load_file(path)["a"], np.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there such links are just missing files")
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+    link = tmp_path / "scores.jsonl"
+    link.symlink_to(link)
+    with pytest.raises(InputError, match=r"scores\.jsonl is a link that leads in a circle"):
+        runs.name_in_run(link, tmp_path)
