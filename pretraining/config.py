@@ -60,7 +60,7 @@ class PretrainConfig(Config):
     """Query heads."""
     num_kv_heads: int = 2
     """Key and value heads. In the first two layers, the query heads of the first one copy from the
-    start and are not pretrained."""
+    start and are frozen."""
 
     check_scenarios: int = setting(25, ge=0, operational=True)
     """Unseen scenarios of each domain on which the student's reading is looked at afterwards; 0

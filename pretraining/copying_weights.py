@@ -12,8 +12,8 @@ written into the weights here:
 2. In the second layer, head n looks for positions that are preceded by the n tokens that end at its
    own position, and adds the token found there to its output.
 
-The heads that share the first key head do this from the start, and pretraining leaves them as they
-are: trained with the rest, they lose words within a hundred steps. All other heads are trained;
+The heads that share the first key head do this from the start and are frozen in pretraining:
+trained with the rest, they lose words within a hundred steps. All other heads are trained;
 those of the second and third layer lean towards the same comparison, from where figures are learned
 soonest.
 
@@ -50,32 +50,36 @@ cosine, by which a match is weakened, is then at least 0.88."""
 MIN_FREQUENCY = 0.03
 """Frequencies from here on, in radians a position, count positions."""
 EMBEDDING_STD = 0.2
-"""Of the tokens' vectors, ten times Hugging Face's. AdamW moves every number equally far: short
-vectors are all alike after a few dozen steps, and nothing tells rare words apart any more."""
+"""Of the tokens' vectors, ten times Hugging Face's. AdamW moves every number equally far: so
+that longer vectors should keep apart for longer what tells rare words apart (docs/notes.md)."""
 READ_WIDTH = 32
 """Directions in which a position holds each token before it."""
 MATCH_NATS = 8.0
-"""What each token in common adds to the score of the heads that stay: three of them stand out
+"""What each token in common adds to the score of the frozen heads: three of them stand out
 among a thousand positions that have one by chance."""
 COPY_SCALE = 1.2
-"""Output scale of the heads that stay: each adds the vector of the token that it copies, about
+"""Output scale of the frozen heads: each adds the vector of the token that it copies, about
 twice as long as the position's own."""
 LEANING_MATCH_SCALE, LEANING_COPY_SCALE = 0.35, 0.4
 """Scale of queries and keys, and of outputs, of the heads that only lean: each token in common adds
 about half a nat. Heads that are trained learn later where they are sure at the start, since a
 softmax that is sure passes on little of the gradient."""
-NUM_HELD_LAYERS = 2
+NUM_FROZEN_LAYERS = 2
+"""Layers whose first heads are frozen: one that looks back, one that finds and copies."""
 LEANING_LAYERS = (1, 2)
+"""Layers whose other heads lean."""
 
 
 class _Circuit(NamedTuple):
     """Directions of the residual stream, and dimensions of the heads, that the circuit uses."""
 
     config: Qwen2Config
+    group_size: int
+    """Query heads that share a key head; those of the first one are frozen."""
     token_DE: np.ndarray
     """Where the token's own vector lies."""
     before: list[np.ndarray]
-    """[D, W] each: where the tokens 1, 2, … before are held."""
+    """[D, W] each: where the tokens 1, 2, … before are kept."""
     reading_WD: np.ndarray
     """What is read of a token's own vector."""
     turns: np.ndarray
@@ -87,11 +91,6 @@ class _Circuit(NamedTuple):
         """The rows of a head in a projection."""
         size = self.config.head_dim
         return slice(number * size, (number + 1) * size)
-
-    @property
-    def group_size(self) -> int:
-        """Query heads that share a key head. Those of the first one stay as they are."""
-        return self.config.num_heads // self.config.num_kv_heads
 
     @property
     def readings(self) -> list[np.ndarray]:
@@ -107,7 +106,7 @@ def write_copying_weights(model: Qwen2, rng: np.random.Generator, max_tokens: in
       max_tokens: positions of the longest sample.
 
     Returns:
-      What of the model's parameters is to be trained: 1 there, 0 where the circuit stays as it is.
+      What of the model's parameters is to be trained: 1 there, 0 where the circuit is frozen.
 
     Raises:
       InputError: the model has a single layer, or too few frequencies that compare tokens.
@@ -152,6 +151,7 @@ def _circuit(config: Qwen2Config, rng: np.random.Generator, max_tokens: int) -> 
     token_DE, rest = np.split(_orthonormal(rng, config.hidden_size, config.hidden_size), 2, axis=1)
     return _Circuit(
         config,
+        group_size,
         token_DE,
         before=[rest[:, n * width : (n + 1) * width] for n in range(group_size)],
         reading_WD=_orthonormal(rng, width, token_DE.shape[1]) @ token_DE.T,
@@ -216,7 +216,7 @@ def _lean(weights: Weights, circuit: _Circuit, layer: int, rng: np.random.Genera
     shape = len(circuit.slow_dims), len(circuit.reading_WD)
     compared = [LEANING_MATCH_SCALE * _orthonormal(rng, *shape) for _ in circuit.before]
     readings, size = circuit.readings, circuit.group_size
-    for group in range(1 if layer == 1 else 0, circuit.config.num_kv_heads):
+    for group in range(1 if layer < NUM_FROZEN_LAYERS else 0, circuit.config.num_kv_heads):
         key, value = circuit.head(group), _value(circuit, rng)
         weights["k_weight"][layer, key][circuit.slow_dims] += _sum(compared, readings[1:])
         weights["v_weight"][layer, key] = value
@@ -238,17 +238,17 @@ def _sum(compared: list[np.ndarray], readings: list[np.ndarray]) -> np.ndarray:
 
 
 def _trained(model: Qwen2, circuit: _Circuit) -> nnx.State:
-    """1, but 0 for the heads that stay and for the norms before them, which others share."""
+    """1, but 0 for the frozen heads and for the norms before them, which others share."""
     trained = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     attention = trained["layers"]["self_attn"]
     queries, keys = circuit.head(0).stop * circuit.group_size, circuit.head(0).stop
     for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
         for param in attention[name].values():
-            param[...] = param[...].at[:NUM_HELD_LAYERS, :rows].set(0)
+            param[...] = param[...].at[:NUM_FROZEN_LAYERS, :rows].set(0)
     outputs = attention["o_proj"]["weight"]
-    outputs[...] = outputs[...].at[:NUM_HELD_LAYERS, :, :queries].set(0)
+    outputs[...] = outputs[...].at[:NUM_FROZEN_LAYERS, :, :queries].set(0)
     norms = trained["layers"]["input_layernorm"]["weight"]
-    norms[...] = norms[...].at[:NUM_HELD_LAYERS].set(0)
+    norms[...] = norms[...].at[:NUM_FROZEN_LAYERS].set(0)
     return trained
 
 

@@ -213,8 +213,8 @@ def _step(
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = _optimizer(config).update(grads, opt_state, params)
-    # Of the updates, not the gradients: held weights count in the clip and in Muon's orthogonal
-    # updates.
+    # Of the updates, not the gradients: frozen weights count in the clip and in Muon's
+    # orthogonal updates.
     updates = jax.tree.map(jnp.multiply, updates, trained)
     return optax.apply_updates(params, updates), opt_state, metrics
 

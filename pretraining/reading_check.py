@@ -74,8 +74,8 @@ def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
         if not own:
             yield CheckResult("opening", offer == brief.own_figure)
         elif theirs:
-            yield CheckResult("between", _is_between(offer, own[-1], theirs[-1]))
-            yield CheckResult("possible", _is_between(offer, brief.own_figure, theirs[0]))
+            yield CheckResult("between", is_between(offer, own[-1], theirs[-1]))
+            yield CheckResult("possible", is_between(offer, brief.own_figure, theirs[0]))
     named = [("theirs", theirs, WORDS["quote"] + WORDS["accept"]), ("own", own, WORDS["hold"])]
     for check, figures, templates in named:
         if figures:
@@ -88,7 +88,7 @@ def findings(messages: list[Message], text: str) -> Iterator[CheckResult]:
             yield CheckResult("fact", found == stated)
 
 
-def _is_between(value: float, one: float, other: float) -> bool:
+def is_between(value: float, one: float, other: float) -> bool:
     return min(one, other) <= value <= max(one, other)
 
 

@@ -36,7 +36,7 @@ from emodistill.simulator.response_model import PHRASES
 from emodistill.simulator.writer import SimulatedWriter
 from pretraining.corpus import Dialogue, prompted_replies
 from pretraining.novice import gap_of
-from pretraining.reading_check import NUM_SLOTS, read_prompt, unseen_scenarios
+from pretraining.reading_check import NUM_SLOTS, is_between, read_prompt, unseen_scenarios
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,7 +74,7 @@ class Begun(NamedTuple):
         if self.move != "concede":
             expected = self.own if self.move == "hold" else self.theirs
             return "right" if figure == expected else "wrong"
-        if min(self.own, self.theirs) <= figure <= max(self.own, self.theirs):
+        if is_between(figure, self.own, self.theirs):
             return "between"
         return "back" if (figure - self.own) * (self.theirs - self.own) < 0 else "past"
 

@@ -77,11 +77,11 @@ def test_the_heads_of_the_first_layer_look_one_two_and_three_tokens_back(attende
 
 
 def test_the_next_layer_finds_what_followed_the_same_tokens(attended):
-    """At a token said before, the heads that stay look at the position after it; the others lean
+    """At a token said before, the frozen heads look at the position after it; the others lean
     towards it. Those that compare more tokens are surer."""
     answers = np.diagonal(attended[1], offset=1 - NUM_TOKENS, axis1=1, axis2=2)[:, GROUP_SIZE:]
-    held, leaning = np.split(answers, 2)
-    assert (held.mean(axis=1) > [0.5, 0.9, 0.99]).all()
+    frozen, leaning = np.split(answers, 2)
+    assert (frozen.mean(axis=1) > [0.5, 0.9, 0.99]).all()
     chances = 1 / np.arange(NUM_TOKENS + GROUP_SIZE, 2 * NUM_TOKENS + 1)
     rises = (leaning / chances[: answers.shape[1]]).mean(axis=1)
     assert (np.diff(rises) > 0).all()
@@ -98,14 +98,14 @@ def test_random_words_are_copied_before_any_training(started):
 
 def test_what_copies_is_not_trained(started):
     model, trained, _ = started
-    held = {
+    frozen = {
         ".".join(map(str, path)): float(np.mean(np.asarray(leaf) == 0))
         for path, leaf in nnx.to_flat_state(trained)
         if not np.asarray(leaf).all()
     }
     # Of two layers: one of two key heads with its queries, and the norms before them.
     projections = [f"{name}_proj.{part}" for name in "qkv" for part in ("weight", "bias")]
-    assert held == {
+    assert frozen == {
         **{f"layers.self_attn.{name}": 0.5 for name in [*projections, "o_proj.weight"]},
         "layers.input_layernorm.weight": 1.0,
     }

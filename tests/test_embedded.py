@@ -33,6 +33,8 @@ def counts():
 def test_it_reads_its_prompt_in_both_roles(counts, check, least):
     found = {seat: checks[check] for seat, checks in counts.items()}
     assert len(found) == 8
+    # A fact is stated in every fifth reply: not in each seat of so few dialogues.
+    assert check == "fact" or all(asked > 0 for _, asked in found.values())
     for role in ("focal", "counterparty"):
         held, asked = np.sum([one for seat, one in found.items() if seat[0] == role], axis=0)
         assert asked > 0 and held / asked >= least, (role, found)
