@@ -44,9 +44,13 @@ def toned(emotion: str, text: str, *, num_markers: int = 2) -> str:
 
 
 @cache
-def dialogue(domain: str, number: int, kind: str) -> Trajectory:
-    """Scenario `number` under random or oracle emotions, against the same counterparty."""
+def dialogue(domain: str, number: int, kind: str, repeat: int = 0) -> Trajectory:
+    """Scenario `number` under random or oracle emotions, against the same counterparty.
+
+    Dialogues of another `repeat` are others.
+    """
     scenario, name = SCENARIOS[domain][number], f"{domain}/{number}"
+    name += f"/{repeat}" if repeat else ""
     rng = stream(0, "test-emotions", name)
     oracle = OracleSelector(PACK, scenario, 0, name, counterparty="sim-counterparty")
 

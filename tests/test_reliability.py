@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from builders import judgement
 from judged_sweep import SCORES, TRAJECTORIES
+from simulated_talks import dialogue
 
 from emodistill.configs import JPOConfig
 from emodistill.errors import InputError
 from emodistill.offline.judging import repeated_scores
-from emodistill.offline.reliability import noise_variance, reliabilities, shrunk_advantages
-from emodistill.offline.rewards import FocalTurns, jpo_advantages
+from emodistill.offline.reliability import (
+    expected_advantages,
+    noise_variance,
+    reliabilities,
+    shrunk_advantages,
+)
+from emodistill.offline.rewards import FocalTurns, jpo_advantages, scenario_advantages
 from emodistill.seeding import stream
+from emodistill.simulator.judge import JudgedTurn, mixed_scores, read_turn, share_of
+from emodistill.simulator.reading import Speech
 from emodistill.train.objectives import select_scored
 
 ONCE = FocalTurns.from_trajectories(TRAJECTORIES, SCORES)
@@ -71,6 +79,73 @@ def test_nothing_but_chance_teaches_nothing_and_fewer_scores_count_for_less():
     turns.num_scores[0] = 1
     found = reliabilities(turns)
     assert found[0] < found[1] - 0.1 and len(set(found[1:])) == 1
+
+
+def reading(trajectory, turn) -> float:
+    """What an exact judge makes of a turn."""
+    history = [Speech(t.speaker == "focal", t.text) for t in trajectory.turns[: turn.index]]
+    return read_turn(JudgedTurn("crad", trajectory.focal_target, history, turn.text))
+
+
+def test_half_of_what_noise_costs_comes_back_for_half_as_many_calls_again():
+    """At a validity of 0.4; the unit is the gap between an exact judge's advantages and those of
+    one score a turn, in correlation with the exact reading within scenarios."""
+    played = [
+        dialogue("crad", number, "random", repeat) for number in range(30) for repeat in range(1, 6)
+    ]
+    once = FocalTurns.from_trajectories(played, {})
+    exact = np.array(
+        [
+            reading(one, one.turns[index])
+            for one, index in zip(once.dialogues, once.turn_index, strict=True)
+        ]
+    )
+    deviation = exact.copy()
+    for scenario in set(once.scenario_ids):
+        members = once.scenario_ids == scenario
+        deviation[members] -= exact[members].mean()
+
+    def agreement(advantages) -> float:
+        return np.corrcoef(advantages, deviation)[0, 1]
+
+    best = agreement(scenario_advantages(mixed_scores(exact, 1.0, 0.0), once.scenario_ids))
+    recovered = []
+    for draw in range(8):
+        rng = stream(draw, "noise")
+        scores = mixed_scores(exact[:, None], share_of(0.4), rng.normal(size=(len(exact), 2)))
+        is_repeated = rng.random(len(exact)) < 0.5
+        judged = dataclasses.replace(
+            once,
+            scores=scores[:, 0],
+            mean_scores=np.where(is_repeated, scores.mean(axis=1), scores[:, 0]),
+            num_scores=1 + is_repeated,
+            score_variances=np.where(is_repeated, scores.var(axis=1, ddof=1), np.nan),
+        )
+        single = agreement(jpo_advantages(judged))
+        recovered.append((agreement(shrunk_advantages(judged)) - single) / (best - single))
+    assert np.mean(recovered) >= 0.5
+
+
+def test_what_is_expected_of_a_turn_comes_from_other_scenarios_and_where_it_leaves_the_table():
+    """A scenario's own scores don't change what is expected of its turns; turns that give way more
+    are scored lower everywhere, and so are expected to be."""
+    played = [dialogue("crad", number, "random", 1) for number in range(30)]
+    turns = FocalTurns.from_trajectories(played, {})
+    scores = np.where(turns.turn_index < 3, 10.0, 1.0)
+    judged = dataclasses.replace(
+        turns, mean_scores=scores, num_scores=np.ones_like(turns.turn_index)
+    )
+    expected, advantages = (
+        expected_advantages(judged),
+        scenario_advantages(scores, turns.scenario_ids),
+    )
+    known = ~np.isnan(advantages)
+    assert np.corrcoef(expected[known], advantages[known])[0, 1] > 0.8
+    some = turns.scenario_ids == turns.scenario_ids[known][0]
+    other = dataclasses.replace(judged, mean_scores=np.where(some, 11.0 - scores, scores))
+    np.testing.assert_allclose(expected_advantages(other)[some], expected[some])
+    alone = dataclasses.replace(judged, scenario_ids=np.repeat("a", len(turns)))
+    assert not expected_advantages(alone).any()
 
 
 def test_a_share_of_repeats_is_enough_to_know_the_noise():

@@ -295,8 +295,8 @@ class JPOConfig(RecordedRefinementConfig):
     ratio: RatioKind = "mean-token"
     """A reply's importance ratio: of its mean log-ratio, of its sum (as printed), or per token."""
     shrink: bool = False
-    """Shrink advantages towards 0 by how reliable a turn's repeated scores are (judge.py --repeats
-    2); an exact judge's stay as they are."""
+    """Draw advantages towards what is to be expected of such turns, the more the less reliable
+    repeated scores are (judge.py --repeats 2); an exact judge's stay as they are."""
     data: Literal["all", "top"] = "all"
     """All scored turns, or SFT's best quarter (Eq. 19 as printed)."""
     top_fraction: float = setting(0.25, gt=0, le=1)

@@ -274,8 +274,10 @@ class FocalTurns:
     finish first.
     """
 
+    dialogues: np.ndarray
+    """[N] the `Trajectory` of the turn."""
     trajectory_index: np.ndarray
-    """[N] index of the dialogue in the sequence that the turns were read from."""
+    """[N] its index in the sequence that the turns were read from."""
     turn_index: np.ndarray
     """[N] `Turn.index` of the focal turn."""
     scenario_ids: np.ndarray
@@ -339,15 +341,15 @@ class FocalTurns:
             )
             for turn in focal_turns:
                 is_last, score = turn is focal_turns[-1], scores.get((name, turn.index), math.nan)
-                key = index, turn.index, trajectory.scenario_id, turn.emotion
+                key = trajectory, index, turn.index, trajectory.scenario_id, turn.emotion
                 known = [] if math.isnan(score) else [score]
                 every = np.array(repeats.get((name, turn.index), known))
                 mean = float(every.mean()) if len(every) else math.nan
                 variance = float(every.var(ddof=1)) if len(every) > 1 else math.nan
                 of_turn = turn.finish_reason == "length", mean, len(every), variance
                 rows.append((*key, is_last, score, *of_dialogue, *of_turn))
-        dtypes = (np.int64, np.int64, np.str_, object, bool, float, float, float, float, bool)
-        dtypes += (float, np.int64, float)
+        dtypes = (object, np.int64, np.int64, np.str_, object, bool)
+        dtypes += (float, float, float, float, bool, float, np.int64, float)
         columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
         return cls(*(np.array(*column) for column in zip(columns, dtypes, strict=True)))
 
