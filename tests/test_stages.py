@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import ADAPTER, SECTIONS, copy_of, run_stage
+from tiny_run import ADAPTER, SECTIONS, SETTINGS, copy_of, run_stage
 
 from emodistill import stages
 from emodistill.configs import (
@@ -23,7 +23,9 @@ from emodistill.configs import (
 from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
+from emodistill.offline.run_files import TRAJECTORIES, read_sweep
 from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.prompts import load_pack
 from emodistill.reports import report
 from emodistill.runs import read_manifest
 from emodistill.settings import Cell, Settings
@@ -313,3 +315,32 @@ def test_printed_commands_say_all_that_differs(tmp_path):
     assert "--method free-sft+jpo" in free
     base = stages.STAGES["jpo"].followed_by(Cell(JPOConfig(reference="base")))
     assert base.endswith("--method iql+jpo")
+
+
+def test_dialogues_of_a_method_become_the_sweep_of_another_run(tiny_run, tmp_path):
+    """To be scored there and learned from; with more of them, those that are there stay first."""
+    run, own = copy_of(tiny_run, tmp_path / "run"), tmp_path / "own"
+
+    def play(num_seeds, method="random", as_sweep=own):
+        base = SETTINGS.config(EvaluateConfig, run=run, method=method)
+        changes = {"split": "train", "num_seeds": num_seeds, "as_sweep": as_sweep}
+        run_stage(dataclasses.replace(base, **changes), base)
+        return (own / "crad" / TRAJECTORIES).read_text(encoding="utf-8")
+
+    first = play(1)
+    run_stage(SETTINGS.config(JudgeConfig, run=own))
+    assert play(1) == first
+    assert (more := play(2)).startswith(first) and more != first
+    run_stage(SETTINGS.config(JudgeConfig, run=own))
+    sweep = read_sweep(own / "crad", load_pack(), own / "crad/judge/sim-judge.jsonl")
+    assert {t.focal.method for t in sweep.trajectories} == {"random"}
+    assert {t.split for t in sweep.trajectories} == {"train"}
+    turns = {(t.trajectory_id, u.index) for t in sweep.trajectories for u in t.focal_turns}
+    assert len(sweep.trajectories) == 4 and len(sweep.scores) > 0 and set(sweep.scores) <= turns
+    with pytest.raises(InputError, match="holds other dialogues; name another run"):
+        play(2, method="neutral")
+    with pytest.raises(InputError, match="is a sweep of its own; name another run"):
+        play(2, as_sweep=run)
+    assert (own / "crad" / TRAJECTORIES).read_text(encoding="utf-8") == more
+    with pytest.raises(InputError, match="--split train: held-out scenarios"):
+        EvaluateConfig(as_sweep=own)

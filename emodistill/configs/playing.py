@@ -128,9 +128,17 @@ class EvaluateConfig(MatchConfig):
     """The domain that selector and adapter come from, where it is another one."""
     selector: Literal["source", "target"] = "source"
     """With --trained-on: the selector of that domain, or of the one that is played."""
+    as_sweep: Path | None = setting(None, operational=True)
+    """With --split train: make the dialogues the sweep of this run too, to be scored there
+    (judge.py --run) and learned from (--data-from)."""
 
     def __post_init__(self) -> None:
         MatchConfig.__post_init__(self)
+        require(
+            self.as_sweep is None or (self.split == "train" and self.stage == "evaluate"),
+            f"--as-sweep {self.as_sweep} is for evaluate.py --split train: held-out scenarios are "
+            "not learned from.",
+        )
         require(
             self.emotion is None or self.emotion in EMOTION_INDEX,
             f"emotion={self.emotion!r} is none of the 28 labels: {', '.join(EMOTION_INDEX)}.",

@@ -8,7 +8,8 @@ runs/<run>/<domain>/tournament/<focal>@<counterparty>.jsonl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -28,9 +29,14 @@ from emodistill.offline.data_checks import (
 )
 from emodistill.offline.judging import Level, judge_path, repeated_scores, scores_by_turn
 from emodistill.offline.rewards import USUAL_LIMIT, Scores, SweepData, TurnLimit
-from emodistill.offline.store import locate_scenarios, locate_trajectories, read_records
+from emodistill.offline.store import (
+    locate_scenarios,
+    locate_trajectories,
+    read_records,
+    write_records,
+)
 from emodistill.prompts import PromptPack
-from emodistill.records import Judgement
+from emodistill.records import Judgement, Trajectory
 from emodistill.runs import read_manifest
 from emodistill.settings import Settings
 from emodistill.untrusted import read_typed, setting_of
@@ -123,6 +129,29 @@ def read_sweep(
         limit=turn_limit(home),
         validity=None if scores is None else validity_line(scores, by_turn),
     )
+
+
+def write_as_sweep(home: Path, scenarios: Path, dialogues: Sequence[Trajectory]) -> None:
+    """Make dialogues that were not swept the sweep of a domain's folder.
+
+    Every scenario's first dialogue stands before anyone's second, so that with more of each the
+    file begins as before, and a judge goes on where it was.
+
+    Args:
+      scenarios: the file of the scenarios that were played.
+
+    Raises:
+      InputError: other dialogues are there.
+    """
+    path = home / TRAJECTORIES
+    ordered = sorted(dialogues, key=attrgetter("seed", "trajectory_id"))
+    known = [one for one, _ in locate_trajectories(path)] if path.is_file() else []
+    if known != ordered[: len(known)]:
+        raise InputError(f"{path} holds other dialogues; name another run.")
+    (home / SCENARIOS).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(scenarios, home / SCENARIOS)
+    if known != ordered:
+        write_records(path, ordered)
 
 
 def validity_line(path: Path, scores: Scores) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emodistill.configs import EvaluateConfig, PairConfig, ReportConfig
+from emodistill.configs import EvaluateConfig, JudgeConfig, PairConfig, ReportConfig
 from emodistill.domains.scenario import Scenario
 from emodistill.errors import InputError
 from emodistill.evaluation.canaries import CANARIES_FILE
@@ -26,11 +26,11 @@ from emodistill.evaluation.served_student import exported_dir
 from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
-from emodistill.offline.run_files import SCENARIOS
-from emodistill.offline.store import locate_scenarios
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, write_as_sweep
+from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack
-from emodistill.runs import Job, Result, input_hashes
+from emodistill.runs import Job, Result, input_hashes, read_manifest
 from emodistill.selectors.systems import system_of
 from emodistill.settings import Cell
 from emodistill.stages.inputs import grown, model_hashes
@@ -174,6 +174,10 @@ def _job(cell: Cell) -> Job:
     config: EvaluateConfig = cell.config
     if config.method == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
+    if config.as_sweep is not None:
+        swept = config.as_sweep / config.domain / TRAJECTORIES
+        if read_manifest(swept.parent) is not None:
+            raise InputError(f"--as-sweep: {swept} is a sweep of its own; name another run.")
     home = config.run / config.domain
     hears = reads_emotions(config)
     pack, reader = load_pack(config.prompt_pack), reader_of(config, hears=hears)
@@ -223,6 +227,7 @@ def _job(cell: Cell) -> Job:
         config_file=f"{name}.config.yaml",
         growing=("num_seeds", "num_scenarios"),
         leftovers=(failures_path(output),),
+        is_repeated=config.as_sweep is not None,
         details=_MatchDetails(focal, counterparty, reader, pack),
     )
 
@@ -346,8 +351,21 @@ def held_out(path: Path, split: str) -> list[tuple[Scenario, str]]:
     return scenarios
 
 
-def _report(cell: Cell) -> str:
-    """The command that shows what has just been played."""
+def _evaluate(job: Job) -> Result:
+    """Play, and make a sweep of it where that is asked for."""
+    config, result = job.cell.config, play(job).result
+    if config.as_sweep is not None and result.is_complete:
+        home = config.as_sweep / config.domain
+        scenarios = (config.data_from or config.run) / config.domain / SCENARIOS
+        write_as_sweep(home, scenarios, read_trajectories(job.output))
+        print(f"{job.name}: the dialogues are the sweep of {config.as_sweep}, too.", flush=True)
+    return result
+
+
+def _next(cell: Cell) -> str:
+    """The command that shows what has just been played, or has it scored."""
+    if cell.config.as_sweep is not None:
+        return next_command("judge", JudgeConfig, cell, run=cell.config.as_sweep)
     met = cell.config.counterparty
     usual = f"{cell.config.provider}:"
     named = {} if met is None else {"counterparty": file_name(met.removeprefix(usual))}
@@ -359,7 +377,7 @@ EVALUATE = Stage(
     script="evaluate",
     needs=match_needs,
     job=_job,
-    run=lambda job: play(job).result,
-    followed_by=_report,
+    run=_evaluate,
+    followed_by=_next,
 )
 PAIR = dataclasses.replace(EVALUATE, config=PairConfig, script="tournament")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from emodistill.configs import (
     SFTConfig,
 )
 from emodistill.configs.studies import DoseStudy
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES
-from emodistill.offline.store import read_scenarios, read_trajectories, write_records
+from emodistill.offline.run_files import SCENARIOS, write_as_sweep
+from emodistill.offline.store import read_scenarios, read_trajectories
 from emodistill.settings import Cell, Settings
 from emodistill.stages import run
 from emodistill.studies.planned_arms import OWN
@@ -80,15 +81,7 @@ def _play_own(config: DoseStudy, settings: Settings) -> None:
     playing = dataclasses.replace(
         base, split="train", num_scenarios=None, num_seeds=num_seeds, yes=True
     )
-    played = run(Cell(playing, base, settings)).path
-    (own / SCENARIOS).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(scenarios, own / SCENARIOS)
-    dialogues = sorted(read_trajectories(played), key=_by_number)[: config.own_dialogues]
-    known = read_trajectories(own / TRAJECTORIES) if (own / TRAJECTORIES).is_file() else []
-    if known != dialogues:
-        write_records(own / TRAJECTORIES, dialogues)
-
-
-def _by_number(dialogue: Any) -> tuple[int, str]:
-    """Every scenario once, then every scenario again."""
-    return dialogue.seed, dialogue.trajectory_id
+    played = read_trajectories(run(Cell(playing, base, settings)).path)
+    # Of every scenario one, then of every scenario another: the first of them are all alike.
+    chosen = sorted(played, key=attrgetter("seed", "trajectory_id"))[: config.own_dialogues]
+    write_as_sweep(own, scenarios, chosen)
