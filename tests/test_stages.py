@@ -342,5 +342,5 @@ def test_dialogues_of_a_method_become_the_sweep_of_another_run(tiny_run, tmp_pat
     with pytest.raises(InputError, match="is a sweep of its own; name another run"):
         play(2, as_sweep=run)
     assert (own / "crad" / TRAJECTORIES).read_text(encoding="utf-8") == more
-    with pytest.raises(InputError, match="--split train: held-out scenarios"):
-        EvaluateConfig(as_sweep=own)
+    with pytest.raises(InputError, match="needs --split train: nothing is learned"):
+        run_stage(SETTINGS.config(EvaluateConfig, run=run, as_sweep=own))

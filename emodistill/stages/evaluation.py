@@ -175,6 +175,11 @@ def _job(cell: Cell) -> Job:
     if config.method == "oracle" and not config.is_simulated:
         raise InputError("--method oracle knows the simulator's hidden truth; it has no provider.")
     if config.as_sweep is not None:
+        if config.split != "train":
+            raise InputError(
+                f"--as-sweep {config.as_sweep} needs --split train: nothing is learned from "
+                "scenarios that are held out."
+            )
         swept = config.as_sweep / config.domain / TRAJECTORIES
         if read_manifest(swept.parent) is not None:
             raise InputError(f"--as-sweep: {swept} is a sweep of its own; name another run.")
