@@ -141,13 +141,13 @@ def write_as_sweep(home: Path, scenarios: Path, dialogues: Sequence[Trajectory])
       scenarios: the file of the scenarios that were played.
 
     Raises:
-      InputError: other dialogues are there.
+      InputError: other dialogues are there, or more than these.
     """
     path = home / TRAJECTORIES
     ordered = sorted(dialogues, key=attrgetter("seed", "trajectory_id"))
     known = [one for one, _ in locate_trajectories(path)] if path.is_file() else []
     if known != ordered[: len(known)]:
-        raise InputError(f"{path} holds other dialogues; name another run.")
+        raise InputError(f"{path} holds other dialogues, or more of them; name another run.")
     (home / SCENARIOS).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(scenarios, home / SCENARIOS)
     if known != ordered:
