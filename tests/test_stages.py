@@ -337,7 +337,7 @@ def test_dialogues_of_a_method_become_the_sweep_of_another_run(tiny_run, tmp_pat
     assert {t.split for t in sweep.trajectories} == {"train"}
     turns = {(t.trajectory_id, u.index) for t in sweep.trajectories for u in t.focal_turns}
     assert len(sweep.trajectories) == 4 and len(sweep.scores) > 0 and set(sweep.scores) <= turns
-    with pytest.raises(InputError, match="holds other dialogues, or more of them; name another run"):
+    with pytest.raises(InputError, match="holds other dialogues, or more of them"):
         play(2, method="neutral")
     with pytest.raises(InputError, match="is a sweep of its own; name another run"):
         play(2, as_sweep=run)
