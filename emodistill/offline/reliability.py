@@ -41,8 +41,7 @@ def shrunk_advantages(turns: FocalTurns) -> np.ndarray:
     """
     advantages = scenario_advantages(turns.mean_scores, turns.scenario_ids)
     expected = expected_advantages(turns)
-    unexpected = advantages - expected
-    return advantages - (1.0 - reliabilities(turns, expected)) * unexpected
+    return advantages - (1.0 - reliabilities(turns, expected)) * (advantages - expected)
 
 
 def reliabilities(turns: FocalTurns, expected: np.ndarray | float = 0.0) -> np.ndarray:

@@ -87,6 +87,10 @@ def _needs(config: ReplayConfig) -> Sequence[Requirement]:
     arms_of(config.emotions)
     is_student = get_method(config.method).writer == "student"
     require(
+        config.as_sweep is None,
+        f"--as-sweep {config.as_sweep} is for evaluate.py; forks are no dialogues to learn from.",
+    )
+    require(
         config.continued_by == "recorded" or is_student,
         f"--method {config.method} is played by a language model; --continue student takes one "
         "that the student plays, such as iql+sft.",

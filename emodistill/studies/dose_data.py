@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,4 @@ def _play_own(config: DoseStudy, settings: Settings) -> None:
         base, split="train", num_scenarios=None, num_seeds=num_seeds, yes=True
     )
     played = read_trajectories(run(Cell(playing, base, settings)).path)
-    # Of every scenario one, then of every scenario another: the first of them are all alike.
-    chosen = sorted(played, key=attrgetter("seed", "trajectory_id"))[: config.own_dialogues]
-    write_as_sweep(own, scenarios, chosen)
+    write_as_sweep(own, scenarios, played, limit=config.own_dialogues)
