@@ -345,5 +345,5 @@ def test_dialogues_of_a_method_become_the_sweep_of_another_run(tiny_run, tmp_pat
     assert (own / "crad" / TRAJECTORIES).read_text(encoding="utf-8") == more
     with pytest.raises(InputError, match="needs --split train: nothing is learned"):
         run_stage(SETTINGS.config(EvaluateConfig, run=run, as_sweep=own))
-    with pytest.raises(InputError, match="--as-sweep .* is for evaluate.py"):
+    with pytest.raises(InputError, match=r"--as-sweep .* is for evaluate\.py"):
         run_stage(SETTINGS.config(ReplayConfig, run=run, as_sweep=own))
