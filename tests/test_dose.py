@@ -3,23 +3,17 @@
 import csv
 import json
 
-import msgspec
 import pytest
-from samples import dialogue
 from tiny_run import ADAPTER, SECTIONS
 
-from emodistill.configs import EvaluateConfig, ReportConfig
+from emodistill.configs import ReportConfig
 from emodistill.configs.studies import DoseStudy
-from emodistill.domains import load_scenarios
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import read_arms
 from emodistill.evaluation.checkpoint_looks import best_look, read_looks
-from emodistill.offline.store import read_judgements, read_trajectories, write_records
-from emodistill.offline.sweep import plan_dialogues
+from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.reports import report_study
 from emodistill.settings import Settings
-from emodistill.stages import Output
-from emodistill.studies import dose_data
 from emodistill.studies.arm_runner import run_study
 from emodistill.studies.planned_arms import plan_arms
 
@@ -35,43 +29,16 @@ SMALL = Settings(
 
 
 def test_arms_are_doses_for_each_setting():
-    study = DoseStudy(kappas=(0.0, 1.0), learners=("jpo", "iql"), own_dialogues=500)
+    study = DoseStudy(kappas=(0.0, 1.0), learners=("jpo", "iql"), own_seeds=12)
     arms = plan_arms(study)
     assert len(arms) == 1 + 2 * 5 + 1 + 1 + 5
     assert {arm.training["jpo"]["select"] for arm in arms if "jpo" in arm.training} == {"best"}
-    assert [arm.home for arm in arms if arm.home] == ["own"]
+    own = [arm for arm in arms if arm.training.get("jpo", {}).get("turns") == "own"]
+    assert [arm.shared for arm in own] == [{"jpo": {"own_seeds": 12}}]
     with pytest.raises(InputError, match="'median' is no ratio"):
         DoseStudy(ratios=("median",))
     with pytest.raises(InputError, match="rate_factors is empty"):
         DoseStudy(rate_factors=())
-
-
-def test_own_dialogues_are_as_many_as_are_asked_for(tmp_path, monkeypatch):
-    """Also where a study with fewer has been there before, whose dialogues stay as they are."""
-    scenarios = [msgspec.structs.replace(one, split="train") for one in load_scenarios("crad")[:2]]
-    write_records(tmp_path / "crad/sweep/scenarios.jsonl", scenarios)
-    for stage in ("iql", "sft"):
-        (tmp_path / "crad" / stage / "default").mkdir(parents=True)
-
-    def play(cell):
-        path = tmp_path / "played.jsonl"
-        if isinstance(cell.config, EvaluateConfig):
-            plan = plan_dialogues(scenarios, num_seeds=cell.config.num_seeds)
-            talks = [
-                dialogue(num_turns=2, scenario=one.scenario, number=one.number) for one in plan
-            ]
-            write_records(path, reversed(talks))
-        return Output(path, "")
-
-    monkeypatch.setattr(dose_data, "run", play)
-    own = tmp_path / "own/crad/sweep/trajectories.jsonl"
-    seen = []
-    for num_dialogues in (3, 3, 5):
-        config = DoseStudy(run=tmp_path, own_dialogues=num_dialogues)
-        dose_data._play_own(config, Settings())
-        seen.append((own.read_text(encoding="utf-8"), own.stat().st_mtime_ns))
-        assert len(read_trajectories(own)) == num_dialogues
-    assert seen[0] == seen[1] and seen[2][0].startswith(seen[0][0])
 
 
 @pytest.mark.slow
@@ -82,7 +49,7 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
         judges=("sim-judge-0", "truth"),
         rate_factors=(1.0, 5.0),
         learners=("jpo", "iql"),
-        own_dialogues=160,
+        own_seeds=2,
         num_turns=40,
         continuations=2,
         num_scenarios=3,
@@ -93,8 +60,8 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
     arms = read_arms(run, "dose")
     assert [(arm.label, arm.reason) for arm in arms if arm.status != "finished"] == []
     assert len(read_judgements(run / "crad/judge/truth.jsonl")) == 40
-    own = read_trajectories(run / "own/crad/sweep/trajectories.jsonl")
-    assert len(own) == 160 and {t.focal.method for t in own} == {"iql+sft"}
+    own = read_trajectories(run / "own/default/crad/sweep/trajectories.jsonl")
+    assert len(own) == 2 * 78 and {t.focal.method for t in own} == {"iql+sft"}
     assert {t.split for t in own} == {"train"}
     rows = list(csv.DictReader((run / "report/dose.csv").open(newline="")))
     assert len(rows) == len(arms) == 7 and (run / "report/dose-response.svg").is_file()

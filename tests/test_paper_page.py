@@ -27,7 +27,7 @@ WHAT_IS_RUN = {
 }
 """Settings that say what is run, and are neither the paper's nor ours."""
 SHARED = {f.name for f in dataclasses.fields(configs.AdapterConfig)}
-WATCHED = {"watch", "select", "stop_when_hacked", "watch_every", "watch_seeds"}
+WATCHED = {"turns", "watch", "select", "stop_when_hacked", "watch_every", "watch_seeds"}
 PLAYED = {f.name for f in dataclasses.fields(configs.DialogueConfig)}
 
 

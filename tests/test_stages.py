@@ -347,3 +347,30 @@ def test_dialogues_of_a_method_become_the_sweep_of_another_run(tiny_run, tmp_pat
         run_stage(SETTINGS.config(EvaluateConfig, run=run, as_sweep=own))
     with pytest.raises(InputError, match=r"--as-sweep .* is for evaluate\.py"):
         run_stage(SETTINGS.config(ReplayConfig, run=run, as_sweep=own))
+
+
+def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_run, tmp_path):
+    run = copy_of(tiny_run, tmp_path / "run")
+    home = run / "own/default"
+    base = SETTINGS.config(JPOConfig, run=run)
+    config = dataclasses.replace(base, turns="own", own_seeds=3)
+    with pytest.raises(InputError) as error:  # what it would make, in this order
+        stages.prepare(Cell(config, base), is_read_only=True)
+    lines = str(error.value).splitlines()
+    assert "lacks evaluate, judge. Run first:" in lines[0] and len(lines) == 3
+    for words in ("--num-seeds 3", "--split train", "--method iql+sft", f"--as-sweep {home}"):
+        assert words in lines[1]
+    assert f"scripts/judge.py --run {home}" in lines[2]
+
+    playing = SETTINGS.config(EvaluateConfig, run=run, method="iql+sft")
+    changes = {"split": "train", "num_seeds": 2, "as_sweep": home}
+    run_stage(dataclasses.replace(playing, **changes), playing)
+    run_stage(SETTINGS.config(JudgeConfig, run=home))
+    run_stage(config, base)
+    (own,) = (run / "crad/jpo").glob("turns=own-*")
+    assert read_manifest(own).inputs.keys() >= {
+        f"own/default/crad/{name}"
+        for name in ("sweep/trajectories.jsonl", "judge/sim-judge.jsonl (turn scores)")
+    }
+    from_base = dataclasses.replace(config, reference="base")
+    assert from_base.data_run == run  # whose turns the base model's would be, nobody plays

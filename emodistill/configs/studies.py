@@ -236,9 +236,9 @@ class DoseStudy(StudyConfig):
     """Focal turns whose worth is found for `truth`."""
     continuations: int = setting(8, ge=2, le=999)
     """Forks of each of these turns in each of its two arms."""
-    own_dialogues: int = setting(0, ge=0)
-    """So many dialogues that the student of iql+sft plays itself on training scenarios, judged by
-    --judge, are what JPO learns from in one more arm; 0 leaves it out."""
+    own_seeds: int = setting(0, ge=0)
+    """In one more arm JPO learns from dialogues that the student of iql+sft plays itself, so many
+    on each training scenario, and that --judge scores; 0 leaves it out."""
     num_scenarios: int | None = 20
     """Held-out scenarios that each arm plays."""
     num_seeds: int | None = 10

@@ -22,6 +22,8 @@ from emodistill.errors import InputError
 StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "utility", "episode-judge", "turn-judge"]
 LearnerName = Literal["iql", "cloning", "cql", "dqn", "bandit", "best-fixed"]
+OWN = "own"
+"""Folder, within a run, of the runs whose dialogues the run's own students have played."""
 CONSERVATISM = 1.0
 """α of the discrete form in CQL's own publication."""
 EmotionSet = Literal["all", "ekman"]
@@ -234,6 +236,8 @@ class SFTConfig(AdapterConfig):
     """r of the hybrid r + R/2: the judge's 1 to 10, or its signed advantage as in Appendix Q."""
     top_fraction: float = setting(0.25, gt=0, le=1)
     """Share of a domain's scored turns that is kept."""
+    num_epochs: int = setting(2, ge=1)  # type: ignore[assignment]
+    """Passes over the samples."""
     loss_mean: LossMean = "token"
     """What the loss is a mean over: all tokens; replies, of each one's mean; or replies, of each
     one's sum (as printed)."""
@@ -257,8 +261,15 @@ class RefinementConfig(AdapterConfig):
 
 @configuration
 class RecordedRefinementConfig(RefinementConfig):
-    """What the refinements share that learn from recorded turns: who looks at their checkpoints."""
+    """What the refinements share that learn from dialogues which were played before: whose these
+    are, and who looks at their checkpoints."""
 
+    turns: Literal["recorded", "own"] = "recorded"
+    """Whose turns to learn from: the sweep's, or the `own` ones of the SFT student, which plays the
+    training scenarios first and is judged (docs/on_policy.md). Where training starts from the base
+    model, they are the sweep's."""
+    own_seeds: int = setting(12, ge=1, operational=True)
+    """With --turns own: dialogues to play on each training scenario, where none are there yet."""
     watch: bool = False
     """Have the student play the validation scenarios at checkpoints (sweep with --num-validation),
     and compare it with the one that training started from: utility, the judge's scores, and signs
@@ -277,6 +288,15 @@ class RecordedRefinementConfig(RefinementConfig):
     @property
     def is_watched(self) -> bool:
         return self.watch or self.stop_when_hacked or self.select == "best"
+
+    @property
+    def learns_from_own(self) -> bool:
+        """Whether the SFT student's own dialogues take the place of the sweep's."""
+        return self.turns == "own" and self.reference == "sft"
+
+    @property
+    def data_run(self) -> Path:
+        return self.run / OWN / self.sft_cell if self.learns_from_own else self.recorded_run
 
 
 @configuration

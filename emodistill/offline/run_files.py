@@ -131,9 +131,7 @@ def read_sweep(
     )
 
 
-def write_as_sweep(
-    home: Path, scenarios: Path, dialogues: Sequence[Trajectory], limit: int | None = None
-) -> None:
+def write_as_sweep(home: Path, scenarios: Path, dialogues: Sequence[Trajectory]) -> None:
     """Make dialogues that were not swept the sweep of a domain's folder.
 
     Every scenario's first dialogue stands before anyone's second, so that with more of each the
@@ -141,13 +139,12 @@ def write_as_sweep(
 
     Args:
       scenarios: the file of the scenarios that were played.
-      limit: how many of the dialogues to take at most.
 
     Raises:
       InputError: other dialogues are there, or more than these.
     """
     path = home / TRAJECTORIES
-    ordered = sorted(dialogues, key=attrgetter("seed", "trajectory_id"))[:limit]
+    ordered = sorted(dialogues, key=attrgetter("seed", "trajectory_id"))
     known = [one for one, _ in locate_trajectories(path)] if path.is_file() else []
     if known != ordered[: len(known)]:
         raise InputError(f"{path} holds other dialogues, or more of them; name another run.")

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from emodistill.configs.training import OWN
 from emodistill.domains import DOMAINS
 from emodistill.llm.usage import Usage
 from emodistill.offline.budget import read_usage
@@ -53,6 +54,9 @@ def _used(data: RunData) -> Iterator[_Used]:
     """
     for domain in DOMAINS:
         home = data.run_dir / domain
+        for path in sorted(data.run_dir.glob(f"{OWN}/*/{domain}/judge/*.usage.json")):
+            results = path.with_name(path.name.removesuffix(".usage.json") + ".jsonl")
+            yield _Used(domain, "judge", f"{results.stem}, own dialogues", read_usage(results))
         paths = {stage: sorted((home / stage).rglob("*.usage.json")) for stage in STAGES}
         judges = [path.name.removesuffix(".usage.json") for path in paths["judge"]]
         if judgements := data.judgements.get(domain):

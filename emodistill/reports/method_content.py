@@ -22,8 +22,27 @@ def all_methods(data: RunData) -> TableContent:
     """Table 1: every method that has been evaluated."""
     frame = data.played_in("evaluation")
     return TableContent(
-        data.method_rows, players_of=frame, missing=_missing_methods(data, frame, METHODS)
+        data.method_rows,
+        players_of=frame,
+        missing=_missing_methods(data, frame, METHODS),
+        notes=_learned_from_own(data),
     )
+
+
+def _learned_from_own(data: RunData) -> list[str]:
+    """Says where the paper's method has learned from other dialogues than those of the sweep."""
+    counts = {
+        DOMAIN_TITLES[domain]: len(own.dialogues)
+        for domain in DOMAINS
+        if (own := data.own_dialogues(domain, "jpo")) is not None
+    }
+    if not counts:
+        return []
+    text = ", ".join(f"{count:,} in {domain}" for domain, count in counts.items())
+    return [
+        "JPO learned from dialogues that the SFT student has played on training scenarios "
+        f"({text}), not from the sweep's."
+    ]
 
 
 def of_methods(

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pandas as pd
 
-from emodistill.configs import METHODS, ReportConfig
+from emodistill.configs import DEFAULT_CELL, METHODS, ReportConfig
+from emodistill.configs.training import OWN
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
@@ -47,6 +48,13 @@ CAVEAT = (
     "These figures come from the built-in simulator. They show the machinery at work and claim "
     "nothing about real models, people or negotiations."
 )
+
+
+class OwnDialogues(NamedTuple):
+    """What a student has played and a refinement of it has learned from."""
+
+    dialogues: Sequence[Trajectory]
+    judgements: Sequence[Judgement]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,19 @@ class RunData:
     def data_dir(self) -> Path:
         """The run that the sweep and its scores are in."""
         return self.data_from or self.run_dir
+
+    def own_dialogues(
+        self, domain: str, stage: str, cell: str = DEFAULT_CELL
+    ) -> OwnDialogues | None:
+        """The student's own dialogues that a refinement learned from; None where it learned from
+        the sweep's."""
+        manifest = read_manifest(self.run_dir / domain / stage / cell)
+        settings = {} if manifest is None else manifest.config
+        if settings.get("turns") != "own" or settings.get("reference") == "base":
+            return None
+        home = self.run_dir / OWN / setting_of(stage, settings, "sft_cell", str) / domain
+        scores = judge_file(home / "judge", setting_of(stage, settings, "judge", str | None))
+        return OwnDialogues(_read(home / TRAJECTORIES), read_judgements(scores))
 
     def unplayed(self, study: str) -> list[str]:
         """Arms of a study without dialogues, and why, as tables name what is missing."""
@@ -244,6 +265,8 @@ def _evaluated(evaluations: Mapping[tuple[str, str], Path]) -> Iterator[Labelled
     for domain in DOMAINS:
         for method in in_order((m for d, m in evaluations if d == domain), METHODS):
             dialogues = _read(evaluations[domain, method])
+            if all(dialogue.split == "train" for dialogue in dialogues):
+                continue  # they are there to be learned from
             for dialogue in dialogues:
                 if dialogue.domain != domain:
                     raise InputError(

@@ -1,7 +1,8 @@
 """Utility over what it has cost: on-policy training round by round, beside what learnt offline.
 
 What every student has learnt from counts for it: the sweep, from which selector and SFT come, and
-on top of it the rounds that an on-policy student has played, or the looks at JPO's checkpoints.
+on top of it the rounds that an on-policy student has played, or the SFT student's own dialogues and
+the looks at checkpoints for JPO.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def spent_curves(data: RunData) -> list[SpentCurve]:
             return SpentPoint(spent, *(row[name] / 100 for name in names))
 
         for name in OFFLINE:
-            spent = sweep.plus(_looks_spent(data, domain, name))
+            spent = sweep.plus(_refinement_spent(data, domain, name))
             if (point := held_out(name, spent)) is not None:
                 curves.append(SpentCurve(domain, name, (), point))
         for stage, path in trained:
@@ -101,13 +102,18 @@ def _cells_of(stage: str, played: Sequence[Trajectory]) -> set[str]:
     return {dialogue.focal.cells.get(stage, DEFAULT_CELL) for dialogue in played}
 
 
-def _looks_spent(data: RunData, domain: str, method: str) -> Spent:
-    """What the looks at the checkpoints of a method's adapter have cost; nothing without any."""
+def _refinement_spent(data: RunData, domain: str, method: str) -> Spent:
+    """What a method's adapter has cost beyond the sweep: the student's own dialogues, and the looks
+    at its checkpoints; nothing without either."""
     stage = method.rpartition("+")[2]
     played = data.records("evaluation", domain=domain, label=method)
     cells = sorted(_cells_of(stage, played))
     paths = [data.run_dir / domain / stage / cell / LOOKS for cell in cells]
-    return total_spent(look for path in paths for look in read_looks(path))
+    spent = total_spent(look for path in paths for look in read_looks(path))
+    for cell in cells:
+        if (own := data.own_dialogues(domain, stage, cell)) is not None:
+            spent = spent.plus(recorded_spent(own.dialogues, own.judgements))
+    return spent
 
 
 def _points(path: Path, sweep: Spent) -> tuple[list[SpentPoint], Spent]:

@@ -206,7 +206,7 @@ class CheckpointWatch:
         if played.is_agreed:  # once for all looks
             self.playing = dataclasses.replace(self.playing, yes=True)
         if self.judging is not None:
-            scenarios = (config.data_from or config.run) / config.domain / SCENARIOS
+            scenarios = config.recorded_run / config.domain / SCENARIOS
             judging = self._capped(self.judging, step)
             judge_matches(judging, folder / DIALOGUES, folder, scenarios)
 

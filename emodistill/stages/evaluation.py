@@ -207,9 +207,7 @@ def _job(cell: Cell) -> Job:
         folder = f"{config.method}@{file_name(opposite.name)}"
         directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
-    inputs = input_hashes(
-        [(config.data_from or config.run) / config.domain / SCENARIOS, *files], config.run
-    )
+    inputs = input_hashes([config.recorded_run / config.domain / SCENARIOS, *files], config.run)
     is_played_here = config.student_url is None
     if is_played_here and any(get_method(n).writer == "student" for n in _method_names(config)):
         inputs |= model_hashes(config.student)
@@ -275,7 +273,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
       loaded: students that several matches share (see `PlayerPool`).
     """
     config, details = job.cell.config, job.details
-    scenarios = held_out((config.data_from or config.run) / config.domain / SCENARIOS, config.split)
+    scenarios = held_out(config.recorded_run / config.domain / SCENARIOS, config.split)
     check_prompts(
         details.pack,
         scenarios,
@@ -361,10 +359,15 @@ def _evaluate(job: Job) -> Result:
     config, result = job.cell.config, play(job).result
     if config.as_sweep is not None and result.is_complete:
         home = config.as_sweep / config.domain
-        scenarios = (config.data_from or config.run) / config.domain / SCENARIOS
+        scenarios = config.recorded_run / config.domain / SCENARIOS
         write_as_sweep(home, scenarios, read_trajectories(job.output))
         print(f"{job.name}: the dialogues are the sweep of {config.as_sweep}, too.", flush=True)
     return result
+
+
+def _is_swept(home: Path, need: Requirement) -> bool:
+    """Whether the dialogues that a stage learns from have become a sweep: all, or none, have."""
+    return (need.shared["as_sweep"] / home.name / TRAJECTORIES).is_file()
 
 
 def _next(cell: Cell) -> str:
@@ -384,5 +387,6 @@ EVALUATE = Stage(
     job=_job,
     run=_evaluate,
     followed_by=_next,
+    is_there=_is_swept,
 )
 PAIR = dataclasses.replace(EVALUATE, config=PairConfig, script="tournament")

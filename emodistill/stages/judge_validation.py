@@ -45,7 +45,7 @@ def validate_judge(config: JudgeConfig) -> Path:
     Raises:
       InputError: the judge has scored no turn here, or a label can't be used.
     """
-    home = (config.data_from or config.run) / config.domain
+    home = config.recorded_run / config.domain
     path = judge_file(home / "judge", config.judge)
     if not path.is_file():
         raise InputError(f"{path} is missing; have that judge score the sweep first.")

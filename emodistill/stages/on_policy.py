@@ -121,7 +121,7 @@ def _job(cell: Cell) -> Job:
     sft_adapter = TrainedAdapter(home, "sft", config.sft_cell)
     check_snapshot(cell, sft_adapter.folder.parent)
     selector_dir = home / "iql" / config.iql_cell
-    scenarios = (config.data_from or config.run) / config.domain / SCENARIOS
+    scenarios = config.recorded_run / config.domain / SCENARIOS
     located = locate_scenarios(scenarios)
     pack = load_pack(config.prompt_pack)
     details = _OnPolicyDetails(

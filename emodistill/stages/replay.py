@@ -100,7 +100,7 @@ def _needs(config: ReplayConfig) -> Sequence[Requirement]:
 
 def _job(cell: Cell) -> Job:
     config: ReplayConfig = cell.config
-    home = (config.data_from or config.run) / config.domain
+    home = config.recorded_run / config.domain
     hears = reads_emotions(config)
     pack, reader = load_pack(config.prompt_pack), reader_of(config, hears=hears)
     model, opposite = writing_models(config)
@@ -172,7 +172,7 @@ def _check_as_recorded(
 
 
 def _scores_path(config: ReplayConfig, judge: str) -> Path:
-    return judge_path((config.data_from or config.run) / config.domain / "judge", judge)
+    return judge_path(config.recorded_run / config.domain / "judge", judge)
 
 
 def _check_scores_file(config: ReplayConfig, judge: str, turns: Sequence[TurnKey]) -> None:

@@ -115,7 +115,7 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     """Make what the stage of `cell` needs and what isn't there.
 
     Args:
-      only: leave all but these stages to the caller.
+      only: leave all but these stages of the run that was recorded to the caller.
       is_read_only: make nothing, and say how it is made.
 
     Raises:
@@ -124,7 +124,8 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     """
     lacking = _lacking(cell)
     if only is not None:
-        lacking = [one for one in lacking if one.config.stage in only]
+        recorded = cell.config.recorded_run
+        lacking = [c for c in lacking if c.config.stage in only and c.config.run == recorded]
     if not lacking:
         return
     home = lacking[0].config.run / cell.config.domain
@@ -135,8 +136,9 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
         )
     is_alone = getattr(cell.config, "coordinator", None) is None
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
-    is_elsewhere = any(one.config.run != cell.config.run for one in lacking)
-    is_free = all(_is_all_simulated(one.config) for one in [cell, *lacking])
+    is_elsewhere = any(not one.config.run.is_relative_to(cell.config.run) for one in lacking)
+    recorded = cell.config.recorded_run
+    is_free = all(_is_all_simulated(one.config, recorded) for one in [cell, *lacking])
     if is_read_only or not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
         last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
@@ -169,10 +171,10 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
     for one in lacking:
         config = one.config
         if isinstance(config, ApiConfig) and config.is_simulated:
-            provider = _provider_of_sweep(config.run / config.domain)
+            provider = _provider_of_sweep(cell.config.recorded_run / config.domain)
             config = dataclasses.replace(config, **provider)
         if isinstance(config, ApiConfig):
-            is_real = not (cell.config.is_simulated and _was_simulated(cell.config))
+            is_real = not _is_all_simulated(cell.config, cell.config.recorded_run)
             config = dataclasses.replace(config, **_unnamed_models(config, is_real))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
@@ -243,9 +245,10 @@ def _lacking(cell: Cell) -> list[Cell]:
     """The stages that have to run before `cell`, each after those that it needs itself."""
     config = cell.config
     lacking: list[Cell] = []
+    made = set[tuple[Path, str] | None]()
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
-        source = (stage.is_data and getattr(config, "data_from", None)) or config.run
+        source = config.data_run if stage.is_data else config.run
         home = source / (need.domain or config.domain)
         if stage.is_there is not None:
             is_there = stage.is_there(home, need)
@@ -258,15 +261,18 @@ def _lacking(cell: Cell) -> list[Cell]:
         if not is_there:
             required = required_cell(cell, need)
             for one in (*_lacking(required), required):
-                if one not in lacking and not any(_is_same_sweep(one, known) for known in lacking):
+                swept = _sweep_made_by(one)
+                if one not in lacking and (swept is None or swept not in made):
                     lacking.append(one)
+                    made.add(swept)
     return lacking
 
 
-def _is_same_sweep(one: Cell, other: Cell) -> bool:
-    """Whether two cells are the sweep of one run and domain, whoever plays it."""
-    keys = [(c.config.stage, c.config.run, c.config.domain) for c in (one, other)]
-    return one.config.stage == "sweep" and keys[0] == keys[1]
+def _sweep_made_by(cell: Cell) -> tuple[Path, str] | None:
+    """The run and domain of the sweep that a cell makes, whoever plays it."""
+    config = cell.config
+    run = config.run if config.stage == "sweep" else getattr(config, "as_sweep", None)
+    return None if run is None else (run, config.domain)
 
 
 def required_cell(cell: Cell, need: Requirement) -> Cell:
@@ -280,7 +286,7 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
         shared["focal"] = config.focal  # a real model's sweep is no simulated one
     if stage.is_data:
-        shared["run"] = getattr(config, "data_from", None) or config.run
+        shared["run"] = config.data_run
     elif hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
     shared["domain"] = need.domain or config.domain
@@ -288,21 +294,20 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     if stage.config.student_field is not None:
         shared[stage.config.student_field] = student
     passed = cell.settings  # what needs real models asks for no stage at the quickstart's size
-    if passed is None and not (student == EMBEDDED and _is_all_simulated(config)):
+    is_free = _is_all_simulated(config, config.recorded_run)
+    if passed is None and not (student == EMBEDDED and is_free):
         passed = Settings()
     settings = passed or Settings.preset("quickstart")
     base = stage.resumed(settings.config(stage.config, **shared | dict(need.shared)))
     return Cell(dataclasses.replace(base, **need.changes), base, passed)
 
 
-def _is_all_simulated(config: Any) -> bool:
-    """Whether everything that `config` builds on was simulated."""
-    return config.is_simulated and _was_simulated(config)
-
-
-def _was_simulated(config: Any) -> bool:
-    """Whether the dialogues that `config` builds on were."""
-    home = (getattr(config, "data_from", None) or config.run) / config.domain
+def _is_all_simulated(config: Any, recorded: Path) -> bool:
+    """Whether the simulator is all that `config` calls, and has played the sweep of its domain in
+    the run `recorded`."""
+    if not config.is_simulated:
+        return False
+    home = recorded / config.domain
     manifest = read_manifest(home / "sweep")
     if manifest is None:
         return not (home / TRAJECTORIES).is_file()

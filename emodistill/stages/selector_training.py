@@ -102,7 +102,7 @@ def _job(cell: Cell) -> Job:
         counterparty=endpoint_of(config, "counterparty"),
         reader=reader_of(config, hears=reads),
         pack=load_pack(config.prompt_pack),
-        scenarios=(config.data_from or config.run) / config.domain / SCENARIOS,
+        scenarios=config.recorded_run / config.domain / SCENARIOS,
     )
     directory = config.run / config.domain / "selector" / cell.name
     output = directory / DIALOGUES

@@ -16,6 +16,7 @@ from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
     JPOConfig,
+    RecordedRefinementConfig,
     RefinementConfig,
     SFTConfig,
 )
@@ -72,7 +73,8 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     config.check_devices()
     model_hashes(config.model)
     load_pack(config.prompt_pack)
-    needs = [Requirement("sweep"), scores_needed(config)]
+    is_own = isinstance(config, RecordedRefinementConfig) and config.learns_from_own
+    needs = [_own_dialogues(config) if is_own else Requirement("sweep"), scores_needed(config)]
     if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
@@ -87,11 +89,25 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     return needs
 
 
+def _own_dialogues(config: RecordedRefinementConfig) -> Requirement:
+    """The SFT student's dialogues on training scenarios, as the sweep of a run inside the run."""
+    playing = {
+        "method": "free-sft" if config.emotion_free else "iql+sft",
+        "num_seeds": config.own_seeds,
+        "num_scenarios": None,
+        "prompt_pack": config.prompt_pack,
+        "quantize": config.quantize,
+        "as_sweep": config.data_run,
+    }
+    changes = {"split": "train", "cells": {"sft": config.sft_cell}}
+    return Requirement("evaluate", playing, changes)
+
+
 def _job(cell: Cell) -> Job:
     config: IQLConfig | AdapterConfig = cell.config
     home = config.run / config.domain
     directory = home / config.stage / cell.name
-    data_home = (config.data_from or config.run) / config.domain
+    data_home = config.data_run / config.domain
     files, hashes = [data_home / SCENARIOS], dict[str, str]()
     if isinstance(config, IQLConfig) and config.num_dialogues is not None:
         first = data_home / TRAJECTORIES, config.num_dialogues, config.seed
@@ -160,7 +176,7 @@ def _evaluation(cell: Cell) -> str:
     changes = {"method": own, "cells": {stage: cell.name}}
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
-        swept = read_manifest((config.data_from or config.run) / config.domain / "sweep")
+        swept = read_manifest(config.recorded_run / config.domain / "sweep")
         for role in ("counterparty", "focal"):
             if getattr(playing, role) is None and default_model(playing, role) is None and swept:
                 playing = dataclasses.replace(playing, **{role: swept.config.get(role)})

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from emodistill.configs import (
+    TRUTH,
     DialogueConfig,
     EvaluateConfig,
     JudgeConfig,
+    ReplayConfig,
     ReportConfig,
     StudyConfig,
 )
@@ -35,7 +37,6 @@ from emodistill.settings import Cell, Settings
 from emodistill.stages import STAGES, Requirement, prepare, required_cell, run
 from emodistill.stages.evaluation import trainings_of
 from emodistill.stages.sweep import split_of
-from emodistill.studies.dose_data import prepare_doses
 from emodistill.studies.launchers import Outcome, Task, run_here, run_on_ray, training_costs_usd
 from emodistill.studies.planned_arms import PlannedArm, plan_arms
 
@@ -100,8 +101,8 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         settled = {"domain": domain, "method": UNTRAINED, **_given(config, SHARED), **roles}
         home = settings.config(EvaluateConfig, **settled)
         _make_sweep(Cell(home, None, settings), config.num_sweep_dialogues)
-    if isinstance(config, DoseStudy):
-        prepare_doses(config, settings)
+    if isinstance(config, DoseStudy) and TRUTH in config.judges:
+        _find_worths(config, settings)
     spent_usd: dict[Path, float] = {}  # file or folder -> what it has cost
     trained: dict[int, tuple[tuple[Cell, ...], ...]] = {}
 
@@ -153,6 +154,13 @@ def _make_sweep(home: Cell, num_dialogues: int) -> None:
     prepare(home, only=("sweep",))
 
 
+def _find_worths(config: DoseStudy, settings: Settings) -> None:
+    """Fork the turns whose worths are learned from as the scores of the judge `truth`."""
+    names = ("run", "data_from", "domain", "seed", "provider", "base_url", "counterparty")
+    forks = {"num_turns": config.num_turns, "continuations": config.continuations}
+    run(Cell(settings.config(ReplayConfig, **_given(config, names), **forks, scores=TRUTH)))
+
+
 def _key(arm: Arm) -> tuple[str, ...]:
     return arm.domain, arm.split, arm.block, arm.label
 
@@ -201,8 +209,6 @@ def _cost_usd(arm: PlannedArm, path: Path, config: StudyConfig) -> float:
 def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     """What an arm trains and plays."""
     shared = _given(config, SHARED) | {"domain": arm.domain, "yes": True}
-    if arm.home:
-        shared |= {"run": config.run / arm.home, "data_from": None}
     judge = _given(config, ("judge",))
     base = settings.config(EvaluateConfig, **shared, **_given(config, PLAYING))
     method = TRAINED_ONLY if arm.method is None else get_method(arm.method)
@@ -227,8 +233,7 @@ def _task(arm: PlannedArm, config: StudyConfig, settings: Settings) -> Task:
     if arm.rate_factors:
         *before, (last,) = groups
         candidates = tuple(_at_rate(last, factor) for factor in arm.rate_factors)
-        # What else an arm with a home of its own is made of was put there, and is trained already.
-        groups = [*([] if arm.home else before), *((one,) for one in candidates)]
+        groups = [*before, *((one,) for one in candidates)]
     cells = tuple(groups)
     if arm.method is None:
         return Task(cells, None)

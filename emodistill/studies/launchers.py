@@ -65,7 +65,7 @@ class Task(NamedTuple):
         if self.judging is not None:
             config, directory = self.judging
             played = self.match.config
-            scenarios = (played.data_from or played.run) / config.domain / SCENARIOS
+            scenarios = played.recorded_run / config.domain / SCENARIOS
             judge_matches(config, path, directory, scenarios)
         return path
 

@@ -53,9 +53,6 @@ class PlannedArm:
     rate_factors: tuple[float, ...] = ()
     """The adapter is trained once at each of these times its learning rate; the training whose
     checkpoint has the best utility on validation scenarios is played."""
-    home: str = ""
-    """Folder of the run, itself laid out as a run, whose data the arm learns from and in which it
-    is trained and played; the run itself without it."""
     shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what all arms of the study train with, so that it is in no cell's name."""
     playing: Mapping[str, Any] = field(default_factory=dict)
@@ -205,10 +202,6 @@ def _emotion_free(config: EmotionFreeStudy) -> list[PlannedArm]:
     return plans
 
 
-OWN = "own"
-"""Folder, within a run, of what is learned from the student's own dialogues."""
-
-
 def _dose(config: DoseStudy) -> list[PlannedArm]:
     def arm(method: str, block: str, label: str, **settings: Any) -> PlannedArm:
         return PlannedArm(method=method, block=block, label=label, domain=config.domain, **settings)
@@ -225,11 +218,18 @@ def _dose(config: DoseStudy) -> list[PlannedArm]:
             arms.append(
                 arm(FULL, block, judge, training=training, rate_factors=config.rate_factors)
             )
-        if config.own_dialogues:
-            training = {"jpo": jpo(config.kappas[0], config.ratios[0], config.judge)}
-            rates = {"rate_factors": config.rate_factors, "home": OWN}
-            label = f"{config.judge}, {config.own_dialogues:,} own dialogues"
-            arms.append(arm(FULL, f"{FULL}, own dialogues", label, training=training, **rates))
+        if config.own_seeds:
+            own = jpo(config.kappas[0], config.ratios[0], config.judge) | {"turns": "own"}
+            arms.append(
+                arm(
+                    FULL,
+                    f"{FULL}, own dialogues",
+                    f"{config.judge}, {config.own_seeds} own dialogues a scenario",
+                    training={"jpo": own},
+                    shared={"jpo": {"own_seeds": config.own_seeds}},
+                    rate_factors=config.rate_factors,
+                )
+            )
     if "iql" in config.learners:
         arms.append(arm("random", "random", "random"))
         for judge in config.judges:
