@@ -229,7 +229,7 @@ class ExperimentConfig(Config):
     @property
     def data_run(self) -> Path:
         """The run whose dialogues and scores are learned from."""
-        return self.recorded_run
+        return getattr(self, "data_from", None) or self.run
 
     @property
     def is_simulated(self) -> bool:

@@ -290,13 +290,10 @@ class RecordedRefinementConfig(RefinementConfig):
         return self.watch or self.stop_when_hacked or self.select == "best"
 
     @property
-    def learns_from_own(self) -> bool:
-        """Whether the SFT student's own dialogues take the place of the sweep's."""
-        return self.turns == "own" and self.reference == "sft"
-
-    @property
     def data_run(self) -> Path:
-        return self.run / OWN / self.sft_cell if self.learns_from_own else self.recorded_run
+        if self.turns == "own" and self.reference == "sft":
+            return self.run / OWN / self.sft_cell
+        return self.data_from or self.run
 
 
 @configuration

@@ -16,7 +16,6 @@ from emodistill.configs import (
     EvaluateConfig,
     IQLConfig,
     JPOConfig,
-    RecordedRefinementConfig,
     RefinementConfig,
     SFTConfig,
 )
@@ -73,7 +72,7 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     config.check_devices()
     model_hashes(config.model)
     load_pack(config.prompt_pack)
-    is_own = isinstance(config, RecordedRefinementConfig) and config.learns_from_own
+    is_own = config.data_run not in (config.data_from, config.run)
     needs = [_own_dialogues(config) if is_own else Requirement("sweep"), scores_needed(config)]
     if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
@@ -89,7 +88,7 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     return needs
 
 
-def _own_dialogues(config: RecordedRefinementConfig) -> Requirement:
+def _own_dialogues(config: Any) -> Requirement:
     """The SFT student's dialogues on training scenarios, as the sweep of a run inside the run."""
     playing = {
         "method": "free-sft" if config.emotion_free else "iql+sft",
