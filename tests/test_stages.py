@@ -372,5 +372,7 @@ def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_r
         f"own/default/crad/{name}"
         for name in ("sweep/trajectories.jsonl", "judge/sim-judge.jsonl (turn scores)")
     }
+    by_outcome = dataclasses.replace(config, signal="outcome")
+    assert [need.stage for need in stages.STAGES["jpo"].needs(by_outcome)] == ["evaluate", "sft"]
     from_base = dataclasses.replace(config, reference="base")
     assert from_base.data_run == run  # whose turns the base model's would be, nobody plays

@@ -415,7 +415,7 @@ def _dialogue_advantages(turns: FocalTurns, values: np.ndarray, min_scored: int)
 
 
 ENDINGS = ("outcome", "utility")
-"""Signals of IQL that no judge has a say in: what a dialogue has come to."""
+"""Signals that no judge has a say in: what a dialogue has come to."""
 
 
 def iql_rewards(turns: FocalTurns, signal: IQLSignal | OnPolicySignal = "outcome") -> np.ndarray:

@@ -46,11 +46,14 @@ class _JudgeDetails(NamedTuple):
     sweep: SweepData
 
 
-def scores_needed(config: Any) -> Requirement:
-    """The scores that a stage with a signal learns from."""
+def scores_needed(config: Any) -> Sequence[Requirement]:
+    """The scores that a stage learns from: none where its signal is how dialogues ended, unless
+    they say which turns it takes."""
+    if config.signal in ENDINGS and getattr(config, "data", "all") == "all":
+        return []
     level = "dialogue" if config.signal == "episode-judge" else "turn"
     named = {} if config.judge is None else {"judge": config.judge}
-    return Requirement("judge", {"level": level, **named})
+    return [Requirement("judge", {"level": level, **named})]
 
 
 def _needs(config: JudgeConfig) -> Sequence[Requirement]:

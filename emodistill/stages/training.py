@@ -21,7 +21,6 @@ from emodistill.configs import (
 )
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
-from emodistill.offline.rewards import ENDINGS
 from emodistill.offline.run_files import (
     SCENARIOS,
     SUPPORT,
@@ -62,10 +61,7 @@ class _TrainingDetails(NamedTuple):
 
 
 def _iql_needs(config: IQLConfig) -> Sequence[Requirement]:
-    return [
-        Requirement("sweep"),
-        *([scores_needed(config)] if config.signal not in ENDINGS else []),
-    ]
+    return [Requirement("sweep"), *scores_needed(config)]
 
 
 def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
@@ -73,7 +69,8 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     model_hashes(config.model)
     load_pack(config.prompt_pack)
     is_own = config.data_run not in (config.data_from, config.run)
-    needs = [_own_dialogues(config) if is_own else Requirement("sweep"), scores_needed(config)]
+    data = _own_dialogues(config) if is_own else Requirement("sweep")
+    needs = [data, *scores_needed(config)]
     if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
@@ -115,9 +112,8 @@ def _job(cell: Cell) -> Job:
         files.append(data_home / TRAJECTORIES)
     scores = pack = sft_adapter = selector_dir = None
     identity = config.identity()
-    if not (isinstance(config, IQLConfig) and config.signal in ENDINGS):
-        scores = judge_file(data_home / "judge", config.judge)
-        level = scores_needed(config).shared["level"]
+    for need in scores_needed(config):
+        scores, level = judge_file(data_home / "judge", config.judge), need.shared["level"]
         name = f"{name_in_run(scores, config.run)} ({level} scores)"
         hashes[name] = level_sha256(scores, level)
     if isinstance(config, AdapterConfig):
