@@ -1,11 +1,10 @@
 """README.md: what `auto` stands for, whichever student it is."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from emodistill.configs import DPOConfig, JPOConfig, SFTConfig
+from emodistill.configs import EMBEDDED, DPOConfig, JPOConfig, SFTConfig
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -23,7 +22,10 @@ def shown(value):
             "learning rate of SFT; of JPO, A-LoL, DPO",
             [(SFTConfig, "learning_rate"), (JPOConfig, "learning_rate")],
         ),
-        ("epochs", [(SFTConfig, "num_epochs"), (JPOConfig, "num_epochs")]),
+        (
+            "epochs of SFT; of JPO, A-LoL, DPO",
+            [(SFTConfig, "num_epochs"), (JPOConfig, "num_epochs")],
+        ),
         (
             "samples: SFT; JPO, A-LoL; DPO's pairs",
             [(config, "max_samples") for config in (SFTConfig, JPOConfig, DPOConfig)],
@@ -35,10 +37,7 @@ def shown(value):
 def test_the_defaults_of_either_student(title, fields):
     line = f"| {title} |"
     for is_embedded in (False, True):
-        rules = [
-            {field.name: field.metadata for field in dataclasses.fields(config)}[name]
-            for config, name in fields
-        ]
-        values = [shown(rule["by_student"][is_embedded]) for rule in rules]
+        student = EMBEDDED if is_embedded else "a checkpoint"
+        values = [shown(getattr(config(model=student), name)) for config, name in fields]
         line += f" {'; '.join(dict.fromkeys(values))} |"
     assert line in README

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,8 +25,13 @@ from emodistill.configs import (
 from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
-from emodistill.offline.run_files import TRAJECTORIES, read_sweep
-from emodistill.offline.store import read_judgements, read_trajectories
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, read_sweep
+from emodistill.offline.store import (
+    read_judgements,
+    read_scenarios,
+    read_trajectories,
+    write_records,
+)
 from emodistill.prompts import load_pack
 from emodistill.reports import report
 from emodistill.runs import read_manifest
@@ -353,18 +359,15 @@ def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_r
     run = copy_of(tiny_run, tmp_path / "run")
     home = run / "own/default"
     base = SETTINGS.config(JPOConfig, run=run)
-    config = dataclasses.replace(base, turns="own", own_seeds=3)
-    with pytest.raises(InputError) as error:  # what it would make, in this order
-        stages.prepare(Cell(config, base), is_read_only=True)
-    lines = str(error.value).splitlines()
-    assert "lacks evaluate, judge. Run first:" in lines[0] and len(lines) == 3
-    for words in ("--num-seeds 3", "--split train", "--method iql+sft", f"--as-sweep {home}"):
-        assert words in lines[1]
-    assert f"scripts/judge.py --run {home}" in lines[2]
+    config = dataclasses.replace(base, turns="own", own_seeds=2)
+    assert planned(Cell(config, base)) == ["evaluate", "judge"]
 
     playing = SETTINGS.config(EvaluateConfig, run=run, method="iql+sft")
     changes = {"split": "train", "num_seeds": 2, "as_sweep": home}
     run_stage(dataclasses.replace(playing, **changes), playing)
+    played = {t.scenario_id for t in read_trajectories(home / "crad" / TRAJECTORIES)}
+    file = home / "crad" / SCENARIOS  # of which the others would take long to play
+    write_records(file, [one for one in read_scenarios(file) if one.scenario_id in played])
     run_stage(SETTINGS.config(JudgeConfig, run=home))
     run_stage(config, base)
     (own,) = (run / "crad/jpo").glob("turns=own-*")
@@ -373,6 +376,36 @@ def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_r
         for name in ("sweep/trajectories.jsonl", "judge/sim-judge.jsonl (turn scores)")
     }
     by_outcome = dataclasses.replace(config, signal="outcome")
-    assert [need.stage for need in stages.STAGES["jpo"].needs(by_outcome)] == ["evaluate", "sft"]
+    assert [need.stage for need in stages.STAGES["jpo"].needs(by_outcome)] == ["sft", "evaluate"]
+    assert planned(Cell(dataclasses.replace(config, own_seeds=3))) == ["evaluate", "judge"]
+    run_stage(SETTINGS.config(EvaluateConfig, run=run, method="iql+sft"))
+    page = report(SETTINGS.config(ReportConfig, run=run, only="table-1"))
+    shown = (page.parent / "table-1.md").read_text(encoding="utf-8")
+    assert "| iql+sft " in shown and "split=train" not in shown
     from_base = dataclasses.replace(config, reference="base")
     assert from_base.data_run == run  # whose turns the base model's would be, nobody plays
+
+
+def planned(cell):
+    """The stages that would be made for a cell, in their order."""
+    with pytest.raises(InputError) as error:
+        stages.prepare(cell, is_read_only=True)
+    return re.findall(r"scripts/(?:train_)?(\w+)\.py", str(error.value))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora_rank": 8}, {"seed": 1}, {"judge": "sim-judge-0.2"}], ids=str
+)
+def test_own_dialogues_are_played_by_the_one_snapshot_that_training_starts_from(tmp_path, changes):
+    config = JPOConfig(run=tmp_path / "run", turns="own", own_seeds=3, **changes)
+    assert planned(Cell(config)) == ["sweep", "judge", "sft", "iql", "evaluate", "judge"]
+    with pytest.raises(InputError) as error:
+        stages.prepare(Cell(config, JPOConfig(run=config.run)), is_read_only=True)
+    *_, playing, judging = [line for line in str(error.value).splitlines() if "scripts/" in line]
+    sft = re.search(r"--sft-cell (\S+)", str(error.value))
+    home = f"{config.run}/own/{sft[1] if sft else 'default'}"
+    for words in ("--num-seeds 3", "--split train", "--method iql+sft", f"--as-sweep {home}"):
+        assert f"{words} " in f"{playing} "
+    assert f"scripts/judge.py --run {home} " in f"{judging} "
+    free = dataclasses.replace(config, emotion_free=True)
+    assert planned(Cell(free)) == ["sweep", "judge", "sft"]

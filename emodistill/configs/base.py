@@ -223,13 +223,13 @@ class ExperimentConfig(Config):
 
     @property
     def recorded_run(self) -> Path:
-        """The run whose sweep is read."""
+        """The run whose scenarios and recorded dialogues are read."""
         return getattr(self, "data_from", None) or self.run
 
     @property
     def data_run(self) -> Path:
         """The run whose dialogues and scores are learned from."""
-        return getattr(self, "data_from", None) or self.run
+        return self.recorded_run
 
     @property
     def is_simulated(self) -> bool:

@@ -267,9 +267,9 @@ class RecordedRefinementConfig(RefinementConfig):
     turns: Literal["recorded", "own"] = "recorded"
     """Whose turns to learn from: the sweep's, or the `own` ones of the SFT student, which plays the
     training scenarios first and is judged (docs/on_policy.md). Where training starts from the base
-    model, they are the sweep's."""
+    model or is emotion-free, they are the sweep's."""
     own_seeds: int = setting(12, ge=1, operational=True)
-    """With --turns own: dialogues to play on each training scenario, where none are there yet."""
+    """With --turns own: dialogues on each training scenario; those that aren't there are played."""
     watch: bool = False
     """Have the student play the validation scenarios at checkpoints (sweep with --num-validation),
     and compare it with the one that training started from: utility, the judge's scores, and signs
@@ -291,7 +291,7 @@ class RecordedRefinementConfig(RefinementConfig):
 
     @property
     def data_run(self) -> Path:
-        if self.turns == "own" and self.reference == "sft":
+        if self.turns == "own" and self.reference == "sft" and not self.emotion_free:
             return self.run / OWN / self.sft_cell
         return self.data_from or self.run
 

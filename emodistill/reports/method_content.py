@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 
-from emodistill.configs import METHODS
+from emodistill.configs import DEFAULT_CELL, METHODS
 from emodistill.domains import DOMAINS
 from emodistill.reports.labels import DOMAIN_TITLES, PAPER_DOMAIN
 from emodistill.reports.recipe import TableContent
@@ -25,23 +25,23 @@ def all_methods(data: RunData) -> TableContent:
         data.method_rows,
         players_of=frame,
         missing=_missing_methods(data, frame, METHODS),
-        notes=_learned_from_own(data),
+        notes=_learned_from_own(data, frame),
     )
 
 
-def _learned_from_own(data: RunData) -> list[str]:
-    """Says where the paper's method has learned from other dialogues than those of the sweep."""
-    counts = {
-        DOMAIN_TITLES[domain]: len(own.dialogues)
-        for domain in DOMAINS
-        if (own := data.own_dialogues(domain, "jpo")) is not None
-    }
-    if not counts:
+def _learned_from_own(data: RunData, frame: pd.DataFrame) -> list[str]:
+    """Says which students have learned from other dialogues than those of the sweep."""
+    found = []
+    for (domain, label), played in frame.groupby(["domain", "label"], sort=False):
+        stage = str(label).partition(" ")[0].rpartition("+")[2]
+        cell = played.dialogue.iloc[0].focal.cells.get(stage, DEFAULT_CELL)
+        if (own := data.own_dialogues(domain, stage, cell)) is not None:
+            found.append(f"{label} in {DOMAIN_TITLES[domain]} ({len(own.dialogues):,})")
+    if not found:
         return []
-    text = ", ".join(f"{count:,} in {domain}" for domain, count in counts.items())
     return [
-        "JPO learned from dialogues that the SFT student has played on training scenarios "
-        f"({text}), not from the sweep's."
+        "Refined on dialogues that the SFT student has played on training scenarios, not on the "
+        f"sweep's: {'; '.join(found)}."
     ]
 
 

@@ -20,6 +20,7 @@ from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
+from emodistill.offline.rewards import ENDINGS
 from emodistill.offline.run_files import (
     SCENARIOS,
     TRAJECTORIES,
@@ -130,6 +131,10 @@ class RunData:
         if settings.get("turns") != "own" or settings.get("reference") == "base":
             return None
         home = self.run_dir / OWN / setting_of(stage, settings, "sft_cell", str) / domain
+        if (
+            settings.get("signal") in ENDINGS
+        ):  # whoever has scored them, nothing was learned from it
+            return OwnDialogues(_read(home / TRAJECTORIES), [])
         scores = judge_file(home / "judge", setting_of(stage, settings, "judge", str | None))
         return OwnDialogues(_read(home / TRAJECTORIES), read_judgements(scores))
 
@@ -265,8 +270,6 @@ def _evaluated(evaluations: Mapping[tuple[str, str], Path]) -> Iterator[Labelled
     for domain in DOMAINS:
         for method in in_order((m for d, m in evaluations if d == domain), METHODS):
             dialogues = _read(evaluations[domain, method])
-            if all(dialogue.split == "train" for dialogue in dialogues):
-                continue  # they are there to be learned from
             for dialogue in dialogues:
                 if dialogue.domain != domain:
                     raise InputError(
@@ -325,6 +328,9 @@ def _evaluations(config: ReportConfig, domain: str, arm_paths: set[Path]) -> dic
         method, _, counterparty = path.parent.name.partition("@")
         is_default, is_usual = path.stem == "default", usual in (None, counterparty)
         is_only_an_arm = path in arm_paths and not (is_default and is_usual)
+        made = read_manifest(path.parent, f"{path.stem}.manifest.json")
+        if made is not None and made.config.get("split") == "train":
+            continue  # played to be learned from
         if method != "fixed" and not path.stem.endswith(".failures") and not is_only_an_arm:
             label = method if is_default else f"{method} ({path.stem})"
             by_counterparty.setdefault(counterparty, {})[label] = path

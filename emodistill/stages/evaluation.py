@@ -366,8 +366,12 @@ def _evaluate(job: Job) -> Result:
 
 
 def _is_swept(home: Path, need: Requirement) -> bool:
-    """Whether the dialogues that a stage learns from have become a sweep: all, or none, have."""
-    return (need.shared["as_sweep"] / home.name / TRAJECTORIES).is_file()
+    """Whether so many dialogues as are to be learned from have become a sweep."""
+    swept = need.shared["as_sweep"] / home.name
+    if not (swept / TRAJECTORIES).is_file():
+        return False
+    num_scenarios = len(held_out(swept / SCENARIOS, need.changes["split"]))
+    return num_lines(swept / TRAJECTORIES) >= need.shared["num_seeds"] * num_scenarios
 
 
 def _next(cell: Cell) -> str:

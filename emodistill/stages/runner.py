@@ -129,10 +129,10 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     if not lacking:
         return
     home = lacking[0].config.run / cell.config.domain
-    if only is None and (found := cells_elsewhere(cell)):
+    if only is None and (found := cells_elsewhere(cell)) and (naming := _naming(cell, found)):
         raise InputError(
             f"{home}: {', '.join(found)} finished in other cells than the default one. Start this "
-            f"again with {_naming(cell, found)}."
+            f"again with {naming}."
         )
     is_alone = getattr(cell.config, "coordinator", None) is None
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
@@ -141,7 +141,8 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     is_free = all(_is_all_simulated(one.config, recorded) for one in [cell, *lacking])
     if is_read_only or not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
-        last = f"\nThen start this again with {_naming(cell, made)}" if made else ""
+        naming = _naming(cell, made) if made else ""
+        last = f"\nThen start this again with {naming}" if naming else ""
         if any(PLACEHOLDER in command for command in commands):
             last = f"\nPut the names of your models in place of {PLACEHOLDER}.{last}"
         raise InputError("\n  ".join([f"{home} lacks {names}. Run first:", *commands]) + last)
@@ -154,7 +155,7 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
 def _naming(cell: Cell, cells: Mapping[str, str]) -> str:
     """The flags by which the stage of `cell` finds its cells (stage -> name)."""
     if isinstance(cell.config, RefinementConfig):
-        return f"--sft-cell {shlex.quote(cells['sft'])}"
+        return f"--sft-cell {shlex.quote(cells['sft'])}" if "sft" in cells else ""
     every = {**getattr(cell.config, "cells", {}), **cells}
     return f"--cells {shlex.join(itertools.chain.from_iterable(every.items()))}"
 
@@ -167,6 +168,7 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
     """
     commands: list[str] = []
     made: dict[str, str] = {}
+    moved: dict[Path, Path] = {}  # runs of own dialogues, which the cell of the SFT names
     file = named_file(cell)
     for one in lacking:
         config = one.config
@@ -178,6 +180,11 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
             config = dataclasses.replace(config, **_unnamed_models(config, is_real))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
+        if _sweep_made_by(one) is not None and config.stage != "sweep":  # played by these cells
+            swept = config.as_sweep.with_name(made.get("sft", config.as_sweep.name))
+            moved[config.as_sweep] = swept
+            config = dataclasses.replace(config, as_sweep=swept, cells={**config.cells, **made})
+        config = dataclasses.replace(config, run=moved.get(config.run, config.run))
         name = pasted(config, file).name
         if _is_cell(config.stage) and name != one.name:
             made[config.stage] = name
@@ -241,15 +248,19 @@ def finished_cells(folder: Path) -> list[str]:
     return sorted(name for name, one in manifests.items() if one and one.status == "finished")
 
 
-def _lacking(cell: Cell) -> list[Cell]:
-    """The stages that have to run before `cell`, each after those that it needs itself."""
+def _lacking(cell: Cell, planned: list[Cell] | None = None) -> list[Cell]:
+    """The stages that have to run before `cell`, each after those that it needs itself.
+
+    Args:
+      planned: what will have run by then; grows by them.
+    """
     config = cell.config
-    lacking: list[Cell] = []
-    made = set[tuple[Path, str] | None]()
+    planned = [] if planned is None else planned
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
         source = config.data_run if stage.is_data else config.run
-        home = source / (need.domain or config.domain)
+        domain = need.domain or config.domain
+        home = source / domain
         if stage.is_there is not None:
             is_there = stage.is_there(home, need)
         else:
@@ -258,14 +269,14 @@ def _lacking(cell: Cell) -> list[Cell]:
             files = [home / name for name in stage.own_files]
             is_there = bool(files) if manifest is None else manifest.status == "finished"
             is_there = is_there and all(path.is_file() for path in files)
+        if stage.is_data and any(_sweep_made_by(one) == (source, domain) for one in planned):
+            is_there = False  # by then there are dialogues that it hasn't seen
         if not is_there:
             required = required_cell(cell, need)
-            for one in (*_lacking(required), required):
-                swept = _sweep_made_by(one)
-                if one not in lacking and (swept is None or swept not in made):
-                    lacking.append(one)
-                    made.add(swept)
-    return lacking
+            if not any(_is_same_output(required, one) for one in planned):
+                _lacking(required, planned)
+                planned.append(required)
+    return planned
 
 
 def _sweep_made_by(cell: Cell) -> tuple[Path, str] | None:
@@ -273,6 +284,17 @@ def _sweep_made_by(cell: Cell) -> tuple[Path, str] | None:
     config = cell.config
     run = config.run if config.stage == "sweep" else getattr(config, "as_sweep", None)
     return None if run is None else (run, config.domain)
+
+
+def _is_same_output(one: Cell, other: Cell) -> bool:
+    """Whether two cells would make the same: one sweep, whoever plays it, or one trained cell,
+    whoever asks for it."""
+    if one == other:
+        return True
+    if one.config.stage == "sweep":
+        return _sweep_made_by(one) == _sweep_made_by(other)
+    keys = [(c.config.stage, c.config.run, c.config.domain, c.name) for c in (one, other)]
+    return keys[0] == keys[1] and _is_cell(one.config.stage)
 
 
 def required_cell(cell: Cell, need: Requirement) -> Cell:

@@ -19,6 +19,7 @@ from emodistill.configs import (
     RefinementConfig,
     SFTConfig,
 )
+from emodistill.configs.training import OWN
 from emodistill.errors import InputError
 from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
 from emodistill.offline.run_files import (
@@ -68,12 +69,12 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     config.check_devices()
     model_hashes(config.model)
     load_pack(config.prompt_pack)
-    is_own = config.data_run not in (config.data_from, config.run)
-    data = _own_dialogues(config) if is_own else Requirement("sweep")
-    needs = [data, *scores_needed(config)]
+    needs = []
     if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
+    is_own = config.data_run.parent == config.run / OWN
+    needs += [_own_dialogues(config) if is_own else Requirement("sweep"), *scores_needed(config)]
     if config.is_watched:
         if config.coordinator is not None:
             raise InputError(
@@ -88,7 +89,7 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
 def _own_dialogues(config: Any) -> Requirement:
     """The SFT student's dialogues on training scenarios, as the sweep of a run inside the run."""
     playing = {
-        "method": "free-sft" if config.emotion_free else "iql+sft",
+        "method": "iql+sft",
         "num_seeds": config.own_seeds,
         "num_scenarios": None,
         "prompt_pack": config.prompt_pack,
