@@ -375,6 +375,12 @@ def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_r
         f"own/default/crad/{name}"
         for name in ("sweep/trajectories.jsonl", "judge/sim-judge.jsonl (turn scores)")
     }
+    played_from = home / "crad/sweep/played_from.json"
+    kept = played_from.read_text(encoding="utf-8")
+    played_from.write_text(re.sub('(adapter_model[^:]*: ?)"..', r'\1"00', kept), encoding="utf-8")
+    with pytest.raises(StaleInputError, match=r"adapter_model.* has changed since these dialogues"):
+        run_stage(dataclasses.replace(config, kappa=0.5), base)
+    played_from.write_text(kept, encoding="utf-8")
     by_outcome = dataclasses.replace(config, signal="outcome")
     assert [need.stage for need in stages.STAGES["jpo"].needs(by_outcome)] == ["sft", "evaluate"]
     assert planned(Cell(dataclasses.replace(config, own_seeds=3))) == ["evaluate", "judge"]

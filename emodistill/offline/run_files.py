@@ -43,6 +43,8 @@ from emodistill.untrusted import read_typed, setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
+PLAYED_FROM = "sweep/played_from.json"
+"""Beside dialogues that were not swept: what they were made from, by name, as in manifests."""
 DISAGREEMENTS = "sweep/disagreements.jsonl"
 """The sweep's files, within the folder of a domain."""
 SUPPORT = "support.json"

@@ -23,10 +23,11 @@ from emodistill.evaluation.methods import (
 )
 from emodistill.evaluation.players import PlayerPool, PlayerSpec, writing_temperature
 from emodistill.evaluation.served_student import exported_dir
+from emodistill.files import write_json
 from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, write_as_sweep
+from emodistill.offline.run_files import PLAYED_FROM, SCENARIOS, TRAJECTORIES, write_as_sweep
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack
@@ -361,6 +362,7 @@ def _evaluate(job: Job) -> Result:
         home = config.as_sweep / config.domain
         scenarios = config.recorded_run / config.domain / SCENARIOS
         write_as_sweep(home, scenarios, read_trajectories(job.output))
+        write_json(home / PLAYED_FROM, dict(job.inputs))
         print(f"{job.name}: the dialogues are the sweep of {config.as_sweep}, too.", flush=True)
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from emodistill.configs import (
     SFTConfig,
 )
 from emodistill.configs.training import OWN
-from emodistill.errors import InputError
+from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
 from emodistill.offline.run_files import (
+    PLAYED_FROM,
     SCENARIOS,
     SUPPORT,
     TRAJECTORIES,
@@ -48,7 +49,7 @@ from emodistill.stages.stage import (
     next_command,
 )
 from emodistill.train.metrics_log import METRICS
-from emodistill.untrusted import setting_of
+from emodistill.untrusted import read_typed, setting_of
 
 
 class _TrainingDetails(NamedTuple):
@@ -134,16 +135,33 @@ def _job(cell: Cell) -> Job:
             if get_method(playing.method).selector == "iql":
                 selector_dir = home / "iql" / DEFAULT_CELL
                 files += [selector_dir / name for name in SELECTOR_FILES]
+    inputs = hashes | input_hashes(files, config.run)
+    if config.data_run.parent == config.run / OWN:
+        _check_played_by(inputs, data_home)
     return Job(
         cell=cell,
         name=config.stage,
         directory=directory,
         output=directory / METRICS,
         path=directory / "adapter" if isinstance(config, AdapterConfig) else directory,
-        inputs=hashes | input_hashes(files, config.run),
+        inputs=inputs,
         identity=identity,
         details=_TrainingDetails(data_home, scores, pack, sft_adapter, selector_dir),
     )
+
+
+def _check_played_by(inputs: Mapping[str, str], data_home: Path) -> None:
+    """Refuse own dialogues of another snapshot than the one that training starts from."""
+    path = data_home / PLAYED_FROM
+    if not path.is_file():  # put there by the user
+        return
+    played = read_typed(path, dict[str, str], f"Delete {data_home} to have them played anew.")
+    changed = [name for name in inputs if name in played and inputs[name] != played[name]]
+    if changed:
+        raise StaleInputError(
+            f"{data_home / TRAJECTORIES}: {changed[0]} has changed since these dialogues were "
+            f"played. Delete {data_home} to have them played anew."
+        )
 
 
 def check_snapshot(cell: Cell, sft_dir: Path) -> None:
