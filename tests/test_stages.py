@@ -25,7 +25,7 @@ from emodistill.configs import (
 from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.players import writing_temperature
 from emodistill.model import embedded_path
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, read_sweep
+from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, data_run, read_sweep
 from emodistill.offline.store import (
     read_judgements,
     read_scenarios,
@@ -389,7 +389,7 @@ def test_jpo_learns_from_the_dialogues_of_the_student_that_it_starts_from(tiny_r
     shown = (page.parent / "table-1.md").read_text(encoding="utf-8")
     assert "| iql+sft " in shown and "split=train" not in shown
     from_base = dataclasses.replace(config, reference="base")
-    assert from_base.data_run == run  # whose turns the base model's would be, nobody plays
+    assert data_run(from_base) == run  # whose turns the base model's would be, nobody plays
 
 
 def planned(cell):

@@ -222,16 +222,6 @@ class ExperimentConfig(Config):
     """The settings that name language models which the stage calls."""
 
     @property
-    def recorded_run(self) -> Path:
-        """The run whose scenarios and recorded dialogues are read."""
-        return getattr(self, "data_from", None) or self.run
-
-    @property
-    def data_run(self) -> Path:
-        """The run whose dialogues and scores are learned from."""
-        return self.recorded_run
-
-    @property
     def is_simulated(self) -> bool:
         """Whether no real language model was asked for."""
         given = [getattr(self, name) or () for name in self.called]

@@ -22,8 +22,6 @@ from emodistill.errors import InputError
 StateKind = Literal["geometry", "upstream"]
 IQLSignal = Literal["outcome", "utility", "episode-judge", "turn-judge"]
 LearnerName = Literal["iql", "cloning", "cql", "dqn", "bandit", "best-fixed"]
-OWN = "own"
-"""Folder, within a run, of the runs whose dialogues the run's own students have played."""
 CONSERVATISM = 1.0
 """α of the discrete form in CQL's own publication."""
 EmotionSet = Literal["all", "ekman"]
@@ -288,12 +286,6 @@ class RecordedRefinementConfig(RefinementConfig):
     @property
     def is_watched(self) -> bool:
         return self.watch or self.stop_when_hacked or self.select == "best"
-
-    @property
-    def data_run(self) -> Path:
-        if self.turns == "own" and self.reference == "sft" and not self.emotion_free:
-            return self.run / OWN / self.sft_cell
-        return self.data_from or self.run
 
 
 @configuration

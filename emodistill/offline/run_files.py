@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,6 +43,8 @@ from emodistill.untrusted import read_typed, setting_of
 
 TRAJECTORIES = "sweep/trajectories.jsonl"
 SCENARIOS = "sweep/scenarios.jsonl"
+OWN = "own"
+"""Folder, within a run, of the runs whose dialogues the run's own students have played."""
 PLAYED_FROM = "sweep/played_from.json"
 """Beside dialogues that were not swept: what they were made from, by name, as in manifests."""
 DISAGREEMENTS = "sweep/disagreements.jsonl"
@@ -131,6 +133,19 @@ def read_sweep(
         limit=turn_limit(home),
         validity=None if scores is None else validity_line(scores, by_turn),
     )
+
+
+def recorded_run(config: Any) -> Path:
+    """The run whose scenarios and recorded dialogues a stage reads."""
+    return getattr(config, "data_from", None) or config.run
+
+
+def data_run(config: Any) -> Path:
+    """The run whose dialogues and scores a stage learns from."""
+    is_own = getattr(config, "turns", "recorded") == "own"  # a setting of refinements alone
+    if is_own and config.reference == "sft" and not config.emotion_free:
+        return config.run / OWN / config.sft_cell
+    return recorded_run(config)
 
 
 def write_as_sweep(home: Path, scenarios: Path, dialogues: Sequence[Trajectory]) -> None:

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from emodistill.configs.training import OWN
 from emodistill.domains import DOMAINS
 from emodistill.llm.usage import Usage
 from emodistill.offline.budget import read_usage
 from emodistill.offline.judging import judge_path
+from emodistill.offline.run_files import OWN
 from emodistill.reports.labels import DOMAIN_TITLES
 from emodistill.reports.recipe import TableContent
 from emodistill.reports.run_data import RunData

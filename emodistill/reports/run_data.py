@@ -15,13 +15,13 @@ import msgspec
 import pandas as pd
 
 from emodistill.configs import DEFAULT_CELL, METHODS, ReportConfig
-from emodistill.configs.training import OWN
 from emodistill.domains import DOMAINS
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import TABLES_OF, Arm, emotion_dir, read_arms
 from emodistill.jsonl import read_lines
 from emodistill.offline.rewards import ENDINGS
 from emodistill.offline.run_files import (
+    OWN,
     SCENARIOS,
     TRAJECTORIES,
     judge_file,

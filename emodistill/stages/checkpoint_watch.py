@@ -42,7 +42,7 @@ from emodistill.model import save_adapter
 from emodistill.offline.budget import capped, read_usage
 from emodistill.offline.judging import judge_path, scores_by_turn
 from emodistill.offline.rounds import recorded_spent
-from emodistill.offline.run_files import SCENARIOS
+from emodistill.offline.run_files import SCENARIOS, recorded_run
 from emodistill.offline.store import read_judgements, read_trajectories, write_records
 from emodistill.records import Judgement
 from emodistill.settings import Cell, Settings
@@ -206,7 +206,7 @@ class CheckpointWatch:
         if played.is_agreed:  # once for all looks
             self.playing = dataclasses.replace(self.playing, yes=True)
         if self.judging is not None:
-            scenarios = config.recorded_run / config.domain / SCENARIOS
+            scenarios = recorded_run(config) / config.domain / SCENARIOS
             judging = self._capped(self.judging, step)
             judge_matches(judging, folder / DIALOGUES, folder, scenarios)
 

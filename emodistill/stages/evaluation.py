@@ -27,7 +27,13 @@ from emodistill.files import write_json
 from emodistill.jsonl import num_lines
 from emodistill.llm.endpoints import ModelEndpoint
 from emodistill.offline.data_checks import check_prompts
-from emodistill.offline.run_files import PLAYED_FROM, SCENARIOS, TRAJECTORIES, write_as_sweep
+from emodistill.offline.run_files import (
+    PLAYED_FROM,
+    SCENARIOS,
+    TRAJECTORIES,
+    recorded_run,
+    write_as_sweep,
+)
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path
 from emodistill.prompts import PromptPack, load_pack
@@ -208,7 +214,7 @@ def _job(cell: Cell) -> Job:
         folder = f"{config.method}@{file_name(opposite.name)}"
         directory, name = home / "eval" / folder, cell.name
         label = f"evaluate {config.method}"
-    inputs = input_hashes([config.recorded_run / config.domain / SCENARIOS, *files], config.run)
+    inputs = input_hashes([recorded_run(config) / config.domain / SCENARIOS, *files], config.run)
     is_played_here = config.student_url is None
     if is_played_here and any(get_method(n).writer == "student" for n in _method_names(config)):
         inputs |= model_hashes(config.student)
@@ -274,7 +280,7 @@ def play(job: Job, loaded: dict[str, Any] | None = None) -> PlayedMatch:
       loaded: students that several matches share (see `PlayerPool`).
     """
     config, details = job.cell.config, job.details
-    scenarios = held_out(config.recorded_run / config.domain / SCENARIOS, config.split)
+    scenarios = held_out(recorded_run(config) / config.domain / SCENARIOS, config.split)
     check_prompts(
         details.pack,
         scenarios,
@@ -360,7 +366,7 @@ def _evaluate(job: Job) -> Result:
     config, result = job.cell.config, play(job).result
     if config.as_sweep is not None and result.is_complete:
         home = config.as_sweep / config.domain
-        scenarios = config.recorded_run / config.domain / SCENARIOS
+        scenarios = recorded_run(config) / config.domain / SCENARIOS
         write_as_sweep(home, scenarios, read_trajectories(job.output))
         write_json(home / PLAYED_FROM, dict(job.inputs))
         print(f"{job.name}: the dialogues are the sweep of {config.as_sweep}, too.", flush=True)

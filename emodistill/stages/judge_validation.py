@@ -29,7 +29,13 @@ from emodistill.files import write_json
 from emodistill.offline.agreement import repeat_spread
 from emodistill.offline.judging import scores_by_turn
 from emodistill.offline.rewards import Scores, scenario_advantages
-from emodistill.offline.run_files import TRAJECTORIES, judge_file, scores_sha256, validity_file
+from emodistill.offline.run_files import (
+    TRAJECTORIES,
+    judge_file,
+    recorded_run,
+    scores_sha256,
+    validity_file,
+)
 from emodistill.offline.store import read_judgements, read_records, read_trajectories
 from emodistill.records import Judgement, Trajectory, TurnWorth
 
@@ -45,7 +51,7 @@ def validate_judge(config: JudgeConfig) -> Path:
     Raises:
       InputError: the judge has scored no turn here, or a label can't be used.
     """
-    home = config.recorded_run / config.domain
+    home = recorded_run(config) / config.domain
     path = judge_file(home / "judge", config.judge)
     if not path.is_file():
         raise InputError(f"{path} is missing; have that judge score the sweep first.")

@@ -50,7 +50,7 @@ from emodistill.offline.rounds import (
     timed,
     total_spent,
 )
-from emodistill.offline.run_files import SCENARIOS
+from emodistill.offline.run_files import SCENARIOS, recorded_run
 from emodistill.offline.store import (
     locate_scenarios,
     read_judgements,
@@ -121,7 +121,7 @@ def _job(cell: Cell) -> Job:
     sft_adapter = TrainedAdapter(home, "sft", config.sft_cell)
     check_snapshot(cell, sft_adapter.folder.parent)
     selector_dir = home / "iql" / config.iql_cell
-    scenarios = config.recorded_run / config.domain / SCENARIOS
+    scenarios = recorded_run(config) / config.domain / SCENARIOS
     located = locate_scenarios(scenarios)
     pack = load_pack(config.prompt_pack)
     details = _OnPolicyDetails(

@@ -44,7 +44,13 @@ from emodistill.offline.forks import (
 )
 from emodistill.offline.judging import judge_path
 from emodistill.offline.rewards import SweepData
-from emodistill.offline.run_files import SCENARIOS, TRAJECTORIES, read_sweep, sweep_seed
+from emodistill.offline.run_files import (
+    SCENARIOS,
+    TRAJECTORIES,
+    read_sweep,
+    recorded_run,
+    sweep_seed,
+)
 from emodistill.offline.store import read_judgements, read_trajectories, write_records
 from emodistill.offline.sweep import failures_path, play_all
 from emodistill.prompts import load_pack
@@ -100,7 +106,7 @@ def _needs(config: ReplayConfig) -> Sequence[Requirement]:
 
 def _job(cell: Cell) -> Job:
     config: ReplayConfig = cell.config
-    home = config.recorded_run / config.domain
+    home = recorded_run(config) / config.domain
     hears = reads_emotions(config)
     pack, reader = load_pack(config.prompt_pack), reader_of(config, hears=hears)
     model, opposite = writing_models(config)
@@ -172,7 +178,7 @@ def _check_as_recorded(
 
 
 def _scores_path(config: ReplayConfig, judge: str) -> Path:
-    return judge_path(config.recorded_run / config.domain / "judge", judge)
+    return judge_path(recorded_run(config) / config.domain / "judge", judge)
 
 
 def _check_scores_file(config: ReplayConfig, judge: str, turns: Sequence[TurnKey]) -> None:

@@ -18,7 +18,7 @@ from emodistill.configs import EMBEDDED, SIMULATED, AdapterConfig, ApiConfig, Re
 from emodistill.errors import InputError, StoppedError
 from emodistill.logs import STAGE_LOG, log_to_file
 from emodistill.model.processes import agree, is_first, joined
-from emodistill.offline.run_files import TRAJECTORIES
+from emodistill.offline.run_files import TRAJECTORIES, data_run, recorded_run
 from emodistill.runs import Job, Result, begin_stage, finish_stage, read_manifest
 from emodistill.settings import Cell, Settings
 from emodistill.stages.language_models import default_model, usual_provider
@@ -124,7 +124,7 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     """
     lacking = _lacking(cell)
     if only is not None:
-        recorded = cell.config.recorded_run
+        recorded = recorded_run(cell.config)
         lacking = [c for c in lacking if c.config.stage in only and c.config.run == recorded]
     if not lacking:
         return
@@ -137,7 +137,7 @@ def prepare(cell: Cell, only: Container[str] | None = None, *, is_read_only: boo
     is_alone = getattr(cell.config, "coordinator", None) is None
     names = ", ".join(dict.fromkeys(one.config.stage for one in lacking))
     is_elsewhere = any(not one.config.run.is_relative_to(cell.config.run) for one in lacking)
-    recorded = cell.config.recorded_run
+    recorded = recorded_run(cell.config)
     is_free = all(_is_all_simulated(one.config, recorded) for one in [cell, *lacking])
     if is_read_only or not is_alone or is_elsewhere or not is_free:
         commands, made = _commands(cell, lacking)
@@ -173,10 +173,10 @@ def _commands(cell: Cell, lacking: Sequence[Cell]) -> tuple[list[str], dict[str,
     for one in lacking:
         config = one.config
         if isinstance(config, ApiConfig) and config.is_simulated:
-            provider = _provider_of_sweep(cell.config.recorded_run / config.domain)
+            provider = _provider_of_sweep(recorded_run(cell.config) / config.domain)
             config = dataclasses.replace(config, **provider)
         if isinstance(config, ApiConfig):
-            is_real = not _is_all_simulated(cell.config, cell.config.recorded_run)
+            is_real = not _is_all_simulated(cell.config, recorded_run(cell.config))
             config = dataclasses.replace(config, **_unnamed_models(config, is_real))
         if isinstance(config, RefinementConfig) and "sft" in made:
             config = dataclasses.replace(config, sft_cell=made["sft"])
@@ -258,7 +258,7 @@ def _lacking(cell: Cell, planned: list[Cell] | None = None) -> list[Cell]:
     planned = [] if planned is None else planned
     for need in STAGES[config.stage].needs(config):
         stage = STAGES[need.stage]
-        source = config.data_run if stage.is_data else config.run
+        source = data_run(config) if stage.is_data else config.run
         domain = need.domain or config.domain
         home = source / domain
         if stage.is_there is not None:
@@ -308,7 +308,7 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     if need.stage == "sweep" and usual_provider(config) is None and "focal" in config.called:
         shared["focal"] = config.focal  # a real model's sweep is no simulated one
     if stage.is_data:
-        shared["run"] = config.data_run
+        shared["run"] = data_run(config)
     elif hasattr(stage.config, "data_from"):
         shared["data_from"] = config.data_from
     shared["domain"] = need.domain or config.domain
@@ -316,7 +316,7 @@ def required_cell(cell: Cell, need: Requirement) -> Cell:
     if stage.config.student_field is not None:
         shared[stage.config.student_field] = student
     passed = cell.settings  # what needs real models asks for no stage at the quickstart's size
-    is_free = _is_all_simulated(config, config.recorded_run)
+    is_free = _is_all_simulated(config, recorded_run(config))
     if passed is None and not (student == EMBEDDED and is_free):
         passed = Settings()
     settings = passed or Settings.preset("quickstart")

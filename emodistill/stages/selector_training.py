@@ -30,7 +30,7 @@ from emodistill.negotiation.writers import Writer
 from emodistill.offline.data_checks import check_prompts
 from emodistill.offline.rewards import dialogue_utility
 from emodistill.offline.rounds import counts, recorded_spent
-from emodistill.offline.run_files import SCENARIOS
+from emodistill.offline.run_files import SCENARIOS, recorded_run
 from emodistill.offline.store import locate_scenarios, read_trajectories
 from emodistill.offline.sweep import failures_path, play_all
 from emodistill.offline.turnstile import Turnstile
@@ -102,7 +102,7 @@ def _job(cell: Cell) -> Job:
         counterparty=endpoint_of(config, "counterparty"),
         reader=reader_of(config, hears=reads),
         pack=load_pack(config.prompt_pack),
-        scenarios=config.recorded_run / config.domain / SCENARIOS,
+        scenarios=recorded_run(config) / config.domain / SCENARIOS,
     )
     directory = config.run / config.domain / "selector" / cell.name
     output = directory / DIALOGUES

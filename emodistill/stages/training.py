@@ -19,17 +19,19 @@ from emodistill.configs import (
     RefinementConfig,
     SFTConfig,
 )
-from emodistill.configs.training import OWN
 from emodistill.errors import InputError, StaleInputError
 from emodistill.evaluation.methods import METHODS, SELECTOR_FILES, get_method
 from emodistill.offline.run_files import (
+    OWN,
     PLAYED_FROM,
     SCENARIOS,
     SUPPORT,
     TRAJECTORIES,
+    data_run,
     judge_file,
     level_sha256,
     read_sweep,
+    recorded_run,
 )
 from emodistill.prompts import PromptPack, load_pack
 from emodistill.runs import Job, Result, input_hashes, name_in_run, read_manifest
@@ -74,7 +76,7 @@ def _adapter_needs(config: AdapterConfig) -> Sequence[Requirement]:
     if isinstance(config, RefinementConfig) and config.reference == "sft":
         # Other cells than the default one are the user's own, and nothing makes them unasked.
         needs += [Requirement("sft")] if config.sft_cell == DEFAULT_CELL else []
-    is_own = config.data_run.parent == config.run / OWN
+    is_own = data_run(config).parent == config.run / OWN
     needs += [_own_dialogues(config) if is_own else Requirement("sweep"), *scores_needed(config)]
     if config.is_watched:
         if config.coordinator is not None:
@@ -95,7 +97,7 @@ def _own_dialogues(config: Any) -> Requirement:
         "num_scenarios": None,
         "prompt_pack": config.prompt_pack,
         "quantize": config.quantize,
-        "as_sweep": config.data_run,
+        "as_sweep": data_run(config),
     }
     changes = {"split": "train", "cells": {"sft": config.sft_cell}}
     return Requirement("evaluate", playing, changes)
@@ -105,7 +107,7 @@ def _job(cell: Cell) -> Job:
     config: IQLConfig | AdapterConfig = cell.config
     home = config.run / config.domain
     directory = home / config.stage / cell.name
-    data_home = config.data_run / config.domain
+    data_home = data_run(config) / config.domain
     files, hashes = [data_home / SCENARIOS], dict[str, str]()
     if isinstance(config, IQLConfig) and config.num_dialogues is not None:
         first = data_home / TRAJECTORIES, config.num_dialogues, config.seed
@@ -136,7 +138,7 @@ def _job(cell: Cell) -> Job:
                 selector_dir = home / "iql" / DEFAULT_CELL
                 files += [selector_dir / name for name in SELECTOR_FILES]
     inputs = hashes | input_hashes(files, config.run)
-    if config.data_run.parent == config.run / OWN:
+    if data_run(config).parent == config.run / OWN:
         _check_played_by(inputs, data_home)
     return Job(
         cell=cell,
@@ -190,7 +192,7 @@ def _evaluation(cell: Cell) -> str:
     changes = {"method": own, "cells": {stage: cell.name}}
     playing, file = follow_up(EvaluateConfig, cell, **changes), named_file(cell)
     if not playing.is_simulated:  # a provider without models of its own has those of the sweep
-        swept = read_manifest(config.recorded_run / config.domain / "sweep")
+        swept = read_manifest(recorded_run(config) / config.domain / "sweep")
         for role in ("counterparty", "focal"):
             if getattr(playing, role) is None and default_model(playing, role) is None and swept:
                 playing = dataclasses.replace(playing, **{role: swept.config.get(role)})

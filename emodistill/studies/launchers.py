@@ -18,7 +18,7 @@ from emodistill.errors import EmodistillError, InputError, StoppedError
 from emodistill.evaluation.checkpoint_looks import LOOKS, best_look, read_looks
 from emodistill.logs import log_to_terminal
 from emodistill.offline.budget import read_usage
-from emodistill.offline.run_files import SCENARIOS
+from emodistill.offline.run_files import SCENARIOS, recorded_run
 from emodistill.settings import Cell
 from emodistill.stages import judge_matches, run_together
 from emodistill.stages import run as run_stage
@@ -65,7 +65,7 @@ class Task(NamedTuple):
         if self.judging is not None:
             config, directory = self.judging
             played = self.match.config
-            scenarios = played.recorded_run / config.domain / SCENARIOS
+            scenarios = recorded_run(played) / config.domain / SCENARIOS
             judge_matches(config, path, directory, scenarios)
         return path
 
