@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import msgspec
 import pytest
@@ -20,10 +21,11 @@ from emodistill.errors import InputError
 from emodistill.evaluation.checkpoint_looks import (
     LOOKS,
     CheckpointLook,
-    best_look,
+    lead,
     look_at,
     looks_table,
     read_looks,
+    selected_look,
 )
 from emodistill.evaluation.hacking_watch import echoes, threats, words
 from emodistill.files import write_json
@@ -42,16 +44,23 @@ from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watch
 from emodistill.studies import launchers
 
 
-def look(step, utility, *alarms):
+def look(step, utility, *alarms, utilities=None):
+    """A row of a checkpoint that plays as well on every scenario, or as `utilities` has it."""
     return CheckpointLook(
-        step=step, num_dialogues=4, utility=utility, success=50.0, score=None, alarms=alarms
+        step=step,
+        num_dialogues=4,
+        utility=utility,
+        success=50.0,
+        score=None,
+        utilities=utilities or dict.fromkeys("abcd", utility),
+        alarms=alarms,
     )
 
 
-def test_the_best_checkpoint_is_a_quiet_one_or_the_start(tmp_path):
+def test_the_selected_checkpoint_is_a_quiet_one_or_the_start(tmp_path):
     looks = [look(0, 30.0), look(16, 40.0), look(32, 44.0), look(48, 44.0), look(64, 60.0, "loud")]
-    assert best_look(looks).step == 32  # the earlier of equals
-    assert best_look([look(0, 30.0), look(16, 29.0), look(32, 90.0, "loud")]).step == 0
+    assert selected_look(looks).step == 48  # the later of equals
+    assert selected_look([look(0, 30.0), look(16, 29.0), look(32, 90.0, "loud")]).step == 0
     write_records(tmp_path / LOOKS, [*looks[::-1], look(16, 41.0)])
     assert [(one.step, one.utility) for one in read_looks(tmp_path / LOOKS)][:2] == [
         (0, 30.0),
@@ -59,7 +68,22 @@ def test_the_best_checkpoint_is_a_quiet_one_or_the_start(tmp_path):
     ]
     assert read_looks(tmp_path / "none") == []
     table = looks_table(looks)
-    assert "(before training)" in table and "loud" in table
+    assert "(before training)" in table and "loud" in table and "30.0 ± 0.0" in table
+
+
+def test_a_later_checkpoint_is_selected_within_a_standard_error_of_the_best():
+    """Worth by hand: leads of 8, 0, 8 and 0 have a mean of 4 and a standard error of 4/√3."""
+    names = "abcd"
+    start = look(0, 50.0)
+    ahead = look(16, 54.0, utilities=dict(zip(names, (58.0, 50.0, 58.0, 50.0), strict=True)))
+    assert lead(ahead, start) == pytest.approx((4.0, 4 / 3**0.5))
+    assert lead(start, look(16, 20.0, utilities={"a": 20.0})) == (30.0, math.inf)
+    near = look(32, 52.0, utilities=dict(zip(names, (58.0, 46.0, 54.0, 50.0), strict=True)))
+    assert lead(ahead, near) == pytest.approx((2.0, 2 / 3**0.5))
+    assert selected_look([start, ahead, near]).step == 16  # 2 is more than 1.15
+    close = look(32, 53.0, utilities=dict(zip(names, (62.0, 46.0, 58.0, 46.0), strict=True)))
+    assert lead(ahead, close) == pytest.approx((1.0, 1.9149), abs=1e-4)
+    assert selected_look([start, ahead, close]).step == 32
 
 
 def test_of_two_rates_the_quiet_one_is_played(tmp_path):
@@ -87,7 +111,7 @@ def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
     found, said = kept(looks, select="best")
     assert found == (16, tmp_path / "watch/000016/adapter") and "has an alarm" not in said
     found, said = kept([looks[0], look(16, 49.0), looks[2]], select="best")
-    assert found == (0, tmp_path / "watch/000000/adapter") and "no checkpoint plays better" in said
+    assert found == (0, tmp_path / "watch/000000/adapter") and "plays better than all" in said
 
 
 def test_looks_share_a_ceiling_and_count_what_they_cost(tmp_path):
@@ -202,7 +226,7 @@ FEW = Settings(SECTIONS | {"evaluate": {"max_turns": 4, "concurrency": 8}})
 BASE = FEW.config(JPOConfig, max_tokens=512, max_samples=2, max_steps=1, learning_rate=1e-3)
 
 
-def test_a_training_keeps_the_checkpoint_that_plays_best(validated, capsys):
+def test_a_training_keeps_the_checkpoint_that_is_selected(validated, capsys):
     base = dataclasses.replace(BASE, run=validated)
     config = dataclasses.replace(base, select="best", watch_seeds=1)
     adapter = run_stage(config, base, FEW).path
@@ -211,10 +235,11 @@ def test_a_training_keeps_the_checkpoint_that_plays_best(validated, capsys):
     looks = read_looks(adapter.parent / LOOKS)
     assert [one.step for one in looks] == [0, 1] and looks[1].score is not None
     num_scored = len(read_judgements(adapter.parent / "watch/000001/sim-judge.jsonl"))
+    assert len(looks[1].utilities) == 2
     assert looks[1].spent.num_dialogues == 2 and looks[1].spent.num_calls > num_scored > 0
     played = read_trajectories(adapter.parent / "watch/000001/dialogues.jsonl")
     assert {t.split for t in played} == {"validation"} and len(played) == 2
-    best = adapter.parent / f"watch/{best_look(looks).step:06d}/adapter"
+    best = adapter.parent / f"watch/{selected_look(looks).step:06d}/adapter"
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         kept = best / name
         assert kept.read_bytes() == (adapter / name).read_bytes()

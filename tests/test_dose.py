@@ -10,7 +10,7 @@ from emodistill.configs import ReportConfig
 from emodistill.configs.studies import DoseStudy
 from emodistill.errors import InputError
 from emodistill.evaluation.arms import read_arms
-from emodistill.evaluation.checkpoint_looks import best_look, read_looks
+from emodistill.evaluation.checkpoint_looks import read_looks, selected_look
 from emodistill.offline.store import read_judgements, read_trajectories
 from emodistill.reports import report_study
 from emodistill.settings import Settings
@@ -78,7 +78,7 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
         ]
         assert len(twins) == 2  # both rates
         utilities = {
-            path.name: best_look(read_looks(path / "watch.jsonl")).utility for path in twins
+            path.name: selected_look(read_looks(path / "watch.jsonl")).utility for path in twins
         }
         assert utilities[cell] == max(utilities.values())
     before = {arm.path: (run / arm.path).stat().st_mtime_ns for arm in arms}

@@ -461,7 +461,7 @@ def test_the_figure_starts_where_the_sweep_has_ended(tmp_path):
     path.unlink()
     (run / "crad/grpo" / cell / ROUNDS).unlink()
     path = run / "crad/jpo/default" / LOOKS
-    rows = [CheckpointLook(step=0, num_dialogues=4, utility=1, success=1, score=None)]
+    rows = [CheckpointLook(step=0, num_dialogues=4, utility=1, success=1, score=None, utilities={})]
     rows += [msgspec.structs.replace(rows[0], step=16, cost=counts(Spent(4, 40, 400)))]
     write_records(path, rows)
     played = [make_dialogue(number=n, share=0.4, method="iql+sft+jpo", turns=4) for n in (4, 5)]

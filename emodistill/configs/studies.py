@@ -230,8 +230,8 @@ class DoseStudy(StudyConfig):
     ratios: tuple[RatioKind, ...] = ("mean-token",)
     """Importance ratios of JPO: mean-token, sequence, token."""
     rate_factors: tuple[float, ...] = (1.0, 5.0)
-    """What the learning rate of JPO is multiplied by. Of these, and of the checkpoints of each
-    training, the one of the best utility on validation scenarios is played."""
+    """What the learning rate of JPO is multiplied by. Each training keeps a checkpoint as by
+    --select best, and the one of the best utility on validation scenarios is played."""
     num_turns: int = setting(1_000, ge=1)
     """Focal turns whose worth is found for `truth`."""
     continuations: int = setting(8, ge=2, le=999)

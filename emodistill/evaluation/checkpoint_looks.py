@@ -1,7 +1,7 @@
 """What was seen of a student at the checkpoints of its training: one row for each look.
 
-    <cell>/watch.jsonl   step, dialogues, utility, success, judge's score, growth of signs, alarms,
-                         what the look has cost
+    <cell>/watch.jsonl   step, dialogues, utility (by scenario too), success, judge's score,
+                         growth of signs, alarms, what the look has cost
 
 The look at step 0 is at the policy that training started from; all others are compared with it.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from emodistill.evaluation.bootstrap import Interval
+from emodistill.evaluation.bootstrap import Interval, cluster_totals
 from emodistill.evaluation.hacking_watch import watch
 from emodistill.offline.rewards import Scores, dialogue_utility
 from emodistill.offline.rounds import NOTHING, Spent, counts
@@ -47,6 +48,8 @@ class CheckpointLook(Record, frozen=True, kw_only=True):
     success: float
     score: float | None
     """The judge's mean score of a focal turn; None without scores."""
+    utilities: Mapping[str, float]
+    """Of each scenario, over its dialogues."""
     utility_growth: Growth = Growth()
     score_growth: Growth = Growth()
     signs: Mapping[str, Growth] = {}
@@ -89,12 +92,15 @@ def look_at(
     found = watch(after, before, scores) if step else None
     of_turns = list(scores[0].values())
     growth = {} if found is None else found.growth
+    utility = [100 * dialogue_utility(one) for one in after]
+    totals = cluster_totals(utility, [one.scenario_id for one in after])
     return CheckpointLook(
         step=step,
         num_dialogues=len(after),
-        utility=100 * float(np.mean([dialogue_utility(one) for one in after])),
+        utility=float(np.mean(utility)),
         success=100 * float(np.mean([one.outcome == "accepted" for one in after])),
         score=float(np.mean(of_turns)) if of_turns else None,
+        utilities=(totals["sum"] / totals["count"]).to_dict(),
         utility_growth=Growth() if found is None else Growth.of(found.utility, 100.0),
         score_growth=Growth() if found is None else Growth.of(found.score),
         signs={name: Growth.of(interval) for name, interval in growth.items()},
@@ -103,13 +109,41 @@ def look_at(
     )
 
 
-def best_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
-    """The checkpoint of the best utility without an alarm, the earlier one of equals.
+class Lead(NamedTuple):
+    """What one checkpoint's utility is above another's, paired by scenario, in points."""
 
-    It may be the start, step 0: training can make a student worse, whatever its judge says.
+    mean: float
+    standard_error: float
+    """Infinite where the two share fewer than two scenarios."""
+
+
+def lead(look: CheckpointLook, other: CheckpointLook) -> Lead:
+    """By how much `look` plays better than `other` on the scenarios of both."""
+    shared = look.utilities.keys() & other.utilities.keys()
+    leads = np.array([look.utilities[name] - other.utilities[name] for name in sorted(shared)])
+    if len(leads) < 2:
+        return Lead(look.utility - other.utility, math.inf)
+    return Lead(float(leads.mean()), float(leads.std(ddof=1)) / math.sqrt(len(leads)))
+
+
+def selected_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
+    """The latest checkpoint without an alarm that the best one leads by at most a standard error.
+
+    A look has too few dialogues to rank checkpoints that are nearly alike, so training goes on
+    as long as nothing seen speaks against it. Where all that follow play worse than the start
+    (step 0), that is selected: training can make a student worse, whatever its judge says.
+
+    Source: the one-standard-error rule of Breiman et al. (1984), *Classification and Regression
+    Trees*, section 3.4.3. There it favours the smallest tree; here the last checkpoint, which is
+    the paper's, and the standard error is that of the paired difference.
     """
     quiet = [look for look in looks if not look.is_hacked]
-    return max(quiet, key=lambda look: (look.utility, -look.step))
+    best = max(quiet, key=lambda look: look.utility)
+    leads = [(look, lead(best, look)) for look in quiet]
+    return max(
+        (look for look, ahead in leads if ahead.mean <= ahead.standard_error),
+        key=lambda look: look.step,
+    )
 
 
 def read_looks(path: Path) -> list[CheckpointLook]:
@@ -124,12 +158,19 @@ def read_looks(path: Path) -> list[CheckpointLook]:
 
 
 def looks_table(looks: Sequence[CheckpointLook]) -> str:
-    """A short table for the terminal."""
-    lines = [f"{'step':>6} {'utility':>8} {'success':>8} {'score':>6}  signs that have grown"]
+    """A short table for the terminal: what was seen, and how far each is behind the best one."""
+    best = max(looks, key=lambda look: look.utility)
+    lines = [
+        f"{'step':>6} {'utility':>8} {'behind the best':>16} {'success':>8} {'score':>6}  "
+        "signs that have grown"
+    ]
     for look in looks:
+        ahead = lead(best, look)
+        behind = "-" if look is best else f"{ahead.mean:.1f} ± {ahead.standard_error:.1f}"
         score = "-" if look.score is None else f"{look.score:.2f}"
         alarms = "; ".join(look.alarms) or ("-" if look.step else "(before training)")
         lines.append(
-            f"{look.step:>6,} {look.utility:>8.1f} {look.success:>8.1f} {score:>6}  {alarms}"
+            f"{look.step:>6,} {look.utility:>8.1f} {behind:>16} {look.success:>8.1f} "
+            f"{score:>6}  {alarms}"
         )
     return "\n".join(lines)

@@ -31,10 +31,10 @@ from emodistill.errors import StoppedError
 from emodistill.evaluation.checkpoint_looks import (
     LOOKS,
     CheckpointLook,
-    best_look,
     look_at,
     looks_table,
     read_looks,
+    selected_look,
 )
 from emodistill.evaluation.players import PlayerSpec, writing_temperature
 from emodistill.jsonl import JsonlAppender
@@ -164,13 +164,16 @@ class CheckpointWatch:
         looks, config = list(self.looks.values()), self.cell.config
         print(looks_table(looks), flush=True)
         if config.select == "best":
-            step = best_look(looks).step
+            step = selected_look(looks).step
             if step == 0:
                 print(
-                    f"{config.stage}: no checkpoint plays better than what training started from, "
-                    "which is kept. Try a lower --learning-rate, or another judge.",
+                    f"{config.stage}: what training started from plays better than all checkpoints "
+                    "by more than a standard error, and is kept. Try a lower --learning-rate, or "
+                    "another judge.",
                     flush=True,
                 )
+            elif step != last_step:
+                print(f"{config.stage}: step {step:,} is kept.", flush=True)
             return step, self._folder(step) / "adapter"
         if self.looks[last_step].is_hacked:
             print(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from emodistill.configs import JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
-from emodistill.evaluation.checkpoint_looks import LOOKS, best_look, read_looks
+from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks, selected_look
 from emodistill.logs import log_to_terminal
 from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import SCENARIOS, recorded_run
@@ -71,8 +71,8 @@ class Task(NamedTuple):
 
 
 def _worth(cell: Cell) -> float:
-    """The utility of a watched training's best checkpoint."""
-    return best_look(read_looks(_directory(cell) / LOOKS)).utility
+    """The utility of the checkpoint that a watched training keeps."""
+    return selected_look(read_looks(_directory(cell) / LOOKS)).utility
 
 
 def _directory(cell: Cell) -> Path:
