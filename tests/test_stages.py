@@ -132,6 +132,12 @@ def test_a_finished_stage_is_recognised(run, capsys):
     assert (run / "crad/sweep/trajectories.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("named", ["sim-judge", "simulator:sim-judge"])
+def test_a_judge_that_is_named_is_the_one_that_was_there_alone(run, capsys, named):
+    run_stage(SFTConfig(run=run, judge=named, **ADAPTER))
+    assert "sft: finished before" in capsys.readouterr().out
+
+
 def test_what_the_flags_change_is_a_cell_of_its_own(run):
     base = JPOConfig(run=run, **ADAPTER)
     made = run_stage(dataclasses.replace(base, kappa=0.5), base)

@@ -118,6 +118,7 @@ def _job(cell: Cell) -> Job:
     identity = config.identity()
     for need in scores_needed(config):
         scores, level = judge_file(data_home / "judge", config.judge), need.shared["level"]
+        identity |= {"judge": scores.stem}  # named or not, it is the same judge
         name = f"{name_in_run(scores, config.run)} ({level} scores)"
         hashes[name] = level_sha256(scores, level)
     if isinstance(config, AdapterConfig):
