@@ -42,7 +42,7 @@ def test_arms_are_doses_for_each_setting():
 
 
 @pytest.mark.slow
-def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
+def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path, capsys):
     run = tmp_path / "dose"
     study = DoseStudy(
         run=run,
@@ -57,6 +57,9 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path):
         concurrency=8,
     )
     run_study(study, SMALL)
+    said = capsys.readouterr().out
+    forked = said.index("forks of 40 turns to play")  # once an arm asks for them
+    assert said.index("--- dose 3/7") < forked < said.index("--- dose 4/7")
     arms = read_arms(run, "dose")
     assert [(arm.label, arm.reason) for arm in arms if arm.status != "finished"] == []
     assert len(read_judgements(run / "crad/judge/truth.jsonl")) == 40

@@ -101,8 +101,6 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         settled = {"domain": domain, "method": UNTRAINED, **_given(config, SHARED), **roles}
         home = settings.config(EvaluateConfig, **settled)
         _make_sweep(Cell(home, None, settings), config.num_sweep_dialogues)
-    if isinstance(config, DoseStudy) and TRUTH in config.judges:
-        _find_worths(config, settings)
     spent_usd: dict[Path, float] = {}  # file or folder -> what it has cost
     trained: dict[int, tuple[tuple[Cell, ...], ...]] = {}
 
@@ -110,7 +108,10 @@ def run_study(config: StudyConfig, settings: Settings) -> list[Path]:
         arm = planned[number]
         print(f"\n--- {config.study} {number + 1}/{len(arms)}: {arm.block}, {arm.label}")
         task = _task(arm, _within_budget(config, sum(spent_usd.values())), settings)
-        for cell in itertools.chain.from_iterable(task.trainings):
+        cells = list(itertools.chain.from_iterable(task.trainings))
+        if isinstance(config, DoseStudy) and any(cell.config.judge == TRUTH for cell in cells):
+            _find_worths(config, settings)
+        for cell in cells:
             prepare(cell, only=("sweep", "judge"))
         trained[number] = task.trainings
         return task
