@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import msgspec
 import pytest
@@ -43,6 +42,11 @@ from emodistill.stages import STAGES
 from emodistill.stages.checkpoint_watch import CheckpointWatch, method_of, watching_judge
 from emodistill.studies import launchers
 
+MANIFEST = {
+    **{"stage": "jpo", "status": "finished", "code_version": "0", "seed": 0},
+    **{"config": {}, "config_sha256": "", "inputs": {}},
+}
+
 
 def look(step, utility, *alarms, utilities=None):
     """A row of a checkpoint that plays as well on every scenario, or as `utilities` has it."""
@@ -68,32 +72,40 @@ def test_the_selected_checkpoint_is_a_quiet_one_or_the_start(tmp_path):
     ]
     assert read_looks(tmp_path / "none") == []
     table = looks_table(looks)
-    assert "(before training)" in table and "loud" in table and "30.0 ± 0.0" in table
+    assert "(before training)" in table and "loud" in table and "14.0 ± 0.0" in table
 
 
-def test_a_later_checkpoint_is_selected_within_a_standard_error_of_the_best():
-    """Worth by hand: leads of 8, 0, 8 and 0 have a mean of 4 and a standard error of 4/√3."""
-    names = "abcd"
-    start = look(0, 50.0)
-    ahead = look(16, 54.0, utilities=dict(zip(names, (58.0, 50.0, 58.0, 50.0), strict=True)))
+def test_the_best_checkpoint_is_selected_where_it_leads_by_more_than_a_standard_error():
+    """Worked out by hand: leads of 8, 0, 8 and 0 have a mean of 4 and a standard error of 4/√3."""
+
+    def played(step, *utilities):
+        mean = sum(utilities) / len(utilities)
+        return look(step, mean, utilities=dict(zip("abcd", utilities, strict=True)))
+
+    start, ahead = look(0, 50.0), played(16, 58.0, 50.0, 58.0, 50.0)
     assert lead(ahead, start) == pytest.approx((4.0, 4 / 3**0.5))
-    assert lead(start, look(16, 20.0, utilities={"a": 20.0})) == (30.0, math.inf)
-    near = look(32, 52.0, utilities=dict(zip(names, (58.0, 46.0, 54.0, 50.0), strict=True)))
-    assert lead(ahead, near) == pytest.approx((2.0, 2 / 3**0.5))
-    assert selected_look([start, ahead, near]).step == 16  # 2 is more than 1.15
-    close = look(32, 53.0, utilities=dict(zip(names, (62.0, 46.0, 58.0, 46.0), strict=True)))
+    assert lead(start, look(16, 20.0, utilities={"a": 20.0})) == (30.0, 0.0)
+    worse, close = played(32, 58.0, 46.0, 54.0, 50.0), played(32, 62.0, 46.0, 58.0, 46.0)
+    assert lead(ahead, worse) == pytest.approx((2.0, 2 / 3**0.5))
+    assert selected_look([start, ahead, worse]).step == 16
     assert lead(ahead, close) == pytest.approx((1.0, 1.9149), abs=1e-4)
     assert selected_look([start, ahead, close]).step == 32
+    assert selected_look([start, ahead, close, look(48, 40.0)]).step == 16  # not 32, though close
+    assert selected_look([start, ahead, close, look(48, 40.0, "loud")]).step == 32
+    alone = played(32, 0.1, 50.0, 58.0, 50.0)
+    assert selected_look([start, ahead, alone]).step == 32  # the lead is its standard error
 
 
-def test_of_two_rates_the_quiet_one_is_played(tmp_path):
-    """However well a checkpoint with an alarm plays."""
+def test_of_several_rates_one_is_played_that_has_gone_on_from_the_start(tmp_path):
+    """However well a checkpoint with an alarm plays, or the start that another has kept."""
     cells = [Cell(JPOConfig(run=tmp_path, learning_rate=rate), JPOConfig()) for rate in (1, 2, 3)]
-    utilities = (60.0, "loud"), (40.0,), (42.0,)
-    for cell, (utility, *alarms) in zip(cells, utilities, strict=True):
-        path = launchers._directory(cell) / LOOKS
-        write_records(path, [look(0, 30.0), look(16, utility, *alarms)])
+    utilities = (60.0, 0, "loud"), (40.0, 16), (42.0, 16)
+    for cell, (utility, kept_step, *alarms) in zip(cells, utilities, strict=True):
+        folder = launchers._directory(cell)
+        write_records(folder / LOOKS, [look(0, 43.0), look(16, utility, *alarms)])
+        write_json(folder / "manifest.json", MANIFEST | {"summary": {"kept_step": kept_step}})
     assert max(cells, key=launchers._worth) == cells[2]
+    assert max(cells[:1], key=launchers._worth) == cells[0]
 
 
 def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
@@ -111,7 +123,7 @@ def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
     found, said = kept(looks, select="best")
     assert found == (16, tmp_path / "watch/000016/adapter") and "has an alarm" not in said
     found, said = kept([looks[0], look(16, 49.0), looks[2]], select="best")
-    assert found == (0, tmp_path / "watch/000000/adapter") and "plays better than all" in said
+    assert found == (0, tmp_path / "watch/000000/adapter") and "plays better" in said
 
 
 def test_looks_share_a_ceiling_and_count_what_they_cost(tmp_path):

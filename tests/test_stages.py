@@ -135,7 +135,9 @@ def test_a_finished_stage_is_recognised(run, capsys):
 @pytest.mark.parametrize("named", ["sim-judge", "simulator:sim-judge"])
 def test_a_judge_that_is_named_is_the_one_that_was_there_alone(run, capsys, named):
     run_stage(SFTConfig(run=run, judge=named, **ADAPTER))
-    assert "sft: finished before" in capsys.readouterr().out
+    run_stage(SETTINGS.config(IQLConfig, run=run, judge=named))  # learns without scores
+    said = capsys.readouterr().out
+    assert "sft: finished before" in said and "iql: finished before" in said
 
 
 def test_what_the_flags_change_is_a_cell_of_its_own(run):

@@ -231,9 +231,11 @@ class DoseStudy(StudyConfig):
     """Importance ratios of JPO: mean-token, sequence, token."""
     rate_factors: tuple[float, ...] = (1.0, 5.0)
     """What the learning rate of JPO is multiplied by. Each training keeps a checkpoint as by
-    --select best, and the one of the best utility on validation scenarios is played."""
-    num_turns: int = setting(1_000, ge=1)
-    """Focal turns whose worth is found for `truth`."""
+    --select best, and the one of the best utility on validation scenarios is played; what training
+    started from, only where all have kept that."""
+    num_turns: int = setting(2_048, ge=1)
+    """Focal turns whose worth is found for `truth`; with `jpo: data: top` a quarter of them is
+    learned from."""
     continuations: int = setting(8, ge=2, le=999)
     """Forks of each of these turns in each of its two arms."""
     own_seeds: int = setting(0, ge=0)

@@ -273,9 +273,9 @@ class RecordedRefinementConfig(RefinementConfig):
     and compare it with the one that training started from: utility, the judge's scores, and signs
     that it pleases the judge instead of its opponent. --select best and --stop-when-hacked do."""
     select: Literal["last", "best"] = "last"
-    """The checkpoint that becomes the adapter: the last one; or the last of those without an alarm
-    whose utility on the validation scenarios is within a standard error of the best, which may be
-    the one that training started from."""
+    """The checkpoint that becomes the adapter: the last one; or, of those without an alarm, the
+    last one again, unless another has a utility on the validation scenarios that is higher by more
+    than a standard error: then the best, which may be what training started from."""
     stop_when_hacked: bool = False
     """Stop at the first checkpoint with an alarm."""
     watch_every: ByStudent[int] = setting(100, embedded=16, ge=1)

@@ -48,7 +48,7 @@ class CheckpointLook(Record, frozen=True, kw_only=True):
     success: float
     score: float | None
     """The judge's mean score of a focal turn; None without scores."""
-    utilities: Mapping[str, float]
+    utilities: Mapping[str, float] = {}
     """Of each scenario, over its dialogues."""
     utility_growth: Growth = Growth()
     score_growth: Growth = Growth()
@@ -114,7 +114,7 @@ class Lead(NamedTuple):
 
     mean: float
     standard_error: float
-    """Infinite where the two share fewer than two scenarios."""
+    """0 where the two share fewer than two scenarios, and nothing can be said."""
 
 
 def lead(look: CheckpointLook, other: CheckpointLook) -> Lead:
@@ -122,28 +122,33 @@ def lead(look: CheckpointLook, other: CheckpointLook) -> Lead:
     shared = look.utilities.keys() & other.utilities.keys()
     leads = np.array([look.utilities[name] - other.utilities[name] for name in sorted(shared)])
     if len(leads) < 2:
-        return Lead(look.utility - other.utility, math.inf)
+        return Lead(look.utility - other.utility, 0.0)
     return Lead(float(leads.mean()), float(leads.std(ddof=1)) / math.sqrt(len(leads)))
 
 
 def selected_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
-    """The latest checkpoint without an alarm that the best one leads by at most a standard error.
+    """The last checkpoint without an alarm, or the best one where that plays demonstrably better.
 
-    A look has too few dialogues to rank checkpoints that are nearly alike, so training goes on
-    as long as nothing seen speaks against it. Where all that follow play worse than the start
-    (step 0), that is selected: training can make a student worse, whatever its judge says.
+    That is, where its lead is more than a standard error: a look has too few dialogues to rank
+    checkpoints that are nearly alike. The best one may be the start (step 0), since training can
+    make a student worse, whatever its judge says.
 
-    Source: the one-standard-error rule of Breiman et al. (1984), *Classification and Regression
-    Trees*, section 3.4.3. There it favours the smallest tree; here the last checkpoint, which is
-    the paper's, and the standard error is that of the paired difference.
+    Source: the last one is the paper's protocol; the margin is that of the one-standard-error rule
+    of Breiman et al. (1984), *Classification and Regression Trees*, section 3.4.3.
     """
-    quiet = [look for look in looks if not look.is_hacked]
-    best = max(quiet, key=lambda look: look.utility)
-    leads = [(look, lead(best, look)) for look in quiet]
-    return max(
-        (look for look, ahead in leads if ahead.mean <= ahead.standard_error),
-        key=lambda look: look.step,
-    )
+    best, last = _best(looks), max(_quiet(looks), key=lambda look: look.step)
+    ahead = lead(best, last)
+    # Where one scenario alone differs, the two are equal, but for rounding.
+    return best if ahead.mean > ahead.standard_error + 1e-9 else last
+
+
+def _best(looks: Sequence[CheckpointLook]) -> CheckpointLook:
+    return max(_quiet(looks), key=lambda look: look.utility)
+
+
+def _quiet(looks: Sequence[CheckpointLook]) -> list[CheckpointLook]:
+    """Those without an alarm, of which the start always is one."""
+    return [look for look in looks if not look.is_hacked]
 
 
 def read_looks(path: Path) -> list[CheckpointLook]:
@@ -158,8 +163,8 @@ def read_looks(path: Path) -> list[CheckpointLook]:
 
 
 def looks_table(looks: Sequence[CheckpointLook]) -> str:
-    """A short table for the terminal: what was seen, and how far each is behind the best one."""
-    best = max(looks, key=lambda look: look.utility)
+    """A short table for the terminal: what was seen, and how far each is behind the best."""
+    best = _best(looks)
     lines = [
         f"{'step':>6} {'utility':>8} {'behind the best':>16} {'success':>8} {'score':>6}  "
         "signs that have grown"

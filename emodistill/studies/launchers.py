@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 
 from emodistill.configs import JudgeConfig, RefinementConfig
 from emodistill.errors import EmodistillError, InputError, StoppedError
-from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks, selected_look
+from emodistill.evaluation.checkpoint_looks import LOOKS, read_looks
 from emodistill.logs import log_to_terminal
 from emodistill.offline.budget import read_usage
 from emodistill.offline.run_files import SCENARIOS, recorded_run
+from emodistill.runs import read_manifest
 from emodistill.settings import Cell
 from emodistill.stages import judge_matches, run_together
 from emodistill.stages import run as run_stage
 from emodistill.stages.selector_training import DIALOGUES
 from emodistill.train.metrics_log import METRICS
+from emodistill.untrusted import setting_of
 
 log = logging.getLogger("emodistill.studies")
 
@@ -41,8 +43,8 @@ class Task(NamedTuple):
     judging: tuple[JudgeConfig, Path] | None = None
     """Who judges the dialogues, and where the scores go."""
     candidates: tuple[Cell, ...] = ()
-    """Of the trainings, those of which the best on validation scenarios is played; one whose best
-    checkpoint has an alarm only where all have."""
+    """Of the trainings, those of which the best on validation scenarios is played; what training
+    started from only where all have kept that."""
 
     def play(self) -> Path:
         """Play and judge, once everything is trained."""
@@ -70,9 +72,17 @@ class Task(NamedTuple):
         return path
 
 
-def _worth(cell: Cell) -> float:
-    """The utility of the checkpoint that a watched training keeps."""
-    return selected_look(read_looks(_directory(cell) / LOOKS)).utility
+def _worth(cell: Cell) -> tuple[bool, float]:
+    """Whether a watched training has kept more than its start, and the utility of what it kept.
+
+    A start that was kept comes after all else, since another training has gone on from the same
+    start without harm.
+    """
+    folder = _directory(cell)
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} is trained before anything of it is played"
+    step = setting_of(manifest.stage, manifest.summary, "kept_step", int)
+    return step > 0, {look.step: look for look in read_looks(folder / LOOKS)}[step].utility
 
 
 def _directory(cell: Cell) -> Path:
