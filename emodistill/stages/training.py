@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from emodistill.configs import (
     DEFAULT_CELL,
@@ -53,10 +53,10 @@ from emodistill.stages.stage import (
 from emodistill.train.metrics_log import METRICS
 from emodistill.untrusted import read_typed, setting_of
 
-T = TypeVar("T", bound=IQLConfig | AdapterConfig)
-
 
 class _TrainingDetails(NamedTuple):
+    learned: IQLConfig | AdapterConfig
+    """The settings, with the judge whose scores are learned from, be it named in them or not."""
     data_home: Path
     """The domain's folder of the run whose sweep and scores are read."""
     scores: Path | None
@@ -121,7 +121,8 @@ def _job(cell: Cell) -> Job:
         scores, level = judge_file(data_home / "judge", config.judge), need.shared["level"]
         name = f"{name_in_run(scores, config.run)} ({level} scores)"
         hashes[name] = level_sha256(scores, level)
-    identity = _by_judge(config, scores).identity()
+    learned = dataclasses.replace(config, judge=None if scores is None else scores.stem)
+    identity = learned.identity()
     if isinstance(config, AdapterConfig):
         pack = load_pack(config.prompt_pack)
         hashes |= {"prompt pack": pack.sha256} | model_hashes(config.model)
@@ -150,13 +151,8 @@ def _job(cell: Cell) -> Job:
         path=directory / "adapter" if isinstance(config, AdapterConfig) else directory,
         inputs=inputs,
         identity=identity,
-        details=_TrainingDetails(data_home, scores, pack, sft_adapter, selector_dir),
+        details=_TrainingDetails(learned, data_home, scores, pack, sft_adapter, selector_dir),
     )
-
-
-def _by_judge(config: T, scores: Path | None) -> T:
-    """The settings with the judge whose scores are learned from; named or not, it is the same."""
-    return dataclasses.replace(config, judge=None if scores is None else scores.stem)
 
 
 def _check_played_by(inputs: Mapping[str, str], data_home: Path) -> None:
@@ -232,7 +228,7 @@ def _train_selectors(jobs: Sequence[Job]) -> list[Result]:
 
     details = jobs[0].details
     sweep = read_sweep(details.data_home, load_pack(), details.scores)
-    configs = [_by_judge(job.cell.config, job.details.scores) for job in jobs]
+    configs = [job.details.learned for job in jobs]
     trained = selector_training.train_selectors(configs, sweep, [job.directory for job in jobs])
     return [_selector_result(job, result) for job, result in zip(jobs, trained, strict=True)]
 
@@ -275,8 +271,7 @@ def train_adapter_stage(job: Job, objective: Any = None) -> Result:
     """Train an adapter; `objective` is that of its stage (`train.objectives`) if None."""
     from emodistill.train.adapter_training import train_adapter  # JAX
 
-    details = job.details
-    config = _by_judge(job.cell.config, details.scores)
+    config, details = job.details.learned, job.details
     if config.model == EMBEDDED:
         print(f"{job.name}: no --model named, so the embedded student learns.", flush=True)
     prompted = ("emotion-free focal",) if config.emotion_free else ("focal",)
