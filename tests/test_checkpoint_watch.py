@@ -123,7 +123,7 @@ def test_an_adapter_with_an_alarm_is_not_kept_in_silence(tmp_path, capsys):
     found, said = kept(looks, select="best")
     assert found == (16, tmp_path / "watch/000016/adapter") and "has an alarm" not in said
     found, said = kept([looks[0], look(16, 49.0), looks[2]], select="best")
-    assert found == (0, tmp_path / "watch/000000/adapter") and "plays better" in said
+    assert found == (0, tmp_path / "watch/000000/adapter") and "started from is kept" in said
 
 
 def test_looks_share_a_ceiling_and_count_what_they_cost(tmp_path):

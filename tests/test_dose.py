@@ -80,10 +80,9 @@ def test_gains_by_validity_with_the_truth_and_own_dialogues(tmp_path, capsys):
             == json.loads((home / cell / "manifest.json").read_text())["config"]["judge"]
         ]
         assert len(twins) == 2  # both rates
-        utilities = {
-            path.name: selected_look(read_looks(path / "watch.jsonl")).utility for path in twins
-        }
-        assert utilities[cell] == max(utilities.values())
+        looks = {path.name: selected_look(read_looks(path / "watch.jsonl")) for path in twins}
+        worths = {name: (look.step > 0, look.utility) for name, look in looks.items()}
+        assert worths[cell] == max(worths.values())
     before = {arm.path: (run / arm.path).stat().st_mtime_ns for arm in arms}
     run_study(study, SMALL)  # everything is there
     assert before == {arm.path: (run / arm.path).stat().st_mtime_ns for arm in arms}

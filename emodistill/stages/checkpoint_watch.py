@@ -167,9 +167,9 @@ class CheckpointWatch:
             step = selected_look(looks).step
             if step == 0:
                 print(
-                    f"{config.stage}: what training started from plays better than what came of "
-                    "it, by more than a standard error, and is kept. Try a lower --learning-rate, "
-                    "or another judge.",
+                    f"{config.stage}: what training started from is kept: all that came of it has "
+                    "an alarm, or plays worse by more than a standard error. Try a lower "
+                    "--learning-rate, or another judge.",
                     flush=True,
                 )
             elif step != last_step:

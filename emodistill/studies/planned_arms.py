@@ -51,8 +51,8 @@ class PlannedArm:
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what it changes."""
     rate_factors: tuple[float, ...] = ()
-    """The adapter is trained once at each of these times its learning rate; the training whose
-    checkpoint has the best utility on validation scenarios is played."""
+    """The adapter is trained once at each of these times its learning rate; played is the
+    training that keeps the checkpoint of the best utility on validation scenarios, a start last."""
     shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> what all arms of the study train with, so that it is in no cell's name."""
     playing: Mapping[str, Any] = field(default_factory=dict)
