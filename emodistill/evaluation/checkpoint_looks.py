@@ -127,11 +127,10 @@ def lead(look: CheckpointLook, other: CheckpointLook) -> Lead:
 
 
 def selected_look(looks: Sequence[CheckpointLook]) -> CheckpointLook:
-    """The last checkpoint without an alarm, or the best one where that plays demonstrably better.
+    """The last checkpoint without an alarm, or the best one if it leads by over a standard error.
 
-    That is, where its lead is more than a standard error: a look has too few dialogues to rank
-    checkpoints that are nearly alike. The best one may be the start (step 0), since training can
-    make a student worse, whatever its judge says.
+    A look has too few dialogues to rank checkpoints that are nearly alike. The best one may be the
+    start (step 0), since training can make a student worse, whatever its judge says.
 
     Source: the last one is the paper's protocol; the margin is that of the one-standard-error rule
     of Breiman et al. (1984), *Classification and Regression Trees*, section 3.4.3.
