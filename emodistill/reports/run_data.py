@@ -131,9 +131,7 @@ class RunData:
         if settings.get("turns") != "own" or settings.get("reference") == "base":
             return None
         home = self.run_dir / OWN / setting_of(stage, settings, "sft_cell", str) / domain
-        if (
-            settings.get("signal") in ENDINGS
-        ):  # whoever has scored them, nothing was learned from it
+        if settings.get("signal") in ENDINGS:  # scores, if any, were not learned from
             return OwnDialogues(_read(home / TRAJECTORIES), [])
         scores = judge_file(home / "judge", setting_of(stage, settings, "judge", str | None))
         return OwnDialogues(_read(home / TRAJECTORIES), read_judgements(scores))
